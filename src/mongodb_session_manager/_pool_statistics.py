@@ -1,0 +1,456 @@
+"""What a client's connections are doing, counted from the events of ``pymongo.monitoring``."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+import pymongo
+from pymongo.errors import PyMongoError
+from pymongo.monitoring import (
+    ConnectionCheckedInEvent,
+    ConnectionCheckedOutEvent,
+    ConnectionCheckOutFailedEvent,
+    ConnectionCheckOutFailedReason,
+    ConnectionCheckOutStartedEvent,
+    ConnectionClosedEvent,
+    ConnectionCreatedEvent,
+    ConnectionPoolListener,
+    ConnectionReadyEvent,
+    PoolClearedEvent,
+    PoolClosedEvent,
+    PoolCreatedEvent,
+    PoolReadyEvent,
+)
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
+
+# How long a caller of `PoolReport.read` waits for the server's version, once per client. The caller may be an
+# endpoint on an event loop, so a server that is slower than this is answered for by the next call.
+_VERSION_PATIENCE_SECONDS = 0.1
+# And how long the thread that asks may take, so that a server that hangs does not keep it for ever.
+_VERSION_TIMEOUT_SECONDS = 5.0
+
+
+class ServerPoolStats(TypedDict):
+    """The connections to one server. ``maxPoolSize`` and ``minPoolSize`` apply to each server by itself."""
+
+    open: int
+    """Connections that exist: idle, in use, or being set up. Always ``created - closed``."""
+    in_use: int
+    """Connections that a command or cursor holds at this moment."""
+    idle: int
+    """Connections that are ready and that nobody holds."""
+    connecting: int
+    """Connections that are being set up (TCP, TLS, authentication)."""
+    waiting: int
+    """Threads that have asked for a connection and have none yet: they queue, or theirs is being set up.
+    Above zero for longer than a moment: ``maxPoolSize`` is too small, or the server too slow."""
+    created: int
+    """Connections begun since the client was made, those that failed to come about included."""
+    closed: int
+    """Connections that ended, for any reason: idle too long, an error, the client's end, a failed set-up."""
+    check_outs: int
+    """Times a connection was handed out."""
+    check_out_failures: int
+    """Times none could be handed out: timeouts, failed connections, a closed client."""
+    check_out_timeouts: int
+    """Those failures that waited ``waitQueueTimeoutMS`` (or the operation's own deadline) in vain."""
+    check_out_wait_total_ms: float
+    """Milliseconds spent waiting for a connection, by all check-outs together, failed ones included."""
+    check_out_wait_mean_ms: float | None
+    """Milliseconds per check-out, failed ones included. ``None`` before the first."""
+    check_out_wait_max_ms: float | None
+    """Milliseconds of the longest wait. ``None`` before the first check-out ended."""
+    clears: int
+    """Times the driver gave up all connections at once after a network error or a failed heartbeat."""
+
+
+class PoolConfiguration(TypedDict):
+    """The options in force, whether given, from the connection string or by default. No credentials."""
+
+    hosts: list[str]
+    """``host:port`` (or the path of a socket) of every server the client knows of, sorted."""
+    max_pool_size: int | None
+    """``maxPoolSize``. ``None``: no limit."""
+    min_pool_size: int
+    """``minPoolSize``."""
+    max_connecting: int
+    """``maxConnecting``: connections that may be set up at the same time."""
+    max_idle_time_ms: int | None
+    """``maxIdleTimeMS``. ``None``: idle connections stay."""
+    wait_queue_timeout_ms: int | None
+    """``waitQueueTimeoutMS``. ``None``: no limit."""
+    connect_timeout_ms: int | None
+    """``connectTimeoutMS``. ``None``: no limit."""
+    socket_timeout_ms: int | None
+    """``socketTimeoutMS``. ``None``: no limit."""
+    server_selection_timeout_ms: int
+    """``serverSelectionTimeoutMS``."""
+    timeout_ms: int | None
+    """``timeoutMS``, the deadline of a whole operation. ``None``: not set."""
+    retry_writes: bool
+    """``retryWrites``."""
+    retry_reads: bool
+    """``retryReads``."""
+    replica_set: str | None
+    """``replicaSet``. ``None``: not set."""
+    app_name: str | None
+    """``appName``. ``None``: not set."""
+
+
+class PoolStats(TypedDict):
+    """The state of a client's connections at one moment, over all servers. Only values that JSON knows.
+
+    The counts are ``None`` for a client that was made elsewhere and carries no ``PoolStatistics`` listener:
+    PyMongo tells nobody else about its connections.
+    """
+
+    open: int | None
+    """As in ``ServerPoolStats``, summed over the servers, like all that follow up to ``clears``."""
+    in_use: int | None
+    idle: int | None
+    connecting: int | None
+    waiting: int | None
+    created: int | None
+    closed: int | None
+    check_outs: int | None
+    check_out_failures: int | None
+    check_out_timeouts: int | None
+    check_out_wait_total_ms: float | None
+    check_out_wait_mean_ms: float | None
+    """Over all servers. ``None`` also before the first check-out."""
+    check_out_wait_max_ms: float | None
+    """Over all servers. ``None`` also before the first check-out ended."""
+    clears: int | None
+    servers: dict[str, ServerPoolStats] | None
+    """The same by server, keyed ``host:port``, for every server that was ever connected to."""
+    server_version: str | None
+    """Such as ``"6.0.5"``. ``None`` as long as no server has been asked and has answered."""
+    configuration: PoolConfiguration
+
+
+class PoolStatistics(ConnectionPoolListener):
+    """Counts what happens to a client's connections.
+
+    Clients made by this library carry one. For true figures about a client of your own, give it one as well::
+
+        client = MongoClient(uri, event_listeners=[PoolStatistics()])
+
+    PyMongo publishes events outside of its own locks, so those of two threads may arrive in another order
+    than they happened: a connection is checked out by one thread before its check-in by another is told.
+    Everything here is therefore counted so that the order does not matter.
+    """
+
+    def __init__(self) -> None:
+        self._servers: dict[str, _ServerCounts] = {}
+        # Re-entrant: a garbage collection inside a callback may close a cursor, which publishes an event.
+        self._lock = threading.RLock()
+        _listeners.add(self)
+
+    def read(self) -> dict[str, ServerPoolStats]:
+        """Return the counts of this moment, keyed by server (``host:port``)."""
+        with self._lock:
+            return {address: counts.read() for address, counts in self._servers.items()}
+
+    def pool_created(self, event: PoolCreatedEvent) -> None:
+        """Begin to count for a server."""
+        with self._lock:
+            # A server that left the topology and is back numbers its connections from 1 again. What is still
+            # held of the former pool is closed at its check-in.
+            self._of(event).drop_connections()
+
+    def pool_ready(self, event: PoolReadyEvent) -> None:
+        """Nothing to count."""
+
+    def pool_cleared(self, event: PoolClearedEvent) -> None:
+        """Count; the connections report their own ends, those in use when they are given back."""
+        with self._lock:
+            self._of(event).clears += 1
+
+    def pool_closed(self, event: PoolClosedEvent) -> None:
+        """Nothing to count: the connections report their own ends."""
+
+    def connection_created(self, event: ConnectionCreatedEvent) -> None:
+        """A connection begins to be set up."""
+        with self._lock:
+            counts = self._of(event)
+            counts.created += 1
+            counts.connecting += 1
+            counts.holders[event.connection_id] = _CONNECTING
+
+    def connection_ready(self, event: ConnectionReadyEvent) -> None:
+        """A connection is set up."""
+        with self._lock:
+            counts = self._of(event)
+            if counts.holders.get(event.connection_id) == _CONNECTING:
+                counts.connecting -= 1
+                counts.holders[event.connection_id] = 0
+
+    def connection_closed(self, event: ConnectionClosedEvent) -> None:
+        """A connection ended, perhaps while it was being set up or in use."""
+        with self._lock:
+            self._of(event).drop(event.connection_id)
+
+    def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
+        """A thread asks for a connection."""
+        with self._lock:
+            self._of(event).waiting += 1
+
+    def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
+        """A thread that asked gets none."""
+        with self._lock:
+            counts = self._of(event)
+            counts.check_out_failures += 1
+            if event.reason == ConnectionCheckOutFailedReason.TIMEOUT:
+                counts.check_out_timeouts += 1
+            counts.waited(event.duration)
+
+    def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
+        """A thread that asked has a connection."""
+        with self._lock:
+            counts = self._of(event)
+            counts.check_outs += 1
+            counts.waited(event.duration)
+            counts.hold(event.connection_id, 1)
+
+    def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
+        """A thread gives its connection back."""
+        with self._lock:
+            self._of(event).hold(event.connection_id, -1)
+
+    def _of(self, event: Any) -> _ServerCounts:
+        address = _host(event.address)
+        counts = self._servers.get(address)
+        if counts is None:
+            counts = self._servers[address] = _ServerCounts()
+        return counts
+
+    def _reset_after_fork(self) -> None:
+        """Forget the parent's connections and threads: the child has none of them."""
+        self._servers = {}
+        self._lock = threading.RLock()
+
+
+# Stands in `_ServerCounts.holders` for a connection that is not ready yet.
+_CONNECTING = -1
+
+
+class _ServerCounts:
+    """The counters of one server. Every step takes constant time; the caller holds the lock."""
+
+    __slots__ = (
+        "check_out_failures",
+        "check_out_timeouts",
+        "check_outs",
+        "clears",
+        "closed",
+        "connecting",
+        "created",
+        "holders",
+        "in_use",
+        "wait_max_s",
+        "wait_total_s",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        # How many threads hold a connection, by its id. Two for the moment in which the check-out by the next
+        # holder has been told and the check-in by the last has not.
+        self.holders: dict[int, int] = {}
+        self.connecting = 0
+        self.in_use = 0
+        self.waiting = 0
+        self.created = 0
+        self.closed = 0
+        self.check_outs = 0
+        self.check_out_failures = 0
+        self.check_out_timeouts = 0
+        self.wait_total_s = 0.0
+        self.wait_max_s = 0.0
+        self.clears = 0
+
+    def hold(self, connection_id: int, change: int) -> None:
+        """Note that a connection has one holder more or less. One that has ended stays ended."""
+        before = self.holders.get(connection_id)
+        if before is not None:
+            after = self.holders[connection_id] = before + change
+            self.in_use += (after > 0) - (before > 0)
+
+    def drop(self, connection_id: int) -> None:
+        """Note that a connection ended."""
+        holders = self.holders.pop(connection_id, None)
+        if holders is not None:
+            self.closed += 1
+            self.connecting -= holders == _CONNECTING
+            self.in_use -= holders > 0
+
+    def drop_connections(self) -> None:
+        """Note that all connections ended."""
+        for connection_id in list(self.holders):
+            self.drop(connection_id)
+
+    def waited(self, seconds: float | None) -> None:
+        """Note the end of a wait."""
+        self.waiting -= 1
+        if seconds is not None:
+            self.wait_total_s += seconds
+            self.wait_max_s = max(self.wait_max_s, seconds)
+
+    def read(self) -> ServerPoolStats:
+        waits = self.check_outs + self.check_out_failures
+        return {
+            "open": len(self.holders),
+            "in_use": self.in_use,
+            "idle": len(self.holders) - self.in_use - self.connecting,
+            "connecting": self.connecting,
+            "waiting": self.waiting,
+            "created": self.created,
+            "closed": self.closed,
+            "check_outs": self.check_outs,
+            "check_out_failures": self.check_out_failures,
+            "check_out_timeouts": self.check_out_timeouts,
+            "check_out_wait_total_ms": self.wait_total_s * 1000,
+            "check_out_wait_mean_ms": self.wait_total_s * 1000 / waits if waits else None,
+            "check_out_wait_max_ms": self.wait_max_s * 1000 if waits else None,
+            "clears": self.clears,
+        }
+
+
+class PoolReport:
+    """Tells the state of one client's connections without waiting for the database.
+
+    Args:
+        client: The client. If a ``PoolStatistics`` is among its event listeners, the counts are known.
+    """
+
+    def __init__(self, client: MongoClient[dict[str, Any]]) -> None:
+        self._client = client
+        self._statistics = next(
+            (item for item in client.options.event_listeners if isinstance(item, PoolStatistics)), None
+        )
+        self._version: str | None = None
+        self._asking: threading.Thread | None = None
+
+    def read(self) -> PoolStats:
+        """Return the state of this moment.
+
+        The first call that finds a connection idle also asks the server for its version, in a thread of its
+        own, and waits at most 0.1 s for the answer. That question is in the counts of later calls.
+        """
+        servers = None if self._statistics is None else self._statistics.read()
+        # The question must not join a queue for connections that this report is to tell of.
+        connection_is_free = servers is None or any(server["idle"] for server in servers.values())
+        version = self._server_version() if connection_is_free else self._version
+        return _report(servers, version, configuration(self._client))
+
+    def _server_version(self) -> str | None:
+        # Asked only of a server that is known to be there: with none, selecting one would be a wait.
+        if self._version is None and self._client.topology_description.has_readable_server():
+            if self._asking is None or not self._asking.is_alive():
+                self._asking = threading.Thread(target=self._ask_version, name="mongodb-version", daemon=True)
+                self._asking.start()
+            self._asking.join(_VERSION_PATIENCE_SECONDS)
+        return self._version
+
+    def _ask_version(self) -> None:
+        try:
+            with pymongo.timeout(_VERSION_TIMEOUT_SECONDS):
+                self._version = str(self._client.server_info()["version"])
+        except PyMongoError:
+            pass  # The next call asks again.
+
+
+_Count = Literal[
+    "open",
+    "in_use",
+    "idle",
+    "connecting",
+    "waiting",
+    "created",
+    "closed",
+    "check_outs",
+    "check_out_failures",
+    "check_out_timeouts",
+    "clears",
+]
+
+
+def _report(
+    servers: dict[str, ServerPoolStats] | None, server_version: str | None, options: PoolConfiguration
+) -> PoolStats:
+    each = list((servers or {}).values())
+
+    def total(name: _Count) -> int | None:
+        return None if servers is None else sum(server[name] for server in each)
+
+    waited_ms = sum(server["check_out_wait_total_ms"] for server in each)
+    waits = sum(server["check_outs"] + server["check_out_failures"] for server in each)
+    longest_ms = max((server["check_out_wait_max_ms"] or 0.0 for server in each), default=0.0)
+    return {
+        "open": total("open"),
+        "in_use": total("in_use"),
+        "idle": total("idle"),
+        "connecting": total("connecting"),
+        "waiting": total("waiting"),
+        "created": total("created"),
+        "closed": total("closed"),
+        "check_outs": total("check_outs"),
+        "check_out_failures": total("check_out_failures"),
+        "check_out_timeouts": total("check_out_timeouts"),
+        "check_out_wait_total_ms": None if servers is None else waited_ms,
+        "check_out_wait_mean_ms": waited_ms / waits if waits else None,
+        "check_out_wait_max_ms": longest_ms if waits else None,
+        "clears": total("clears"),
+        "servers": servers,
+        "server_version": server_version,
+        "configuration": options,
+    }
+
+
+def configuration(client: MongoClient[dict[str, Any]]) -> PoolConfiguration:
+    """Return the options that are in force for ``client``. Sends nothing."""
+    options = client.options
+    pool = options.pool_options
+    return {
+        "hosts": sorted(_host(address) for address in client.topology_description.server_descriptions()),
+        "max_pool_size": int(pool.max_pool_size) if pool.max_pool_size else None,
+        "min_pool_size": pool.min_pool_size,
+        "max_connecting": pool.max_connecting,
+        "max_idle_time_ms": _milliseconds(pool.max_idle_time_seconds),
+        "wait_queue_timeout_ms": _milliseconds(pool.wait_queue_timeout),
+        "connect_timeout_ms": _milliseconds(pool.connect_timeout),
+        "socket_timeout_ms": _milliseconds(pool.socket_timeout),
+        "server_selection_timeout_ms": round(options.server_selection_timeout * 1000),
+        "timeout_ms": _milliseconds(options.timeout),
+        "retry_writes": options.retry_writes,
+        "retry_reads": options.retry_reads,
+        "replica_set": options.replica_set_name,
+        "app_name": pool.appname,
+    }
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)
+
+
+def _host(address: tuple[str, int | None]) -> str:
+    host, port = address
+    if port is None:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_listeners: weakref.WeakSet[PoolStatistics] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for listener in list(_listeners):
+        listener._reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_after_fork_in_child)

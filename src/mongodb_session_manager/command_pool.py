@@ -1,0 +1,124 @@
+"""Where commands run: a bounded thread pool beside each client, so that an event loop never waits for MongoDB."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from pymongo import MongoClient
+
+T = TypeVar("T")
+
+THREADS = 16
+"""Threads per client. Enough for 32 concurrent turns at 50 ms a command (``benchmarks/event_loop.py``)."""
+
+
+class CommandPool:
+    """Runs blocking calls of one client in threads, each in a copy of its caller's context.
+
+    The context carries ``pymongo.timeout()`` and the current OpenTelemetry span into the thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Run ``call`` in a thread. Where no thread can be had any more (the interpreter is ending), run it now."""
+        context = contextvars.copy_context()
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="mongodb-session")
+            executor = self._executor
+        try:
+            return executor.submit(context.run, call)
+        except RuntimeError:
+            return _run_now(lambda: context.run(call))
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run ``call`` in a thread and wait for it without holding up the event loop; see ``settle``."""
+        return await settle(self.submit(call))
+
+    def close(self) -> None:
+        """Let the threads end when what they do is done. The pool can be used again."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False)
+
+
+async def settle(future: Future[T]) -> T:
+    """Wait for a call that has begun. A cancellation leaves only when the call is over.
+
+    So whoever is cancelled knows that nothing of his is still under way.
+    """
+    waiting = asyncio.wrap_future(future)
+    cancelled: asyncio.CancelledError | None = None
+    while not waiting.done():
+        try:
+            await asyncio.shield(waiting)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except BaseException:
+            break
+    if cancelled is not None:
+        failure = None if waiting.cancelled() else waiting.exception()
+        raise cancelled from failure
+    return waiting.result()
+
+
+def command_pool(client: MongoClient[Any]) -> CommandPool:
+    """Return the pool that belongs to this client."""
+    with _pools_lock:
+        pool = _pools.get(id(client))
+        if pool is None:
+            pool = _pools[id(client)] = CommandPool()
+            weakref.finalize(client, _forget, id(client), pool).atexit = False
+        return pool
+
+
+def in_event_loop() -> bool:
+    """Return whether the caller runs on an event loop, which must not wait."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+# By identity: two clients of one server compare equal, but one may be closed while the other works.
+_pools: dict[int, CommandPool] = {}
+_pools_lock = threading.Lock()
+
+
+def _forget(client_id: int, pool: CommandPool) -> None:
+    with _pools_lock:
+        if _pools.get(client_id) is pool:
+            del _pools[client_id]
+    pool.close()
+
+
+def _run_now(call: Callable[[], T]) -> Future[T]:
+    future: Future[T] = Future()
+    try:
+        future.set_result(call())
+    except BaseException as error:
+        future.set_exception(error)
+    return future
+
+
+def _after_fork() -> None:
+    # A child has the parent's pools but none of their threads, and perhaps a lock that nobody will release.
+    global _pools, _pools_lock
+    _pools = {}
+    _pools_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,301 @@
+"""The stored shape: Strands' types to documents and back. Pure; nothing here knows a client or a clock.
+
+One document per session, its agents and their messages nested in it; `docs/data-model.md` shows it whole. A reader
+accepts more than a writer writes: the nested form ``message: {role, content}``, a ``content`` that is a plain string,
+documents without counters, and fields it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, cast
+
+from bson import ObjectId
+from strands.types.content import Message
+from strands.types.session import Session, SessionAgent, SessionMessage
+
+from .encoding import MARKER, decode, encode
+from .errors import UnstorableValueError
+from .keys import decode_key
+
+Document = dict[str, Any]
+
+SCHEMA_VERSION = 1
+
+# Fields of a Strands message that have a place of their own; whatever else it holds is kept in `extra`.
+_MESSAGE_FIELDS = frozenset(("role", "content", "tracking_id", "metadata"))
+
+
+@dataclass
+class MongoDBSessionAgent(SessionAgent):
+    """A Strands ``SessionAgent`` that also says which model and system prompt the agent was built with.
+
+    Attributes:
+        model: The model's id as its provider names it, or None if it names none.
+        system_prompt: The system prompt as text, or None.
+    """
+
+    model: str | None = None
+    system_prompt: str | None = None
+
+
+@dataclass
+class StoredAgent:
+    """What the store holds of one agent when a session is opened.
+
+    Attributes:
+        agent_data: The stored ``agent_data``, decoded; None if the session has no such agent.
+        message_count: The next ``message_id``.
+        counted: Whether the document has the counter ``message_count``; older documents do not, and their first
+            append is guarded by the size of the array instead.
+        archived_count: How many of the oldest messages lie outside the session document.
+        window_offset: Position in the conversation of ``window[0]``: how many messages come before it.
+        window: The stored messages from there on, oldest first, decoded.
+    """
+
+    agent_data: Document | None
+    message_count: int = 0
+    counted: bool = True
+    archived_count: int = 0
+    window_offset: int = 0
+    window: list[Document] = field(default_factory=list)
+
+
+# --- sessions -------------------------------------------------------------------------------------------------------
+
+
+def new_session(
+    session_id: str,
+    session_type: str,
+    application_name: str | None,
+    created_at: datetime,
+    updated_at: datetime,
+) -> Document:
+    """Return the document of a session without agents. A new ``incarnation`` makes it a life of its own."""
+    document: Document = {
+        "_id": session_id,
+        "session_id": session_id,
+        "session_type": session_type,
+        "schema_version": SCHEMA_VERSION,
+        "incarnation": ObjectId(),
+        "created_at": created_at,
+        "updated_at": updated_at,
+        "agent_ids": [],
+        "metadata": {},
+        "feedbacks": [],
+        "agents": {},
+    }
+    if application_name is not None:
+        document["application_name"] = application_name
+    return document
+
+
+def to_session(document: Mapping[str, Any]) -> Session:
+    """Return the header of a session document as Strands' ``Session``."""
+    return Session(
+        session_id=document.get("session_id", document["_id"]),
+        session_type=document.get("session_type", "default"),
+        created_at=to_iso(document.get("created_at")),
+        updated_at=to_iso(document.get("updated_at")),
+    )
+
+
+# --- agents ---------------------------------------------------------------------------------------------------------
+
+
+def agent_data(agent: SessionAgent) -> Document:
+    """Return what is stored of an agent, encoded. ``model`` and ``system_prompt`` only if the agent names them."""
+    where = f"agent_id={agent.agent_id!r} "
+    data: Document = {
+        "agent_id": agent.agent_id,
+        "state": encode(agent.state, where + "state"),
+        "conversation_manager_state": encode(agent.conversation_manager_state, where + "conversation_manager_state"),
+        "_internal_state": encode(agent._internal_state, where + "_internal_state"),
+    }
+    for name in ("model", "system_prompt"):
+        value = getattr(agent, name, None)
+        if value is not None:
+            data[name] = encode(value, where + name)
+    data["created_at"] = agent.created_at
+    data["updated_at"] = agent.updated_at
+    return data
+
+
+def new_agent(data: Document, now: datetime) -> Document:
+    """Return the record of an agent that has no messages yet."""
+    return {
+        "agent_data": data,
+        "created_at": now,
+        "updated_at": now,
+        "message_count": 0,
+        "archived_count": 0,
+        "edits": 0,
+        "usage": {},
+        "messages": [],
+    }
+
+
+def to_session_agent(data: Mapping[str, Any], key: str) -> MongoDBSessionAgent:
+    """Return a decoded ``agent_data`` as a ``SessionAgent``; fields that are missing take Strands' defaults."""
+    return MongoDBSessionAgent(
+        agent_id=data.get("agent_id", decode_key(key)),
+        state=_mapping(data.get("state")),
+        conversation_manager_state=_mapping(data.get("conversation_manager_state")),
+        _internal_state=_mapping(data.get("_internal_state")),
+        created_at=to_iso(data.get("created_at")),
+        updated_at=to_iso(data.get("updated_at")),
+        model=data.get("model"),
+        system_prompt=data.get("system_prompt"),
+    )
+
+
+# --- messages -------------------------------------------------------------------------------------------------------
+
+
+def message_body(message: Mapping[str, Any], where: str) -> Document:
+    """Return the part of a stored message that comes from Strands' message: an encoded copy.
+
+    A ``content`` that is a string becomes one text block.
+
+    Raises:
+        UnstorableValueError: The message has no role or content, or holds a value that cannot be stored.
+    """
+    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+        raise UnstorableValueError(f"{where} is no message: it needs 'role' and 'content'")
+    body: Document = {
+        "role": encode(message["role"], where + "['role']"),
+        "content": encode(text_blocks(message["content"]), where + "['content']"),
+    }
+    for name in ("tracking_id", "metadata"):
+        if name in message:
+            body[name] = encode(message[name], f"{where}['{name}']")
+    if not _MESSAGE_FIELDS.issuperset(message):
+        extra = {name: value for name, value in message.items() if name not in _MESSAGE_FIELDS}
+        body["extra"] = encode(extra, where)
+    return body
+
+
+def text_blocks(content: Any) -> Any:
+    """Return a message's content as blocks."""
+    return [{"text": content}] if isinstance(content, str) else content
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """Return the text of a message: its text blocks, joined."""
+    content = text_blocks(message.get("content"))
+    if not isinstance(content, list):
+        return ""
+    return "".join(
+        block["text"] for block in content if isinstance(block, Mapping) and isinstance(block.get("text"), str)
+    )
+
+
+def has_tool_result(message: Mapping[str, Any]) -> bool:
+    """Return whether a message carries the result of a tool."""
+    content = message.get("content")
+    return isinstance(content, list) and any(isinstance(block, Mapping) and "toolResult" in block for block in content)
+
+
+def message_document(message_id: int, body: Mapping[str, Any], created_at: datetime, updated_at: datetime) -> Document:
+    """Return a stored message: what it is first, then what is known about it."""
+    document: Document = {"message_id": message_id, "role": body["role"], "content": body["content"]}
+    document["created_at"] = created_at
+    document["updated_at"] = updated_at
+    for name, value in body.items():
+        if name not in document:
+            document[name] = value
+    return document
+
+
+def session_message_body(message: SessionMessage) -> Document:
+    """Return what is stored of Strands' ``SessionMessage``.
+
+    Where it is redacted, the redacted message *replaces* the original, so that the original is stored nowhere.
+    """
+    where = f"message_id={message.message_id} message"
+    if message.redact_message is None:
+        return message_body(message.message, where)
+    original = message.message if isinstance(message.message, Mapping) else {}
+    body = message_body(
+        {**{k: original[k] for k in ("tracking_id", "metadata") if k in original}, **message.redact_message},
+        where,
+    )
+    body["redact_message"] = encode(message.redact_message, where)
+    return body
+
+
+def to_message(stored: Mapping[str, Any]) -> Message:
+    """Return a stored message (decoded) as the live message of an agent."""
+    source = stored.get("message", stored) if "role" not in stored else stored
+    message: Document = {
+        "role": source.get("role", "user"),
+        "content": text_blocks(source.get("content", [])),
+    }
+    for name in ("tracking_id", "metadata"):
+        if name in source:
+            message[name] = source[name]
+    extra = stored.get("extra")
+    if isinstance(extra, dict):
+        message.update(extra)
+    return cast("Message", message)
+
+
+def to_session_message(stored: Mapping[str, Any]) -> SessionMessage:
+    """Return a stored message (decoded) as Strands' ``SessionMessage``; metrics are left out, as the spec says."""
+    return SessionMessage(
+        message=to_message(stored),
+        message_id=stored["message_id"],
+        redact_message=stored.get("redact_message"),
+        created_at=to_iso(stored.get("created_at")),
+        updated_at=to_iso(stored.get("updated_at")),
+    )
+
+
+def turns_together(window: list[Document]) -> list[Document]:
+    """Return the messages of a window with each turn in one piece.
+
+    Two processes may have taken turns on one agent at the same time; then their messages interleave in the store.
+    A model needs a tool's result right behind its use, so a message joins the others of its turn, which stands
+    where it began. Without interleaving this is the order that is stored.
+    """
+    order: dict[Any, list[Document]] = {}
+    for position, message in enumerate(window):
+        turn = message.get("turn_id")
+        order.setdefault(("position", position) if turn is None else turn, []).append(message)
+    return [message for turn in order.values() for message in turn]
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+def decode_document(document: Any, raw: bytes) -> Any:
+    """Return a document that was read, decoded; the walk is only made where its bytes hold an encoded value."""
+    return decode(document) if MARKER.encode() in raw else document
+
+
+def stored_time(moment: datetime) -> datetime:
+    """Return a time as MongoDB keeps it: UTC, in whole milliseconds."""
+    moment = moment.astimezone(timezone.utc)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def parse_time(text: Any, default: datetime) -> datetime:
+    """Return an ISO time as MongoDB keeps it, or ``default`` if it is none. A time without a zone is UTC."""
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except (AttributeError, ValueError, TypeError):
+        return default
+    return stored_time(moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc))
+
+
+def to_iso(moment: Any) -> str:
+    """Return a stored time as ISO 8601 text; text stays as it is, and what is missing becomes the epoch."""
+    if isinstance(moment, str):
+        return moment
+    return (moment if isinstance(moment, datetime) else datetime.fromtimestamp(0, timezone.utc)).isoformat()
+
+
+def _mapping(value: Any) -> Document:
+    return dict(value) if isinstance(value, Mapping) else {}

@@ -1,0 +1,204 @@
+"""Values exactly as they were: what BSON cannot hold, and how it is held anyway.
+
+Almost everything in a message or in agent state is stored as itself, so that it can be read and queried. A few values
+are not what they seem to BSON or to PyMongo; those, and only those, are stored as a small document with the key
+``__encoded__``:
+
+==========================================  ========================================================================
+value                                       stored as
+==========================================  ========================================================================
+integer beyond 64 bits                      ``{"__encoded__": "int", "value": "0x20000000000000000"}``
+text with a lone surrogate                  ``{"__encoded__": "str", "value": <its UTF-8 bytes, surrogates passed>}``
+tuple                                       ``{"__encoded__": "tuple", "value": […]}``
+dict with a key that is no string, has a    ``{"__encoded__": "dict", "value": [[key, value], …]}``
+NUL or a lone surrogate, is ``__encoded__``
+or one of ``$ref``, ``$id``, ``$db``
+(PyMongo would return a ``DBRef``)
+whatever lies 80 levels deep                ``{"__encoded__": "bson", "value": <{"value": …} as BSON bytes>}``
+(MongoDB ends at 180)
+==========================================  ========================================================================
+
+``bytes`` are BSON Binary. Integers are always decoded to plain ``int`` and documents to plain ``dict``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import bson
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions, DatetimeConversion, TypeDecoder, TypeRegistry
+from bson.int64 import Int64
+
+from .errors import UnstorableValueError
+
+MARKER = "__encoded__"
+"""The key that says that a stored document stands for another value."""
+
+# MongoDB refuses documents nested deeper than 180 levels, 175 inside a $push; a value lies about ten levels down.
+_MAX_DEPTH = 80
+
+_DBREF_KEYS = frozenset(("$ref", "$id", "$db"))
+_STORED_AS_THEY_ARE = frozenset((type(None), bool, float, bytes))
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
+class _Int64AsInt(TypeDecoder):
+    """PyMongo returns 64-bit integers as ``Int64``, a subclass of ``int``; users store and expect ``int``."""
+
+    @property
+    def bson_type(self) -> Any:
+        return Int64
+
+    def transform_bson(self, value: Any) -> Any:
+        return int(value)
+
+
+CODEC_OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
+    document_class=dict,
+    tz_aware=True,
+    uuid_representation=UuidRepresentation.STANDARD,
+    # A date outside Python's years must not make a session unreadable.
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    type_registry=TypeRegistry([_Int64AsInt()]),
+)
+"""How every command of this library reads and writes BSON, whatever the options of a borrowed client."""
+
+
+def encode(value: Any, where: str = "value") -> Any:
+    """Return a copy of ``value`` that BSON stores exactly.
+
+    The copy shares no list or dictionary with the original, so later changes to the original do not reach it.
+
+    Args:
+        value: A message, a part of one, or agent state: None, bool, int, float, str, bytes, list, tuple, dict.
+        where: What the value is, for the error.
+
+    Raises:
+        UnstorableValueError: A part of the value is of another type, or the nesting is too deep for Python.
+    """
+    try:
+        return _encode(value, 0)
+    except _Unstorable as error:
+        raise UnstorableValueError(f"{where}{error.path} cannot be stored: {error.reason}") from None
+    except RecursionError:
+        raise UnstorableValueError(f"{where} cannot be stored: it is nested too deeply") from None
+
+
+def decode(value: Any) -> Any:
+    """Return what ``encode`` was given. Values that were stored as themselves come back as they are."""
+    if type(value) is dict:
+        if len(value) == 2 and MARKER in value and "value" in value:
+            return _decode_marked(value[MARKER], value)
+        decoded = {}
+        for key, inner in value.items():
+            decoded[key] = decode(inner)
+        return decoded
+    if type(value) is list:
+        items: list[Any] = []
+        for item in value:  # A comprehension would cost a second frame per level before Python 3.12.
+            items.append(decode(item))
+        return items
+    return value
+
+
+def to_bson(document: Mapping[str, Any]) -> bytes:
+    """Return ``document`` (encoded) as BSON bytes: to compare it, types included, or to know its size."""
+    return bson.encode(document, codec_options=CODEC_OPTIONS)
+
+
+class _Unstorable(Exception):
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path = ""
+
+
+def _encode(value: Any, depth: int) -> Any:
+    # One Python frame per level of nesting, so that whatever Strands could copy can be encoded, too.
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else _encode_text(value)
+    if kind is dict:
+        if depth >= _MAX_DEPTH:
+            return _encode_deep(value)
+        encoded: dict[Any, Any] = {}
+        for key, inner in value.items():
+            if not _plain_key(key):
+                return {MARKER: "dict", "value": _encode([list(item) for item in value.items()], depth + 1)}
+            try:
+                encoded[key] = _encode(inner, depth + 1)
+            except _Unstorable as error:
+                error.path = f"[{key!r}]{error.path}"
+                raise
+        return encoded
+    if kind is list:
+        if depth >= _MAX_DEPTH:
+            return _encode_deep(value)
+        items = []
+        for item in value:
+            try:
+                items.append(_encode(item, depth + 1))
+            except _Unstorable as error:
+                error.path = f"[{len(items)}]{error.path}"
+                raise
+        return items
+    if kind in _STORED_AS_THEY_ARE:
+        return value
+    if kind is int:
+        if _INT64_MIN <= value <= _INT64_MAX:
+            return value
+        return {MARKER: "int", "value": hex(value)}
+    if kind is tuple:
+        return {MARKER: "tuple", "value": _encode(list(value), depth + 1)}
+    return _encode(_as_builtin(value), depth)
+
+
+def _as_builtin(value: Any) -> Any:
+    """Return a subclass of a storable type as that type."""
+    if isinstance(value, str):
+        return str.__str__(value)  # str() of an Enum would be its name
+    bases: tuple[Callable[[Any], Any], ...] = (int, float, bytes, dict, list, tuple)
+    for base in bases:
+        if isinstance(value, base):  # type: ignore[arg-type]
+            return base(value)
+    if isinstance(value, bytearray):
+        return bytes(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise _Unstorable(f"{type(value).__module__}.{type(value).__qualname__} is not a type that it can hold")
+
+
+def _plain_key(key: Any) -> bool:
+    if type(key) is not str or key == MARKER or key in _DBREF_KEYS or "\0" in key:
+        return False
+    return key.isascii() or _encode_text(key) is key
+
+
+def _encode_text(text: str) -> Any:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return {MARKER: "str", "value": text.encode("utf-8", "surrogatepass")}
+    return text
+
+
+def _encode_deep(value: Any) -> dict[str, Any]:
+    return {MARKER: "bson", "value": to_bson({"value": _encode(value, 0)})}
+
+
+def _decode_marked(kind: Any, document: dict[str, Any]) -> Any:
+    stored = decode(document["value"])
+    if kind == "int" and isinstance(stored, str):
+        return int(stored, 16)
+    if kind == "str" and isinstance(stored, bytes):
+        return stored.decode("utf-8", "surrogatepass")
+    if kind == "tuple" and isinstance(stored, list):
+        return tuple(stored)
+    if kind == "dict" and isinstance(stored, list):
+        return dict(stored)
+    if kind == "bson" and isinstance(stored, bytes):
+        return decode(bson.decode(stored, codec_options=CODEC_OPTIONS)["value"])
+    # Not ours: somebody else's document that has these keys. It is kept as it is.
+    return {MARKER: kind, "value": stored}

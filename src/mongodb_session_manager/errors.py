@@ -1,0 +1,76 @@
+"""The errors this library raises.
+
+MongoDBSessionError                 (a Strands ``SessionException``)
+├── SessionNotFoundError            (also ``ValueError``)
+├── AgentNotFoundError              (also ``ValueError``)
+├── MessageNotFoundError            (also ``ValueError``)
+├── InvalidIdentifierError          (also ``ValueError``)
+├── UnstorableValueError            (also ``ValueError``)
+├── SessionExistsError              (also PyMongo's ``DuplicateKeyError``)
+├── SessionConflictError
+└── SessionBusyError
+
+Failures of the database stay PyMongo's own errors (``pymongo.errors.PyMongoError``). No message of an error holds
+the content of a conversation or a credential.
+"""
+
+from __future__ import annotations
+
+from pymongo.errors import DuplicateKeyError
+from strands.types.exceptions import SessionException
+
+
+class MongoDBSessionError(SessionException):
+    """Base of every error of this library. Catch it to catch them all."""
+
+
+class SessionNotFoundError(MongoDBSessionError, ValueError):
+    """The session does not exist, or was deleted since it was opened.
+
+    A manager that raises it will not bring the session back: open a new manager to begin a new session.
+    """
+
+
+class AgentNotFoundError(MongoDBSessionError, ValueError):
+    """The session has no such agent, or the manager has not been given that agent yet."""
+
+
+class MessageNotFoundError(MongoDBSessionError, ValueError):
+    """The agent has no message with this ``message_id``."""
+
+
+class InvalidIdentifierError(MongoDBSessionError, ValueError):
+    """An id or a metadata key that cannot be used. Nothing was sent to the database."""
+
+
+class UnstorableValueError(MongoDBSessionError, ValueError):
+    """A value that MongoDB cannot hold, named by its path. Nothing was written and no ``message_id`` was taken."""
+
+
+class SessionExistsError(MongoDBSessionError, DuplicateKeyError):
+    """``create_session`` was given the id of a session that exists. It was left as it is."""
+
+    def __init__(self, message: str) -> None:
+        # 11000 is the server's code for a duplicate key, for callers that look at `code`.
+        DuplicateKeyError.__init__(self, message, 11000)
+
+
+class SessionConflictError(MongoDBSessionError):
+    """Somebody else wrote to this agent's conversation first.
+
+    From a manager with ``on_conflict="raise"``: nothing was lost; ``manager.reload(agent)`` goes on from what is
+    stored, ``manager.flush(on_conflict="rebase")`` appends behind it. From ``create_message``: the ``message_id`` is
+    taken, or lies below one that is.
+    """
+
+
+class SessionBusyError(MongoDBSessionError):
+    """Another process holds the lease of this session, or the lease of this manager has run out.
+
+    Attributes:
+        retry_after: Seconds until the lease that stands in the way ends, where known.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -1,0 +1,146 @@
+"""Names: which ids are accepted, and how a name becomes a key of a document.
+
+A session id is only ever a *value*. Ids of agents and names of models and tools become *keys*, and MongoDB reads a dot
+in a path and a ``$`` at its start as syntax. So those are percent-encoded, and only where needed: ``a.b`` is stored
+as ``a%2Eb``; a plain name stays plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from .errors import InvalidIdentifierError
+
+
+def check_id(value: object, kind: str) -> str:
+    """Return ``value`` if it can name a session or an agent.
+
+    Args:
+        value: The id.
+        kind: What it names, for the error: ``"session_id"``, ``"agent_id"``.
+
+    Raises:
+        TypeError: It is not a string. (A dictionary here would be a filter that opens somebody else's session.)
+        InvalidIdentifierError: It is empty, or holds a slash (Strands refuses those), a NUL or a lone surrogate
+            (MongoDB cannot store those).
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
+    if not value:
+        raise InvalidIdentifierError(f"{kind} is empty")
+    for char, name in (("/", "a slash"), ("\0", "a NUL character")):
+        if char in value:
+            raise InvalidIdentifierError(f"{kind}={value!r} holds {name}")
+    if not _encodable(value):
+        raise InvalidIdentifierError(f"{kind}={value!r} holds a lone surrogate")
+    return str(value)
+
+
+def check_message_id(value: object) -> int:
+    """Return ``value`` if it can be a ``message_id``: a zero-based index.
+
+    Raises:
+        InvalidIdentifierError: It is not an ``int``, or negative, or beyond 63 bits.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidIdentifierError(f"message_id must be an int, not {type(value).__name__}")
+    if not 0 <= value < 2**63 - 1:
+        raise InvalidIdentifierError(f"message_id={value} is out of range")
+    return int(value)
+
+
+def encode_key(name: str) -> str:
+    """Return the key that stands for ``name`` in a document. Two names never share a key.
+
+    ``%``, ``.`` and a leading ``$`` are percent-encoded; so are NUL and lone surrogates, and the empty name becomes a
+    bare ``%`` (a model may call a tool by such a name).
+    """
+    if not name:
+        return "%"
+    key = name.replace("%", "%25").replace(".", "%2E").replace("\0", "%00")
+    if key[0] == "$":
+        key = "%24" + key[1:]
+    if not _encodable(key):
+        key = "".join(
+            char if _encodable(char) else "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
+            for char in key
+        )
+    return key
+
+
+def decode_key(key: str) -> str:
+    """Return the name that ``encode_key`` turned into ``key``."""
+    if "%" not in key:
+        return key
+    if key == "%":
+        return ""
+    return unquote_to_bytes(key).decode("utf-8", "surrogatepass")
+
+
+def check_metadata(metadata: object) -> dict[str, Any]:
+    """Return ``metadata`` if every key can be stored; a dot in a key addresses a nested field.
+
+    Raises:
+        TypeError: It is not a mapping, or a key is not a string.
+        InvalidIdentifierError: A key or a part of its path is empty, begins with ``$``, or holds a NUL or a lone
+            surrogate; a key *inside* a value holds a dot (it could never be addressed); or one key is a part of
+            another's path (MongoDB would refuse the whole update).
+    """
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
+    paths = check_metadata_paths(metadata)
+    for path in paths:
+        _check_nested_keys(metadata[path], path)
+    return dict(metadata)
+
+
+def check_metadata_paths(keys: Iterable[object]) -> list[str]:
+    """Return the metadata keys as a list of dotted paths, checked as by ``check_metadata``."""
+    if isinstance(keys, str):
+        raise TypeError("metadata keys must be a list of strings, not one string")
+    paths = [_check_metadata_key(key) for key in keys]
+    taken = {tuple(path.split(".")) for path in paths}
+    for parts in taken:
+        for length in range(1, len(parts)):
+            if parts[:length] in taken:
+                raise InvalidIdentifierError(
+                    f"metadata keys {'.'.join(parts[:length])!r} and {'.'.join(parts)!r} overlap"
+                )
+    return paths
+
+
+def _check_metadata_key(key: object) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"a metadata key must be a string, not {type(key).__name__}")
+    for part in key.split("."):
+        if not part:
+            raise InvalidIdentifierError(f"metadata key {key!r} is empty or has an empty part")
+        if part[0] == "$":
+            raise InvalidIdentifierError(f"metadata key {key!r}: a part begins with '$'")
+    if "\0" in key or not _encodable(key):
+        raise InvalidIdentifierError(f"metadata key {key!r} holds a NUL character or a lone surrogate")
+    return key
+
+
+def _check_nested_keys(value: object, path: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_metadata_key(key)
+            if "." in key:
+                raise InvalidIdentifierError(f"metadata key {key!r} inside {path!r} holds a dot")
+            _check_nested_keys(inner, f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_nested_keys(inner, path)
+
+
+def _encodable(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,134 @@
+"""What a turn cost: the metrics of one message, and the running totals of an agent.
+
+What is stored on a message is that message's own usage and latency, so that sums over messages are true; Strands'
+``event_loop_metrics`` run for the life of an ``Agent`` object and would be counted again and again. The running
+totals grow by ``$inc`` in the same update that stores the message.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .documents import Document
+from .keys import encode_key
+
+LATENCY_BUCKETS_PER_DOUBLING = 4
+"""Latencies are counted in buckets whose bounds grow by 2^(1/4), 19 %: a percentile is known to within that."""
+
+_TOKENS = ("inputTokens", "outputTokens", "totalTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
+
+
+@dataclass
+class ToolCall:
+    """One finished call of a tool.
+
+    Attributes:
+        name: The tool.
+        failed: Whether its result says ``status: error``.
+        milliseconds: How long it ran, or None if that was not seen.
+    """
+
+    name: str
+    failed: bool = False
+    milliseconds: float | None = None
+
+
+@dataclass
+class Totals:
+    """Growth of an agent's running totals: what a commit will add.
+
+    Attributes:
+        increments: Paths below the agent's ``usage`` and what is added there.
+        maxima: Paths below ``usage`` and the value they grow to.
+    """
+
+    increments: dict[str, float] = field(default_factory=dict)
+    maxima: dict[str, float] = field(default_factory=dict)
+
+    def add(self, path: str, amount: float) -> None:
+        """Add ``amount`` at ``path``."""
+        self.increments[path] = self.increments.get(path, 0) + amount
+
+    def add_message(self, starts_turn: bool) -> None:
+        """Count one message, and the turn it begins."""
+        self.add("messages", 1)
+        if starts_turn:
+            self.add("turns", 1)
+
+    def add_model_call(self, model: str | None, metrics: Mapping[str, Any]) -> None:
+        """Count what one answer of a model used; ``metrics`` is a stored ``event_loop_metrics``."""
+        path = f"models.{encode_key(model or 'unknown')}"
+        self.add(f"{path}.calls", 1)
+        for name, amount in metrics["accumulated_usage"].items():
+            if name in _TOKENS:
+                self.add(f"{path}.{name}", amount)
+        latency = metrics["accumulated_metrics"].get("latencyMs", 0)
+        if latency > 0:
+            self.add(f"{path}.latency.count", 1)
+            self.add(f"{path}.latency.sum", latency)
+            self.add(f"{path}.latency.buckets.{latency_bucket(latency)}", 1)
+            self.maxima[f"{path}.latency.max"] = max(latency, self.maxima.get(f"{path}.latency.max", 0))
+
+    def add_tool_call(self, call: ToolCall) -> None:
+        """Count one finished call of a tool."""
+        path = f"tools.{encode_key(call.name)}"
+        self.add(f"{path}.calls", 1)
+        if call.failed:
+            self.add(f"{path}.errors", 1)
+        if call.milliseconds is not None:
+            self.add(f"{path}.milliseconds", call.milliseconds)
+
+
+def latency_bucket(milliseconds: float) -> int:
+    """Return the bucket of a latency: bucket ``i`` ends at ``2 ** (i / 4)`` ms, and bucket 0 holds up to 1 ms."""
+    return max(0, math.ceil(math.log2(milliseconds) * LATENCY_BUCKETS_PER_DOUBLING)) if milliseconds > 0 else 0
+
+
+def message_metrics(usage: Any, metrics: Any, measured_ms: float | None) -> Document | None:
+    """Return the ``event_loop_metrics`` of one message, or None if nothing is known of its cost.
+
+    Args:
+        usage: Strands' ``Usage`` of that one model call: token counts.
+        metrics: Strands' ``Metrics`` of it: ``latencyMs`` and perhaps ``timeToFirstByteMs``, in milliseconds.
+        measured_ms: How long the call took by this process's clock. It stands in where a provider reports 0
+            (OpenAI, LiteLLM and Anthropic do).
+    """
+    tokens = {name: value for name, value in _numbers(usage).items() if name in _TOKENS}
+    times = _numbers(metrics)
+    if not tokens and not times:
+        return None
+    latency = times.get("latencyMs", 0)
+    if latency <= 0 and measured_ms is not None:
+        latency = max(1, round(measured_ms))
+    accumulated: Document = {"latencyMs": latency}
+    if times.get("timeToFirstByteMs", 0) > 0:
+        accumulated["timeToFirstByteMs"] = times["timeToFirstByteMs"]
+    return {
+        "accumulated_usage": {"inputTokens": 0, "outputTokens": 0, "totalTokens": 0} | tokens,
+        "accumulated_metrics": accumulated,
+    }
+
+
+def usage_since(current: Any, counted: Mapping[str, float]) -> Document:
+    """Return by how much an agent's accumulated usage has grown beyond what was already counted."""
+    return {
+        name: value - counted.get(name, 0)
+        for name, value in _numbers(current).items()
+        if name in _TOKENS and value > counted.get(name, 0)
+    }
+
+
+def _numbers(source: Any) -> dict[str, Any]:
+    if not isinstance(source, Mapping):
+        return {}
+    return {
+        name: value
+        for name, value in source.items()
+        if isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and abs(value) < 2**63
+    }

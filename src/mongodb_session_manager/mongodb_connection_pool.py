@@ -1,0 +1,294 @@
+"""How clients are made, and the one client that a process may share.
+
+Whoever needs a client of its own (a factory, a manager with a connection string) makes it with `OwnedClient`;
+`MongoDBConnectionPool` is one `OwnedClient` for the whole process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import weakref
+from typing import Any
+
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.errors import InvalidURI, PyMongoError
+
+from ._pool_statistics import PoolReport, PoolStatistics, PoolStats
+
+DEFAULT_OPTIONS: dict[str, Any] = {
+    "maxPoolSize": 100,
+    "minPoolSize": 10,
+    "maxIdleTimeMS": 30_000,
+    "waitQueueTimeoutMS": 5_000,
+    "retryWrites": True,
+    "retryReads": True,
+}
+"""What a client gets unless the caller or the connection string says otherwise."""
+
+
+def create_client(connection_string: str, **options: Any) -> MongoClient[dict[str, Any]]:
+    """Make a client with the defaults of this library, whose connections are counted.
+
+    An option given here wins over the connection string, which wins over `DEFAULT_OPTIONS`. A ``maxPoolSize``
+    below the default ``minPoolSize`` lowers that default with it. Listeners in ``event_listeners`` stay; a
+    ``PoolStatistics`` joins them.
+
+    Args:
+        connection_string: A MongoDB URI, or a host name.
+        **options: Any option of ``MongoClient``, under its own name.
+
+    Returns:
+        The client. It connects in the background; nothing has been sent for the caller yet.
+
+    Raises:
+        TypeError: ``connection_string`` is no string, for example a client.
+        ValueError: The options turn acknowledgements off (``w=0``), or contradict each other.
+        pymongo.errors.InvalidURI: The connection string cannot be read.
+        pymongo.errors.ConfigurationError: An option is unknown or unusable.
+    """
+    if not isinstance(connection_string, str):
+        if isinstance(connection_string, (MongoClient, AsyncMongoClient)):
+            check_client(connection_string)
+            raise TypeError("connection_string must be a string; a client of your own goes in client=")
+        raise TypeError(f"connection_string must be a string, not {type(connection_string).__name__}")
+    merged = _with_defaults(connection_string, options)
+    names = {name.lower(): name for name in merged}
+    listeners = names.get("event_listeners", "event_listeners")
+    merged[listeners] = [*(merged.get(listeners) or ()), PoolStatistics()]
+    client: MongoClient[dict[str, Any]] | None = None
+    try:
+        client = MongoClient(connection_string, **merged)
+    except (PyMongoError, ValueError):
+        if not _looks_unescaped(connection_string):
+            raise
+    if client is None:
+        # Raised out here, so that PyMongo's error, which may quote the password, is not its context.
+        raise InvalidURI(
+            "the connection string cannot be read: user name and password must be percent-encoded, for"
+            " example with urllib.parse.quote_plus (PyMongo's message is withheld: it may quote the password)"
+        )
+    try:
+        check_client(client)
+    except ValueError:
+        client.close()
+        raise
+    return client
+
+
+def check_client(client: object) -> None:
+    """Refuse a client with which this library cannot keep its promises.
+
+    Raises:
+        TypeError: It is an ``AsyncMongoClient``, or no ``MongoClient`` at all.
+        ValueError: Its writes are not acknowledged (``w=0``), so that a lost message would go unnoticed.
+    """
+    if isinstance(client, AsyncMongoClient):
+        raise TypeError(
+            "an AsyncMongoClient cannot be used: it is bound to one event loop, and Strands runs each"
+            " synchronous call, each graph and each restore on a new one. Pass a MongoClient; its commands"
+            " are sent from threads, so that the event loop does not wait for them"
+        )
+    if not isinstance(client, MongoClient):
+        raise TypeError(f"client must be a pymongo.MongoClient, not {type(client).__name__}")
+    if not client.write_concern.acknowledged:
+        raise ValueError("w=0 cannot be used: the server would not say whether a message was stored")
+
+
+class OwnedClient:
+    """A client that its maker closes, and that is made anew in a forked child.
+
+    A client must not cross a fork: both processes would talk over the same connections. So each process gets
+    its own from the same arguments, at its first need.
+
+    Args:
+        connection_string: As for `create_client`, which is called at once.
+        **options: As for `create_client`.
+    """
+
+    def __init__(self, connection_string: str, **options: Any) -> None:
+        self._connection_string = connection_string
+        self._options = dict(options)
+        self._lock = threading.Lock()
+        self._client: MongoClient[dict[str, Any]] | None = None
+        self._report: PoolReport | None = None
+        self._closed = False
+        self._make()
+        _owned.add(self)
+
+    @property
+    def client(self) -> MongoClient[dict[str, Any]]:
+        """The client of this process. After `close`, the closed one."""
+        client = self._client
+        return self._make()[0] if client is None else client
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called, here or in the process this one was forked from."""
+        return self._closed
+
+    def made_from(self, connection_string: str, options: dict[str, Any]) -> bool:
+        """Return whether these are the arguments of this client. Case does not count in option names."""
+        return self._connection_string == connection_string and _by_name(self._options) == _by_name(options)
+
+    def stats(self) -> PoolStats:
+        """Return the state of the connections. Waits for no database; see `PoolReport.read`."""
+        report = self._report
+        return (self._make()[1] if report is None else report).read()
+
+    def close(self) -> None:
+        """Close the client. Does nothing the second time."""
+        with self._lock:
+            self._closed = True
+            if self._client is not None:
+                self._client.close()
+
+    def _make(self) -> tuple[MongoClient[dict[str, Any]], PoolReport]:
+        with self._lock:
+            if self._client is None or self._report is None:
+                if self._closed:
+                    raise RuntimeError("this client was closed before this process needed it")
+                self._client = create_client(self._connection_string, **self._options)
+                self._report = PoolReport(self._client)
+            return self._client, self._report
+
+    def _reset_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        if not self._closed:
+            # PyMongo has cut the inherited client loose from the parent's connections, for those who hold it.
+            self._client = None
+            self._report = None
+
+
+class MongoDBConnectionPool:
+    """The client that a whole process shares. All methods are class methods, for any thread to call.
+
+    For one application with one database. Where clients with different options are to live side by side, make
+    a ``MongoDBSessionManagerFactory`` for each: it owns its client.
+    """
+
+    _lock = threading.Lock()
+    _owned: OwnedClient | None = None
+
+    @classmethod
+    def initialize(cls, connection_string: str, **kwargs: Any) -> MongoClient[dict[str, Any]]:
+        """Make the shared client.
+
+        Called again with the same arguments, it returns the same client. With others it raises: it neither
+        hands out a client with options other than those asked for, nor closes one that somebody uses.
+
+        Args:
+            connection_string: A MongoDB URI, such as ``mongodb://user:password@host:27017/``. Its options win
+                over the defaults below.
+            **kwargs: Any option of ``MongoClient``; these win over the connection string. Defaults:
+                ``maxPoolSize=100``, ``minPoolSize=10`` (or ``maxPoolSize`` where that is smaller),
+                ``maxIdleTimeMS=30000``, ``waitQueueTimeoutMS=5000``, ``retryWrites=True``,
+                ``retryReads=True``.
+
+        Returns:
+            The shared client. `close` of this class closes it; do not close it yourself.
+
+        Raises:
+            RuntimeError: The pool was initialised with other arguments and has not been closed.
+            TypeError: ``connection_string`` is no string, for example an ``AsyncMongoClient``.
+            ValueError: ``w=0``, or options that contradict each other.
+            pymongo.errors.ConfigurationError: An option or the connection string is unusable.
+        """
+        with cls._lock:
+            if cls._owned is None:
+                cls._owned = OwnedClient(connection_string, **kwargs)
+            elif not cls._owned.made_from(connection_string, kwargs):
+                raise RuntimeError(
+                    "MongoDBConnectionPool is already initialised with other arguments. Call"
+                    " MongoDBConnectionPool.close() first, once nobody uses its client; for a second client"
+                    " beside it make a MongoDBSessionManagerFactory"
+                )
+            return cls._owned.client
+
+    @classmethod
+    def get_client(cls) -> MongoClient[dict[str, Any]]:
+        """Return the shared client. In a forked child, that is a new one made from the same arguments.
+
+        Raises:
+            RuntimeError: The pool was not initialised, or has been closed.
+        """
+        return cls._initialised().client
+
+    @classmethod
+    def get_pool_stats(cls) -> PoolStats:
+        """Return what the shared client's connections are doing. See `PoolStats` for each field.
+
+        It sends nothing, except that the first call asks for the server's version and waits at most 0.1 s.
+
+        Raises:
+            RuntimeError: The pool was not initialised, or has been closed.
+        """
+        return cls._initialised().stats()
+
+    @classmethod
+    def close(cls) -> None:
+        """Close the shared client, whoever uses it. Afterwards the pool can be initialised anew.
+
+        Does nothing where there is none.
+        """
+        with cls._lock:
+            owned, cls._owned = cls._owned, None
+        if owned is not None:
+            owned.close()
+
+    @classmethod
+    def _initialised(cls) -> OwnedClient:
+        owned = cls._owned
+        if owned is None:
+            raise RuntimeError(
+                "MongoDBConnectionPool is not initialised: call"
+                " MongoDBConnectionPool.initialize(connection_string) first"
+            )
+        return owned
+
+
+def _with_defaults(connection_string: str, options: dict[str, Any]) -> dict[str, Any]:
+    given = {**_uri_options(connection_string), **_by_name(options)}
+    defaults = {name: value for name, value in DEFAULT_OPTIONS.items() if name.lower() not in given}
+    if "minPoolSize" in defaults:
+        try:
+            most = int(given.get("maxpoolsize") or 0)
+        except (TypeError, ValueError):
+            most = 0  # PyMongo will say what is wrong with it.
+        if most > 0:  # 0 and None mean that there is no limit.
+            defaults["minPoolSize"] = min(defaults["minPoolSize"], most)
+    return {**defaults, **options}
+
+
+def _by_name(options: dict[str, Any]) -> dict[str, Any]:
+    # PyMongo knows its options in any case.
+    return {name.lower(): value for name, value in options.items()}
+
+
+def _uri_options(connection_string: str) -> dict[str, Any]:
+    """Return the options in a connection string as text, by lower-case name."""
+    if "://" not in connection_string:
+        return {}
+    query = connection_string.partition("?")[2]
+    pairs = (item.partition("=") for item in re.split("[&;]", query))
+    return {name.lower(): value for name, _, value in pairs}
+
+
+def _looks_unescaped(connection_string: str) -> bool:
+    """Return whether the credentials may run on behind a ``/`` or ``?``, where PyMongo ends them."""
+    return "@" in "".join(re.split("[/?]", connection_string.partition("://")[2], maxsplit=1)[1:])
+
+
+_owned: weakref.WeakSet[OwnedClient] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # A thread of the parent may have held a lock, and is not here to let it go.
+    MongoDBConnectionPool._lock = threading.Lock()
+    for owned in list(_owned):
+        owned._reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_after_fork_in_child)

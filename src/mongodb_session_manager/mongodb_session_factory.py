@@ -1,0 +1,294 @@
+"""Managers that share a client: one factory per application, one manager per session."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._pool_statistics import PoolReport, PoolStats
+from .command_pool import command_pool
+from .mongodb_connection_pool import OwnedClient, check_client
+from .mongodb_session_manager import MongoDBSessionManager
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+
+    from pymongo import MongoClient
+
+
+class MongoDBSessionManagerFactory:
+    """Makes session managers that share one client, so that a request opens no connection of its own.
+
+    Make one when the application starts and close it when it ends. Any number of factories, with any options,
+    live side by side: each owns its client and closes no other. May be used from any thread, and in a forked
+    child, where a factory that owns its client makes a new one.
+
+    Args:
+        connection_string: A MongoDB URI. The factory owns the client it makes from it; defaults as for
+            ``MongoDBConnectionPool.initialize``.
+        database_name: Where sessions are stored, unless a call says otherwise.
+        collection_name: The collection of the session documents, unless a call says otherwise.
+        client: A client of yours to borrow, instead of ``connection_string``. It is never closed here.
+        metadata_fields: Default of every manager, like the four below; see ``MongoDBSessionManager``.
+        application_name: Stored with new sessions.
+        session_type: Stored with new sessions.
+        durability: ``"message"`` stores each message at once, ``"turn"`` a whole turn in one write.
+        on_conflict: ``"rebase"`` appends behind what another process wrote meanwhile, ``"raise"`` raises.
+        **kwargs: Any option of ``MongoClient``; these win over the connection string.
+
+    Raises:
+        ValueError: Neither or both of ``connection_string`` and ``client``; or ``w=0``.
+        TypeError: Options beside a borrowed client, which has its own; or an ``AsyncMongoClient``.
+        pymongo.errors.ConfigurationError: An option or the connection string is unusable.
+    """
+
+    def __init__(
+        self,
+        connection_string: str | None = None,
+        database_name: str = "database_name",
+        collection_name: str = "collection_name",
+        client: MongoClient[Any] | None = None,
+        *,
+        metadata_fields: Sequence[str] | None = None,
+        application_name: str | None = None,
+        session_type: str = "default",
+        durability: Literal["message", "turn"] = "message",
+        on_conflict: Literal["rebase", "raise"] = "rebase",
+        **kwargs: Any,
+    ) -> None:
+        if client is None:
+            if connection_string is None:
+                raise ValueError("give a connection_string, or a client to borrow")
+            self._source: OwnedClient | _BorrowedClient = OwnedClient(connection_string, **kwargs)
+        else:
+            check_client(client)
+            if connection_string is not None:
+                raise ValueError("give either a connection_string or a client, not both")
+            if kwargs:
+                raise TypeError(
+                    f"a borrowed client has its options already; these cannot be applied: {', '.join(sorted(kwargs))}"
+                )
+            self._source = _BorrowedClient(client)
+        self._database_name = database_name
+        self._collection_name = collection_name
+        self._defaults: dict[str, Any] = {
+            "metadata_fields": metadata_fields,
+            "application_name": application_name,
+            "session_type": session_type,
+            "durability": durability,
+            "on_conflict": on_conflict,
+        }
+
+    @property
+    def client(self) -> MongoClient[Any]:
+        """The client that the managers share.
+
+        Raises:
+            RuntimeError: The factory has been closed.
+        """
+        if self._source.closed:
+            raise RuntimeError("this MongoDBSessionManagerFactory is closed: make a new one")
+        return self._source.client
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._source.closed
+
+    def create_session_manager(
+        self,
+        session_id: str,
+        database_name: str | None = None,
+        collection_name: str | None = None,
+        **kwargs: Any,
+    ) -> MongoDBSessionManager:
+        """Make the manager of one session. Sends nothing: the first use reads the session.
+
+        Args:
+            session_id: The session, new or stored.
+            database_name: Another database than the factory's.
+            collection_name: Another collection than the factory's.
+            **kwargs: Parameters of ``MongoDBSessionManager`` that differ from the factory's, such as
+                ``durability="turn"``.
+
+        Raises:
+            RuntimeError: The factory has been closed.
+            TypeError: A parameter is unknown, or an option of the client, which all managers share.
+            InvalidIdentifierError: The session id cannot be used.
+        """
+        return MongoDBSessionManager(
+            session_id,
+            database_name=self._database_name if database_name is None else database_name,
+            collection_name=self._collection_name if collection_name is None else collection_name,
+            client=self.client,
+            **{**self._defaults, **kwargs},
+        )
+
+    async def open(
+        self,
+        session_id: str,
+        *,
+        agent_id: str | Iterable[str] | None = None,
+        database_name: str | None = None,
+        collection_name: str | None = None,
+        **kwargs: Any,
+    ) -> MongoDBSessionManager:
+        """Make the manager of one session and read the session, off the event loop.
+
+        ``Agent(...)`` restores its conversation synchronously. After this it finds it fetched::
+
+            manager = await factory.open(session_id, agent_id="assistant")
+            agent = Agent(agent_id="assistant", session_manager=manager)
+
+        What was fetched serves one ``Agent`` per id.
+
+        Args:
+            session_id: The session, new or stored.
+            agent_id: The agent, or agents, that will be built on the manager.
+            database_name: As for `create_session_manager`.
+            collection_name: As for `create_session_manager`.
+            **kwargs: As for `create_session_manager`.
+
+        Raises:
+            RuntimeError: The factory has been closed.
+            TypeError: As for `create_session_manager`.
+            InvalidIdentifierError: The session id or an agent id cannot be used.
+            pymongo.errors.PyMongoError: The session could not be read.
+        """
+        manager = self.create_session_manager(session_id, database_name, collection_name, **kwargs)
+        agent_ids = [agent_id] if isinstance(agent_id, str) else list(agent_id or ())
+        await command_pool(self.client).run(partial(manager._prefetch, agent_ids))
+        return manager
+
+    def get_connection_stats(self) -> PoolStats:
+        """Return what the connections of the shared client are doing. See `PoolStats` for each field.
+
+        It sends nothing, except that the first call asks for the server's version and waits at most 0.1 s.
+        Of a borrowed client the counts are ``None``, unless this library made it or it carries a
+        ``PoolStatistics``. After ``close`` they are the last ones.
+        """
+        return self._source.stats()
+
+    def close(self) -> None:
+        """Close the client, if the factory made it. Does nothing the second time.
+
+        Close the managers first: what they have not sent yet cannot be sent afterwards.
+        """
+        self._source.close()
+
+    def __enter__(self) -> MongoDBSessionManagerFactory:
+        """Return the factory; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the factory."""
+        self.close()
+
+
+class _BorrowedClient:
+    """A client that somebody else closes. To a factory it looks like an `OwnedClient`."""
+
+    def __init__(self, client: MongoClient[Any]) -> None:
+        self.client = client
+        self.closed = False
+        self._report = PoolReport(client)
+
+    def stats(self) -> PoolStats:
+        return self._report.read()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def initialize_global_factory(
+    connection_string: str | None = None,
+    database_name: str = "database_name",
+    collection_name: str = "collection_name",
+    client: MongoClient[Any] | None = None,
+    **kwargs: Any,
+) -> MongoDBSessionManagerFactory:
+    """Make the factory that `get_global_factory` returns everywhere in this process.
+
+    Called again with the same arguments, it returns the same factory. With others it raises, rather than
+    close the former one, whose managers may hold messages that are not stored yet, or forget it, which would
+    leave its connections open for ever.
+
+    Args:
+        connection_string: As for `MongoDBSessionManagerFactory`, like all that follow.
+        database_name: Where sessions are stored.
+        collection_name: The collection of the session documents.
+        client: A client of yours to borrow, instead of ``connection_string``.
+        **kwargs: Further parameters of the factory, and any option of ``MongoClient``.
+
+    Returns:
+        The global factory.
+
+    Raises:
+        RuntimeError: There is a global factory with other arguments. Call `close_global_factory` first.
+        ValueError: As for `MongoDBSessionManagerFactory`.
+        TypeError: As for `MongoDBSessionManagerFactory`.
+        pymongo.errors.ConfigurationError: As for `MongoDBSessionManagerFactory`.
+    """
+    global _global
+    arguments = {
+        **kwargs,
+        "connection_string": connection_string,
+        "database_name": database_name,
+        "collection_name": collection_name,
+        # By identity: two clients of one server compare equal.
+        "client": None if client is None else id(client),
+    }
+    with _global_lock:
+        if _global is None or _global[0].closed:
+            factory = MongoDBSessionManagerFactory(connection_string, database_name, collection_name, client, **kwargs)
+            _global = factory, arguments
+        elif _global[1] != arguments:
+            raise RuntimeError(
+                "the global factory is already initialised with other arguments. Call close_global_factory()"
+                " first; for a second factory beside it make a MongoDBSessionManagerFactory"
+            )
+        return _global[0]
+
+
+def get_global_factory() -> MongoDBSessionManagerFactory:
+    """Return the factory made by `initialize_global_factory`.
+
+    Raises:
+        RuntimeError: There is none, or it has been closed.
+    """
+    current = _global
+    if current is None or current[0].closed:
+        raise RuntimeError("there is no global factory: call initialize_global_factory(connection_string=...) first")
+    return current[0]
+
+
+def close_global_factory() -> None:
+    """Close the global factory. Does nothing where there is none. Afterwards it can be initialised anew."""
+    global _global
+    with _global_lock:
+        current, _global = _global, None
+    if current is not None:
+        current[0].close()
+
+
+# The factory, and the arguments it was made from.
+_global: tuple[MongoDBSessionManagerFactory, dict[str, Any]] | None = None
+_global_lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    # A thread of the parent may have held the lock, and is not here to let it go.
+    global _global_lock
+    _global_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,401 @@
+"""The repository: Strands' ``SessionRepository`` on MongoDB, and what the documents hold besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+from strands.session.session_repository import SessionRepository
+from strands.types.session import Session, SessionAgent, SessionMessage
+
+from . import documents, statements
+from .documents import Document, MongoDBSessionAgent
+from .encoding import encode, to_bson
+from .errors import (
+    AgentNotFoundError,
+    SessionConflictError,
+    SessionExistsError,
+    UnstorableValueError,
+)
+from .keys import check_id, check_message_id, check_metadata, check_metadata_paths, decode_key, encode_key
+from .session_store import SessionStore, now
+from .statements import SessionRef
+
+
+class MongoDBSessionRepository(SessionRepository):
+    """MongoDB implementation of SessionRepository interface for persistent session storage.
+
+    Most applications use ``MongoDBSessionManager``, which stands on the same documents and sends far fewer commands.
+    The repository may be shared by threads.
+
+    Args:
+        connection_string: MongoDB connection string; the repository then owns the client and closes it. Ignored if
+            ``client`` is given.
+        database_name: Database of the sessions.
+        collection_name: Collection of the sessions.
+        client: A client to borrow; whoever made it closes it.
+        metadata_fields: Metadata fields to index; a dot addresses a nested field.
+        **kwargs: Options of the ``MongoClient`` that is made from ``connection_string``.
+
+    Attributes:
+        client: The ``MongoClient``.
+        database: The database.
+        collection: The collection of the session documents.
+
+    Raises:
+        ValueError: Neither ``connection_string`` nor ``client``; the write concern is ``w=0``.
+        TypeError: ``client`` is an ``AsyncMongoClient``; client options beside a borrowed client.
+    """
+
+    def __init__(
+        self,
+        connection_string: str | None = None,
+        database_name: str = "database_name",
+        collection_name: str = "collection_name",
+        client: MongoClient[Any] | None = None,
+        metadata_fields: list[str] | None = None,
+        *,
+        _ensure_indexes_now: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        fields = check_metadata_paths(metadata_fields or [])
+        self._owns_client = client is None
+        if client is not None and kwargs:
+            raise TypeError(
+                f"client options beside a borrowed client would have no effect: {', '.join(sorted(kwargs))}"
+            )
+        if client is None:
+            if connection_string is None:
+                raise ValueError("give either connection_string or client")
+            client = MongoClient(connection_string, **kwargs)
+        try:
+            self._store = SessionStore(client, database_name, collection_name, fields)
+        except BaseException:
+            if self._owns_client:
+                client.close()
+            raise
+        self.client: MongoClient[Any] = client
+        self.collection: Collection[Document] = self._store.collection
+        self.database: Database[Document] = self.collection.database
+        if _ensure_indexes_now:
+            self._ensure_indexes()
+
+    # --- sessions ---------------------------------------------------------------------------------------------------
+
+    def create_session(self, session: Session, **kwargs: Any) -> Session:
+        """Create a session without agents, metadata or feedbacks.
+
+        Args:
+            session: Its ``session_id`` and ``session_type``. Its ``created_at`` and ``updated_at`` become what was
+                stored, in whole milliseconds.
+            **kwargs: For Strands' future use.
+
+        Returns:
+            The same object.
+
+        Raises:
+            SessionExistsError: There is a session with this id. It was left as it is.
+        """
+        session_id = check_id(session.session_id, "session_id")
+        moment = now()
+        created_at = documents.parse_time(session.created_at, moment)
+        updated_at = documents.parse_time(session.updated_at, moment)
+        session_type = str(getattr(session.session_type, "value", session.session_type))
+        try:
+            self._store.insert(documents.new_session(session_id, session_type, None, created_at, updated_at))
+        except DuplicateKeyError as error:
+            raise SessionExistsError(f"session_id={session_id!r} exists") from error
+        session.created_at, session.updated_at = documents.to_iso(created_at), documents.to_iso(updated_at)
+        return session
+
+    def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
+        """Return the session's id, type and times, or None if it does not exist."""
+        header = {"session_id": 1, "session_type": 1, "created_at": 1, "updated_at": 1}
+        document = self._store.find_one({"_id": check_id(session_id, "session_id")}, header)
+        return None if document is None else documents.to_session(document)
+
+    def session_exists(self, session_id: str) -> bool:
+        """Return whether there is a session with this id."""
+        return self._store.find_one({"_id": check_id(session_id, "session_id")}, {"_id": 1}) is not None
+
+    def delete_session(self, session_id: str, **kwargs: Any) -> None:
+        """Delete a session with all that belongs to it.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            SessionBusyError: A process holds its lease.
+        """
+        self._store.delete(_ref(session_id))
+
+    # --- agents -----------------------------------------------------------------------------------------------------
+
+    def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
+        """Create an agent without messages. ``model`` and ``system_prompt`` are stored if the object has them.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            SessionConflictError: The session has this agent. It was left as it is.
+            UnstorableValueError: Its state holds something that cannot be stored.
+        """
+        session, key = _ref(session_id), _agent_key(session_agent.agent_id)
+        work = statements.Commit(key, 0, creates=documents.agent_data(session_agent))
+        update = statements.commit(session, work, now())
+        if self._store.guarded(session, update, statements.position_projection(key, 0)) is not None:
+            raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
+
+    def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
+        """Return an agent with its state, model and system prompt, or None if there is none; never its messages."""
+        key = _agent_key(agent_id)
+        projection = {"_id": 0, "agent_data": f"$agents.{key}.agent_data"}
+        document = self._store.find_one({"_id": check_id(session_id, "session_id")}, projection)
+        data = (document or {}).get("agent_data")
+        return None if data is None else documents.to_session_agent(data, key)
+
+    def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
+        """Replace what is stored of an agent. ``created_at`` is kept; ``updated_at`` becomes now, in the object, too.
+
+        A ``model`` or ``system_prompt`` that the object does not have is kept as it is stored.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            AgentNotFoundError: The session has no such agent.
+            UnstorableValueError: Its state holds something that cannot be stored.
+        """
+        session, key = _ref(session_id), _agent_key(session_agent.agent_id)
+        moment = now()
+        fields = documents.agent_data(session_agent)
+        del fields["created_at"]
+        fields["updated_at"] = documents.to_iso(moment)
+        update = statements.agent_fields(session, key, fields, moment)
+        if self._store.guarded(session, update, {}) is not None:
+            raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={session_agent.agent_id!r}")
+        session_agent.updated_at = fields["updated_at"]
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
+        """Append a message to an agent's conversation.
+
+        Args:
+            session_id: The session.
+            agent_id: The agent.
+            session_message: The message. Its ``message_id`` may be any number not below that of the next message;
+                gaps are legal. Its times become what was stored, in whole milliseconds.
+            **kwargs: For Strands' future use.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            AgentNotFoundError: The session has no such agent.
+            SessionConflictError: The ``message_id`` is taken, or lies below one that is.
+            InvalidIdentifierError: The ``message_id`` is no ``int`` or negative.
+            UnstorableValueError: The message holds something that cannot be stored.
+        """
+        session, key = _ref(session_id), _agent_key(agent_id)
+        message_id = check_message_id(session_message.message_id)
+        moment = now()
+        created_at = documents.parse_time(session_message.created_at, moment)
+        updated_at = documents.parse_time(session_message.updated_at, moment)
+        body = documents.session_message_body(session_message)
+        message = documents.message_document(message_id, body, created_at, updated_at)
+        update = statements.append_message(session, key, message, moment)
+        while True:
+            standing = self._store.guarded(session, update, statements.position_projection(key, message_id))
+            if standing is None:
+                break
+            if not standing["exists"]:
+                raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")
+            if "message_count" in standing:
+                raise SessionConflictError(
+                    f"session_id={session_id!r}, agent_id={agent_id!r}: message_id={message_id} is taken; "
+                    f"the next is {standing['message_count']}"
+                )
+            self._store.adopt(session_id, [key])
+        session_message.created_at = documents.to_iso(created_at)
+        session_message.updated_at = documents.to_iso(updated_at)
+
+    def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
+        """Return a message, or None if there is none. Its stored metrics are left out."""
+        key = _agent_key(agent_id)
+        found = self._store.read_message(check_id(session_id, "session_id"), key, check_message_id(message_id))
+        return None if found is None else documents.to_session_message(found)
+
+    def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
+        """Replace a stored message, typically to redact it: the original is then in none of the collections.
+
+        ``created_at`` and metrics are kept; ``updated_at`` becomes now. With ``redact_message`` set, that message is
+        what is stored.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            MessageNotFoundError: The agent has no such message, or the session no such agent.
+            InvalidIdentifierError: The ``message_id`` is no ``int`` or negative.
+        """
+        session, key = _ref(session_id), _agent_key(agent_id)
+        message_id = check_message_id(session_message.message_id)
+        body = documents.session_message_body(session_message)
+        self._store.rewrite(session, key, message_id, body)
+
+    def list_messages(
+        self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
+    ) -> list[SessionMessage]:
+        """Return a page of an agent's messages, oldest first; ``[]`` if there is no such agent.
+
+        Args:
+            session_id: The session.
+            agent_id: The agent.
+            limit: How many messages at most; None for all.
+            offset: How many of the oldest messages to skip.
+            **kwargs: For Strands' future use.
+
+        Raises:
+            ValueError: ``limit`` or ``offset`` is negative or no ``int``.
+        """
+        for name, value in (("limit", limit), ("offset", offset)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise ValueError(f"{name} must be an int of at least 0, not {value!r}")
+        key = _agent_key(agent_id)
+        found = self._store.list_messages(check_id(session_id, "session_id"), key, offset, limit)
+        return [documents.to_session_message(message) for message in found]
+
+    # --- graphs and swarms ------------------------------------------------------------------------------------------
+
+    def create_multi_agent(self, session_id: str, multi_agent: Any, **kwargs: Any) -> None:
+        """Store the state of a new graph or swarm.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+        """
+        session = _ref(session_id)
+        multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
+        self._store.put_multi_agent(session, multi_agent_id, _multi_agent_state(multi_agent))
+
+    def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
+        """Return the stored state of a graph or swarm, or None."""
+        state = self._store.read_multi_agent(
+            check_id(session_id, "session_id"), check_id(multi_agent_id, "multi_agent_id")
+        )
+        return state if isinstance(state, dict) else None
+
+    def update_multi_agent(self, session_id: str, multi_agent: Any, **kwargs: Any) -> None:
+        """Replace the stored state of a graph or swarm.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            AgentNotFoundError: The session has no such graph or swarm.
+        """
+        session = _ref(session_id)
+        multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
+        update = statements.multi_agent(session, multi_agent_id, _multi_agent_state(multi_agent), now(), create=False)
+        if self._store.guarded(session, update, {}) is not None:
+            raise AgentNotFoundError(f"session_id={session_id!r} has no multi_agent_id={multi_agent_id!r}")
+
+    # --- metadata ---------------------------------------------------------------------------------------------------
+
+    def update_metadata(self, session_id: str, metadata: dict[str, Any]) -> None:
+        """Set metadata fields of a session and leave the others. A dot in a key addresses a nested field.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, or holds a NUL.
+            UnstorableValueError: A value cannot be stored.
+        """
+        self._update_metadata(_ref(session_id), check_metadata(metadata))
+
+    def get_metadata(self, session_id: str) -> dict[str, Any]:
+        """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
+        document = self._store.find_one({"_id": check_id(session_id, "session_id")}, {"_id": 0, "metadata": 1})
+        return {} if document is None else {"metadata": document.get("metadata") or {}}
+
+    def delete_metadata(self, session_id: str, metadata_keys: list[str]) -> None:
+        """Remove metadata fields of a session and leave the others; those that are not there are no error.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            InvalidIdentifierError: As for ``update_metadata``.
+        """
+        self._delete_metadata(_ref(session_id), check_metadata_paths(metadata_keys))
+
+    # --- feedback ---------------------------------------------------------------------------------------------------
+
+    def add_feedback(self, session_id: str, feedback: dict[str, Any]) -> None:
+        """Append a feedback, typically ``rating`` and ``comment`` and any fields; ``created_at`` is added.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            InvalidIdentifierError: A key cannot be stored.
+            UnstorableValueError: A value cannot be stored.
+        """
+        session = _ref(session_id)
+        self._add_feedback(lambda: session, feedback)
+
+    def get_feedbacks(self, session_id: str) -> list[dict[str, Any]]:
+        """Return a session's feedbacks, oldest first; ``[]`` if it has none or does not exist."""
+        document = self._store.find_one({"_id": check_id(session_id, "session_id")}, {"_id": 0, "feedbacks": 1})
+        return list((document or {}).get("feedbacks") or [])
+
+    # --- the client -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the client if the repository made it; a borrowed one stays open."""
+        if self._owns_client:
+            self.client.close()
+
+    def _ensure_indexes(self) -> None:
+        """Create the indexes, once per process and collection. A failure is logged, not raised."""
+        self._store.ensure_indexes()
+
+    # --- shared with the manager ------------------------------------------------------------------------------------
+
+    def _update_metadata(self, session: SessionRef, metadata: Document) -> None:
+        if metadata:
+            _check_storable(metadata, "metadata")
+            self._store.guarded(session, statements.set_metadata(session, metadata, now()))
+
+    def _delete_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
+        if keys:
+            self._store.guarded(session, statements.unset_metadata(session, keys, now()))
+
+    def _add_feedback(self, session: Callable[[], SessionRef], feedback: Mapping[str, Any]) -> None:
+        if not isinstance(feedback, Mapping):
+            raise TypeError(f"feedback must be a mapping, not {type(feedback).__name__}")
+        # Keys as in metadata, except that there is no path to address: a dot would only hinder queries.
+        check_metadata({"feedback": dict(feedback)})
+        moment = now()
+        stored = {**feedback, "created_at": moment}
+        _check_storable(stored, "feedback")
+        ref = session()
+        self._store.guarded(ref, statements.add_feedback(ref, stored, moment))
+
+    def _list_agents(self, session_id: str) -> list[str]:
+        # Keys only: no message is read. `agent_ids` lacks in older documents.
+        keys = {"$map": {"input": {"$objectToArray": {"$ifNull": ["$agents", {}]}}, "as": "a", "in": "$$a.k"}}
+        document = self._store.find_one({"_id": session_id}, {"_id": 0, "keys": keys})
+        return [decode_key(key) for key in (document or {}).get("keys") or []]
+
+    def _count_messages(self, session_id: str, agent_id: str) -> int:
+        return self._store.count_messages(session_id, encode_key(agent_id))
+
+
+def _ref(session_id: str) -> SessionRef:
+    return SessionRef(check_id(session_id, "session_id"))
+
+
+def _agent_key(agent_id: str) -> str:
+    return encode_key(check_id(agent_id, "agent_id"))
+
+
+def _multi_agent_state(multi_agent: Any) -> Any:
+    return encode(multi_agent.serialize_state(), f"multi_agent_id={multi_agent.id!r} state")
+
+
+def _check_storable(document: Document, what: str) -> None:
+    """Refuse what BSON cannot hold before anything is sent. Dates, ObjectIds and the like are stored as such."""
+    for key, value in document.items():
+        try:
+            to_bson({"value": value})
+        except Exception as error:
+            raise UnstorableValueError(f"{what}[{key!r}] cannot be stored: {type(error).__name__}") from error

@@ -1,0 +1,389 @@
+"""The commands: the one layer that talks to MongoDB about session documents.
+
+The repository (Strands' interface) and the manager both stand on it. Every method sends what its summary line says;
+a write that matches nothing is explained by one read and ends in the error that fits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import bson
+from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
+from pymongo import ASCENDING, IndexModel, MongoClient
+from pymongo.collection import Collection
+from pymongo.errors import AutoReconnect, DuplicateKeyError, PyMongoError, ServerSelectionTimeoutError
+from pymongo.read_preferences import Primary, PrimaryPreferred
+from pymongo.results import UpdateResult
+
+from . import statements
+from .documents import Document, StoredAgent, decode_document, stored_time
+from .encoding import CODEC_OPTIONS
+from .errors import (
+    AgentNotFoundError,
+    MessageNotFoundError,
+    SessionBusyError,
+    SessionConflictError,
+    SessionNotFoundError,
+)
+from .keys import encode_key
+from .statements import Commit, SessionRef, Update
+
+logger = logging.getLogger(__name__)
+
+# A command whose connection broke is sent again this often, beyond PyMongo's own retry on replica sets.
+_RECONNECTS = 2
+# A writer that loses every race this often is not racing: something else keeps its update from matching.
+_MAX_REBASES = 500
+_MAX_BACK_OFF_SECONDS = 0.05
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass
+class OpenedSession:
+    """A session's header and the live windows of the agents that were asked for.
+
+    Attributes:
+        header: ``session_id``, ``session_type``, ``created_at``, ``updated_at``, ``incarnation``.
+        agents: By key; an agent that the session does not have has ``agent_data`` None.
+    """
+
+    header: Document
+    agents: dict[str, StoredAgent] = field(default_factory=dict)
+
+    @property
+    def incarnation(self) -> ObjectId:
+        """The life of the session that was opened."""
+        return self.header["incarnation"]  # type: ignore[no-any-return]
+
+
+class SessionStore:
+    """Sends commands about the session documents of one collection.
+
+    Args:
+        client: Borrowed; whoever made it closes it.
+        database_name: Database.
+        collection_name: Collection of the session documents.
+        metadata_fields: Metadata fields to index.
+
+    Raises:
+        TypeError: ``client`` is an ``AsyncMongoClient``, which is bound to one event loop; Strands uses many.
+        ValueError: The write concern is ``w=0``: no write could be known to have happened.
+    """
+
+    def __init__(
+        self,
+        client: MongoClient[Any],
+        database_name: str,
+        collection_name: str,
+        metadata_fields: Sequence[str] = (),
+    ) -> None:
+        if type(client).__name__ == "AsyncMongoClient":
+            raise TypeError(
+                "client must be a MongoClient: Strands runs every call on a new event loop, and an AsyncMongoClient "
+                "works on one only. Commands run in threads, so the event loop does not wait for them."
+            )
+        if not client.write_concern.acknowledged:
+            raise ValueError("w=0 is refused: a write that nobody acknowledges may be lost without an error")
+        preference = client.read_preference
+        self.client = client
+        self.collection: Collection[Document] = client.get_database(database_name).get_collection(
+            collection_name,
+            codec_options=CODEC_OPTIONS,
+            # Other preferences would resume old conversations.
+            read_preference=preference if isinstance(preference, PrimaryPreferred) else Primary(),
+        )
+        self._raw = self.collection.with_options(
+            codec_options=CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
+        )
+        self._metadata_fields = tuple(metadata_fields)
+
+    # --- indexes ----------------------------------------------------------------------------------------------------
+
+    def ensure_indexes(self) -> None:
+        """Create the indexes, once per process and collection. A failure is logged, as the specification says."""
+        servers = frozenset(self.client.topology_description.server_descriptions())
+        mine = (servers, self.collection.full_name, self._metadata_fields)
+        with _ensured_lock:
+            if mine in _ensured:
+                return
+            _ensured.add(mine)
+        names = ["created_at", "updated_at", *(f"metadata.{name}" for name in self._metadata_fields)]
+        try:
+            self.collection.create_indexes([IndexModel([(name, ASCENDING)]) for name in names])
+        except PyMongoError as error:
+            logger.warning("collection=<%s>, error=<%s> | indexes not created", self.collection.full_name, error)
+
+    # --- sessions ---------------------------------------------------------------------------------------------------
+
+    def open(
+        self, session_id: str, agent_keys: Sequence[str] = (), create: Callable[[], Document] | None = None
+    ) -> OpenedSession | None:
+        """Read the session and the live windows of these agents: one command.
+
+        Args:
+            session_id: Which session.
+            agent_keys: Keys of the agents whose windows are wanted.
+            create: Makes the document to insert where there is none: one command more.
+
+        Returns:
+            The session, or None if there is none and ``create`` is None.
+        """
+        projection = statements.open_projection(agent_keys)
+        while True:
+            document = self.find_one({"_id": session_id}, projection)
+            if document is None:
+                if create is None:
+                    return None
+                new = create()
+                if self._insert_if_absent(new):
+                    return OpenedSession(new, {key: _new_agent(new, key) for key in agent_keys})
+                continue
+            agents = dict(zip(agent_keys, document.pop("agents_opened"), strict=True))
+            if "incarnation" in document and all(a is None or "message_count" in a for a in agents.values()):
+                return OpenedSession(document, {key: _stored_agent(found) for key, found in agents.items()})
+            self.adopt(session_id, agent_keys)
+
+    def adopt(self, session_id: str, agent_keys: Sequence[str]) -> None:
+        """Give an older document its incarnation and counters: one command."""
+        self.collection.update_one({"_id": session_id}, statements.adopt(agent_keys))
+
+    def insert(self, document: Document) -> None:
+        """Insert a new session document.
+
+        Raises:
+            DuplicateKeyError: There is one with this id.
+        """
+        self.collection.insert_one(document)
+
+    def delete(self, session: SessionRef) -> None:
+        """Delete a session."""
+        while not self.collection.delete_one(session.filter()).deleted_count:
+            self._explain(session)
+
+    def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
+        """Return one document, decoded."""
+        found = self._raw.find_one(query, projection)
+        if found is None:
+            return None
+        raw: bytes = found.raw
+        document: Document = decode_document(bson.decode(raw, CODEC_OPTIONS), raw)
+        return document
+
+    def _insert_if_absent(self, document: Document) -> bool:
+        """Insert a document unless there is one with its id; return whether this one was inserted."""
+        update = Update({"_id": document["_id"]}, {"$setOnInsert": document})
+        try:
+            result = self._send(update, upsert=True)
+        except DuplicateKeyError:
+            # Two first requests at once: this upsert lost the race for the id. Now it matches.
+            result = self._send(update, upsert=True)
+        return result.upserted_id is not None
+
+    # --- writes -----------------------------------------------------------------------------------------------------
+
+    def commit(self, session: SessionRef, work: Commit, *, rebase: bool) -> None:
+        """Store everything in ``work`` in one update, exactly once; ``work.position`` is then where it begins.
+
+        Args:
+            session: Whose.
+            work: What to store. After an error it is unchanged but for its position, and can be given again.
+            rebase: Whether to append behind what others have stored meanwhile.
+
+        Raises:
+            SessionConflictError: Others have stored messages meanwhile and ``rebase`` is false.
+            SessionNotFoundError: The session was deleted.
+            SessionBusyError: Somebody else holds the session's lease, or the writer's own has run out.
+        """
+        for lost_races in range(_MAX_REBASES):
+            if self._update(statements.commit(session, work, now())):
+                return
+            standing = self._explain(session, statements.position_projection(work.key, work.position))
+            if work.messages and standing.get("commit_id") == work.commit_id:
+                return  # It had arrived: only its answer was lost.
+            if work.creates is not None and standing["exists"]:
+                # Agents are inserted only if absent: whoever came first decides how the agent began.
+                work.creates = None
+                if work.empty:
+                    return
+            elif work.creates is None and not standing["exists"]:
+                raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {work.key!r} any more")
+            if standing["exists"] and "message_count" not in standing:
+                self.adopt(session.session_id, [work.key])
+                continue
+            if work.messages and standing.get("message_count") != work.position:
+                if not rebase:
+                    raise SessionConflictError(
+                        f"session_id={session.session_id!r}, agent {work.key!r}: another process has stored messages "
+                        f"from message_id={work.position} on"
+                    )
+                work.position = standing["message_count"]
+            _back_off(lost_races)
+        raise SessionConflictError(f"session_id={session.session_id!r}, agent {work.key!r}: lost every race")
+
+    def rewrite(
+        self,
+        session: SessionRef,
+        key: str,
+        message_id: int,
+        body: Mapping[str, Any],
+        tracking_id: str | None = None,
+    ) -> None:
+        """Replace parts of a stored message; see ``statements.rewrite``.
+
+        Raises:
+            MessageNotFoundError: There is no such message.
+        """
+        while not self._update(statements.rewrite(session, key, message_id, body, now(), tracking_id)):
+            standing = self._explain(session, {**statements.STANDING, **statements.message_projection(key, message_id)})
+            if not standing["messages"]:
+                raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
+
+    def read_message(self, session_id: str, key: str, message_id: int) -> Document | None:
+        """Return one stored message, decoded, or None."""
+        document = self.find_one({"_id": session_id}, {"_id": 0, **statements.message_projection(key, message_id)})
+        found = (document or {}).get("messages")
+        return found[0] if found else None
+
+    def list_messages(self, session_id: str, key: str, offset: int, limit: int | None) -> list[Document]:
+        """Return a page of an agent's stored messages, decoded, oldest first."""
+        if limit == 0:
+            return []
+        # 32 bits are what $slice takes; no document holds as many messages.
+        page = statements.messages_projection(
+            key, min(offset, _INT32_MAX), None if limit is None else min(limit, _INT32_MAX)
+        )
+        document = self.find_one({"_id": session_id}, {"_id": 0, **page})
+        return list((document or {}).get("messages") or [])
+
+    def count_messages(self, session_id: str, key: str) -> int:
+        """Return how many messages an agent's conversation has."""
+        document = self.find_one({"_id": session_id}, {"_id": 0, "count": statements.count_expression(key)})
+        return int((document or {}).get("count") or 0)
+
+    def put_multi_agent(self, session: SessionRef, multi_agent_id: str, state: Any) -> None:
+        """Store the state of a graph or swarm, of one that is stored already or of a new one."""
+        for create in itertools.cycle((False, True)):
+            if (
+                self.guarded(session, statements.multi_agent(session, multi_agent_id, state, now(), create=create), {})
+                is None
+            ):
+                return
+
+    def read_multi_agent(self, session_id: str, multi_agent_id: str) -> Any:
+        """Return the stored state of a graph or swarm, decoded, or None."""
+        entry = f"$multi_agents.{encode_key(multi_agent_id)}.state"
+        document = self.find_one({"_id": session_id}, {"_id": 0, "state": entry})
+        return None if document is None else document.get("state")
+
+    def guarded(self, session: SessionRef, update: Update, condition: Document | None = None) -> Document | None:
+        """Send an update; return None if it was applied.
+
+        If it was not and the session is there and free, return how it stands: what ``condition`` projects. The
+        update is sent again if that tells nothing, for then only a lease had stood in the way for a moment.
+        """
+        while not self._update(update):
+            standing = self._explain(session, {**statements.STANDING, **(condition or {})})
+            if condition is not None:
+                return standing
+        return None
+
+    def _update(self, update: Update) -> bool:
+        """Send an update and return whether it matched."""
+        return bool(self._send(update).matched_count)
+
+    def _send(self, update: Update, *, upsert: bool = False) -> UpdateResult:
+        """Send an update until its outcome is known."""
+        reconnects = 0
+        while True:
+            try:
+                return self.collection.update_one(
+                    update.filter, update.update, upsert=upsert, array_filters=update.array_filters
+                )
+            except ServerSelectionTimeoutError:
+                raise  # Nothing was sent, and PyMongo has waited long enough.
+            except AutoReconnect:
+                # Sent or not, nobody knows; every statement is guarded or idempotent, so it can be sent again.
+                if reconnects == _RECONNECTS:
+                    raise
+                _back_off(reconnects)
+                reconnects += 1
+
+    def _explain(self, session: SessionRef, projection: Mapping[str, Any] = statements.STANDING) -> Document:
+        """Read why a write did not match; raise the error for it, or return how things stand."""
+        standing = self.find_one({"_id": session.session_id}, projection)
+        if standing is None:
+            raise SessionNotFoundError(f"session_id={session.session_id!r} does not exist")
+        if session.incarnation is not None and standing.get("incarnation") != session.incarnation:
+            raise SessionNotFoundError(
+                f"session_id={session.session_id!r} was deleted; another has begun under this id"
+            )
+        lease = standing.get("lease")
+        left = (lease["expires_at"] - standing["now"]).total_seconds() if lease else 0.0
+        if session.lease_token is not None and (lease is None or lease["token"] != session.lease_token or left <= 0):
+            raise SessionBusyError(f"session_id={session.session_id!r}: the lease of this manager has run out")
+        if session.lease_token is None and left > 0:
+            raise SessionBusyError(f"session_id={session.session_id!r} is leased by another process", left)
+        return standing
+
+    # --- leases -----------------------------------------------------------------------------------------------------
+
+    def take_lease(self, session_id: str, owner: str, token: str, seconds: float) -> float | None:
+        """Take the lease of an existing session; return None, or how many seconds it is still taken.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+        """
+        if self._update(statements.take_lease(session_id, owner, token, seconds)):
+            return None
+        try:
+            self._explain(SessionRef(session_id))
+        except SessionBusyError as busy:
+            return busy.retry_after or 0.0
+        return 0.0
+
+    def release_lease(self, session_id: str, token: str) -> None:
+        """Give a lease back, if it is still this one."""
+        self._update(statements.release_lease(session_id, token))
+
+
+def now() -> datetime:
+    """Return the time as MongoDB keeps it."""
+    return stored_time(datetime.now(timezone.utc))
+
+
+def _stored_agent(found: Document | None) -> StoredAgent:
+    if found is None:
+        return StoredAgent(agent_data=None)
+    archived = int(found["archived_count"])
+    count = int(found["message_count"])
+    return StoredAgent(
+        agent_data=found.get("agent_data", {}),
+        message_count=count,
+        archived_count=archived,
+        window_offset=archived + int(found["skip"]),
+        window=found["window"],
+    )
+
+
+def _new_agent(document: Document, key: str) -> StoredAgent:
+    record = document["agents"].get(key)
+    return StoredAgent(agent_data=None if record is None else record["agent_data"])
+
+
+def _back_off(times: int) -> None:
+    """Wait a moment, longer and more random each time, so that writers that collided do not collide again."""
+    time.sleep(random.uniform(0, min(_MAX_BACK_OFF_SECONDS, 0.001 * 2 ** min(times, 10))))  # noqa: S311 - no secret
+
+
+_ensured: set[tuple[frozenset[Any], str, tuple[str, ...]]] = set()
+_ensured_lock = threading.Lock()

@@ -1,0 +1,407 @@
+"""Filters, updates and projections: every statement that is sent about a session document. Pure.
+
+A statement that changes a session names in its filter the life of the session it means (``incarnation``) and that no
+other process holds the lease; an append also names the ``message_id`` it expects to be next. So the server decides,
+in one atomic update, whether the writer's picture of the session is still true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from bson import ObjectId
+
+from .documents import Document, message_document, new_agent
+from .keys import encode_key
+from .metrics import Totals
+
+# What a live agent needs of a stored message. Times, metrics and commit ids stay on the server: they are a third of
+# a short message.
+_WINDOW_FIELDS = ("message_id", "role", "content", "message", "tracking_id", "metadata", "extra", "turn_id")
+
+
+@dataclass(frozen=True)
+class Update:
+    """One ``update_one``."""
+
+    filter: Document
+    update: Document | list[Document]
+    array_filters: list[Document] | None = None
+
+
+@dataclass(frozen=True)
+class SessionRef:
+    """Which session a writer means, and by which right it writes.
+
+    Attributes:
+        session_id: The session's id.
+        incarnation: The life of the session that was opened; None where any will do (the repository's own methods).
+        lease_token: The token of the lease this writer holds, if it does.
+    """
+
+    session_id: str
+    incarnation: ObjectId | None = None
+    lease_token: str | None = None
+
+    def filter(self, **conditions: Any) -> Document:
+        """Return the filter that every write of this writer carries."""
+        document: Document = {"_id": self.session_id}
+        if self.incarnation is not None:
+            document["incarnation"] = self.incarnation
+        # Compared by the server's clock. A missing field sorts before every date, so no lease passes, too.
+        if self.lease_token is None:
+            document["$expr"] = {"$lte": ["$lease.expires_at", "$$NOW"]}
+        else:
+            document["lease.token"] = self.lease_token
+            document["$expr"] = {"$gt": ["$lease.expires_at", "$$NOW"]}
+        document.update(conditions)
+        return document
+
+
+@dataclass
+class Commit:
+    """What one update of a session document carries for one agent.
+
+    Attributes:
+        key: The agent's key in the document.
+        position: The ``message_id`` the first message is to get; it guards the update.
+        messages: Stored messages without their ``message_id``, oldest first.
+        creates: The agent's whole ``agent_data`` if the agent is not stored yet, else None.
+        fields: Changed fields of ``agent_data``, encoded.
+        totals: Growth of the running totals; rides with messages, never alone.
+        commit_id: Stored on the first message, so that a commit of unknown outcome can be recognised.
+    """
+
+    key: str
+    position: int
+    messages: list[Document] = field(default_factory=list)
+    creates: Document | None = None
+    fields: Document = field(default_factory=dict)
+    totals: Totals = field(default_factory=Totals)
+    commit_id: ObjectId = field(default_factory=ObjectId)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to send."""
+        return not (self.messages or self.fields or self.creates is not None)
+
+
+def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
+    """Return the update that stores everything in ``work``, or nothing of it."""
+    agent = f"agents.{work.key}"
+    messages = [
+        message_document(work.position + index, body, body.get("created_at", now), now)
+        for index, body in enumerate(work.messages)
+    ]
+    if messages:
+        messages[0]["commit_id"] = work.commit_id
+    changed: Document = {"updated_at": now}
+    if work.creates is not None:
+        record = new_agent(work.creates, now)
+        record["message_count"] = len(messages)
+        record["usage"] = _nested({**work.totals.increments, **work.totals.maxima})
+        record["messages"] = messages
+        changed[agent] = record
+        return Update(
+            session.filter(**{agent: {"$exists": False}}),
+            {"$set": changed, "$addToSet": {"agent_ids": work.creates["agent_id"]}},
+        )
+    changed[f"{agent}.updated_at"] = now
+    for name, value in work.fields.items():
+        changed[f"{agent}.agent_data.{name}"] = value
+    if not messages:
+        return Update(session.filter(**{agent: {"$exists": True}}), {"$set": changed})
+    update: Document = {"$set": changed, "$push": {f"{agent}.messages": {"$each": messages}}}
+    update["$inc"] = {f"{agent}.message_count": len(messages)}
+    for path, amount in work.totals.increments.items():
+        update["$inc"][f"{agent}.usage.{path}"] = amount
+    if work.totals.maxima:
+        update["$max"] = {f"{agent}.usage.{path}": value for path, value in work.totals.maxima.items()}
+    return Update(session.filter(**{f"{agent}.message_count": work.position}), update)
+
+
+def rewrite(
+    session: SessionRef,
+    key: str,
+    message_id: int,
+    body: Mapping[str, Any],
+    now: datetime,
+    tracking_id: str | None = None,
+) -> Update:
+    """Return the update that replaces parts of a stored message where it stands.
+
+    Args:
+        session: Whose.
+        key: The agent's key.
+        message_id: Which message.
+        body: Fields to replace; what it does not name (times, metrics, ids) is kept.
+        now: The message's new ``updated_at``.
+        tracking_id: Every message with this id as well: a retried prompt may stand in the conversation twice.
+    """
+    agent = f"agents.{key}"
+    which: Document = {"m.message_id": message_id}
+    if tracking_id is not None:
+        which = {"$or": [which, {"m.tracking_id": tracking_id}]}
+    changed = {f"{agent}.messages.$[m].{name}": value for name, value in body.items()}
+    changed[f"{agent}.messages.$[m].updated_at"] = now
+    # `message` is where older documents keep role and content.
+    removed = {f"{agent}.messages.$[m].{name}": "" for name in ("message", "extra") if name not in body}
+    return Update(
+        session.filter(**{f"{agent}.messages.message_id": message_id}),
+        {
+            "$set": {**changed, f"{agent}.updated_at": now, "updated_at": now},
+            "$unset": removed,
+            "$inc": {f"{agent}.edits": 1},
+        },
+        array_filters=[which],
+    )
+
+
+def late_metrics(
+    session: SessionRef, key: str, message_id: int, metrics: Document, totals: Totals, now: datetime
+) -> Update:
+    """Return the update that gives a stored message its metrics, once."""
+    agent = f"agents.{key}"
+    lacking = {"message_id": message_id, "event_loop_metrics": {"$exists": False}}
+    update: Document = {
+        "$set": {f"{agent}.messages.$[m].event_loop_metrics": metrics, "updated_at": now},
+        "$inc": {
+            f"{agent}.edits": 1,
+            **{f"{agent}.usage.{path}": n for path, n in totals.increments.items()},
+        },
+    }
+    if totals.maxima:
+        update["$max"] = {f"{agent}.usage.{path}": value for path, value in totals.maxima.items()}
+    return Update(
+        session.filter(**{f"{agent}.messages": {"$elemMatch": lacking}}),
+        update,
+        array_filters=[{"m.message_id": message_id}],
+    )
+
+
+def agent_fields(session: SessionRef, key: str, fields: Mapping[str, Any], now: datetime) -> Update:
+    """Return the update that replaces fields of a stored agent."""
+    agent = f"agents.{key}"
+    changed = {f"{agent}.agent_data.{name}": value for name, value in fields.items()}
+    return Update(
+        session.filter(**{agent: {"$exists": True}}),
+        {"$set": {**changed, f"{agent}.updated_at": now, "updated_at": now}},
+    )
+
+
+def append_message(session: SessionRef, key: str, message: Document, now: datetime) -> Update:
+    """Return the update that appends one message with an id of the caller's; later ids may be any higher ones."""
+    agent = f"agents.{key}"
+    return Update(
+        session.filter(**{f"{agent}.message_count": {"$lte": message["message_id"]}}),
+        {
+            "$push": {f"{agent}.messages": message},
+            "$set": {
+                f"{agent}.message_count": message["message_id"] + 1,
+                f"{agent}.updated_at": now,
+                "updated_at": now,
+            },
+            "$inc": {f"{agent}.usage.messages": 1},
+        },
+    )
+
+
+def multi_agent(session: SessionRef, multi_agent_id: str, state: Any, now: datetime, *, create: bool) -> Update:
+    """Return the update that stores the state of a graph or swarm: of a new one, or of a stored one."""
+    entry = f"multi_agents.{encode_key(multi_agent_id)}"
+    if create:
+        changed: Document = {entry: {"state": state, "created_at": now, "updated_at": now}}
+    else:
+        changed = {f"{entry}.state": state, f"{entry}.updated_at": now}
+    return Update(session.filter(**{entry: {"$exists": not create}}), {"$set": {**changed, "updated_at": now}})
+
+
+def set_metadata(session: SessionRef, metadata: Mapping[str, Any], now: datetime) -> Update:
+    """Return the update that sets these metadata fields and leaves the others."""
+    return Update(
+        session.filter(),
+        {"$set": {**{f"metadata.{key}": value for key, value in metadata.items()}, "updated_at": now}},
+    )
+
+
+def unset_metadata(session: SessionRef, keys: Iterable[str], now: datetime) -> Update:
+    """Return the update that removes these metadata fields."""
+    return Update(session.filter(), {"$unset": {f"metadata.{key}": "" for key in keys}, "$set": {"updated_at": now}})
+
+
+def add_feedback(session: SessionRef, feedback: Document, now: datetime) -> Update:
+    """Return the update that appends one feedback."""
+    return Update(session.filter(), {"$push": {"feedbacks": feedback}, "$set": {"updated_at": now}})
+
+
+# --- leases: all times are the server's -----------------------------------------------------------------------------
+
+
+def take_lease(session_id: str, owner: str, token: str, seconds: float) -> Update:
+    """Return the update that takes the lease if it is free or expired, or renews the one with this token."""
+    free = {"$lte": ["$lease.expires_at", "$$NOW"]}
+    lease = {
+        "owner": {"$literal": owner},
+        "token": {"$literal": token},
+        "expires_at": {"$add": ["$$NOW", round(seconds * 1000)]},
+    }
+    return Update(
+        {"_id": session_id, "$or": [{"$expr": free}, {"lease.token": token}]},
+        # $unset first: $set merges into a document that is there.
+        [{"$unset": "lease"}, {"$set": {"lease": lease}}],
+    )
+
+
+def renew_lease(session: SessionRef, seconds: float) -> Update:
+    """Return the update that moves the end of a lease that is still held."""
+    return Update(session.filter(), [{"$set": {"lease.expires_at": {"$add": ["$$NOW", round(seconds * 1000)]}}}])
+
+
+def release_lease(session_id: str, token: str) -> Update:
+    """Return the update that gives a lease back; somebody else's is left alone."""
+    return Update({"_id": session_id, "lease.token": token}, {"$unset": {"lease": ""}})
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def open_projection(agent_keys: Sequence[str]) -> Document:
+    """Return the projection that reads a session's header and the live windows of some of its agents.
+
+    The window begins at the agent's ``removed_message_count``: a conversation manager has taken the messages before
+    it out of the live conversation. So the bytes read depend on the window, not on the length of the conversation.
+    """
+    return {
+        "session_id": 1,
+        "session_type": 1,
+        "incarnation": 1,
+        "created_at": 1,
+        "updated_at": 1,
+        "agents_opened": [_agent_window(key) for key in agent_keys],
+    }
+
+
+def _agent_window(key: str) -> Document:
+    agent = f"$agents.{key}"
+    removed = f"{agent}.agent_data.conversation_manager_state.removed_message_count"
+    # A positive position: a negative one counts from the end. A length of 0 would be an error.
+    window = {"$slice": ["$$messages", "$$skip", {"$max": [1, {"$size": "$$messages"}]}]}
+    opened = {
+        "agent_data": f"{agent}.agent_data",
+        "message_count": f"{agent}.message_count",
+        "archived_count": "$$archived",
+        "skip": "$$skip",
+        "window": {"$map": {"input": window, "as": "m", "in": {name: f"$$m.{name}" for name in _WINDOW_FIELDS}}},
+    }
+    skip = {"$max": [0, {"$subtract": [_number(removed), "$$archived"]}]}
+    return {
+        "$cond": [
+            {"$eq": [{"$type": agent}, "object"]},
+            {
+                "$let": {
+                    "vars": {"messages": _messages(agent), "archived": _number(f"{agent}.archived_count")},
+                    "in": {"$let": {"vars": {"skip": skip}, "in": opened}},
+                }
+            },
+            None,
+        ]
+    }
+
+
+def position_projection(key: str, message_id: int) -> Document:
+    """Return the projection that tells a writer whose append did not match how things stand."""
+    agent = f"$agents.{key}"
+    at_position = {"$filter": {"input": _messages(agent), "as": "m", "cond": {"$eq": ["$$m.message_id", message_id]}}}
+    return {
+        **STANDING,
+        "exists": {"$eq": [{"$type": agent}, "object"]},
+        "message_count": f"{agent}.message_count",
+        "commit_id": {"$first": {"$map": {"input": at_position, "as": "m", "in": "$$m.commit_id"}}},
+    }
+
+
+STANDING: Document = {"incarnation": 1, "lease": 1, "now": "$$NOW"}
+"""Projection of what decides whether a write is allowed at all."""
+
+
+def messages_projection(key: str, offset: int, limit: int | None) -> Document:
+    """Return the projection of one page of an agent's embedded messages."""
+    messages = _messages(f"$agents.{key}")
+    length: Any = limit if limit is not None else {"$max": [1, {"$size": messages}]}
+    return {"messages": {"$slice": [messages, offset, length]}}
+
+
+def message_projection(key: str, message_id: int) -> Document:
+    """Return the projection of one message."""
+    return {
+        "messages": {
+            "$filter": {
+                "input": _messages(f"$agents.{key}"),
+                "as": "m",
+                "cond": {"$eq": ["$$m.message_id", message_id]},
+            }
+        }
+    }
+
+
+def count_expression(key: str) -> Document:
+    """Return the expression for the number of an agent's messages: those archived and those embedded."""
+    agent = f"$agents.{key}"
+    return {"$add": [_number(f"{agent}.archived_count"), {"$size": _messages(agent)}]}
+
+
+def adopt(agent_keys: Sequence[str]) -> list[Document]:
+    """Return the update that gives an older document the counters and the incarnation it lacks.
+
+    Computed by the server from what it holds at that moment, so it is right whoever writes meanwhile.
+    """
+    fields: Document = {
+        "incarnation": {"$ifNull": ["$incarnation", ObjectId()]},
+        "schema_version": {"$ifNull": ["$schema_version", 1]},
+    }
+    for key in agent_keys:
+        agent = f"$agents.{key}"
+        messages = _messages(agent)
+        beyond_last = {
+            "$add": [
+                {"$ifNull": [{"$max": {"$map": {"input": messages, "as": "m", "in": "$$m.message_id"}}}, -1]},
+                1,
+            ]
+        }
+        counters = {
+            "messages": messages,
+            "message_count": {"$ifNull": [f"{agent}.message_count", {"$max": [beyond_last, {"$size": messages}]}]},
+            "archived_count": _number(f"{agent}.archived_count"),
+            "edits": _number(f"{agent}.edits"),
+        }
+        fields[f"agents.{key}"] = {
+            "$cond": [
+                {"$eq": [{"$type": agent}, "object"]},
+                {"$mergeObjects": [agent, counters]},
+                # An agent that is not there stays away.
+                "$$REMOVE",
+            ]
+        }
+    return [{"$set": fields}]
+
+
+def _messages(agent: str) -> Document:
+    return {"$cond": [{"$isArray": f"{agent}.messages"}, f"{agent}.messages", []]}
+
+
+def _number(path: str) -> Document:
+    return {"$cond": [{"$isNumber": path}, path, 0]}
+
+
+def _nested(paths: Mapping[str, Any]) -> Document:
+    document: Document = {}
+    for path, value in paths.items():
+        *parents, last = path.split(".")
+        inner = document
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return document

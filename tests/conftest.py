@@ -1,0 +1,75 @@
+"""Servers, clients and databases for all tests.
+
+Tests of behaviour take `server`, `client` or `database` and run once on a standalone server and once on a
+replica set. Each server is started when the first test needs it and lives until the end of the run. Where
+`MONGODB_URI` is set, that server is the only one.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+from pymongo import MongoClient
+
+from mongodb_session_manager.local import LocalMongoDB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pymongo.database import Database
+
+# No deadlines: a machine that is busy is not a failure of the code under test.
+settings.register_profile("dev", max_examples=100, deadline=None)
+settings.register_profile("ci", max_examples=1000, deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+SERVERS = ["external"] if os.environ.get("MONGODB_URI") else ["standalone", "replica_set"]
+# `failCommand`, see support/failpoints.py.
+PARAMETERS = {"enableTestCommands": 1}
+
+
+@pytest.fixture(scope="session")
+def standalone() -> Iterator[LocalMongoDB]:
+    """A standalone server."""
+    with LocalMongoDB(parameters=PARAMETERS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def replica_set() -> Iterator[LocalMongoDB]:
+    """A replica set of three nodes. A test that ends a node starts one of its own instead."""
+    with LocalMongoDB(replica_set=True, parameters=PARAMETERS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def server(request: pytest.FixtureRequest) -> LocalMongoDB:
+    """Each kind of server in turn."""
+    found: LocalMongoDB = request.getfixturevalue("replica_set" if request.param == "replica_set" else "standalone")
+    return found
+
+
+@pytest.fixture(scope="session")
+def client(server: LocalMongoDB) -> Iterator[MongoClient[dict[str, Any]]]:
+    """A plain client of `server`, for what a test arranges and checks behind the library's back."""
+    plain: MongoClient[dict[str, Any]]
+    with MongoClient(server.uri, appname="tests") as plain:
+        yield plain
+
+
+@pytest.fixture
+def database_name(client: MongoClient[dict[str, Any]]) -> Iterator[str]:
+    """The name of a database that is this test's own, dropped after it."""
+    name = f"test_{uuid.uuid4().hex}"
+    yield name
+    client.drop_database(name)
+
+
+@pytest.fixture
+def database(client: MongoClient[dict[str, Any]], database_name: str) -> Database[dict[str, Any]]:
+    """This test's own database."""
+    return client[database_name]

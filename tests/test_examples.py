@@ -1,0 +1,135 @@
+"""The examples run as a stranger runs them: as programs, on a machine without network, keys and colours."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def offline_environment(server: Any) -> dict[str, str]:
+    """An environment whose only server is the test's: anything else ends at a proxy that is not there."""
+    no_network = dict.fromkeys(
+        ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
+    )
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV") if name in os.environ}
+    return {**kept, **no_network, "MONGODB_URI": server.uri, "PYTHONIOENCODING": "utf-8"}
+
+
+def run_example(name: str, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an example to its end."""
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_demo_answers_from_what_another_process_stored(offline_environment: dict[str, str]) -> None:
+    finished = run_example("example_calculator_tool.py", offline_environment)
+    assert finished.returncode == 0, finished.stderr
+    output = finished.stdout
+
+    assert "offline: a script answers, not a language model" in output
+    first, second = re.findall(r"^process (\d+) ·", output, re.MULTILINE)
+    assert first != second
+    _, _, of_the_second = output.partition(f"process {second}")
+    assert "6 messages restored from MongoDB" in of_the_second
+    assert "What is my name?" in of_the_second
+    assert "Your name is Alice." in of_the_second.partition("──")[0]
+
+    assert "calculator({'expression': '(17 + 4) * 2'})" in output
+    assert "That is 42." in output
+    assert "accumulated_usage" in output
+    assert "Your name is Bob." in output
+
+
+def test_the_demo_is_readable_in_a_narrow_window_and_in_a_log(offline_environment: dict[str, str]) -> None:
+    finished = run_example("example_calculator_tool.py", offline_environment)
+    assert max(map(len, finished.stdout.splitlines())) <= 100
+    assert "\x1b" not in finished.stdout
+    assert not finished.stderr
+
+
+def test_the_demo_does_not_know_a_name_that_it_was_not_told(offline_environment: dict[str, str]) -> None:
+    finished = run_example("example_calculator_tool.py", offline_environment, "--resume", "nobody-was-here")
+    assert "0 messages restored" in finished.stdout
+    assert "I do not know your name." in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("(17 + 4) * 2", "42"),
+        ("7 // 2 - 1.5", "1.5"),
+        ("-2 ** 10", "-1024"),
+        ("7 % 4", "3"),
+        ("1 / 4", "0.25"),
+    ],
+)
+def test_the_calculator_calculates(expression: str, value: str) -> None:
+    from example_calculator_tool import calculator
+
+    assert calculator(expression) == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "__import__('os').getcwd()",
+        "9 ** 9 ** 9",
+        "'a' * 10",
+        "True + 1",
+        "[1][0]",
+        "abs(1)",
+        "a",
+        "1 if 1 else 2",
+        "2 +",
+    ],
+)
+def test_the_calculator_evaluates_nothing_but_arithmetic(expression: str) -> None:
+    from example_calculator_tool import calculator
+
+    with pytest.raises((ValueError, SyntaxError)):
+        calculator(expression)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"MODEL_PROVIDER": "no-such"}, "MODEL_PROVIDER=no-such is unknown; choose offline, bedrock"),
+        ({"MODEL_PROVIDER": "openai"}, "MODEL_PROVIDER=openai needs MODEL_ID"),
+        ({"MODEL_PROVIDER": "llamacpp", "MODEL_MAX_TOKENS": "many"}, "MODEL_MAX_TOKENS=many is no number"),
+    ],
+)
+def test_a_wrong_choice_of_a_model_says_what_is_right(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_from_environment import model_from_environment
+
+    for name in ("MODEL_PROVIDER", "MODEL_ID", "MODEL_MAX_TOKENS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=message):
+        model_from_environment(lambda _: "never said")
+
+
+def test_a_local_server_can_be_chosen_as_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_from_environment import describe, model_from_environment
+
+    monkeypatch.setenv("MODEL_PROVIDER", "llamacpp")
+    monkeypatch.setenv("MODEL_ID", "local-model")
+    monkeypatch.setenv("MODEL_BASE_URL", "http://127.0.0.1:9")
+    model = model_from_environment(lambda _: "never said")
+    assert type(model).__name__ == "LlamaCppModel"
+    assert describe(model) == "local-model"
