@@ -35,9 +35,7 @@ from mongodb_session_manager.local import LocalMongoDB
 
 DATABASE, COLLECTION = "session_manager_examples", "sessions"
 WIDTH = 100
-SYSTEM_PROMPT = (
-    "You are a friendly assistant. Use the calculator for every calculation. Answer in one sentence."
-)
+SYSTEM_PROMPT = "You are a friendly assistant. Use the calculator for every calculation. Answer in one sentence."
 
 
 # --- The agent and its tool
@@ -96,9 +94,7 @@ def build_agent(session_manager: Any) -> Agent:
 def scripted_answer(messages: Messages) -> Reply:
     """What the offline model says: found in `messages` and nowhere else."""
     said = [block["text"] for message in messages for block in message["content"] if "text" in block]
-    names = [
-        match[1] for match in (re.search(r"my name is (\w+)", text, re.IGNORECASE) for text in said) if match
-    ]
+    names = [match[1] for match in (re.search(r"my name is (\w+)", text, re.IGNORECASE) for text in said) if match]
     last = messages[-1]["content"][-1]
     if "toolResult" in last:
         return f"That is {last['toolResult']['content'][0]['text']}."
@@ -106,9 +102,7 @@ def scripted_answer(messages: Messages) -> Reply:
     if "what is my name" in question.lower():
         return f"Your name is {names[-1]}." if names else "I do not know your name."
     if calculation := re.search(r"[\d(][\d\s.+\-*/%()]*[\d)]", question):
-        return ScriptedReply(
-            text="Let me see.", tool_calls=(ToolCall("calculator", {"expression": calculation[0]}),)
-        )
+        return ScriptedReply(text="Let me see.", tool_calls=(ToolCall("calculator", {"expression": calculation[0]}),))
     return f"Nice to meet you, {names[-1]}." if names else "Hello!"
 
 
@@ -179,9 +173,7 @@ def measure(uri: str, session_id: str, rounds: int = 20) -> tuple[float, float]:
 
     try:
         resume_with_pooled_client()  # the first one connects
-        return tuple(
-            median_ms(resume, rounds) for resume in (resume_with_own_client, resume_with_pooled_client)
-        )
+        return tuple(median_ms(resume, rounds) for resume in (resume_with_own_client, resume_with_pooled_client))
     finally:
         factory.close()
 
@@ -238,13 +230,14 @@ def talk(agent: Agent, prompt: str) -> None:
 
 
 def lines_of(value: Any, indent: str = "  ") -> Iterator[str]:
-    """Yield a stored document as indented lines, one value a line."""
-    pairs = (
-        value.items()
-        if isinstance(value, dict)
-        else ((f"[{index}]", item) for index, item in enumerate(value))
-    )
-    for key, item in pairs:
+    """Yield a stored document as indented lines, one value a line; of a long list the two ends."""
+    pairs = list(value.items() if isinstance(value, dict) else ((f"[{at}]", item) for at, item in enumerate(value)))
+    left_out = len(pairs) - 4 if isinstance(value, list) else 0
+    for at, (key, item) in enumerate(pairs):
+        if left_out > 0 and 2 <= at < 2 + left_out:
+            if at == 2:
+                yield f"{indent}… {left_out} more"
+            continue
         inline = f"{indent}{key}: {plain(item)}"
         if isinstance(item, dict | list) and item and len(inline) > WIDTH:
             yield f"{indent}{key}:"
@@ -287,9 +280,7 @@ def print_metrics(document: dict[str, Any]) -> None:
 def main() -> None:
     """Run all parts; or with `--resume`, as the other process, the second one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--resume", metavar="SESSION_ID", help="continue a session of MONGODB_URI and ask for the name"
-    )
+    parser.add_argument("--resume", metavar="SESSION_ID", help="continue a session of MONGODB_URI and ask for the name")
     arguments = parser.parse_args()
 
     with LocalMongoDB() as server:

@@ -120,7 +120,7 @@ class OfflineScriptedModel(Model):
         """Return the configuration: `model_id`, and `context_window_limit` if it was given."""
         return self._config
 
-    async def stream(self, messages: Messages, *args: Any, **kwargs: Any) -> AsyncIterator[StreamEvent]:  # noqa: ARG002
+    async def stream(self, messages: Messages, *args: Any, **kwargs: Any) -> AsyncIterator[StreamEvent]:
         """Stream the next reply, in the chunks that a real provider sends.
 
         Args:
@@ -149,8 +149,8 @@ class OfflineScriptedModel(Model):
         self,
         output_model: type[T],
         prompt: Messages,
-        system_prompt: str | None = None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
+        system_prompt: str | None = None,
+        **kwargs: Any,
     ) -> AsyncGenerator[dict[str, T | Any], None]:
         """Yield the next reply as `output_model`: the input of its tool call, or its text as JSON."""
         reply = self._next_reply(prompt)
@@ -181,9 +181,7 @@ class OfflineScriptedModel(Model):
             return  # a provider that refuses a request sends no chunk at all
         yield {"messageStart": {"role": "assistant"}}
         if reply.reasoning:
-            yield from self._block(
-                *({"reasoningContent": {"text": part}} for part in self._parts(reply.reasoning))
-            )
+            yield from self._block(*({"reasoningContent": {"text": part}} for part in self._parts(reply.reasoning)))
         if reply.redacted_reasoning:
             yield from self._block({"reasoningContent": {"redactedContent": reply.redacted_reasoning}})
         if reply.text:
@@ -193,16 +191,12 @@ class OfflineScriptedModel(Model):
             tool_use_id = call.tool_use_id or f"offline-{len(messages)}-{index}"
             tool_use = {"toolUse": {"toolUseId": tool_use_id, "name": call.name}}
             arguments = json.dumps(call.input)
-            yield from self._block(
-                *({"toolUse": {"input": part}} for part in self._parts(arguments)), start=tool_use
-            )
+            yield from self._block(*({"toolUse": {"input": part}} for part in self._parts(arguments)), start=tool_use)
 
     def _parts(self, text: str) -> list[str]:
         return [text[at : at + self._chunk_characters] for at in range(0, len(text), self._chunk_characters)]
 
-    def _block(
-        self, *deltas: Mapping[str, Any], start: Mapping[str, Any] | None = None
-    ) -> Iterator[StreamEvent]:
+    def _block(self, *deltas: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> Iterator[StreamEvent]:
         yield cast("StreamEvent", {"contentBlockStart": {"start": start or {}}})
         for delta in deltas:
             yield cast("StreamEvent", {"contentBlockDelta": {"delta": delta}})
@@ -212,18 +206,14 @@ class OfflineScriptedModel(Model):
 def _closing_chunks(reply: ScriptedReply, messages: Messages) -> Iterator[StreamEvent]:
     """The end of a reply, in Amazon Bedrock's order: stop reason, redactions, usage and metrics."""
     redacted = reply.redact_user is not None or reply.redact_assistant is not None
-    by_content: StopReason = (
-        "guardrail_intervened" if redacted else "tool_use" if reply.tool_calls else "end_turn"
-    )
+    by_content: StopReason = "guardrail_intervened" if redacted else "tool_use" if reply.tool_calls else "end_turn"
     yield {"messageStop": {"stopReason": reply.stop_reason or by_content}}
     if reply.redact_user is not None:
         yield {"redactContent": {"redactUserContentMessage": reply.redact_user}}
     if reply.redact_assistant is not None:
         yield {"redactContent": {"redactAssistantContentMessage": reply.redact_assistant}}
     usage = reply.usage if reply.usage is not None else _estimated_usage(reply, messages)
-    yield cast(
-        "StreamEvent", {"metadata": {"usage": dict(usage), "metrics": {"latencyMs": reply.latency_ms}}}
-    )
+    yield cast("StreamEvent", {"metadata": {"usage": dict(usage), "metrics": {"latencyMs": reply.latency_ms}}})
 
 
 def _estimated_usage(reply: ScriptedReply, messages: Messages) -> dict[str, int]:

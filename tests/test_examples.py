@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def offline_environment(server: Any) -> dict[str, str]:
     """An environment whose only server is the test's: anything else ends at a proxy that is not there."""
     no_network = dict.fromkeys(
@@ -34,10 +34,15 @@ def run_example(name: str, environment: dict[str, str], *arguments: str) -> subp
     )
 
 
-def test_the_demo_answers_from_what_another_process_stored(offline_environment: dict[str, str]) -> None:
-    finished = run_example("example_calculator_tool.py", offline_environment)
-    assert finished.returncode == 0, finished.stderr
-    output = finished.stdout
+@pytest.fixture(scope="session")
+def demo(offline_environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The demo, run once on each server."""
+    return run_example("example_calculator_tool.py", offline_environment)
+
+
+def test_the_demo_answers_from_what_another_process_stored(demo: subprocess.CompletedProcess[str]) -> None:
+    assert demo.returncode == 0, demo.stderr
+    output = demo.stdout
 
     assert "offline: a script answers, not a language model" in output
     first, second = re.findall(r"^process (\d+) ·", output, re.MULTILINE)
@@ -53,11 +58,10 @@ def test_the_demo_answers_from_what_another_process_stored(offline_environment: 
     assert "Your name is Bob." in output
 
 
-def test_the_demo_is_readable_in_a_narrow_window_and_in_a_log(offline_environment: dict[str, str]) -> None:
-    finished = run_example("example_calculator_tool.py", offline_environment)
-    assert max(map(len, finished.stdout.splitlines())) <= 100
-    assert "\x1b" not in finished.stdout
-    assert not finished.stderr
+def test_the_demo_is_readable_in_a_narrow_window_and_in_a_log(demo: subprocess.CompletedProcess[str]) -> None:
+    assert max(map(len, demo.stdout.splitlines())) <= 100
+    assert "\x1b" not in demo.stdout
+    assert not demo.stderr
 
 
 def test_the_demo_does_not_know_a_name_that_it_was_not_told(offline_environment: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ Many of these are defects that other MongoDB session stores have shipped.
 """
 
 import math
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,8 +40,18 @@ def texts(repository: MongoDBSessionRepository, session_id: str, agent_id: str) 
     return [block["text"] for message in stored for block in message.message["content"]]
 
 
+@pytest.fixture(scope="module")
+def database_name(client: MongoClient) -> Iterator[str]:
+    """One database for all tests of this file: they are many, and making a database is slow."""
+    name = f"values_{uuid.uuid4().hex}"
+    yield name
+    client.drop_database(name)
+
+
 @pytest.fixture
 def repository(client: MongoClient, database_name: str) -> MongoDBSessionRepository:
+    """A repository without any session."""
+    client[database_name]["sessions"].delete_many({})
     return MongoDBSessionRepository(client=client, database_name=database_name, collection_name="sessions")
 
 
@@ -58,12 +69,12 @@ def recorder() -> CommandRecorder:
 
 
 @pytest.fixture
-def watched(server: Any, database_name: str, recorder: CommandRecorder) -> Iterator[MongoDBSessionRepository]:
-    """A repository whose commands `recorder` sees, the ones of its construction forgotten."""
+def watched(
+    conversation: MongoDBSessionRepository, server: Any, database_name: str, recorder: CommandRecorder
+) -> Iterator[MongoDBSessionRepository]:
+    """A second repository on the same conversation; `recorder` sees what it sends from now on."""
     with MongoClient(server.uri, event_listeners=[recorder]) as client:
-        repository = MongoDBSessionRepository(
-            client=client, database_name=database_name, collection_name="sessions"
-        )
+        repository = MongoDBSessionRepository(client=client, database_name=database_name, collection_name="sessions")
         repository.create_session(Session(session_id="s1", session_type="AGENT"))
         repository.create_agent("s1", agent_with({}))
         recorder.clear()
@@ -186,9 +197,7 @@ def test_every_session_id_names_its_own_session(repository: MongoDBSessionReposi
 
 
 @pytest.mark.parametrize("deleted", ["s1", "s", "s.*", "s1*", "*", "$gt"])
-def test_deleting_a_session_leaves_its_neighbours_alone(
-    deleted: str, repository: MongoDBSessionRepository
-) -> None:
+def test_deleting_a_session_leaves_its_neighbours_alone(deleted: str, repository: MongoDBSessionRepository) -> None:
     for session_id in SESSION_IDS:
         repository.create_session(Session(session_id=session_id, session_type="AGENT"))
         repository.create_agent(session_id, agent_with({}))
@@ -342,10 +351,7 @@ VALUES: dict[str, Any] = {
     ],
     "marker-of-ours": {"__encoded__": "int", "value": "0x10"},
     "markers-of-ours-of-every-kind": [
-        *(
-            {"__encoded__": kind, "value": []}
-            for kind in ("int", "str", "tuple", "dict", "bson", "x", None, 1)
-        ),
+        *({"__encoded__": kind, "value": []} for kind in ("int", "str", "tuple", "dict", "bson", "x", None, 1)),
         *({"__encoded__": kind, "value": b"a"} for kind in ("int", "str", "tuple", "dict", "bson")),
         *({"__encoded__": kind, "value": "zz"} for kind in ("int", "str", "tuple", "dict", "bson")),
         {"__encoded__": "tuple"},
@@ -373,9 +379,7 @@ EVERY_VALUE = [pytest.param(value, id=name) for name, value in VALUES.items()]
 
 
 @pytest.mark.parametrize("value", EVERY_VALUE)
-def test_a_value_in_a_message_comes_back_exactly_as_it_was(
-    value: Any, conversation: MongoDBSessionRepository
-) -> None:
+def test_a_value_in_a_message_comes_back_exactly_as_it_was(value: Any, conversation: MongoDBSessionRepository) -> None:
     conversation.create_message("s1", "assistant", message_with(value))
     read = conversation.read_message("s1", "assistant", 0)
     listed = conversation.list_messages("s1", "assistant")
@@ -385,9 +389,7 @@ def test_a_value_in_a_message_comes_back_exactly_as_it_was(
 
 
 @pytest.mark.parametrize("value", EVERY_VALUE)
-def test_a_value_in_agent_state_comes_back_exactly_as_it_was(
-    value: Any, repository: MongoDBSessionRepository
-) -> None:
+def test_a_value_in_agent_state_comes_back_exactly_as_it_was(value: Any, repository: MongoDBSessionRepository) -> None:
     repository.create_session(Session(session_id="s1", session_type="AGENT"))
     repository.create_agent("s1", agent_with({"created": value}))
     created = repository.read_agent("s1", "assistant")
@@ -441,8 +443,7 @@ def test_a_value_that_looks_like_the_stored_form_of_another_value_is_not_taken_f
 ) -> None:
     """What the library stores for an odd value is itself a legal value, and so is what it stores for that."""
     value: Any = [
-        VALUES[name]
-        for name in ("integers-beyond-bson", "odd-keys", "tuples", "lone-surrogates", "180-levels")
+        VALUES[name] for name in ("integers-beyond-bson", "odd-keys", "tuples", "lone-surrogates", "180-levels")
     ]
     for generation in range(3):
         conversation.create_message("s1", "assistant", message_with(value, generation))
@@ -464,6 +465,25 @@ def as_plain_python(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return int(value)
     return value
+
+
+@pytest.mark.parametrize("size", [0, 1_000, 4_000, 5_000, 100_000])
+def test_an_odd_value_comes_back_whatever_the_size_of_the_document_around_it(
+    size: int, conversation: MongoDBSessionRepository
+) -> None:
+    """PyMongo hands out documents of more than 4 KB in another type than smaller ones."""
+    state = {"integer": 2**200, "tuple": (1,), "reference": {"$ref": "a", "$id": 1}, "ballast": "x" * size}
+    conversation.update_agent("s1", agent_with(state))
+    conversation.create_message("s1", "assistant", message_with(state))
+    conversation.create_multi_agent("s1", MultiAgent("graph", state))
+    agent = conversation.read_agent("s1", "assistant")
+    message = conversation.read_message("s1", "assistant", 0)
+    assert agent is not None
+    assert message is not None
+    assert_same(agent.state, state)
+    assert_same(message.message, message_with(state).message)
+    assert_same(conversation.list_messages("s1", "assistant")[0].message, message_with(state).message)
+    assert_same(conversation.read_multi_agent("s1", "graph"), state)
 
 
 def test_integers_come_back_as_plain_int(conversation: MongoDBSessionRepository) -> None:

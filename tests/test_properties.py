@@ -106,9 +106,7 @@ def content_blocks(text: st.SearchStrategy[str], value: st.SearchStrategy[Any]) 
         }
     )
     reasoning = st.one_of(
-        st.fixed_dictionaries(
-            {"reasoningText": st.fixed_dictionaries({"text": text}, optional={"signature": text})}
-        ),
+        st.fixed_dictionaries({"reasoningText": st.fixed_dictionaries({"text": text}, optional={"signature": text})}),
         st.fixed_dictionaries({"redactedContent": raw}),
     )
     return st.one_of(
@@ -122,9 +120,7 @@ def content_blocks(text: st.SearchStrategy[str], value: st.SearchStrategy[Any]) 
     )
 
 
-def conversations(
-    text: st.SearchStrategy[str], value: st.SearchStrategy[Any]
-) -> st.SearchStrategy[list[Any]]:
+def conversations(text: st.SearchStrategy[str], value: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
     return st.lists(
         st.fixed_dictionaries(
             {
@@ -257,9 +253,7 @@ def test_the_state_of_an_agent_is_read_as_it_was_last_stored(
     repository.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
     oracle.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
     first = SessionAgent(AGENT, copy.deepcopy(created), {})
-    second = SessionAgent(
-        AGENT, copy.deepcopy(updated), copy.deepcopy(manager_state), copy.deepcopy(internal_state)
-    )
+    second = SessionAgent(AGENT, copy.deepcopy(updated), copy.deepcopy(manager_state), copy.deepcopy(internal_state))
 
     repository.create_agent(session_id, first)
     after_creation = repository.read_agent(session_id, AGENT)
@@ -307,7 +301,7 @@ def test_a_rewritten_message_has_the_new_content_and_its_neighbours_keep_theirs(
         expected[message_id] = message["content"]
     found = repository.list_messages(session_id, AGENT)
     assert_same([message.to_message()["content"] for message in found], expected)
-    tracking_ids = [message.to_message().get("tracking_id") for message in found]
+    tracking_ids = [message.message.get("tracking_id") for message in found]
     assert tracking_ids == [message.get("tracking_id") for message in before]
 
 

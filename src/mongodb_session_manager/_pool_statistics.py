@@ -350,10 +350,12 @@ class PoolReport:
     def _server_version(self) -> str | None:
         # Asked only of a server that is known to be there: with none, selecting one would be a wait.
         if self._version is None and self._client.topology_description.has_readable_server():
-            if self._asking is None or not self._asking.is_alive():
-                self._asking = threading.Thread(target=self._ask_version, name="mongodb-version", daemon=True)
-                self._asking.start()
-            self._asking.join(_VERSION_PATIENCE_SECONDS)
+            asking = self._asking
+            if asking is None or not asking.is_alive():
+                asking = threading.Thread(target=self._ask_version, name="mongodb-version", daemon=True)
+                asking.start()
+                self._asking = asking
+            asking.join(_VERSION_PATIENCE_SECONDS)
         return self._version
 
     def _ask_version(self) -> None:

@@ -7,6 +7,7 @@ documents without counters, and fields it does not know.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -16,13 +17,18 @@ from bson import ObjectId
 from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage
 
-from .encoding import MARKER, decode, encode
+from .encoding import MARKER, decode, encode, to_bson
 from .errors import UnstorableValueError
 from .keys import decode_key
 
 Document = dict[str, Any]
 
 SCHEMA_VERSION = 1
+
+MAX_VALUE_BYTES = 15 * 1024 * 1024
+"""What one message, or one field of an agent, may have as BSON: MongoDB takes 16 MB, and a session needs a header."""
+
+_MARKER = re.compile(MARKER.encode())
 
 # Fields of a Strands message that have a place of their own; whatever else it holds is kept in `extra`.
 _MESSAGE_FIELDS = frozenset(("role", "content", "tracking_id", "metadata"))
@@ -118,6 +124,8 @@ def agent_data(agent: SessionAgent) -> Document:
         value = getattr(agent, name, None)
         if value is not None:
             data[name] = encode(value, where + name)
+    for name, value in data.items():
+        check_size({name: value}, where + name)
     data["created_at"] = agent.created_at
     data["updated_at"] = agent.updated_at
     return data
@@ -174,6 +182,7 @@ def message_body(message: Mapping[str, Any], where: str) -> Document:
     if not _MESSAGE_FIELDS.issuperset(message):
         extra = {name: value for name, value in message.items() if name not in _MESSAGE_FIELDS}
         body["extra"] = encode(extra, where)
+    check_size(body, where)
     return body
 
 
@@ -270,9 +279,19 @@ def turns_together(window: list[Document]) -> list[Document]:
 # --- values ---------------------------------------------------------------------------------------------------------
 
 
-def decode_document(document: Any, raw: bytes) -> Any:
+def decode_document(document: Document, raw: bytes | memoryview) -> Document:
     """Return a document that was read, decoded; the walk is only made where its bytes hold an encoded value."""
-    return decode(document) if MARKER.encode() in raw else document
+    return decode(document) if _MARKER.search(raw) else document
+
+
+def check_size(value: Document | bytes, where: str) -> None:
+    """Refuse an encoded value, or its BSON, that no session document could hold.
+
+    Raises:
+        UnstorableValueError: It has more than ``MAX_VALUE_BYTES``.
+    """
+    if (size := len(value if isinstance(value, bytes) else to_bson(value))) > MAX_VALUE_BYTES:
+        raise UnstorableValueError(f"{where} has {size} bytes; at most {MAX_VALUE_BYTES} can be stored")
 
 
 def stored_time(moment: datetime) -> datetime:

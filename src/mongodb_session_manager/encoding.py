@@ -29,6 +29,7 @@ from typing import Any
 import bson
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion, TypeDecoder, TypeRegistry
+from bson.errors import BSONError
 from bson.int64 import Int64
 
 from .errors import UnstorableValueError
@@ -190,15 +191,18 @@ def _encode_deep(value: Any) -> dict[str, Any]:
 
 def _decode_marked(kind: Any, document: dict[str, Any]) -> Any:
     stored = decode(document["value"])
-    if kind == "int" and isinstance(stored, str):
-        return int(stored, 16)
-    if kind == "str" and isinstance(stored, bytes):
-        return stored.decode("utf-8", "surrogatepass")
-    if kind == "tuple" and isinstance(stored, list):
-        return tuple(stored)
-    if kind == "dict" and isinstance(stored, list):
-        return dict(stored)
-    if kind == "bson" and isinstance(stored, bytes):
-        return decode(bson.decode(stored, codec_options=CODEC_OPTIONS)["value"])
-    # Not ours: somebody else's document that has these keys. It is kept as it is.
+    try:
+        if kind == "int" and isinstance(stored, str):
+            return int(stored, 16)
+        if kind == "str" and isinstance(stored, bytes):
+            return stored.decode("utf-8", "surrogatepass")
+        if kind == "tuple" and isinstance(stored, list):
+            return tuple(stored)
+        if kind == "dict" and isinstance(stored, list):
+            return dict(stored)
+        if kind == "bson" and isinstance(stored, bytes):
+            return decode(bson.decode(stored, codec_options=CODEC_OPTIONS)["value"])
+    except (ValueError, TypeError, KeyError, BSONError):
+        pass
+    # Not ours: somebody else's document that has these keys. It is kept as it is, and never an error.
     return {MARKER: kind, "value": stored}

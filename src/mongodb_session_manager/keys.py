@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from .errors import InvalidIdentifierError
+from .errors import InvalidIdentifierError, UnstorableValueError
 
 
 def check_id(value: object, kind: str) -> str:
@@ -91,8 +91,11 @@ def check_metadata(metadata: object) -> dict[str, Any]:
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
     paths = check_metadata_paths(metadata)
-    for path in paths:
-        _check_nested_keys(metadata[path], path)
+    try:
+        for path in paths:
+            _check_nested_keys(metadata[path], path)
+    except RecursionError:
+        raise UnstorableValueError("metadata is nested too deeply to be stored") from None
     return dict(metadata)
 
 

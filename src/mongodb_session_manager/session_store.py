@@ -121,6 +121,8 @@ class SessionStore:
         try:
             self.collection.create_indexes([IndexModel([(name, ASCENDING)]) for name in names])
         except PyMongoError as error:
+            with _ensured_lock:
+                _ensured.discard(mine)
             logger.warning("collection=<%s>, error=<%s> | indexes not created", self.collection.full_name, error)
 
     # --- sessions ---------------------------------------------------------------------------------------------------
@@ -175,9 +177,7 @@ class SessionStore:
         found = self._raw.find_one(query, projection)
         if found is None:
             return None
-        raw: bytes = found.raw
-        document: Document = decode_document(bson.decode(raw, CODEC_OPTIONS), raw)
-        return document
+        return decode_document(bson.decode(found.raw, CODEC_OPTIONS), found.raw)
 
     def _insert_if_absent(self, document: Document) -> bool:
         """Insert a document unless there is one with its id; return whether this one was inserted."""
@@ -236,6 +236,7 @@ class SessionStore:
         key: str,
         message_id: int,
         body: Mapping[str, Any],
+        moment: datetime,
         tracking_id: str | None = None,
     ) -> None:
         """Replace parts of a stored message; see ``statements.rewrite``.
@@ -243,10 +244,22 @@ class SessionStore:
         Raises:
             MessageNotFoundError: There is no such message.
         """
-        while not self._update(statements.rewrite(session, key, message_id, body, now(), tracking_id)):
-            standing = self._explain(session, {**statements.STANDING, **statements.message_projection(key, message_id)})
+        while not self._update(statements.rewrite(session, key, message_id, body, moment, tracking_id)):
+            projection = {
+                **statements.position_projection(key, message_id),
+                **statements.message_projection(key, message_id),
+            }
+            standing = self._explain(session, projection)
+            if not standing["exists"]:
+                raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {key!r}")
             if not standing["messages"]:
                 raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
+
+    def read_agent_data(self, session_id: str, key: str) -> Document | None:
+        """Return what is stored of an agent, decoded, or None if the session has no such agent."""
+        projection = {"_id": 0, "agent_data": statements.agent_data_expression(key)}
+        document = self.find_one({"_id": session_id}, projection)
+        return (document or {}).get("agent_data")
 
     def read_message(self, session_id: str, key: str, message_id: int) -> Document | None:
         """Return one stored message, decoded, or None."""
@@ -382,7 +395,7 @@ def _new_agent(document: Document, key: str) -> StoredAgent:
 
 def _back_off(times: int) -> None:
     """Wait a moment, longer and more random each time, so that writers that collided do not collide again."""
-    time.sleep(random.uniform(0, min(_MAX_BACK_OFF_SECONDS, 0.001 * 2 ** min(times, 10))))  # noqa: S311 - no secret
+    time.sleep(random.uniform(0, min(_MAX_BACK_OFF_SECONDS, 0.001 * 2 ** min(times, 10))))
 
 
 _ensured: set[tuple[frozenset[Any], str, tuple[str, ...]]] = set()

@@ -347,6 +347,12 @@ def message_projection(key: str, message_id: int) -> Document:
     }
 
 
+def agent_data_expression(key: str) -> Document:
+    """Return the expression for an agent's record: None if there is no such agent."""
+    agent = f"$agents.{key}"
+    return {"$cond": [{"$eq": [{"$type": agent}, "object"]}, {"$ifNull": [f"{agent}.agent_data", {}]}, None]}
+
+
 def count_expression(key: str) -> Document:
     """Return the expression for the number of an agent's messages: those archived and those embedded."""
     agent = f"$agents.{key}"

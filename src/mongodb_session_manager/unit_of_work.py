@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from bson import ObjectId
 
 from .command_pool import CommandPool
-from .documents import Document
+from .documents import Document, check_size
 from .encoding import encode, to_bson
 from .metrics import ToolCall, Totals
 from .session_store import SessionStore, now
@@ -106,7 +106,7 @@ class RewriteOperation:
         """Rewrite the message where it stands."""
         self.started = True
         assert self.entry.message_id is not None
-        store.rewrite(session, self.key, self.entry.message_id, self.body, self.tracking_id)
+        store.rewrite(session, self.key, self.entry.message_id, self.body, now(), self.tracking_id)
 
 
 @dataclass(eq=False)
@@ -377,9 +377,11 @@ class AgentWork(Outbox):
         """
         changed = {}
         for name, value in fields.items():
-            encoded = encode(value, f"agent_id={self.agent_id!r} {name}")
+            where = f"agent_id={self.agent_id!r} {name}"
+            encoded = encode(value, where)
             content = to_bson({"value": encoded})
             if self._staged.get(name) != content:
+                check_size(content, where)
                 self._staged[name] = content
                 changed[name] = encoded
         if changed:

@@ -37,7 +37,7 @@ class ScriptedBidiModel(BidiModel):
         """Return the configuration: `model_id`."""
         return self._config
 
-    async def start(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    async def start(self, *args: Any, **kwargs: Any) -> None:
         """Open the pretended connection; a queue belongs to the event loop that runs now."""
         self._events = asyncio.Queue()
 
@@ -45,7 +45,7 @@ class ScriptedBidiModel(BidiModel):
         """Close the pretended connection."""
         await self._events.put(None)
 
-    async def send(self, content: BidiMessage | BidiContentDelta) -> None:  # noqa: ARG002
+    async def send(self, content: BidiMessage | BidiContentDelta) -> None:
         """Emit the next batch of the script, whatever the content; nothing once it has ended."""
         for event in self._script.popleft() if self._script else ():
             await self._events.put(event)

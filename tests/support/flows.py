@@ -80,9 +80,7 @@ def picture(live: Live) -> dict[str, Any]:
 def orchestrator_picture(state: dict[str, Any] | None) -> dict[str, Any] | None:
     """The state of a graph or swarm; without the order of what Strands itself keeps in sets."""
     unordered = ("completed_nodes", "failed_nodes", "interrupted_nodes")
-    return state and {
-        key: sorted(value) if key in unordered else copy.deepcopy(value) for key, value in state.items()
-    }
+    return state and {key: sorted(value) if key in unordered else copy.deepcopy(value) for key, value in state.items()}
 
 
 def agent_with(*tools: Any, **options: Any) -> Callable[[SessionManager], Agent]:
@@ -101,9 +99,7 @@ def agent_with(*tools: Any, **options: Any) -> Callable[[SessionManager], Agent]
     return build
 
 
-def say(
-    prompt: Any, *replies: Any, state: dict[str, Any] | None = None, **options: Any
-) -> Callable[[Agent], None]:
+def say(prompt: Any, *replies: Any, state: dict[str, Any] | None = None, **options: Any) -> Callable[[Agent], None]:
     """A step: the application sets `state`, the user says `prompt`, the model answers with `replies`."""
 
     def step(agent: Agent) -> None:
@@ -182,9 +178,7 @@ def long_report(lines: int) -> str:
 def plain() -> Flow:
     """Text, an image, reasoning (with bytes), citations of state; several turns."""
     image = {"image": {"format": "png", "source": {"bytes": b"\x89PNG\r\n\x1a\n\x00\xff"}}}
-    thoughtful = ScriptedReply(
-        reasoning="Blue, I think.", redacted_reasoning=b"\x00\x01\xfe", text="It is blue."
-    )
+    thoughtful = ScriptedReply(reasoning="Blue, I think.", redacted_reasoning=b"\x00\x01\xfe", text="It is blue.")
     state = {
         "int": 1,
         "float": 1.0,
@@ -224,9 +218,7 @@ def initial_messages() -> Flow:
         {"role": "user", "content": [{"text": "Earlier"}]},
         {"role": "assistant", "content": [{"text": "Yes."}]},
     ]
-    untracked = (
-        "Strands gives these messages their tracking id at the first invocation, after they were stored"
-    )
+    untracked = "Strands gives these messages their tracking id at the first invocation, after they were stored"
     return Flow(
         agent_with(messages=lambda: copy.deepcopy(history)),
         (lambda _: None, say("Go on", "I do.")),
@@ -369,9 +361,7 @@ def sliding_window() -> Flow:
 def window_per_turn() -> Flow:
     """A window that is applied before model calls, so that it counts them."""
     return Flow(
-        agent_with(
-            measure, conversation_manager=lambda: SlidingWindowConversationManager(window_size=3, per_turn=2)
-        ),
+        agent_with(measure, conversation_manager=lambda: SlidingWindowConversationManager(window_size=3, per_turn=2)),
         (
             say("One", "1"),
             say("Two", ToolCall("measure", {"depth": 1}), "2"),
@@ -400,9 +390,7 @@ def summarizing() -> Flow:
     full = ContextWindowOverflowException("too long")
     return Flow(
         agent_with(
-            conversation_manager=lambda: SummarizingConversationManager(
-                summary_ratio=0.5, preserve_recent_messages=2
-            )
+            conversation_manager=lambda: SummarizingConversationManager(summary_ratio=0.5, preserve_recent_messages=2)
         ),
         (
             say("One", "1"),
@@ -428,9 +416,7 @@ def context_overflow_in_tool_result() -> Flow:
     """The context overflows because of a long tool result, which the window shortens in place."""
     full = ContextWindowOverflowException("too long")
     return Flow(
-        agent_with(
-            long_report, conversation_manager=lambda: SlidingWindowConversationManager(window_size=20)
-        ),
+        agent_with(long_report, conversation_manager=lambda: SlidingWindowConversationManager(window_size=20)),
         (
             say("Report", ToolCall("long_report", {"lines": 200}), full, "Long."),
             say("Thanks", "You are welcome."),
@@ -442,9 +428,7 @@ def context_overflow_in_tool_result() -> Flow:
 def redaction_of_the_user() -> Flow:
     """A guardrail replaces what the user said; the conversation goes on."""
     blocked = ScriptedReply(text="I cannot say.", redact_user="[redacted]")
-    return Flow(
-        agent_with(), (say("Hello", "Hi."), say("My PIN is 1234", blocked), say("Sorry", "No problem."))
-    )
+    return Flow(agent_with(), (say("Hello", "Hi."), say("My PIN is 1234", blocked), say("Sorry", "No problem.")))
 
 
 def redaction_of_a_retried_prompt() -> Flow:
@@ -498,9 +482,7 @@ def cancellation_while_streaming() -> Flow:
         agent.model.will_reply("Never said.")
         agent("Stop at once", cancel_signal=stop)
 
-    return Flow(
-        agent_with(), (say("Hello", "Hi."), in_the_middle, before_it_begins, say("Are you there?", "Yes."))
-    )
+    return Flow(agent_with(), (say("Hello", "Hi."), in_the_middle, before_it_begins, say("Are you there?", "Yes.")))
 
 
 def cancellation_of_a_tool() -> Flow:
@@ -556,9 +538,7 @@ def failing_model() -> Flow:
     """The model's provider fails; the user's message stays, the next turn goes on."""
 
     def fail(agent: Agent) -> None:
-        agent.model.will_reply(
-            ScriptedReply(text="I was about to", error=ConnectionError("provider is down"))
-        )
+        agent.model.will_reply(ScriptedReply(text="I was about to", error=ConnectionError("provider is down")))
         try:
             agent("Hello?")
         except ConnectionError:
@@ -637,9 +617,7 @@ def background_task_chosen_by_the_model() -> Flow:
     )
 
 
-DOUBLED = (
-    "a continuation extends the last message; Strands' managers store it a second time (harness-sdk#4420)"
-)
+DOUBLED = "a continuation extends the last message; Strands' managers store it a second time (harness-sdk#4420)"
 
 
 def continuation() -> Flow:
@@ -678,9 +656,7 @@ def bidi_agent() -> Flow:
     ]
 
     def build(session_manager: SessionManager) -> BidiAgent:
-        return BidiAgent(
-            ScriptedBidiModel(), tools=[remember], agent_id="voice", session_manager=session_manager
-        )
+        return BidiAgent(ScriptedBidiModel(), tools=[remember], agent_id="voice", session_manager=session_manager)
 
     return Flow(
         build,
@@ -733,7 +709,7 @@ def thought(text: str, content_id: str) -> list[Any]:
 class AskBeforeWriting(HookProvider):
     """A person is asked before the node `write`."""
 
-    def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:  # noqa: ARG002
+    def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
         registry.add_callback(BeforeNodeCallEvent, self.ask)
 
     def ask(self, event: BeforeNodeCallEvent) -> None:
@@ -748,9 +724,7 @@ def graph() -> Flow:
         nodes = {name: node_agent(name, f"{name}: done.") for name in ("research", "write", "check")}
         return row_of(nodes, session_manager, AskBeforeWriting())
 
-    return Flow(
-        build, (lambda live: live("Write about fish"), answer_orchestrator("yes"), lambda live: live("Again"))
-    )
+    return Flow(build, (lambda live: live("Write about fish"), answer_orchestrator("yes"), lambda live: live("Again")))
 
 
 def graph_with_an_interrupted_tool() -> Flow:
