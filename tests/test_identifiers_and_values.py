@@ -75,8 +75,6 @@ def watched(
     """A second repository on the same conversation; `recorder` sees what it sends from now on."""
     with MongoClient(server.uri, event_listeners=[recorder]) as client:
         repository = MongoDBSessionRepository(client=client, database_name=database_name, collection_name="sessions")
-        repository.create_session(Session(session_id="s1", session_type="AGENT"))
-        repository.create_agent("s1", agent_with({}))
         recorder.clear()
         yield repository
 
@@ -529,23 +527,24 @@ def test_ordinary_values_are_stored_as_they_are_so_that_they_can_be_queried(
 def test_options_of_a_borrowed_client_do_not_change_what_is_read(server: Any, database_name: str) -> None:
     value = {"n": 2**40, "b": b"x", "d": {"e": [1.0]}}
     results = []
+    session_id = "with-options"
     for options in ({}, {"tz_aware": False, "document_class": RawBSONDocument}, {"tz_aware": True}):
         with MongoClient(server.uri, **options) as client:
             repository = MongoDBSessionRepository(
                 client=client, database_name=database_name, collection_name="sessions"
             )
             if not results:
-                repository.create_session(Session(session_id="s1", session_type="AGENT"))
-                repository.create_agent("s1", agent_with(value))
-                repository.create_message("s1", "assistant", message_with(value))
-                repository.add_feedback("s1", {"rating": "up"})
-            message = repository.read_message("s1", "assistant", 0)
-            agent = repository.read_agent("s1", "assistant")
+                repository.create_session(Session(session_id=session_id, session_type="AGENT"))
+                repository.create_agent(session_id, agent_with(value))
+                repository.create_message(session_id, "assistant", message_with(value))
+                repository.add_feedback(session_id, {"rating": "up"})
+            message = repository.read_message(session_id, "assistant", 0)
+            agent = repository.read_agent(session_id, "assistant")
             assert message is not None
             assert agent is not None
             assert_same(message.message, message_with(value).message)
             assert_same(agent.state, value)
-            results.append((message.created_at, agent.created_at, repository.get_feedbacks("s1")))
+            results.append((message.created_at, agent.created_at, repository.get_feedbacks(session_id)))
     assert results[1:] == results[:1] * 2
 
 

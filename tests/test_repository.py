@@ -1,8 +1,11 @@
 """`MongoDBSessionRepository`: every method of the reference, on a real server."""
 
+import contextlib
 import inspect
 import logging
+import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -1742,6 +1745,130 @@ def test_a_document_with_almost_nothing_in_it_never_makes_a_session_unopenable(
     repository.add_feedback("user-123", {"rating": "up"})
     assert repository.get_metadata("user-123") == {"metadata": {"status": "open"}}
     assert len(repository.get_feedbacks("user-123")) == 1
+
+
+# --- an answer that never arrives ------------------------------------------------------------------
+
+
+class LosesOneAnswer:
+    """A proxy before a server that, once armed, cuts the connection instead of passing the answer to a command.
+
+    The command has then been executed, and the driver cannot know it.
+
+    Attributes:
+        marker: Bytes that the command has in it.
+    """
+
+    marker = b"the marker"
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.armed = threading.Event()
+        self._target = address
+        self._condemned: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                from_driver, _ = self._listener.accept()
+                to_server = socket.create_connection(self._target)
+                for pump in (self._requests, self._answers):
+                    threading.Thread(target=pump, args=(from_driver, to_server), daemon=True).start()
+
+    def _requests(self, driver: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError), server:
+            while request := driver.recv(65536):
+                if self.marker in request and self.armed.is_set():
+                    self.armed.clear()
+                    self._condemned.add(server)
+                server.sendall(request)
+
+    def _answers(self, driver: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError), driver:
+            while (answer := server.recv(65536)) and server not in self._condemned:
+                driver.sendall(answer)
+            driver.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def loses_one_answer(standalone: Any) -> Iterator[LosesOneAnswer]:
+    with MongoClient(standalone.uri) as client:
+        client.admin.command("ping")
+        address = client.address
+    assert address is not None
+    proxy = LosesOneAnswer(address)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def unlucky(standalone: Any, loses_one_answer: LosesOneAnswer) -> Iterator[MongoDBSessionRepository]:
+    """A repository behind the proxy; on a standalone server, where PyMongo retries no write by itself."""
+    name = f"test_{uuid.uuid4().hex}"
+    with MongoClient("127.0.0.1", loses_one_answer.port, directConnection=True) as client:
+        repository = MongoDBSessionRepository(client=client, database_name=name, collection_name="sessions")
+        repository.create_session(Session(session_id="user-123", session_type="chat"))
+        repository.create_agent("user-123", an_agent())
+        yield repository
+        loses_one_answer.armed.clear()
+        client.drop_database(name)
+
+
+def test_a_message_whose_answer_was_lost_is_stored_once_and_is_no_conflict_with_itself(
+    unlucky: MongoDBSessionRepository, loses_one_answer: LosesOneAnswer
+) -> None:
+    loses_one_answer.armed.set()
+    unlucky.create_message("user-123", "assistant-1", a_message(0, "the marker"))
+    assert not loses_one_answer.armed.is_set()
+    unlucky.create_message("user-123", "assistant-1", a_message(1, "next"))
+    assert ids_of(unlucky.list_messages("user-123", "assistant-1")) == [0, 1]
+
+
+def test_an_agent_whose_answer_was_lost_is_created_once_and_is_no_conflict_with_itself(
+    unlucky: MongoDBSessionRepository, loses_one_answer: LosesOneAnswer
+) -> None:
+    loses_one_answer.armed.set()
+    unlucky.create_agent("user-123", an_agent("assistant-2", {"a": "the marker"}))
+    assert not loses_one_answer.armed.is_set()
+    agent = unlucky.read_agent("user-123", "assistant-2")
+    assert agent is not None
+    assert agent.state == {"a": "the marker"}
+
+
+def test_a_feedback_whose_answer_was_lost_is_stored_once(
+    unlucky: MongoDBSessionRepository, loses_one_answer: LosesOneAnswer
+) -> None:
+    loses_one_answer.armed.set()
+    unlucky.add_feedback("user-123", {"comment": "the marker"})
+    assert not loses_one_answer.armed.is_set()
+    assert [feedback["comment"] for feedback in unlucky.get_feedbacks("user-123")] == ["the marker"]
+
+
+def test_an_update_whose_answer_was_lost_is_applied(
+    unlucky: MongoDBSessionRepository, loses_one_answer: LosesOneAnswer
+) -> None:
+    unlucky.create_message("user-123", "assistant-1", a_message(0, "before"))
+    for update in (
+        lambda: unlucky.update_agent("user-123", an_agent(state={"a": "the marker"})),
+        lambda: unlucky.update_message("user-123", "assistant-1", a_message(0, "the marker")),
+        lambda: unlucky.update_metadata("user-123", {"a": "the marker"}),
+        lambda: unlucky.create_multi_agent("user-123", MultiAgent("graph", {"a": "the marker"})),
+        lambda: unlucky.update_multi_agent("user-123", MultiAgent("graph", {"b": "the marker"})),
+    ):
+        loses_one_answer.armed.set()
+        update()
+        assert not loses_one_answer.armed.is_set()
+    agent = unlucky.read_agent("user-123", "assistant-1")
+    assert agent is not None
+    assert agent.state == {"a": "the marker"}
+    assert text_of(unlucky.read_message("user-123", "assistant-1", 0)) == "the marker"
+    assert unlucky.get_metadata("user-123") == {"metadata": {"a": "the marker"}}
+    assert unlucky.read_multi_agent("user-123", "graph") == {"b": "the marker"}
 
 
 # --- the example of the reference -----------------------------------------------------------------

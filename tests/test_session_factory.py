@@ -315,12 +315,13 @@ def test_the_owned_client_is_closed_with_its_factory(server: Any) -> None:
 
     with pytest.raises(InvalidOperation):
         client.admin.command("ping")
-    stats = factory.get_connection_stats()
-    assert (stats["open"], stats["in_use"]) == (0, 0)
+    # The driver's own thread may have been about to open one more, which it closes at once.
+    eventually(lambda: factory.get_connection_stats()["open"] == 0)
 
 
 def unsent_turn(factory: MongoDBSessionManagerFactory, client: MongoClient[Any]) -> None:
-    """Leave a turn that could not be stored in a manager that nobody holds any more."""
+    """Store one turn; leave a second, which could not be stored, in a manager that nobody holds any more."""
+    talk(factory.create_session_manager("s"))
     with (
         fail_command(client, "update", app_name="unlucky", close_connection=True),
         pytest.raises(AutoReconnect),
@@ -328,16 +329,21 @@ def unsent_turn(factory: MongoDBSessionManagerFactory, client: MongoClient[Any])
         talk(factory.create_session_manager("s", durability="turn"))
 
 
+def message_count(client: MongoClient[Any], database_name: str) -> int:
+    [document] = client[database_name]["sessions"].find()
+    return int(document["agents"]["a"]["message_count"])
+
+
 def test_closing_stores_what_a_manager_has_not_stored_yet(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
     factory = MongoDBSessionManagerFactory(server.uri, database_name, "sessions", appname="unlucky", retryWrites=False)
     unsent_turn(factory, client)
-    assert client[database_name]["sessions"].find_one()["agents"]["a"]["message_count"] == 0  # type: ignore[index]
+    assert message_count(client, database_name) == 2
 
     factory.close()
 
-    assert client[database_name]["sessions"].find_one()["agents"]["a"]["message_count"] == 2  # type: ignore[index]
+    assert message_count(client, database_name) == 4
 
 
 def test_if_closing_cannot_store_it_the_factory_stays_open_and_nothing_is_lost(
@@ -354,7 +360,7 @@ def test_if_closing_cannot_store_it_the_factory_stays_open_and_nothing_is_lost(
     assert not get_global_factory().closed
 
     close_global_factory()
-    assert client[database_name]["sessions"].find_one()["agents"]["a"]["message_count"] == 2  # type: ignore[index]
+    assert message_count(client, database_name) == 4
 
 
 # --- figures

@@ -176,7 +176,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         work = self._work(event.agent)
         tool_use_id = event.tool_use["toolUseId"]
         began = work.tool_call_began.pop(tool_use_id, None)
-        took = None if began is None else (time.perf_counter() - began) * 1000
+        took = None if began is None else round((time.perf_counter() - began) * 1000, 3)
         work.tool_calls[tool_use_id] = ToolCall(event.tool_use["name"], milliseconds=took)
 
     async def _message_added(self, event: MessageAddedEvent) -> None:
@@ -525,6 +525,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         turn_id = ObjectId()
         totals = Totals()
         for index, message in enumerate(agent.messages):
+            _give_tracking_id(message)
             body = documents.message_body(message, f"messages[{index}]")
             body["turn_id"] = turn_id
             totals.add_message(starts_turn=False)
@@ -543,6 +544,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         else:
             work.create(documents.agent_data(_session_agent(agent)))
             for message in agent.messages:
+                _give_tracking_id(message)
                 self._append(work, message, agent, from_agent=False)
         work.is_staged(_agent_fields(agent))
         work.watch_state(agent.state, agent.state.get())
@@ -603,14 +605,13 @@ class MongoDBSessionManager(RepositorySessionManager):
         tracking_id = message.get("tracking_id")
         known = work.by_tracking_id.get(tracking_id) if tracking_id else None
         if known:
-            if known[-1].source is message:
-                return
-            # A continuation replaces a live message by a longer one of the same id; a retried prompt is appended
-            # again under the id it had. There are as many live ones as stored ones in the first case.
+            # Whatever is in the conversation as often as it is stored was appended before, or is a continuation: a
+            # longer message in its place, under its id. A prompt that is tried again is in it once more.
             live = sum(1 for other in agent.messages if other.get("tracking_id") == tracking_id)
             if 0 < live <= len(known):
-                known[-1].source = message
-                work.change(known[-1], documents.message_body(message, "message"))
+                if known[-1].source is not message:
+                    known[-1].source = message
+                    work.change(known[-1], documents.message_body(message, "message"))
                 return
         if work.expected is not None and message["role"] == "user":
             expected, work.expected = work.expected, None
@@ -881,6 +882,12 @@ def _tool_calls(work: AgentWork, message: Message) -> list[ToolCall]:
             call.failed = result.get("status") == "error"
             calls.append(call)
     return calls
+
+
+def _give_tracking_id(message: Message) -> None:
+    """Give a message the id that Strands would give it at the first invocation, which is after it is stored."""
+    if not message.get("tracking_id"):
+        message["tracking_id"] = str(uuid.uuid4())
 
 
 def _wait(sending: Future[None] | None) -> None:
