@@ -71,7 +71,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         connection_string: MongoDB connection string; the manager then owns the client and closes it.
         database_name: Database of the sessions.
         collection_name: Collection of the sessions.
-        client: A client to borrow instead; whoever made it closes it.
+        client: A client to borrow instead, whatever else is given; whoever made it closes it.
         metadata_fields: Metadata fields to index.
         application_name: Stored with a new session, to tell the sessions of several applications apart.
         session_type: Stored with a new session; any text.
@@ -79,13 +79,13 @@ class MongoDBSessionManager(RepositorySessionManager):
             one update at its end: a process that dies inside a turn loses that turn, the user's message included.
         on_conflict: What to do if another process has stored messages of the same agent meanwhile. ``"rebase"``
             appends behind them; ``"raise"`` raises ``SessionConflictError`` and keeps the unit of work.
-        **client_options: Options of the ``MongoClient`` that is made from ``connection_string``.
+        **client_options: Options of the ``MongoClient`` that is made from ``connection_string``; beside ``client``
+            they have no effect, which a warning says.
 
     Raises:
         InvalidIdentifierError: The session id is empty or holds a slash, a NUL or a lone surrogate.
-        TypeError: The session id is no string, ``client`` is an ``AsyncMongoClient``, or client options were given
-            for a borrowed client.
-        ValueError: Neither or both of ``connection_string`` and ``client``; ``w=0``; an unknown ``durability``.
+        TypeError: The session id is no string, or ``client`` is an ``AsyncMongoClient``.
+        ValueError: Neither ``connection_string`` nor ``client``; ``w=0``; an unknown ``durability``.
     """
 
     def __init__(

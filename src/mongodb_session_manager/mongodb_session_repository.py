@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
+from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
@@ -14,7 +17,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from . import documents, statements
 from .documents import Document, MongoDBSessionAgent
-from .encoding import encode, to_bson
+from .encoding import decode, encode, to_bson
 from .errors import (
     AgentNotFoundError,
     SessionConflictError,
@@ -39,7 +42,8 @@ class MongoDBSessionRepository(SessionRepository):
         collection_name: Collection of the sessions.
         client: A client to borrow; whoever made it closes it.
         metadata_fields: Metadata fields to index; a dot addresses a nested field.
-        **kwargs: Options of the ``MongoClient`` that is made from ``connection_string``.
+        **kwargs: Options of the ``MongoClient`` that is made from ``connection_string``. Beside ``client`` they have no
+            effect, which a warning says.
 
     Attributes:
         client: The ``MongoClient``.
@@ -48,7 +52,7 @@ class MongoDBSessionRepository(SessionRepository):
 
     Raises:
         ValueError: Neither ``connection_string`` nor ``client``; the write concern is ``w=0``.
-        TypeError: ``client`` is an ``AsyncMongoClient``; client options beside a borrowed client.
+        TypeError: ``client`` is an ``AsyncMongoClient``.
     """
 
     def __init__(
@@ -65,9 +69,7 @@ class MongoDBSessionRepository(SessionRepository):
         fields = check_metadata_paths(metadata_fields or [])
         self._owns_client = client is None
         if client is not None and kwargs:
-            raise TypeError(
-                f"client options beside a borrowed client would have no effect: {', '.join(sorted(kwargs))}"
-            )
+            warnings.warn(f"a borrowed client keeps its options; ignored: {', '.join(sorted(kwargs))}", stacklevel=2)
         if client is None:
             if connection_string is None:
                 raise ValueError("give either connection_string or client")
@@ -144,7 +146,9 @@ class MongoDBSessionRepository(SessionRepository):
         session, key = _ref(session_id), _agent_key(session_agent.agent_id)
         work = statements.Commit(key, 0, creates=documents.agent_data(session_agent))
         update = statements.commit(session, work, now())
-        if self._store.guarded(session, update, statements.position_projection(key, 0)) is not None:
+        standing = self._store.guarded(session, update, {"agent_data": statements.agent_data_expression(key)})
+        # The same one to the microsecond is this one: only the answer to the first attempt was lost.
+        if standing is not None and standing["agent_data"] != decode(work.creates):
             raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
@@ -199,11 +203,12 @@ class MongoDBSessionRepository(SessionRepository):
         updated_at = documents.parse_time(session_message.updated_at, moment)
         body = documents.session_message_body(session_message)
         message = documents.message_document(message_id, body, created_at, updated_at)
+        message["commit_id"] = ObjectId()
         update = statements.append_message(session, key, message, moment)
         while True:
             standing = self._store.guarded(session, update, statements.position_projection(key, message_id))
-            if standing is None:
-                break
+            if standing is None or standing.get("commit_id") == message["commit_id"]:
+                break  # The latter: it was stored, and only the answer to the first attempt was lost.
             if not standing["exists"]:
                 raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")
             if "message_count" in standing:
@@ -335,7 +340,8 @@ class MongoDBSessionRepository(SessionRepository):
     def get_feedbacks(self, session_id: str) -> list[dict[str, Any]]:
         """Return a session's feedbacks, oldest first; ``[]`` if it has none or does not exist."""
         document = self._store.find_one({"_id": check_id(session_id, "session_id")}, {"_id": 0, "feedbacks": 1})
-        return list((document or {}).get("feedbacks") or [])
+        feedbacks = (document or {}).get("feedbacks") or []
+        return [{key: value for key, value in feedback.items() if key != "commit_id"} for feedback in feedbacks]
 
     # --- the client -------------------------------------------------------------------------------------------------
 
@@ -365,10 +371,11 @@ class MongoDBSessionRepository(SessionRepository):
         # Keys as in metadata, except that there is no path to address: a dot would only hinder queries.
         check_metadata({"feedback": dict(feedback)})
         moment = now()
-        stored = {**feedback, "created_at": moment}
+        stored = {**feedback, "created_at": moment, "commit_id": ObjectId()}
         _check_storable(stored, "feedback")
         ref = session()
-        self._store.guarded(ref, statements.add_feedback(ref, stored, moment))
+        is_stored = statements.feedback_projection(stored)
+        self._store.guarded(ref, statements.add_feedback(ref, stored, moment), is_stored, itemgetter("stored"))
 
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.

@@ -298,17 +298,37 @@ class SessionStore:
         document = self.find_one({"_id": session_id}, {"_id": 0, "state": entry})
         return None if document is None else document.get("state")
 
-    def guarded(self, session: SessionRef, update: Update, condition: Document | None = None) -> Document | None:
+    def guarded(
+        self,
+        session: SessionRef,
+        update: Update,
+        condition: Document | None = None,
+        settled: Callable[[Document], bool] = lambda _: True,
+    ) -> Document | None:
         """Send an update; return None if it was applied.
 
-        If it was not and the session is there and free, return how it stands: what ``condition`` projects. The
-        update is sent again if that tells nothing, for then only a lease had stood in the way for a moment.
+        Args:
+            session: Whose.
+            update: The update. It is sent again until it matches, or its condition says why it does not.
+            condition: Projection of what, besides the session, the update's filter depends on.
+            settled: Whether how things stand explains that the update did not match.
+
+        Returns:
+            None, or how things stand, as ``condition`` projects it.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            SessionBusyError: Somebody holds its lease.
         """
-        while not self._update(update):
+        for times in range(_MAX_REBASES):
+            if self._update(update):
+                return None
             standing = self._explain(session, {**statements.STANDING, **(condition or {})})
-            if condition is not None:
+            if condition is not None and settled(standing):
                 return standing
-        return None
+            # Only a lease had stood in the way, and has ended since.
+            _back_off(times)
+        raise SessionConflictError(f"session_id={session.session_id!r}: an update matched nothing and nothing says why")
 
     def _update(self, update: Update) -> bool:
         """Send an update and return whether it matched."""

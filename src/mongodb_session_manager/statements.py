@@ -233,8 +233,16 @@ def unset_metadata(session: SessionRef, keys: Iterable[str], now: datetime) -> U
 
 
 def add_feedback(session: SessionRef, feedback: Document, now: datetime) -> Update:
-    """Return the update that appends one feedback."""
-    return Update(session.filter(), {"$push": {"feedbacks": feedback}, "$set": {"updated_at": now}})
+    """Return the update that appends one feedback, unless the one with its ``commit_id`` is there."""
+    return Update(
+        session.filter(**{"feedbacks.commit_id": {"$ne": feedback["commit_id"]}}),
+        {"$push": {"feedbacks": feedback}, "$set": {"updated_at": now}},
+    )
+
+
+def feedback_projection(feedback: Document) -> Document:
+    """Return the projection that tells whether a feedback is stored."""
+    return {"stored": {"$in": [feedback["commit_id"], {"$ifNull": ["$feedbacks.commit_id", []]}]}}
 
 
 # --- leases: all times are the server's -----------------------------------------------------------------------------
