@@ -1,16 +1,18 @@
-"""What both benchmarks stand on: conversations of a given length, the stores that keep them, and measuring."""
+"""What both benchmarks stand on: conversations of a given length in each store, and how a turn is measured.
+
+A conversation is made by real turns of a real `Agent` (`TEMPLATE_TURNS` of them, so that the default window of 40
+messages has moved as it does in any long conversation), kept by the store itself. Longer ones repeat the records that
+the store wrote, with ids of their own, and say that correspondingly more messages have left the window.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import functools
 import importlib.metadata
 import json
 import math
-import os
 import platform
-import shutil
+import statistics
 import sys
 import uuid
 from abc import ABC, abstractmethod
@@ -19,25 +21,612 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bson
-import strands
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
-from strands import Agent
-from strands.hooks import AfterInvocationEvent, HookProvider, HookRegistry, MessageAddedEvent
-from strands.session import FileSessionManager, SessionManager
+from strands import Agent, tool
+from strands.hooks import HookRegistry, MessageAddedEvent
+from strands.hooks.events import AfterInvocationEvent
+from strands.hooks.registry import HookOrder
+from strands.session.file_session_manager import FileSessionManager
 from strands.session.snapshot_session_manager import SnapshotSessionManager
 from strands_mongodb_storage import MongoDBStorage
-from strands_session_mongodb import MongoDBSessionManager as StrandsSessionMongoDB
+from strands_session_mongodb import MongoDBSessionManager as RivalSessionManager
 
 from mongodb_session_manager import MongoDBSessionManagerFactory
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-# The offline model of the examples and the recorder of the tests serve here as well.
-sys.path += [str(REPOSITORY / "examples"), str(REPOSITORY / "tests")]
+_REPOSITORY = Path(__file__).resolve().parent.parent
+# The offline model of the examples, the recorder and the failpoints of the tests.
+sys.path += [str(_REPOSITORY / "examples"), str(_REPOSITORY / "tests" / "support")]
 
-from offline_model import OfflineScriptedModel, Reply, ToolCall  # noqa: E402
-from support_commands import CommandRecorder, Commands  # noqa: E402
+from commands import CommandRecorder, Commands, RecordedCommand  # noqa: E402
+from failpoints import fail_command  # noqa: E402
+from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pymongo.collection import Collection
+    from strands.session.session_manager import SessionManager
+    from strands.types.content import Messages
+
+__all__ = ["CommandRecorder", "Commands", "fail_command"]
+
+AGENT_ID = "assistant"
+SYSTEM_PROMPT = "You are a helpful assistant."
+WINDOW = 40
+"""Messages that Strands' default conversation manager keeps live."""
+TEMPLATE_TURNS = 50
+_TEMPLATE_MESSAGES = 2 * TEMPLATE_TURNS
+
+TEXT_BYTES = 350
+_WORDS = "The quick brown fox jumps over the lazy dog while seventeen sceptical badgers keep the minutes. "
+TEXT = (_WORDS * 4)[:TEXT_BYTES]
+"""What the user says and what the model answers, in every message."""
+
+
+# --- agents ---------------------------------------------------------------------------------------------------------
+
+
+@tool
+def look_up(word: str) -> str:
+    """Look up a word.
+
+    Args:
+        word: The word.
+    """
+    return f"{word}: see there"
+
+
+def text_model() -> OfflineScriptedModel:
+    """Return a model that answers everything with `TEXT`, in one chunk."""
+    return OfflineScriptedModel(lambda messages: TEXT, chunk_characters=TEXT_BYTES)
+
+
+def tool_model() -> OfflineScriptedModel:
+    """Return a model that calls a tool once per turn before it answers with `TEXT`."""
+
+    def reply(messages: Messages) -> ScriptedReply:
+        if any("toolResult" in block for block in messages[-1]["content"]):
+            return ScriptedReply(text=TEXT)
+        return ScriptedReply(tool_calls=(ToolCall("look_up", {"word": "badger"}),))
+
+    return OfflineScriptedModel(reply, chunk_characters=TEXT_BYTES)
+
+
+def make_agent(model: OfflineScriptedModel | None = None, **options: Any) -> Agent:
+    """Return the agent of these benchmarks; it prints nothing."""
+    return Agent(
+        agent_id=AGENT_ID,
+        model=model or text_model(),
+        system_prompt=SYSTEM_PROMPT,
+        tools=[look_up],
+        callback_handler=None,
+        **options,
+    )
+
+
+# --- stores ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Traffic:
+    """What one turn sent to its store and got back.
+
+    Attributes:
+        commands: Commands; for a store in files, files that were read or written.
+        sent: Bytes sent, or written to files.
+        written: The part of ``sent`` that belongs to commands that write.
+        received: Bytes of the answers, or read from files.
+        names: The commands' names in order.
+    """
+
+    commands: int
+    sent: int
+    written: int
+    received: int
+    names: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, commands: Commands) -> Traffic:
+        """Return the traffic of recorded commands."""
+        writes = commands.named("insert", "update", "delete", "findAndModify")
+        return cls(len(commands), commands.request_bytes, writes.request_bytes, commands.reply_bytes, commands.names)
+
+
+class Store(ABC):
+    """Keeps one session per history length.
+
+    Attributes:
+        name: As printed.
+        per_message: Whether every message is stored as it is added, not only at the end of a turn.
+        rewrites_window: Whether each write carries all live messages.
+        unit: What ``Traffic.commands`` counts.
+    """
+
+    name: str
+    per_message = True
+    rewrites_window = False
+    unit = "commands"
+
+    @abstractmethod
+    def build(self, history: int) -> None:
+        """Make the session with this many messages; 0: an agent that has said nothing yet."""
+
+    @abstractmethod
+    def reset(self, history: int) -> None:
+        """Take that session back to what `build` made."""
+
+    @abstractmethod
+    def manager(self, session_id: str, *, counted: bool = False) -> SessionManager | None:
+        """Open a session. ``counted``: what it sends is recorded for `traffic`."""
+
+    @abstractmethod
+    def traffic(self, act: Callable[[], None]) -> Traffic:
+        """Run ``act``, which uses ``counted`` managers, and return what it sent."""
+
+    def session_id(self, history: int) -> str:
+        """Return the id of the session with this many messages."""
+        return f"history-{history}"
+
+    def agent(self, history: int, *, counted: bool = False, model: OfflineScriptedModel | None = None) -> Agent:
+        """Open the session of this length and build its agent."""
+        return make_agent(model, session_manager=self.manager(self.session_id(history), counted=counted))
+
+    def prepare(self, history: int) -> None:
+        """Do what belongs to no turn, right before one is timed."""
+
+    def _converse(self, session_id: str, turns: int) -> Agent:
+        agent = make_agent(session_manager=self.manager(session_id))
+        for _ in range(turns):
+            agent(TEXT)
+        return agent
+
+
+class _MongoStore(Store):
+    """A store on MongoDB: a plain client to work with and one whose commands are recorded."""
+
+    def __init__(self, uri: str, database_name: str) -> None:
+        self.database_name = database_name
+        self.client: MongoClient[dict[str, Any]] = MongoClient(uri)
+        self.recorder = CommandRecorder()
+        self.recorded_client: MongoClient[dict[str, Any]] = MongoClient(uri, event_listeners=[self.recorder])
+        self.collection: Collection[dict[str, Any]] = self.client[database_name]["sessions"]
+
+    def traffic(self, act: Callable[[], None]) -> Traffic:
+        with self.recorder.recording() as commands:
+            act()
+        return Traffic.of(commands)
+
+    def _client(self, counted: bool) -> MongoClient[dict[str, Any]]:
+        return self.recorded_client if counted else self.client
+
+
+class _DocumentStore(_MongoStore):
+    """A store with one document per session; `reset` puts the document back."""
+
+    def __init__(self, uri: str, database_name: str) -> None:
+        super().__init__(uri, database_name)
+        self.documents: dict[int, RawBSONDocument] = {}
+
+    def reset(self, history: int) -> None:
+        document = self.documents[history]
+        self.collection.replace_one({"_id": document["_id"]}, document, upsert=True)
+
+
+class OurStore(_DocumentStore):
+    """This library."""
+
+    def __init__(self, uri: str, durability: str) -> None:
+        super().__init__(uri, f"ours_{durability}")
+        self.name = f'ours, "{durability}"'
+        self.per_message = durability == "message"
+        options: Any = {
+            "database_name": self.database_name,
+            "collection_name": "sessions",
+            "durability": durability,
+        }
+        self.factory = MongoDBSessionManagerFactory(uri, **options)
+        self.counted_factory = MongoDBSessionManagerFactory(client=self.recorded_client, **options)
+
+    def manager(self, session_id: str, *, counted: bool = False) -> SessionManager:
+        return (self.counted_factory if counted else self.factory).create_session_manager(session_id)
+
+    def build(self, history: int) -> None:
+        self._converse("template", 0 if history == 0 else TEMPLATE_TURNS)
+        document = self.collection.find_one_and_delete({"_id": "template"})
+        assert document is not None
+        self.documents[history] = RawBSONDocument(
+            bson.encode(our_document(document, self.session_id(history), history))
+        )
+        self.reset(history)
+
+
+def our_document(template: Mapping[str, Any], session_id: str, history: int) -> dict[str, Any]:
+    """Return this library's document of a session of ``history`` messages, from a shorter one that it wrote."""
+    document: dict[str, Any] = copy.deepcopy(dict(template))
+    document["_id"] = document["session_id"] = session_id
+    record = document["agents"][AGENT_ID]
+    written = record["messages"]
+    assert len(written) in (0, _TEMPLATE_MESSAGES), "one document holds the whole conversation"
+    record["messages"] = []
+    turn_ids = [ObjectId() for _ in range(history // 2)]
+    for message_id in range(history):
+        message = dict(written[message_id % len(written)])
+        message.update(message_id=message_id, tracking_id=str(uuid.uuid4()), turn_id=turn_ids[message_id // 2])
+        if "commit_id" in message:
+            message["commit_id"] = ObjectId()
+        record["messages"].append(message)
+    record["message_count"] = history
+    record["agent_data"]["conversation_manager_state"]["removed_message_count"] = max(0, history - WINDOW)
+    return document
+
+
+class SnapshotStore(_DocumentStore):
+    """Strands' `SnapshotSessionManager` on PyPI's `strands-mongodb-storage`."""
+
+    rewrites_window = True
+
+    def __init__(self, uri: str, save_latest_on: str) -> None:
+        super().__init__(uri, f"snapshot_{save_latest_on}")
+        self.save_latest_on: Any = save_latest_on
+        self.per_message = save_latest_on == "message"
+        self.name = f"Snapshot + strands-mongodb-storage, per {save_latest_on}"
+
+    def manager(self, session_id: str, *, counted: bool = False) -> SessionManager:
+        storage = MongoDBStorage(
+            client=self._client(counted), database_name=self.database_name, collection_name="sessions"
+        )
+        return SnapshotSessionManager(session_id, storage=storage, save_latest_on=self.save_latest_on)
+
+    def build(self, history: int) -> None:
+        session_id = self.session_id(history)
+        self._converse(session_id, 0 if history == 0 else TEMPLATE_TURNS)
+        document = self.collection.find_one({"_id": {"$regex": f"/{session_id}/"}})
+        if document is None:
+            return  # It stores nothing before the first turn.
+        snapshot = json.loads(document["data"])
+        snapshot["data"]["conversation_manager_state"]["removed_message_count"] = max(0, history - WINDOW)
+        document["data"] = json.dumps(snapshot, ensure_ascii=False).encode()
+        self.documents[history] = RawBSONDocument(bson.encode(document))
+        self.reset(history)
+
+    def reset(self, history: int) -> None:
+        if history in self.documents:
+            super().reset(history)
+        else:
+            self.collection.delete_one({"_id": {"$regex": f"/{self.session_id(history)}/"}})
+
+
+class RivalStore(_MongoStore):
+    """PyPI's `strands-session-mongodb`: one document per message."""
+
+    name = "strands-session-mongodb"
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri, "rival")
+        self.records: dict[int, list[dict[str, Any]]] = {}
+
+    def manager(self, session_id: str, *, counted: bool = False) -> SessionManager:
+        return RivalSessionManager(
+            session_id, client=self._client(counted), database_name=self.database_name, collection_name="sessions"
+        )
+
+    def build(self, history: int) -> None:
+        session_id = self.session_id(history)
+        self._converse(session_id, 0 if history == 0 else TEMPLATE_TURNS)
+        messages = list(self.collection.find({"pk": self._messages_of(session_id)}, {"_id": 0}).sort("sk", 1))
+        for message_id in range(len(messages), history):
+            record = dict(messages[message_id % _TEMPLATE_MESSAGES])
+            data = json.loads(record["data"])
+            data["message_id"] = message_id
+            data["message"]["tracking_id"] = str(uuid.uuid4())
+            record.update(sk=f"MSG#{message_id:020d}", data=json.dumps(data))
+            messages.append(record)
+        if history > _TEMPLATE_MESSAGES:
+            self.collection.insert_many(messages[_TEMPLATE_MESSAGES:])
+            self._remove_from_window(session_id, history)
+        self.records[history] = list(self.collection.find({"pk": f"SESSION#{session_id}"}))
+
+    def reset(self, history: int) -> None:
+        later = {"pk": self._messages_of(self.session_id(history)), "sk": {"$gte": f"MSG#{history:020d}"}}
+        self.collection.delete_many(later)
+        for record in self.records[history]:
+            self.collection.replace_one({"_id": record["_id"]}, record)
+
+    def _messages_of(self, session_id: str) -> str:
+        return f"SESSION#{session_id}#AGENT#{AGENT_ID}"
+
+    def _remove_from_window(self, session_id: str, history: int) -> None:
+        which = {"pk": f"SESSION#{session_id}", "sk": f"AGENT#{AGENT_ID}"}
+        agent = self.collection.find_one(which)
+        assert agent is not None
+        data = json.loads(agent["data"])
+        data["conversation_manager_state"]["removed_message_count"] = history - WINDOW
+        self.collection.update_one(which, {"$set": {"data": json.dumps(data)}})
+
+
+class FileStore(Store):
+    """Strands' `FileSessionManager`: one file per message."""
+
+    name = "FileSessionManager"
+    unit = "files"
+
+    def __init__(self, directory: str) -> None:
+        self.directory = Path(directory)
+        self.records: dict[int, bytes] = {}
+        self._counts = Traffic(0, 0, 0, 0)
+
+    def manager(self, session_id: str, *, counted: bool = False) -> SessionManager:
+        if counted:
+            return _CountingFileSessionManager(session_id, str(self.directory), self._counts)
+        return FileSessionManager(session_id, storage_dir=str(self.directory))
+
+    def traffic(self, act: Callable[[], None]) -> Traffic:
+        before = copy.deepcopy(self._counts)
+        act()
+        now = self._counts
+        return Traffic(
+            now.commands - before.commands,
+            now.sent - before.sent,
+            now.written - before.written,
+            now.received - before.received,
+            now.names[before.commands :],
+        )
+
+    def build(self, history: int) -> None:
+        self._converse(self.session_id(history), 0 if history == 0 else TEMPLATE_TURNS)
+        messages = self._agent(history) / "messages"
+        for message_id in range(_TEMPLATE_MESSAGES, history):
+            data = json.loads((messages / f"message_{message_id % _TEMPLATE_MESSAGES}.json").read_bytes())
+            data["message_id"] = message_id
+            data["message"]["tracking_id"] = str(uuid.uuid4())
+            (messages / f"message_{message_id}.json").write_text(json.dumps(data, indent=2))
+        record = self._agent(history) / "agent.json"
+        data = json.loads(record.read_bytes())
+        data["conversation_manager_state"]["removed_message_count"] = max(0, history - WINDOW)
+        self.records[history] = json.dumps(data, indent=2).encode()
+        record.write_bytes(self.records[history])
+
+    def reset(self, history: int) -> None:
+        (self._agent(history) / "agent.json").write_bytes(self.records[history])
+        message_id = history
+        while (later := self._agent(history) / "messages" / f"message_{message_id}.json").exists():
+            later.unlink()
+            message_id += 1
+
+    def _agent(self, history: int) -> Path:
+        return self.directory / f"session_{self.session_id(history)}" / "agents" / f"agent_{AGENT_ID}"
+
+
+class _CountingFileSessionManager(FileSessionManager):
+    """Counts the files it reads and writes."""
+
+    def __init__(self, session_id: str, storage_dir: str, counts: Traffic) -> None:
+        self._counts = counts
+        super().__init__(session_id, storage_dir=storage_dir)
+
+    def _read_file(self, path: str) -> dict[str, Any]:
+        self._counts.commands += 1
+        self._counts.names.append("read")
+        self._counts.received += Path(path).stat().st_size
+        return super()._read_file(path)
+
+    def _write_file(self, path: str, data: dict[str, Any]) -> None:
+        super()._write_file(path, data)
+        self._counts.commands += 1
+        self._counts.names.append("write")
+        size = Path(path).stat().st_size
+        self._counts.sent += size
+        self._counts.written += size
+
+
+class NoStore(Store):
+    """No session manager: an agent that is given its live messages. What everything else is measured against."""
+
+    name = "no session manager"
+
+    def __init__(self, live: Callable[[int], Messages]) -> None:
+        self._live = live
+        self._messages: Messages = []
+
+    def build(self, history: int) -> None:
+        """Nothing to make."""
+
+    def reset(self, history: int) -> None:
+        """Nothing to take back."""
+
+    def prepare(self, history: int) -> None:
+        self._messages = copy.deepcopy(self._live(history))
+
+    def manager(self, session_id: str, *, counted: bool = False) -> None:
+        return None
+
+    def traffic(self, act: Callable[[], None]) -> Traffic:
+        act()
+        return Traffic(0, 0, 0, 0)
+
+    def agent(self, history: int, *, counted: bool = False, model: OfflineScriptedModel | None = None) -> Agent:
+        return make_agent(model, messages=self._messages)
+
+
+class ReplayStore(_DocumentStore):
+    """Bare PyMongo: the commands that ours sent in a dry run, at the same moments, and nothing else.
+
+    The agent has no session manager; it is given the live messages, made before the clock runs. Filters, projections
+    and documents are those that were recorded, but for the session's id. The calls are synchronous.
+    """
+
+    def __init__(self, uri: str, ours: OurStore) -> None:
+        super().__init__(uri, f"replay_{ours.database_name}")
+        self.name = f"bare PyMongo replay of {ours.name}"
+        self.per_message = ours.per_message
+        self._ours = ours
+        self._scripts: dict[int, _Script] = {}
+        self._messages: Messages = []
+
+    def manager(self, session_id: str, *, counted: bool = False) -> None:
+        return None
+
+    def build(self, history: int) -> None:
+        document = dict(self._ours.documents[history])
+        document["_id"] = f"replay-{history}"
+        self.documents[history] = RawBSONDocument(bson.encode(document))
+        self._scripts[history] = _record(self._ours, history, document["_id"])
+        self.reset(history)
+
+    def live(self, history: int) -> Messages:
+        """Return the messages that ours had restored in the dry run."""
+        return self._scripts[history].live
+
+    def prepare(self, history: int) -> None:
+        self._messages = copy.deepcopy(self.live(history))
+
+    def agent(self, history: int, *, counted: bool = False, model: OfflineScriptedModel | None = None) -> Agent:
+        script = self._scripts[history]
+        collection = self._client(counted)[self.database_name]["sessions"]
+        for command in script.open:
+            _replay(collection, command)
+        agent = make_agent(model, messages=self._messages)
+        moments = iter(script.messages)
+
+        def message_added(event: MessageAddedEvent) -> None:
+            for command in next(moments):
+                _replay(collection, command)
+
+        def after_invocation(event: AfterInvocationEvent) -> None:
+            for command in script.after:
+                _replay(collection, command)
+
+        agent.hooks.add_callback(MessageAddedEvent, message_added)
+        agent.hooks.add_callback(AfterInvocationEvent, after_invocation, order=HookOrder.SDK_LAST)
+        return agent
+
+
+@dataclass
+class _Script:
+    """The commands of one turn, by the moment at which ours sent them.
+
+    Attributes:
+        live: The messages the agent had when it was built.
+        open: Sent before the agent was ready.
+        messages: Per message that was added.
+        after: At the end of the turn.
+    """
+
+    live: Messages
+    open: list[RecordedCommand]
+    messages: list[list[RecordedCommand]]
+    after: list[RecordedCommand]
+
+
+def _record(ours: OurStore, history: int, replayed_id: str) -> _Script:
+    """Run one turn of ours and return what it sent, addressed to another session."""
+    ours.reset(history)
+    with ours.recorder.recording() as commands:
+        agent = ours.agent(history, counted=True)
+        live = copy.deepcopy(agent.messages)
+        marks = [len(commands)]
+        # Added after the manager's own, hence called after it.
+        agent.hooks.add_callback(MessageAddedEvent, lambda event: marks.append(len(commands)))
+        agent(TEXT)
+    ours.reset(history)
+    for command in commands:
+        for statement in command.command.get("updates", []):
+            statement["q"]["_id"] = replayed_id
+        if "filter" in command.command:
+            command.command["filter"]["_id"] = replayed_id
+    parts = [list(commands[start:end]) for start, end in zip([0, *marks], [*marks, None], strict=True)]
+    return _Script(live, open=parts[0], messages=parts[1:-1], after=parts[-1])
+
+
+def _replay(collection: Collection[dict[str, Any]], recorded: RecordedCommand) -> None:
+    command = recorded.command
+    if recorded.name == "find":
+        assert collection.find_one(command["filter"], command["projection"]) is not None
+        return
+    assert recorded.name == "update", recorded
+    for statement in command["updates"]:
+        result = collection.update_one(statement["q"], statement["u"], array_filters=statement.get("arrayFilters"))
+        assert result.matched_count == 1, "a replayed write found another state than the recorded one"
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return a percentile, interpolated linearly."""
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * percent / 100
+    low, high = ordered[math.floor(position)], ordered[math.ceil(position)]
+    return low + (high - low) * (position - math.floor(position))
+
+
+@dataclass
+class Samples:
+    """Times of the same thing, in milliseconds."""
+
+    milliseconds: list[float] = field(default_factory=list)
+
+    @property
+    def p20(self) -> float:
+        """What it takes when the machine does nothing else: the 20th percentile."""
+        return percentile(self.milliseconds, 20)
+
+    @property
+    def median(self) -> float:
+        """The median."""
+        return statistics.median(self.milliseconds)
+
+
+@dataclass
+class Target:
+    """One figure that was promised.
+
+    Attributes:
+        text: What was promised.
+        met: Whether it was kept.
+        figure: What was measured.
+        exact: Whether the figure is a count, which no busy machine can change.
+    """
+
+    text: str
+    met: bool
+    figure: str
+    exact: bool
+
+    def __str__(self) -> str:
+        return f"{'PASS' if self.met else 'FAIL'}  {self.text}: {self.figure}"
+
+
+def print_targets(targets: Sequence[Target]) -> int:
+    """Print every target; return the exit code, which only exact ones decide."""
+    print("\nTargets")
+    for target in targets:
+        print(f"  {target}")
+    missed = [target for target in targets if target.exact and not target.met]
+    return 1 if missed else 0
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table in Markdown, so that it can be pasted into a document."""
+    lines = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    print(f"\n{title}\n")
+    for number, line in enumerate(lines):
+        cells = [
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("| " + " | ".join(cells) + " |")
+        if number == 0:
+            rules = ["-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+            print("| " + " | ".join(rules) + " |")
+
+
+def versions(client: MongoClient[Any]) -> str:
+    """Return what was measured on what, in one line."""
+    packages = ("strands-agents", "pymongo", "strands-mongodb-storage", "strands-session-mongodb")
+    named = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    server = client.server_info()["version"]
+    return ", ".join([f"Python {platform.python_version()}", f"MongoDB {server}", *named])

@@ -537,6 +537,18 @@ def test_the_version_is_asked_for_once_however_often_a_dashboard_looks(server: A
     assert MongoDBConnectionPool.get_pool_stats()["check_outs"] == before
 
 
+def test_asking_for_the_version_never_joins_the_queue_for_connections(
+    server: Any, client: MongoClient[Any], database_name: str
+) -> None:
+    watched = MongoDBConnectionPool.initialize(server.uri, maxPoolSize=1, minPoolSize=0)
+
+    with holding(1, watched, client, database_name):
+        assert MongoDBConnectionPool.get_pool_stats()["server_version"] is None
+        assert of(watched, "in_use", "waiting") == {"in_use": 1, "waiting": 0}
+
+    eventually(lambda: MongoDBConnectionPool.get_pool_stats()["server_version"] is not None)
+
+
 def test_figures_do_not_wait_for_a_server_that_is_away(nobody: str) -> None:
     MongoDBConnectionPool.initialize(f"mongodb://{nobody}/")  # Selecting a server would take 30 s.
 
@@ -658,6 +670,55 @@ def test_a_forked_child_gets_a_client_of_its_own_even_if_the_fork_hits_a_busy_mo
     )
     done = subprocess.run(
         [sys.executable, "-c", script, server.uri], capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_lock_that_was_held_at_the_fork_does_not_stop_the_child(server: Any) -> None:
+    script = textwrap.dedent(
+        """
+        import os, sys, threading, traceback, warnings
+        from mongodb_session_manager._pool_statistics import PoolStatistics
+        from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool as Pool
+
+        warnings.simplefilter("ignore")
+        inherited = Pool.initialize(sys.argv[1], minPoolSize=0)
+        inherited.admin.command("ping")
+        [statistics] = [item for item in inherited.options.event_listeners if isinstance(item, PoolStatistics)]
+        held, over = threading.Event(), threading.Event()
+
+        def hold():
+            with Pool._lock, Pool._owned._lock, statistics._lock:
+                held.set()
+                over.wait()
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            try:
+                assert Pool.initialize(sys.argv[1], minPoolSize=0) is Pool.get_client() is not inherited
+                Pool.get_client().admin.command("ping")
+                # Managers made before the fork still hold the inherited client.
+                inherited.admin.command("ping")
+                [figures] = [server for server in statistics.read().values() if server["check_outs"]]
+                assert (figures["check_outs"], figures["open"], figures["in_use"]) == (1, 1, 0), figures
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
+        exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        over.set()
+        holder.join()
+        Pool.close()
+        sys.exit(exit_code)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, server.uri], capture_output=True, text=True, timeout=60, check=False
     )
 
     assert (done.returncode, done.stderr) == (0, "")

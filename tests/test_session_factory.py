@@ -346,6 +346,20 @@ def test_closing_stores_what_a_manager_has_not_stored_yet(
     assert message_count(client, database_name) == 4
 
 
+def test_closing_leaves_what_waits_on_another_factorys_client(
+    server: Any, client: MongoClient[Any], database_name: str
+) -> None:
+    first = MongoDBSessionManagerFactory(server.uri, database_name, "sessions", appname="unlucky", retryWrites=False)
+    unsent_turn(first, client)
+
+    with MongoDBSessionManagerFactory(server.uri, database_name, "sessions"):
+        pass
+
+    assert message_count(client, database_name) == 2
+    first.close()
+    assert message_count(client, database_name) == 4
+
+
 def test_if_closing_cannot_store_it_the_factory_stays_open_and_nothing_is_lost(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:

@@ -26,6 +26,11 @@ class CommandPool:
     """
 
     def __init__(self) -> None:
+        self._after_fork()
+        _all_pools.add(self)
+
+    def _after_fork(self) -> None:
+        # A child has the parent's executor but none of its threads, and perhaps a lock that nobody will release.
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
 
@@ -66,7 +71,8 @@ async def settle(future: Future[T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
         except BaseException:
-            break
+            if not waiting.done():
+                raise  # Not the call's own error: the coroutine itself is being closed.
     if cancelled is not None:
         failure = None if waiting.cancelled() else waiting.exception()
         raise cancelled from failure
@@ -95,6 +101,7 @@ def in_event_loop() -> bool:
 # By identity: two clients of one server compare equal, but one may be closed while the other works.
 _pools: dict[int, CommandPool] = {}
 _pools_lock = threading.Lock()
+_all_pools: weakref.WeakSet[CommandPool] = weakref.WeakSet()
 
 
 def _forget(client_id: int, pool: CommandPool) -> None:
@@ -113,12 +120,12 @@ def _run_now(call: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _after_fork() -> None:
-    # A child has the parent's pools but none of their threads, and perhaps a lock that nobody will release.
-    global _pools, _pools_lock
-    _pools = {}
+def _after_fork_in_child() -> None:
+    global _pools_lock
     _pools_lock = threading.Lock()
+    for pool in list(_all_pools):
+        pool._after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_after_fork_in_child)

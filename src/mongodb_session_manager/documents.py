@@ -255,7 +255,7 @@ def to_session_message(stored: Mapping[str, Any]) -> SessionMessage:
     """Return a stored message (decoded) as Strands' ``SessionMessage``; metrics are left out, as the spec says."""
     return SessionMessage(
         message=to_message(stored),
-        message_id=stored["message_id"],
+        message_id=stored.get("message_id", 0),
         redact_message=stored.get("redact_message"),
         created_at=to_iso(stored.get("created_at")),
         updated_at=to_iso(stored.get("updated_at")),

@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import socket
+import sys
 import time
 import uuid
 from types import TracebackType
@@ -70,7 +71,7 @@ class SessionLease:
         try:
             self._manager._flush_beside(error)
         finally:
-            self._manager._release_lease(self._token)
+            self._manager._release_lease(self._token, error or sys.exc_info()[1])
 
     async def __aenter__(self) -> SessionLease:
         """Take the lease without holding up the event loop."""
@@ -89,7 +90,8 @@ class SessionLease:
         try:
             await self._manager._settle_beside(error)
         finally:
-            await self._manager._pool.run(lambda: self._manager._release_lease(self._token))
+            failure = error or sys.exc_info()[1]
+            await self._manager._pool.run(lambda: self._manager._release_lease(self._token, failure))
 
     def _take(self) -> float | None:
         return self._manager._take_lease(self._owner, self._token, self.seconds)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
+import os
 import sys
 import time
 import uuid
@@ -12,8 +14,10 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal
 
+import pymongo
 from bson import ObjectId
 from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 from strands import Agent
 from strands.agent.state import AgentState
 from strands.hooks import (
@@ -58,6 +62,8 @@ OnConflict = Literal["rebase", "raise"]
 
 # A turn that has collected this much commits early, far from the 16 MB that MongoDB takes in one update.
 _EARLY_COMMIT_BYTES = 8 * 1024 * 1024
+# How long the end of the interpreter may be held up to store what is unsent.
+_AT_EXIT_SECONDS = 30
 
 
 class MongoDBSessionManager(RepositorySessionManager):
@@ -558,7 +564,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             return
         work.position = stored.message_count
         session_agent = documents.to_session_agent(stored.agent_data, work.key)
-        agent.state = AgentState(session_agent.state)
+        agent.state = _agent_state(session_agent.state)
         session_agent.initialize_internal_state(agent)
         prepended: list[Message] = []
         offset = 0
@@ -574,8 +580,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         else:
             window = window[offset - stored.window_offset :]
         messages = [documents.to_message(message) for message in window]
-        for message, found in zip(messages, window, strict=True):
-            work.know(found["message_id"], message)
+        for position, (message, found) in enumerate(zip(messages, window, strict=True)):
+            work.know(found.get("message_id", offset + position), message)
         if window:
             work.last_turn_id = window[-1].get("turn_id")
         if not (isinstance(agent, Agent) and agent.model.stateful):
@@ -786,7 +792,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _take_lease(self, owner: str, token: str, seconds: float) -> float | None:
         no_lease_twice(self._lease_token)
         self._ensure_open()
-        taken_for = self._store.take_lease(self.session_id, owner, token, seconds)
+        taken_for = self._store.take_lease(self._session_ref(), owner, token, seconds)
         if taken_for is None:
             self._lease_token = token
             # What was read before may be old by now.
@@ -799,9 +805,14 @@ class MongoDBSessionManager(RepositorySessionManager):
         session = self._session_ref()
         self._store.guarded(session, renew_lease(session, seconds))
 
-    def _release_lease(self, token: str) -> None:
+    def _release_lease(self, token: str, error: BaseException | None) -> None:
         self._lease_token = None
-        self._store.release_lease(self.session_id, token)
+        try:
+            self._store.release_lease(self.session_id, token)
+        except PyMongoError as failure:
+            if error is None:
+                raise
+            _add_note(error, f"The lease could not be given back, and will run out by itself: {failure!r}")
 
 
 def create_mongodb_session_manager(
@@ -835,6 +846,14 @@ def _session_agent(agent: Any) -> MongoDBSessionAgent:
         model=_model_id(agent),
         system_prompt=agent.system_prompt,
     )
+
+
+def _agent_state(stored: Document) -> AgentState:
+    try:
+        return AgentState(stored)
+    except ValueError:
+        # Strands takes only what JSON knows. Somebody has put a date or an ObjectId there; it becomes text.
+        return AgentState(json.loads(json.dumps(stored, default=str)))
 
 
 def _agent_fields(agent: Any) -> Document:
@@ -908,12 +927,16 @@ def _add_note(error: BaseException, note: str) -> None:
 
 
 def _store_at_exit() -> None:
-    """Store what is unsent when the interpreter ends; say so where that fails."""
-    for manager in list(_unsent):
-        try:
-            manager.flush()
-        except Exception as error:
-            logger.error("session_id=<%s>, error=<%r> | lost at exit: could not be stored", manager.session_id, error)
+    """Store what is unsent when the interpreter ends; say so where that fails. One deadline for all of it."""
+    with pymongo.timeout(_AT_EXIT_SECONDS):
+        for manager in list(_unsent):
+            try:
+                manager.flush()
+            except Exception as error:
+                logger.error("session_id=<%s>, error=<%r> | lost: not stored at exit", manager.session_id, error)
 
 
 atexit.register(_store_at_exit)
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    # The parent will store what is unsent.
+    os.register_at_fork(after_in_child=_unsent.clear)

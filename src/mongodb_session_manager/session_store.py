@@ -370,16 +370,16 @@ class SessionStore:
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
-    def take_lease(self, session_id: str, owner: str, token: str, seconds: float) -> float | None:
-        """Take the lease of an existing session; return None, or how many seconds it is still taken.
+    def take_lease(self, session: SessionRef, owner: str, token: str, seconds: float) -> float | None:
+        """Take the lease of a session; return None, or for how many seconds somebody else has it.
 
         Raises:
-            SessionNotFoundError: There is no such session.
+            SessionNotFoundError: The session was deleted.
         """
-        if self._update(statements.take_lease(session_id, owner, token, seconds)):
+        if self._update(statements.take_lease(session, owner, token, seconds)):
             return None
         try:
-            self._explain(SessionRef(session_id))
+            self._explain(session)
         except SessionBusyError as busy:
             return busy.retry_after or 0.0
         return 0.0

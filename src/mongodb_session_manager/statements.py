@@ -248,7 +248,7 @@ def feedback_projection(feedback: Document) -> Document:
 # --- leases: all times are the server's -----------------------------------------------------------------------------
 
 
-def take_lease(session_id: str, owner: str, token: str, seconds: float) -> Update:
+def take_lease(session: SessionRef, owner: str, token: str, seconds: float) -> Update:
     """Return the update that takes the lease if it is free or expired, or renews the one with this token."""
     free = {"$lte": ["$lease.expires_at", "$$NOW"]}
     lease = {
@@ -257,7 +257,11 @@ def take_lease(session_id: str, owner: str, token: str, seconds: float) -> Updat
         "expires_at": {"$add": ["$$NOW", round(seconds * 1000)]},
     }
     return Update(
-        {"_id": session_id, "$or": [{"$expr": free}, {"lease.token": token}]},
+        {
+            "_id": session.session_id,
+            "incarnation": session.incarnation,
+            "$or": [{"$expr": free}, {"lease.token": token}],
+        },
         # $unset first: $set merges into a document that is there.
         [{"$unset": "lease"}, {"$set": {"lease": lease}}],
     )

@@ -9,7 +9,9 @@ An ``AgentWork`` is the outbox of one agent and knows how to put messages and ch
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -169,6 +171,7 @@ class Outbox:
         self._changed = changed
         self._sending: Future[None] | None = None
         self._in_flight: Operation | None = None
+        _outboxes.add(self)
 
     @property
     def unsent(self) -> bool:
@@ -197,10 +200,20 @@ class Outbox:
         return future
 
     def drop(self) -> None:
-        """Forget what is queued and was not sent."""
+        """Forget what is queued; what is under way is waited for."""
         with self.lock:
             self.queue.clear()
+            sending = self._sending
+        if sending is not None:
+            sending.exception()  # Whoever asked for it hears of it.
         self._changed()
+
+    def _after_fork(self) -> None:
+        # The parent has the threads that send, and will send what is queued.
+        self.lock = threading.Lock()
+        self.queue.clear()
+        self._sending = None
+        self._in_flight = None
 
     def _has_work(self) -> bool:
         return bool(self.queue)
@@ -213,10 +226,12 @@ class Outbox:
             while True:
                 self._prepare()
                 with self.lock:
-                    if not self.queue:
+                    if not self._has_work():
                         # Under the lock: whoever queues from here on finds nobody sending and begins anew.
                         self._sending = None
                         break
+                    if not self.queue:
+                        continue
                     operation = self._in_flight = self.queue[0]
                 operation.send(self._store, self._session())
                 with self.lock:
@@ -232,6 +247,18 @@ class Outbox:
         else:
             self._changed()
             future.set_result(None)
+
+
+_outboxes: weakref.WeakSet[Outbox] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for outbox in list(_outboxes):
+        outbox._after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class AgentWork(Outbox):
