@@ -25,7 +25,7 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from strands import Agent, tool
-from strands.hooks import HookRegistry, MessageAddedEvent
+from strands.hooks import MessageAddedEvent
 from strands.hooks.events import AfterInvocationEvent
 from strands.hooks.registry import HookOrder
 from strands.session.file_session_manager import FileSessionManager
@@ -44,13 +44,13 @@ from failpoints import fail_command  # noqa: E402
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pymongo.collection import Collection
     from strands.session.session_manager import SessionManager
     from strands.types.content import Messages
 
-__all__ = ["CommandRecorder", "Commands", "fail_command"]
+__all__ = ["OfflineScriptedModel", "ScriptedReply", "fail_command"]
 
 AGENT_ID = "assistant"
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -80,7 +80,7 @@ def look_up(word: str) -> str:
 
 def text_model() -> OfflineScriptedModel:
     """Return a model that answers everything with `TEXT`, in one chunk."""
-    return OfflineScriptedModel(lambda messages: TEXT, chunk_characters=TEXT_BYTES)
+    return OfflineScriptedModel(lambda _: TEXT, chunk_characters=TEXT_BYTES)
 
 
 def tool_model() -> OfflineScriptedModel:
@@ -97,12 +97,11 @@ def tool_model() -> OfflineScriptedModel:
 def make_agent(model: OfflineScriptedModel | None = None, **options: Any) -> Agent:
     """Return the agent of these benchmarks; it prints nothing."""
     return Agent(
-        agent_id=AGENT_ID,
         model=model or text_model(),
         system_prompt=SYSTEM_PROMPT,
         tools=[look_up],
         callback_handler=None,
-        **options,
+        **{"agent_id": AGENT_ID, **options},
     )
 
 
@@ -173,7 +172,11 @@ class Store(ABC):
         """Open the session of this length and build its agent."""
         return make_agent(model, session_manager=self.manager(self.session_id(history), counted=counted))
 
-    def prepare(self, history: int) -> None:
+    async def agent_on_loop(self, history: int) -> Agent:
+        """Open the session of this length and build its agent on a running event loop, as asynchronous code does."""
+        return self.agent(history)
+
+    def prepare(self, history: int) -> None:  # noqa: B027 (most stores have nothing to do)
         """Do what belongs to no turn, right before one is timed."""
 
     def _converse(self, session_id: str, turns: int) -> Agent:
@@ -231,6 +234,9 @@ class OurStore(_DocumentStore):
 
     def manager(self, session_id: str, *, counted: bool = False) -> SessionManager:
         return (self.counted_factory if counted else self.factory).create_session_manager(session_id)
+
+    async def agent_on_loop(self, history: int) -> Agent:
+        return make_agent(session_manager=await self.factory.open(self.session_id(history), agent_id=AGENT_ID))
 
     def build(self, history: int) -> None:
         self._converse("template", 0 if history == 0 else TEMPLATE_TURNS)
@@ -490,11 +496,11 @@ class ReplayStore(_DocumentStore):
         agent = make_agent(model, messages=self._messages)
         moments = iter(script.messages)
 
-        def message_added(event: MessageAddedEvent) -> None:
+        def message_added(_: MessageAddedEvent) -> None:
             for command in next(moments):
                 _replay(collection, command)
 
-        def after_invocation(event: AfterInvocationEvent) -> None:
+        def after_invocation(_: AfterInvocationEvent) -> None:
             for command in script.after:
                 _replay(collection, command)
 
@@ -528,7 +534,7 @@ def _record(ours: OurStore, history: int, replayed_id: str) -> _Script:
         live = copy.deepcopy(agent.messages)
         marks = [len(commands)]
         # Added after the manager's own, hence called after it.
-        agent.hooks.add_callback(MessageAddedEvent, lambda event: marks.append(len(commands)))
+        agent.hooks.add_callback(MessageAddedEvent, lambda _: marks.append(len(commands)))
         agent(TEXT)
     ours.reset(history)
     for command in commands:

@@ -12,6 +12,7 @@ The exit code tells whether the exact targets were met; times depend on the mach
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import gc
 import random
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import support
@@ -29,8 +31,12 @@ from mongodb_session_manager.local import LocalMongoDB
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from strands import Agent
+
 HISTORIES = (0, 100, 1_000, 5_000)
 RESUME_LIMIT = 24 * 1024
+WARM_UP = 2
+"""Rounds that are not counted."""
 
 
 @dataclass
@@ -74,18 +80,24 @@ def count(store: Store, histories: Sequence[int]) -> Counts:
     """Count what a store sends."""
     counts = Counts({}, {}, {}, {}, _count_new(store))
     for history in histories:
-        agents = []
+        opened: list[Agent] = []
         store.reset(history)
-        counts.resume[history] = store.traffic(lambda: agents.append(store.agent(history, counted=True)))
-        first = store.traffic(lambda: agents[0](support.TEXT))
-        counts.turn[history] = _sum(counts.resume[history], first)
-        counts.again[history] = store.traffic(lambda: agents[0](support.TEXT))
+        counts.resume[history] = store.traffic(partial(_open, store, history, opened))
+        turn = partial(opened[0], support.TEXT)
+        counts.turn[history] = _sum(counts.resume[history], store.traffic(turn))
+        counts.again[history] = store.traffic(turn)
         store.reset(history)
-        counts.tool[history] = store.traffic(
-            lambda: store.agent(history, counted=True, model=support.tool_model())(support.TEXT)
-        )
+        counts.tool[history] = store.traffic(partial(_tool_turn, store, history))
         store.reset(history)
     return counts
+
+
+def _open(store: Store, history: int, opened: list[Agent]) -> None:
+    opened.append(store.agent(history, counted=True))
+
+
+def _tool_turn(store: Store, history: int) -> None:
+    store.agent(history, counted=True, model=support.tool_model())(support.TEXT)
 
 
 def _count_new(store: Store) -> Traffic:
@@ -105,34 +117,46 @@ def _sum(one: Traffic, other: Traffic) -> Traffic:
     )
 
 
-def measure(stores: Sequence[Store], histories: Sequence[int], rounds: int) -> dict[tuple[Store, int], Samples]:
+def measure(
+    stores: Sequence[Store], histories: Sequence[int], rounds: int, *, on_loop: bool
+) -> dict[tuple[Store, int], Samples]:
     """Time the turn of every store at every length, all in turn, in another order each round."""
     samples = {(store, history): Samples() for store in stores for history in histories}
     gc.collect()
     gc.freeze()
-    for number in range(-2, rounds):  # Two rounds to warm up.
-        for history in histories:
-            for store in stores:
-                store.reset(history)
-            for store in random.sample(stores, len(stores)):
-                store.prepare(history)
-                took = _timed_turn(store, history)
-                if number >= 0:
-                    samples[store, history].milliseconds.append(took)
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        for number in range(-WARM_UP, rounds):
+            for history in histories:
+                for store in stores:
+                    store.reset(history)
+                for store in random.sample(stores, len(stores)):
+                    store.prepare(history)
+                    took = _timed_turn(store, history, loop if on_loop else None)
+                    if number >= 0:
+                        samples[store, history].milliseconds.append(took)
     gc.unfreeze()
     return samples
 
 
-def _timed_turn(store: Store, history: int) -> float:
+def _timed_turn(store: Store, history: int, loop: asyncio.AbstractEventLoop | None) -> float:
     gc.collect(1)
     gc.disable()
     try:
+        if loop is not None:
+            return loop.run_until_complete(_timed_turn_on_loop(store, history))
         began = time.perf_counter()
         agent = store.agent(history)
         agent(support.TEXT)
         return (time.perf_counter() - began) * 1000
     finally:
         gc.enable()
+
+
+async def _timed_turn_on_loop(store: Store, history: int) -> float:
+    began = time.perf_counter()
+    agent = await store.agent_on_loop(history)
+    await agent.invoke_async(support.TEXT)
+    return (time.perf_counter() - began) * 1000
 
 
 def report(
@@ -295,6 +319,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, help="interleaved rounds to time (default 60; with --quick 10)")
     parser.add_argument("--quick", action="store_true", help="histories of 0 and 100 messages only, few rounds")
+    parser.add_argument(
+        "--on-loop",
+        action="store_true",
+        help="take the turns on one running event loop (await factory.open(...), agent.invoke_async) instead of agent(...)",
+    )
     arguments = parser.parse_args()
     histories = HISTORIES[:2] if arguments.quick else HISTORIES
     rounds = arguments.rounds or (10 if arguments.quick else 60)
@@ -307,9 +336,12 @@ def main() -> int:
             for history in histories:
                 store.build(history)
         counts = {store: count(store, histories) for store in stores.counted}
-        print(f"{support.versions(stores.ours['turn'].client)}; {rounds} rounds", flush=True)
+        print(
+            f"{support.versions(stores.ours['turn'].client)}; {rounds} rounds; turns by {'invoke_async' if arguments.on_loop else 'agent(...)'}",
+            flush=True,
+        )
         print(f"Built and counted in {time.perf_counter() - began:.0f} s", file=sys.stderr)
-        samples = measure(stores.all, histories, rounds)
+        samples = measure(stores.all, histories, rounds, on_loop=arguments.on_loop)
         return support.print_targets(report(stores, counts, samples, histories))
 
 

@@ -26,7 +26,6 @@ from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManager
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pymongo.database import Database
 
 COLLECTION = "sessions"
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])

@@ -71,8 +71,11 @@ def test_the_parameters_are_those_of_the_documentation() -> None:
 def test_a_factory_needs_a_client_or_a_way_to_make_one() -> None:
     with pytest.raises(ValueError, match="connection_string"):
         MongoDBSessionManagerFactory()
-    with MongoClient(NOWHERE, connect=False) as client, pytest.raises(ValueError, match="not both"):
-        MongoDBSessionManagerFactory(NOWHERE, client=client)
+
+
+def test_a_connection_string_beside_a_borrowed_client_is_ignored_as_the_repository_does() -> None:
+    with MongoClient(NOWHERE, connect=False) as client:
+        assert MongoDBSessionManagerFactory("mongodb://elsewhere/", client=client).client is client
 
 
 def test_options_for_a_borrowed_client_are_refused_rather_than_dropped() -> None:
@@ -160,6 +163,11 @@ def test_parameters_of_the_factory_are_the_defaults_of_its_managers(
 def test_an_option_of_the_shared_client_cannot_be_changed_for_one_manager() -> None:
     with MongoDBSessionManagerFactory(NOWHERE) as factory, pytest.raises(TypeError, match="maxPoolSize"):
         factory.create_session_manager("s", maxPoolSize=5)
+
+
+def test_a_misspelt_parameter_of_a_manager_is_not_taken_for_an_option() -> None:
+    with MongoDBSessionManagerFactory(NOWHERE) as factory, pytest.raises(TypeError, match="durabilty"):
+        factory.create_session_manager("s", durabilty="turn")
 
 
 def test_many_threads_store_their_sessions_through_one_factory(

@@ -37,14 +37,17 @@ class CommandPool:
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Run ``call`` in a thread. Where no thread can be had any more (the interpreter is ending), run it now."""
         context = contextvars.copy_context()
-        with self._lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="mongodb-session")
-            executor = self._executor
-        try:
-            return executor.submit(context.run, call)
-        except RuntimeError:
-            return _run_now(lambda: context.run(call))
+        while True:
+            with self._lock:
+                if self._executor is None:
+                    self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="mongodb-session")
+                executor = self._executor
+            try:
+                return executor.submit(context.run, call)
+            except RuntimeError:
+                if self._executor is executor:
+                    return _run_now(lambda: context.run(call))
+                # Closed between the two steps above: there is a new one to be had.
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run ``call`` in a thread and wait for it without holding up the event loop; see ``settle``."""
@@ -52,8 +55,8 @@ class CommandPool:
 
     def close(self) -> None:
         """Let the threads end when what they do is done. The pool can be used again."""
-        with self._lock:
-            executor, self._executor = self._executor, None
+        # No lock: the garbage collector may call this while the same thread holds it.
+        executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=False)
 
@@ -105,9 +108,8 @@ _all_pools: weakref.WeakSet[CommandPool] = weakref.WeakSet()
 
 
 def _forget(client_id: int, pool: CommandPool) -> None:
-    with _pools_lock:
-        if _pools.get(client_id) is pool:
-            del _pools[client_id]
+    # No lock, for the same reason. The client is just dying, so no other has its id yet.
+    _pools.pop(client_id, None)
     pool.close()
 
 

@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._pool_statistics import PoolReport, PoolStats
+from .clients import check_client
 from .command_pool import command_pool
-from .mongodb_connection_pool import OwnedClient, check_client
+from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, _unsent
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class MongoDBSessionManagerFactory:
             ``MongoDBConnectionPool.initialize``.
         database_name: Where sessions are stored, unless a call says otherwise.
         collection_name: The collection of the session documents, unless a call says otherwise.
-        client: A client of yours to borrow, instead of ``connection_string``. It is never closed here.
+        client: A client of yours to borrow. It is never closed here, and ``connection_string`` is ignored.
         metadata_fields: Default of every manager, like the four below; see ``MongoDBSessionManager``.
         application_name: Stored with new sessions.
         session_type: Stored with new sessions.
@@ -42,8 +43,8 @@ class MongoDBSessionManagerFactory:
         **kwargs: Any option of ``MongoClient``; these win over the connection string.
 
     Raises:
-        ValueError: Neither or both of ``connection_string`` and ``client``; ``w=0``; an unknown ``durability``
-            or ``on_conflict``.
+        ValueError: Neither ``connection_string`` nor ``client``; ``w=0``; an unknown ``durability`` or
+            ``on_conflict``.
         TypeError: Options beside a borrowed client, which has its own; or an ``AsyncMongoClient``.
         pymongo.errors.ConfigurationError: An option or the connection string is unusable.
     """
@@ -68,8 +69,6 @@ class MongoDBSessionManagerFactory:
             self._source: OwnedClient | _BorrowedClient = OwnedClient(connection_string, **kwargs)
         else:
             check_client(client)
-            if connection_string is not None:
-                raise ValueError("give either a connection_string or a client, not both")
             if kwargs:
                 raise TypeError(
                     f"a borrowed client has its options already; these cannot be applied: {', '.join(sorted(kwargs))}"
@@ -128,6 +127,12 @@ class MongoDBSessionManagerFactory:
             TypeError: A parameter is unknown, or an option of the client, which all managers share.
             InvalidIdentifierError: The session id cannot be used.
         """
+        # A manager takes whatever else it is given for options of a client of its own, and only warns.
+        if unknown := kwargs.keys() - self._defaults.keys():
+            raise TypeError(
+                "create_session_manager() takes no option of the client, which all managers of the factory share,"
+                f" and no unknown one: {', '.join(sorted(unknown))}"
+            )
         return MongoDBSessionManager(
             session_id,
             database_name=self._database_name if database_name is None else database_name,

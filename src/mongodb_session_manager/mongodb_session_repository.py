@@ -16,6 +16,7 @@ from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 
 from . import documents, statements
+from .clients import open_client
 from .documents import Document, MongoDBSessionAgent
 from .encoding import decode, encode, to_bson
 from .errors import (
@@ -73,7 +74,7 @@ class MongoDBSessionRepository(SessionRepository):
         if client is None:
             if connection_string is None:
                 raise ValueError("give either connection_string or client")
-            client = MongoClient(connection_string, **kwargs)
+            client = open_client(connection_string, **kwargs)
         try:
             self._store = SessionStore(client, database_name, collection_name, fields)
         except BaseException:

@@ -26,6 +26,7 @@ from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
 from . import statements
+from .clients import check_client
 from .documents import Document, StoredAgent, decode_document, stored_time
 from .encoding import CODEC_OPTIONS
 from .errors import (
@@ -87,13 +88,7 @@ class SessionStore:
         collection_name: str,
         metadata_fields: Sequence[str] = (),
     ) -> None:
-        if type(client).__name__ == "AsyncMongoClient":
-            raise TypeError(
-                "client must be a MongoClient: Strands runs every call on a new event loop, and an AsyncMongoClient "
-                "works on one only. Commands run in threads, so the event loop does not wait for them."
-            )
-        if not client.write_concern.acknowledged:
-            raise ValueError("w=0 is refused: a write that nobody acknowledges may be lost without an error")
+        check_client(client)
         preference = client.read_preference
         self.client = client
         self.collection: Collection[Document] = client.get_database(database_name).get_collection(

@@ -18,12 +18,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bson import ObjectId
-
 from .command_pool import CommandPool
 from .documents import Document, check_size
 from .encoding import encode, to_bson
-from .metrics import ToolCall, Totals
+from .metrics import Totals
 from .session_store import SessionStore, now
 from .statements import Commit, SessionRef, late_metrics
 
@@ -56,21 +54,6 @@ class Entry:
     body: Document = field(default_factory=dict)
     source: Any = None
     commit: AppendOperation | None = None
-
-
-@dataclass(frozen=True)
-class Expected:
-    """A user's message that was appended by hand; Strands may be about to append the same one.
-
-    Attributes:
-        entry: Where it waits or is stored.
-        text: Its text.
-        body: What was stored of it.
-    """
-
-    entry: Entry
-    text: str
-    body: Document
 
 
 @dataclass(eq=False)
@@ -270,8 +253,8 @@ class AgentWork(Outbox):
         position: The ``message_id`` that is next, as far as this process knows.
         last: The message that was appended last.
         by_tracking_id: Known messages by Strands' ``tracking_id``, oldest first.
-        in_turn: Whether an invocation of the agent is under way.
-        turn_id: Stored on every message of a turn.
+        rebase: Whether new commits append behind what others have stored meanwhile.
+        waiting_bytes: Size of the messages that wait, if whoever stages them counts it.
     """
 
     def __init__(self, agent_id: str, key: str, *args: Any) -> None:
@@ -282,23 +265,7 @@ class AgentWork(Outbox):
         self.position = 0
         self.last: Entry | None = None
         self.by_tracking_id: dict[str, list[Entry]] = {}
-        self.in_turn = False
-        self.turn_started = False
-        self.turn_id = ObjectId()
-        self.last_turn_id: ObjectId | None = None
-        self.turn_texts: list[str] = []
         self.waiting_bytes = 0
-        # What an invocation found under way when it began; see the manager's `_after_invocation`.
-        self.outer_error: BaseException | None = None
-        # Appended by hand: the user's message Strands is about to store, the answer that lacks metrics.
-        self.expected: Expected | None = None
-        self.lacking_metrics: Entry | None = None
-        self.counted_usage: dict[str, float] = {}
-        self.counted_latency: float = 0
-        self.model_call_began: float | None = None
-        self.model_call_ms: float | None = None
-        self.tool_calls: dict[str, ToolCall] = {}
-        self.tool_call_began: dict[str, float] = {}
         # Field name -> the BSON it was last staged with. State is compared by identity and version first.
         self._staged: dict[str, bytes] = {}
         self._state: Any = None
@@ -375,12 +342,6 @@ class AgentWork(Outbox):
         if entries:
             self.position = work.position + len(entries)
             self.waiting_bytes = 0
-
-    def count_usage(self, metrics: Document) -> None:
-        """Take note of what a message has used, so that late metrics do not count it again."""
-        for name, value in metrics["accumulated_usage"].items():
-            self.counted_usage[name] = self.counted_usage.get(name, 0) + value
-        self.counted_latency += metrics["accumulated_metrics"].get("latencyMs", 0)
 
     def set_rebase(self, rebase: bool) -> None:
         """Decide anew what the waiting commits do on a conflict."""

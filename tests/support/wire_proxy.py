@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import bson
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Self
 
 Moment = Literal["before it is run", "before its answer arrives"]
@@ -35,12 +37,14 @@ class Cut:
         moment: when the connection ends; see the module.
         number: the first command that is hit, counted from 1 from here on.
         times: how many are hit from there on; `None`: all.
+        meanwhile: called before the connection ends: what the rest of the world does in that moment.
     """
 
     command: str
     moment: Moment
     number: int = 1
     times: int | None = 1
+    meanwhile: Callable[[], object] | None = None
     seen: int = field(default=0, init=False)
 
     def hits(self, command: str) -> bool:
@@ -101,11 +105,11 @@ class WireProxy:
                 client, _ = self._listener.accept()
                 _Connection(self, client, socket.create_connection(self._server))
 
-    def _moment_for(self, command: str) -> Moment | None:
+    def _cut_for(self, command: str) -> Cut | None:
         with self._lock:
             if self._cut is not None and self._cut.hits(command):
                 self.cut_commands.append(command)
-                return self._cut.moment
+                return self._cut
             return None
 
     def _note(self, command: str) -> None:
@@ -120,7 +124,7 @@ class _Connection:
         self._proxy = proxy
         self._client = client
         self._server = server
-        self._swallow_reply = False
+        self._cut: Cut | None = None
         with proxy._lock:
             proxy._open.update((client, server))
         for pump in (self._requests, self._replies):
@@ -130,11 +134,12 @@ class _Connection:
         try:
             while (message := _read_message(self._client)) is not None:
                 command = _command_of(message)
-                moment = self._proxy._moment_for(command)
-                if moment == "before it is run":
+                cut = self._proxy._cut_for(command)
+                if cut is not None and cut.moment == "before it is run":
+                    _meanwhile(cut)
                     break
                 # Before it is sent: a client has one command under way, so the next reply is this one's.
-                self._swallow_reply = moment is not None
+                self._cut = cut
                 self._proxy._note(command)
                 self._server.sendall(message)
         except OSError:
@@ -145,7 +150,8 @@ class _Connection:
     def _replies(self) -> None:
         try:
             while (message := _read_message(self._server)) is not None:
-                if self._swallow_reply:
+                if self._cut is not None:
+                    _meanwhile(self._cut)
                     break
                 self._client.sendall(message)
         except OSError:
@@ -158,6 +164,11 @@ class _Connection:
             _end(connection)
         with self._proxy._lock:
             self._proxy._open.difference_update((self._client, self._server))
+
+
+def _meanwhile(cut: Cut) -> None:
+    if cut.meanwhile is not None:
+        cut.meanwhile()
 
 
 def _read_message(connection: socket.socket) -> bytes | None:

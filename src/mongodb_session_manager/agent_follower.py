@@ -1,0 +1,469 @@
+"""Follows one agent: what each of Strands' events brings into the agent's unit of work.
+
+All of this runs on the agent's event loop, so all of it is cheap, and nothing here sends a command.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bson import ObjectId
+from strands import Agent
+from strands.agent.state import AgentState
+from strands.types.content import Message
+from strands.types.session import SessionAgent
+
+from . import documents
+from .documents import Document, MongoDBSessionAgent, StoredAgent
+from .encoding import encode, to_bson
+from .errors import MongoDBSessionError
+from .metrics import ToolCall, Totals, message_metrics, usage_since
+from .session_store import now
+from .unit_of_work import AgentWork, Entry, LateMetricsOperation
+
+# A turn that has collected this much commits early, far from the 16 MB that MongoDB takes in one update.
+_EARLY_COMMIT_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A user's message that was appended by hand; Strands may be about to append the same one.
+
+    Attributes:
+        entry: Where it waits or is stored.
+        text: Its text.
+        body: What was stored of it.
+    """
+
+    entry: Entry
+    text: str
+    body: Document
+
+
+class AgentFollower:
+    """Turns the events of one agent into its unit of work.
+
+    Args:
+        work: The agent's unit of work.
+        by_turn: Whether messages wait for the end of their turn (``durability="turn"``).
+
+    Attributes:
+        work: The agent's unit of work.
+        outer_error: An exception that was being handled when the turn began: not the turn's own.
+    """
+
+    def __init__(self, work: AgentWork, *, by_turn: bool) -> None:
+        self.work = work
+        self.outer_error: BaseException | None = None
+        self._by_turn = by_turn
+        self._agent: Callable[[], Any] = lambda: None
+        self._in_turn = False
+        self._turn_has_begun = False
+        self._turn_id = ObjectId()
+        # The turn of the message before, and what the assistant has said in it.
+        self._last_turn_id: ObjectId | None = None
+        self._said: list[str] = []
+        # Appended by hand: the user's message Strands is about to append, the answer that lacks metrics.
+        self._expected: Expected | None = None
+        self._lacking_metrics: Entry | None = None
+        self._counted_usage: dict[str, float] = {}
+        self._counted_latency: float = 0
+        self._model_call_began: float | None = None
+        self._model_call_ms: float | None = None
+        self._tool_call_began: dict[str, float] = {}
+        self._tool_calls: dict[str, ToolCall] = {}
+
+    # --- the beginning ----------------------------------------------------------------------------------------------
+
+    def created_with_session(self, agent: Any) -> None:
+        """Take note that the agent was stored together with a new session, as it is."""
+        for index, message in enumerate(agent.messages):
+            self.work.know(index, message)
+        self.work.position = len(agent.messages)
+        self._follow_new(agent)
+
+    def create(self, agent: Any) -> None:
+        """Put a new agent, and the messages it was built with, into the next commit."""
+        self.work.create(documents.agent_data(_session_agent(agent)))
+        for message in agent.messages:
+            _give_tracking_id(message)
+            self._append(message, agent, from_agent=False)
+        self._follow_new(agent)
+
+    def restore(
+        self,
+        agent: Any,
+        stored: StoredAgent,
+        read_from: Callable[[int], list[Document]],
+        repair: Callable[[list[Message]], list[Message]],
+    ) -> None:
+        """Make the agent what is stored of it, the way Strands' own session managers do.
+
+        Args:
+            agent: The agent.
+            stored: What is stored of it.
+            read_from: Reads the stored messages from a position on, where the window begins too late.
+            repair: Strands' repair of tool uses without results.
+        """
+        assert stored.agent_data is not None
+        work = self.work
+        work.position = stored.message_count
+        session_agent = documents.to_session_agent(stored.agent_data, work.key)
+        agent.state = _agent_state(session_agent.state)
+        session_agent.initialize_internal_state(agent)
+        prepended: list[Message] = []
+        offset = 0
+        if isinstance(agent, Agent):
+            manager_state = session_agent.conversation_manager_state
+            if manager_state:
+                prepended = agent.conversation_manager.restore_from_session(manager_state) or []
+            offset = max(0, agent.conversation_manager.removed_message_count)
+        if offset < stored.window_offset:
+            # A conversation manager of one's own begins earlier than its stored state says.
+            window = read_from(offset)
+        else:
+            window = stored.window[offset - stored.window_offset :]
+        messages = {id(found): documents.to_message(found) for found in window}
+        for position, found in enumerate(window):
+            work.know(found.get("message_id", offset + position), messages[id(found)])
+        if window:
+            self._last_turn_id = window[-1].get("turn_id")
+        if not (isinstance(agent, Agent) and agent.model.stateful):
+            live = [messages[id(found)] for found in documents.turns_together(window)]
+            agent.messages = repair(prepended + live)
+        work.watch_state(agent.state, session_agent.state)
+        known: Document = {
+            name: stored.agent_data[name] for name in ("model", "system_prompt") if name in stored.agent_data
+        }
+        known["conversation_manager_state"] = session_agent.conversation_manager_state
+        known["_internal_state"] = session_agent._internal_state
+        work.is_staged(known)
+        self._follow(agent)
+
+    def _follow_new(self, agent: Any) -> None:
+        self.work.is_staged(_agent_fields(agent))
+        self.work.watch_state(agent.state, agent.state.get())
+        self._follow(agent)
+
+    def _follow(self, agent: Any) -> None:
+        self._agent = weakref.ref(agent)
+        self._counted_usage = _accumulated_usage(agent)
+        self._counted_latency = _accumulated_latency(agent)
+
+    # --- turns and calls --------------------------------------------------------------------------------------------
+
+    def begin_turn(self) -> None:
+        """Take note that an invocation begins."""
+        self._in_turn = True
+        self._turn_has_begun = False
+        self._turn_id = ObjectId()
+        self._said = []
+        self.outer_error = sys.exc_info()[1]
+
+    def end_turn(self, agent: Any) -> BaseException | None:
+        """Take note that an invocation is over; return the error that ended it, if one did."""
+        self._in_turn = False
+        self.work.prune(agent.messages)
+        error, outer_error = sys.exc_info()[1], self.outer_error
+        self.outer_error = None
+        # An exception that was being handled before the turn began is somebody else's.
+        return None if error is outer_error else error
+
+    def waits(self, agent: Any) -> bool:
+        """Return whether what is staged waits for the end of the turn."""
+        # A BidiAgent tells no beginning of a turn: while it runs, it is in one.
+        in_turn = self._in_turn or (not isinstance(agent, Agent) and getattr(agent, "_started", True))
+        return self._by_turn and in_turn and self.work.waiting_bytes < _EARLY_COMMIT_BYTES
+
+    def model_call_begins(self) -> None:
+        """Start the clock for a provider that reports no latency."""
+        self._model_call_began = time.perf_counter()
+
+    def model_call_ends(self) -> None:
+        """Stop it."""
+        if self._model_call_began is not None:
+            self._model_call_ms = (time.perf_counter() - self._model_call_began) * 1000
+
+    def tool_call_begins(self, tool_use_id: str) -> None:
+        """Start the clock of a tool."""
+        self._tool_call_began[tool_use_id] = time.perf_counter()
+
+    def tool_call_ends(self, tool_use_id: str, name: str) -> None:
+        """Stop it; the call is counted with the message that carries its result."""
+        began = self._tool_call_began.pop(tool_use_id, None)
+        took = None if began is None else round((time.perf_counter() - began) * 1000, 3)
+        self._tool_calls[tool_use_id] = ToolCall(name, milliseconds=took)
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def message_added(self, message: Message, agent: Any) -> None:
+        """Stage a message that was added to the live conversation, unless it is known."""
+        tracking_id = message.get("tracking_id")
+        known = self.work.by_tracking_id.get(tracking_id) if tracking_id else None
+        if known:
+            # Whatever is in the conversation as often as it is stored was appended before, or is a continuation: a
+            # longer message in its place, under its id. A prompt that is tried again is in it once more.
+            live = sum(1 for other in agent.messages if other.get("tracking_id") == tracking_id)
+            if 0 < live <= len(known):
+                if known[-1].source is not message:
+                    known[-1].source = message
+                    self.work.change(known[-1], documents.message_body(message, "message"))
+                return
+        if self._expected is not None and message["role"] == "user":
+            expected, self._expected = self._expected, None
+            if expected.text == documents.message_text(message):
+                self._recognise(expected, message)
+                return
+        self._append(message, agent, from_agent=True)
+
+    def message_updated(self, tracking_id: str, message: Message) -> None:
+        """Stage the replacement of a message: a transcript that is complete now."""
+        known = self.work.by_tracking_id.get(tracking_id)
+        if known:
+            known[-1].source = message
+            self.work.change(known[-1], documents.message_body(message, "message"))
+
+    def append_by_hand(self, message: Message, agent: Any) -> None:
+        """Stage a message of the application's own, unless Strands has appended it or is about to."""
+        if any(message is live for live in agent.messages):
+            self.message_added(message, agent)
+            return
+        body = documents.message_body(message, "message")
+        text = documents.message_text(message)
+        role = message["role"]
+        if role == "assistant" and self._said and text in (self._said[-1], "".join(self._said)):
+            return
+        if role == "user" and not self._in_turn:
+            self._turn_id = ObjectId()
+        # Strands gives each message such an id when it appends it; the two will be one message.
+        body.setdefault("tracking_id", str(uuid.uuid4()))
+        body["turn_id"] = self._last_turn_id = self._turn_id
+        metrics = _own_metrics(message, None) if role == "assistant" else None
+        if metrics is not None:
+            body["event_loop_metrics"] = metrics
+
+        def add_totals(totals: Totals) -> None:
+            totals.add_message(starts_turn=role == "user")
+            if metrics is not None:
+                totals.add_model_call(_model_id(agent), metrics)
+
+        entry = self.work.append(body, message, add_totals)
+        if role == "user":
+            self._said = []
+            self._expected = Expected(entry, text, body)
+        elif role == "assistant":
+            self._said.append(text)
+            if metrics is None:
+                self._lacking_metrics = entry
+
+    def redact_latest(self, redact_message: Message) -> bool:
+        """Replace the content of the message that was appended last; return whether that is to be sent now.
+
+        Raises:
+            MongoDBSessionError: The agent has no message.
+        """
+        entry = self.work.last
+        if entry is None:
+            raise MongoDBSessionError(f"agent_id={self.work.agent_id!r} has no message to redact")
+        role = redact_message["role"]
+        content = encode(documents.text_blocks(redact_message["content"]), "redact_message['content']")
+        body: Document = {
+            "role": role,
+            "content": content,
+            "redact_message": {"role": role, "content": content},
+            "guardrail_event": {"action": "redacted", "role": role, "created_at": now()},
+        }
+        tracking_id = redact_message.get("tracking_id")
+        # A prompt that was tried again may stand in the conversation twice, under one tracking id.
+        same = self.work.by_tracking_id.get(tracking_id, []) if tracking_id else []
+        entries = [*same, *(() if entry in same else (entry,))]
+        to_send = [self.work.change(redacted, body, tracking_id) for redacted in entries]
+        return any(to_send)
+
+    def _append(self, message: Message, agent: Any, *, from_agent: bool) -> None:
+        body = documents.message_body(message, "message")
+        role = message["role"]
+        carries_results = documents.has_tool_result(message)
+        begins_turn = from_agent and role == "user" and not carries_results and not self._turn_has_begun
+        if from_agent and self._in_turn and not self._turn_has_begun and carries_results and self._last_turn_id:
+            # An interrupted turn goes on: its tool results belong to the tool uses that were stored before.
+            self._turn_id = self._last_turn_id
+        elif begins_turn and not self._in_turn:
+            self._turn_id = ObjectId()
+        if from_agent:
+            self._turn_has_begun = self._in_turn
+        body["turn_id"] = self._last_turn_id = self._turn_id
+        metrics = None
+        if role == "assistant":
+            self._said.append(documents.message_text(message))
+            metrics = _own_metrics(message, self._model_call_ms)
+            self._model_call_ms = None
+            if metrics is not None:
+                body["event_loop_metrics"] = metrics
+                if from_agent:
+                    self._count(metrics)
+        elif not carries_results:
+            self._said = []
+        calls = self._finished_calls(message) if carries_results else []
+
+        def add_totals(totals: Totals) -> None:
+            totals.add_message(begins_turn)
+            if metrics is not None:
+                totals.add_model_call(_model_id(agent), metrics)
+            for call in calls:
+                totals.add_tool_call(call)
+
+        if self._by_turn:
+            self.work.waiting_bytes += len(to_bson(body))
+        self.work.append(body, message, add_totals)
+
+    def _recognise(self, expected: Expected, message: Message) -> None:
+        """Take Strands' message for the one that was appended by hand just before."""
+        body = expected.body
+        # Nobody has seen the id that Strands gave it a moment ago; this one is stored.
+        message["tracking_id"] = body["tracking_id"]
+        expected.entry.source = message
+        self._turn_id = body["turn_id"]
+        self._turn_has_begun = self._in_turn
+        whole = documents.message_body(message, "message")
+        if to_bson({"": whole["content"]}) != to_bson({"": body["content"]}):
+            self.work.change(expected.entry, whole)
+
+    def _finished_calls(self, message: Message) -> list[ToolCall]:
+        """Return the tool calls whose results a message carries, as far as they were seen."""
+        calls = []
+        for block in message["content"]:
+            result = block.get("toolResult")
+            if result and (call := self._tool_calls.pop(result["toolUseId"], None)):
+                call.failed = result.get("status") == "error"
+                calls.append(call)
+        return calls
+
+    # --- the agent's record and late metrics ------------------------------------------------------------------------
+
+    def stage_agent(self, agent: Any) -> None:
+        """Stage what has changed in the agent's record."""
+        self.work.stage(_agent_fields(agent))
+        self.work.look_at_state(agent.state)
+
+    def stage_agent_if_alive(self) -> None:
+        """Stage what has changed in the agent's record since its last event, if the agent is still there."""
+        agent = self._agent()
+        if agent is not None:
+            self.stage_agent(agent)
+
+    def stage_late_metrics(self, agent: Any) -> None:
+        """Give an answer that was appended by hand the metrics by which the agent's have grown, once."""
+        entry = self._lacking_metrics
+        if entry is None:
+            return
+        grown = usage_since(_accumulated_usage(agent), self._counted_usage)
+        latency = max(0.0, _accumulated_latency(agent) - self._counted_latency)
+        metrics = message_metrics(grown, {"latencyMs": latency}, self._model_call_ms) if grown else None
+        if metrics is None:
+            return
+        self._lacking_metrics = None
+        self._count(metrics)
+        totals = Totals()
+        totals.add_model_call(_model_id(agent), metrics)
+        self.work.put(LateMetricsOperation(self.work.key, entry, metrics, totals))
+
+    def _count(self, metrics: Document) -> None:
+        for name, value in metrics["accumulated_usage"].items():
+            self._counted_usage[name] = self._counted_usage.get(name, 0) + value
+        self._counted_latency += metrics["accumulated_metrics"].get("latencyMs", 0)
+
+
+def add_new_agent(session: Document, key: str, agent: Any) -> None:
+    """Put a new agent, and the messages it was built with, into the document of a new session."""
+    moment = session["created_at"]
+    record = documents.new_agent(documents.agent_data(_session_agent(agent)), moment)
+    turn_id = ObjectId()
+    totals = Totals()
+    for index, message in enumerate(agent.messages):
+        _give_tracking_id(message)
+        body = documents.message_body(message, f"messages[{index}]")
+        body["turn_id"] = turn_id
+        totals.add_message(starts_turn=False)
+        record["messages"].append(documents.message_document(index, body, moment, moment))
+    record["message_count"] = len(record["messages"])
+    record["usage"] = dict(totals.increments)
+    session["agents"][key] = record
+    session["agent_ids"].append(agent.agent_id)
+
+
+def _own_metrics(message: Message, measured_ms: float | None) -> Document | None:
+    """Return the metrics that Strands has attached to a message: those of the one call that made it."""
+    metadata: Mapping[str, Any] = message.get("metadata") or {}
+    return message_metrics(metadata.get("usage"), metadata.get("metrics"), measured_ms)
+
+
+def _session_agent(agent: Any) -> MongoDBSessionAgent:
+    plain = SessionAgent.from_agent(agent)
+    return MongoDBSessionAgent(
+        agent_id=plain.agent_id,
+        state=plain.state,
+        conversation_manager_state=plain.conversation_manager_state,
+        _internal_state=plain._internal_state,
+        created_at=plain.created_at,
+        updated_at=plain.updated_at,
+        model=_model_id(agent),
+        system_prompt=agent.system_prompt,
+    )
+
+
+def _agent_state(stored: Document) -> AgentState:
+    try:
+        return AgentState(stored)
+    except ValueError:
+        # Strands takes only what JSON knows. Somebody has put a date or an ObjectId there; it becomes text.
+        return AgentState(json.loads(json.dumps(stored, default=str)))
+
+
+def _agent_fields(agent: Any) -> Document:
+    """Return what is stored of an agent besides its state; what is None is left as it is stored."""
+    fields: Document = {}
+    if isinstance(agent, Agent):
+        fields["conversation_manager_state"] = agent.conversation_manager.get_state()
+        fields["_internal_state"] = {
+            "interrupt_state": agent._interrupt_state.to_dict(),
+            "model_state": agent._model_state,
+        }
+    for name, value in (("model", _model_id(agent)), ("system_prompt", agent.system_prompt)):
+        if value is not None:
+            fields[name] = value
+    return fields
+
+
+def _model_id(agent: Any) -> str | None:
+    get_config = getattr(agent.model, "get_config", None)
+    config = get_config() if get_config is not None else None
+    model_id = config.get("model_id") if isinstance(config, Mapping) else getattr(config, "model_id", None)
+    return model_id if isinstance(model_id, str) else None
+
+
+def _accumulated_usage(agent: Any) -> dict[str, float]:
+    try:
+        return dict(agent.event_loop_metrics.accumulated_usage)
+    except NotImplementedError:  # BidiAgent
+        return {}
+
+
+def _accumulated_latency(agent: Any) -> float:
+    try:
+        return float(agent.event_loop_metrics.accumulated_metrics.get("latencyMs", 0))
+    except NotImplementedError:  # BidiAgent
+        return 0
+
+
+def _give_tracking_id(message: Message) -> None:
+    """Give a message the id that Strands would give it at the first invocation, which is after it is stored."""
+    if not message.get("tracking_id"):
+        message["tracking_id"] = str(uuid.uuid4())
