@@ -40,7 +40,8 @@ from support.failpoints import fail_command
 from support.waiting import eventually
 
 from mongodb_session_manager._pool_statistics import PoolReport, PoolStatistics
-from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool, check_client, create_client
+from mongodb_session_manager.clients import check_client
+from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool, create_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

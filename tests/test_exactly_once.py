@@ -33,7 +33,6 @@ from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.local import LocalMongoDB
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -318,7 +317,7 @@ SINGLE_WRITES: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object],
         [[{"text": "new"}]],
     ),
     "repository-agent": (
-        lambda m, a: m.session_repository.create_agent("s", session_agent("other")),
+        lambda m, _: m.session_repository.create_agent("s", session_agent("other")),
         "agents.other.messages",
         [],
     ),
@@ -751,13 +750,11 @@ def test_the_callers_deadline_reaches_the_commit(
     async def wait() -> None:
         await agent.invoke_async("hi")
 
+    ways = {"called": lambda: agent("hi"), "awaited": lambda: asyncio.run(wait())}
     began = time.monotonic()
     with fail_command(client, "update", app_name=APP_NAME, block_ms=5000, times=1):
         with pytest.raises(PyMongoError) as raised, pymongo.timeout(0.5):
-            if way == "called":
-                agent("hi")
-            else:
-                asyncio.run(wait())
+            ways[way]()
         took = time.monotonic() - began
 
     assert raised.value.timeout
