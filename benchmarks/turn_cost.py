@@ -322,7 +322,7 @@ def main() -> int:
     parser.add_argument(
         "--on-loop",
         action="store_true",
-        help="take the turns on one running event loop (await factory.open(...), agent.invoke_async) instead of agent(...)",
+        help="take the turns on one event loop (`await factory.open`, `invoke_async`), not by `agent(...)`",
     )
     arguments = parser.parse_args()
     histories = HISTORIES[:2] if arguments.quick else HISTORIES
@@ -336,10 +336,8 @@ def main() -> int:
             for history in histories:
                 store.build(history)
         counts = {store: count(store, histories) for store in stores.counted}
-        print(
-            f"{support.versions(stores.ours['turn'].client)}; {rounds} rounds; turns by {'invoke_async' if arguments.on_loop else 'agent(...)'}",
-            flush=True,
-        )
+        how = "`invoke_async` on one event loop" if arguments.on_loop else "`agent(...)`"
+        print(f"{support.versions(stores.ours['turn'].client)}; {rounds} rounds, turns by {how}", flush=True)
         print(f"Built and counted in {time.perf_counter() - began:.0f} s", file=sys.stderr)
         samples = measure(stores.all, histories, rounds, on_loop=arguments.on_loop)
         return support.print_targets(report(stores, counts, samples, histories))

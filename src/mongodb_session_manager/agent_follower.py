@@ -16,6 +16,7 @@ from typing import Any
 
 from bson import ObjectId
 from strands import Agent
+from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.agent.state import AgentState
 from strands.types.content import Message
 from strands.types.session import SessionAgent
@@ -75,6 +76,7 @@ class AgentFollower:
         self._lacking_metrics: Entry | None = None
         self._counted_usage: dict[str, float] = {}
         self._counted_latency: float = 0
+        self._window_settings: Document | None = None
         self._model_call_began: float | None = None
         self._model_call_ms: float | None = None
         self._tool_call_began: dict[str, float] = {}
@@ -130,14 +132,17 @@ class AgentFollower:
             window = read_from(offset)
         else:
             window = stored.window[offset - stored.window_offset :]
-        messages = {id(found): documents.to_message(found) for found in window}
-        for position, found in enumerate(window):
-            work.know(found.get("message_id", offset + position), messages[id(found)])
+        messages = [documents.to_message(found) for found in window]
+        for position, (found, message) in enumerate(zip(window, messages, strict=True)):
+            work.know(found.get("message_id", offset + position), message)
         if window:
             self._last_turn_id = window[-1].get("turn_id")
         if not (isinstance(agent, Agent) and agent.model.stateful):
-            live = [messages[id(found)] for found in documents.turns_together(window)]
-            agent.messages = repair(prepended + live)
+            agent.messages = prepended + [messages[index] for index in documents.turns_together(window)]
+            if _trims_by_itself(agent):
+                # As at the end of the last turn, which may have moved the window and stored nothing after that.
+                agent.conversation_manager.apply_management(agent)
+            agent.messages = repair(agent.messages)
         work.watch_state(agent.state, session_agent.state)
         known: Document = {
             name: stored.agent_data[name] for name in ("model", "system_prompt") if name in stored.agent_data
@@ -206,8 +211,7 @@ class AgentFollower:
     def message_added(self, message: Message, agent: Any) -> None:
         """Stage a message that was added to the live conversation, unless it is known."""
         tracking_id = message.get("tracking_id")
-        known = self.work.by_tracking_id.get(tracking_id) if tracking_id else None
-        if known:
+        if known := self.work.known(tracking_id):
             # Whatever is in the conversation as often as it is stored was appended before, or is a continuation: a
             # longer message in its place, under its id. A prompt that is tried again is in it once more.
             live = sum(1 for other in agent.messages if other.get("tracking_id") == tracking_id)
@@ -225,8 +229,7 @@ class AgentFollower:
 
     def message_updated(self, tracking_id: str, message: Message) -> None:
         """Stage the replacement of a message: a transcript that is complete now."""
-        known = self.work.by_tracking_id.get(tracking_id)
-        if known:
+        if known := self.work.known(tracking_id):
             known[-1].source = message
             self.work.change(known[-1], documents.message_body(message, "message"))
 
@@ -282,7 +285,7 @@ class AgentFollower:
         }
         tracking_id = redact_message.get("tracking_id")
         # A prompt that was tried again may stand in the conversation twice, under one tracking id.
-        same = self.work.by_tracking_id.get(tracking_id, []) if tracking_id else []
+        same = self.work.known(tracking_id)
         entries = [*same, *(() if entry in same else (entry,))]
         to_send = [self.work.change(redacted, body, tracking_id) for redacted in entries]
         return any(to_send)
@@ -350,7 +353,15 @@ class AgentFollower:
 
     def stage_agent(self, agent: Any) -> None:
         """Stage what has changed in the agent's record."""
-        self.work.stage(_agent_fields(agent))
+        fields = _agent_fields(agent)
+        if _trims_by_itself(agent):
+            state = fields["conversation_manager_state"]
+            settings = {name: value for name, value in state.items() if name != "removed_message_count"}
+            if settings == self._window_settings:
+                # Only the window has moved: `restore` moves it again. That is not worth a command.
+                self.work.stage({"conversation_manager_state": state}, rides=True)
+            self._window_settings = settings
+        self.work.stage(fields)
         self.work.look_at_state(agent.state)
 
     def stage_agent_if_alive(self) -> None:
@@ -397,6 +408,16 @@ def add_new_agent(session: Document, key: str, agent: Any) -> None:
     record["usage"] = dict(totals.increments)
     session["agents"][key] = record
     session["agent_ids"].append(agent.agent_id)
+
+
+def _trims_by_itself(agent: Any) -> bool:
+    """Return whether the agent's window follows from its messages alone, so that a restored agent finds it again.
+
+    That is so for Strands' sliding window, the default. Pins are not stored with a message; what other conversation
+    managers do, nobody knows.
+    """
+    manager = getattr(agent, "conversation_manager", None)
+    return type(manager) is SlidingWindowConversationManager and not manager.pin_first
 
 
 def _own_metrics(message: Message, measured_ms: float | None) -> Document | None:

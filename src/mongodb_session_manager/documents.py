@@ -262,18 +262,25 @@ def to_session_message(stored: Mapping[str, Any]) -> SessionMessage:
     )
 
 
-def turns_together(window: list[Document]) -> list[Document]:
-    """Return the messages of a window with each turn in one piece.
+def turns_together(window: list[Document]) -> list[int]:
+    """Return the order in which the messages of a window make each turn one piece: indexes into it.
 
     Two processes may have taken turns on one agent at the same time; then their messages interleave in the store.
     A model needs a tool's result right behind its use, so a message joins the others of its turn, which stands
     where it began. Without interleaving this is the order that is stored.
     """
-    order: dict[Any, list[Document]] = {}
-    for position, message in enumerate(window):
+    turns: dict[Any, list[int]] = {}
+    current: list[int] = []
+    current_turn = None
+    for index, message in enumerate(window):
         turn = message.get("turn_id")
-        order.setdefault(("position", position) if turn is None else turn, []).append(message)
-    return [message for turn in order.values() for message in turn]
+        if turn is None:
+            current = turns[index] = []
+        elif turn != current_turn:
+            current = turns.setdefault(turn, [])
+        current_turn = turn
+        current.append(index)
+    return [index for indexes in turns.values() for index in indexes]
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

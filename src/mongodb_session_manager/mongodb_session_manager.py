@@ -379,13 +379,9 @@ class MongoDBSessionManager(RepositorySessionManager):
         Raises:
             PyMongoError: Something could not be stored. The manager stays open and keeps it: ``close()`` again later.
         """
-        if self._closed:
-            return
-        self.flush()
-        self._closed = True
-        self.session_repository.close()
-        if self.session_repository._owns_client:
-            self._pool.close()
+        if not self._closed:
+            self.flush()
+            self._close()
 
     def __enter__(self) -> MongoDBSessionManager:
         """Return the manager; leaving ``with`` closes it."""
@@ -398,8 +394,9 @@ class MongoDBSessionManager(RepositorySessionManager):
         traceback: TracebackType | None,
     ) -> None:
         """Store what is unsaved and close."""
-        self._flush_beside(error)
-        self.close()
+        if not self._closed:
+            self._flush_beside(error)
+            self._close()
 
     async def __aenter__(self) -> MongoDBSessionManager:
         """Return the manager; leaving ``async with`` closes it without holding up the event loop."""
@@ -414,7 +411,15 @@ class MongoDBSessionManager(RepositorySessionManager):
         """Store what is unsaved and close."""
         if not self._closed:
             await self._settle_beside(error)
-            await self._pool.run(self.close)
+            await self._pool.run(self._close)
+
+    def _close(self) -> None:
+        if any(outbox.unsent for outbox in self._outboxes()):
+            return  # It could not be stored; the client stays open for another try, at the latest at exit.
+        self._closed = True
+        self.session_repository.close()
+        if self.session_repository._owns_client:
+            self._pool.close()
 
     def __repr__(self) -> str:
         """Name the session; never the connection string."""

@@ -106,8 +106,7 @@ class SessionStore:
 
     def ensure_indexes(self) -> None:
         """Create the indexes, once per process and collection. A failure is logged, as the specification says."""
-        servers = frozenset(self.client.topology_description.server_descriptions())
-        mine = (servers, self.collection.full_name, self._metadata_fields)
+        mine = self._names()
         with _ensured_lock:
             if mine in _ensured:
                 return
@@ -119,6 +118,15 @@ class SessionStore:
             with _ensured_lock:
                 _ensured.discard(mine)
             logger.warning("collection=<%s>, error=<%s> | indexes not created", self.collection.full_name, error)
+        else:
+            # Under the name as well that it has now: the connection has told which servers there are.
+            with _ensured_lock:
+                _ensured.add(self._names())
+
+    def _names(self) -> tuple[frozenset[Any], str, tuple[str, ...]]:
+        """Return what tells this collection and its indexes from others of the process."""
+        servers = frozenset(self.client.topology_description.server_descriptions())
+        return servers, self.collection.full_name, self._metadata_fields
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 

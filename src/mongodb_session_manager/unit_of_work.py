@@ -39,7 +39,6 @@ class Operation(Protocol):
         """Store it; an error means that it is to be sent again."""
 
 
-@dataclass(eq=False)
 class Entry:
     """One message of the conversation, stored or waiting.
 
@@ -50,10 +49,13 @@ class Entry:
         commit: The operation that carries it while it waits.
     """
 
-    message_id: int | None = None
-    body: Document = field(default_factory=dict)
-    source: Any = None
-    commit: AppendOperation | None = None
+    __slots__ = ("body", "commit", "message_id", "source")
+
+    def __init__(self, message_id: int | None, *, source: Any, body: Document | None = None) -> None:
+        self.message_id = message_id
+        self.body = body or {}
+        self.source = source
+        self.commit: AppendOperation | None = None
 
 
 @dataclass(eq=False)
@@ -252,7 +254,6 @@ class AgentWork(Outbox):
         key: Its key in the session document.
         position: The ``message_id`` that is next, as far as this process knows.
         last: The message that was appended last.
-        by_tracking_id: Known messages by Strands' ``tracking_id``, oldest first.
         rebase: Whether new commits append behind what others have stored meanwhile.
         waiting_bytes: Size of the messages that wait, if whoever stages them counts it.
     """
@@ -264,10 +265,11 @@ class AgentWork(Outbox):
         self.rebase = True
         self.position = 0
         self.last: Entry | None = None
-        self.by_tracking_id: dict[str, list[Entry]] = {}
+        self._known: dict[str, list[Entry]] = {}
         self.waiting_bytes = 0
         # Field name -> the BSON it was last staged with. State is compared by identity and version first.
         self._staged: dict[str, bytes] = {}
+        self._riding: Document = {}
         self._state: Any = None
         self._state_version: int | None = None
         self._stored_state: Any = None
@@ -277,7 +279,7 @@ class AgentWork(Outbox):
 
     def append(self, body: Document, source: Any, totals: Callable[[Totals], None]) -> Entry:
         """Put a message into the next commit."""
-        entry = Entry(body=body, source=source)
+        entry = Entry(None, source=source, body=body)
         with self.lock:
             operation = self._open_append()
             entry.commit = operation
@@ -289,7 +291,11 @@ class AgentWork(Outbox):
 
     def know(self, message_id: int, source: Any) -> None:
         """Take note of a stored message of the live conversation."""
-        self._know(Entry(message_id=message_id, source=source), source.get("tracking_id"))
+        self._know(Entry(message_id, source=source), source.get("tracking_id"))
+
+    def known(self, tracking_id: str | None) -> list[Entry]:
+        """Return the known messages with this ``tracking_id``, oldest first."""
+        return self._known.get(tracking_id, []) if tracking_id else []
 
     def change(self, entry: Entry, body: Document, tracking_id: str | None = None) -> bool:
         """Replace parts of a message: where it waits, if it was never sent, else where it is stored.
@@ -312,26 +318,40 @@ class AgentWork(Outbox):
 
     def prune(self, live: list[Any]) -> None:
         """Forget messages that have left the live conversation, so that a long one does not fill the memory."""
-        if len(self.by_tracking_id) <= 2 * len(live) + 100:
+        if len(self._known) <= 2 * len(live) + 100:
             return
         kept = {message.get("tracking_id") for message in live}
-        self.by_tracking_id = {
+        self._known = {
             tracking_id: entries
-            for tracking_id, entries in self.by_tracking_id.items()
+            for tracking_id, entries in self._known.items()
             if tracking_id in kept or any(entry.commit is not None for entry in entries)
         }
 
     def _know(self, entry: Entry, tracking_id: Any) -> None:
         self.last = entry
-        if isinstance(tracking_id, str):
-            self.by_tracking_id.setdefault(tracking_id, []).append(entry)
+        if tracking_id is None:
+            return
+        same = self._known.get(tracking_id)
+        if same is None:
+            self._known[tracking_id] = [entry]
+        else:
+            same.append(entry)
 
-    def _open_append(self) -> AppendOperation:
+    def _waiting_append(self) -> AppendOperation | None:
         last = self.queue[-1] if self.queue else None
         if isinstance(last, AppendOperation) and not last.started and self.editable(last):
             return last
-        operation = AppendOperation(Commit(self.key, 0), lambda: self.position, self._was_stored, self.rebase)
-        self.queue.append(operation)
+        return None
+
+    def _open_append(self) -> AppendOperation:
+        """Return the commit that is still open to more, with the fields that were to ride with it."""
+        operation = self._waiting_append()
+        if operation is None:
+            operation = AppendOperation(Commit(self.key, 0), lambda: self.position, self._was_stored, self.rebase)
+            self.queue.append(operation)
+        work = operation.work
+        (work.fields if work.creates is None else work.creates).update(self._riding)
+        self._riding.clear()
         return operation
 
     def _was_stored(self, work: Commit, entries: list[Entry]) -> None:
@@ -358,10 +378,14 @@ class AgentWork(Outbox):
             self._open_append().work.creates = agent_data
         self._changed()
 
-    def stage(self, fields: Mapping[str, Any]) -> None:
+    def stage(self, fields: Mapping[str, Any], *, rides: bool = False) -> None:
         """Put those fields of the agent's record into the next commit whose content has changed.
 
         Content is compared as BSON, where 1, 1.0 and true differ.
+
+        Args:
+            fields: The fields, as they are now.
+            rides: Whether they are not worth a commit of their own: they wait for one that is made anyway.
         """
         changed = {}
         for name, value in fields.items():
@@ -372,8 +396,14 @@ class AgentWork(Outbox):
                 check_size(content, where)
                 self._staged[name] = content
                 changed[name] = encoded
-        if changed:
-            self._stage_encoded(changed)
+        if not changed:
+            return
+        changed["updated_at"] = now().isoformat()
+        with self.lock:
+            self._riding.update(changed)
+            if not rides or self._waiting_append() is not None:
+                self._open_append()
+        self._changed()
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:
         """Take note of fields as they are stored."""
@@ -412,14 +442,3 @@ class AgentWork(Outbox):
         if self._changed_state is state:
             self._changed_state = None
         self.stage({"state": value})
-
-    def _stage_encoded(self, fields: Document) -> None:
-        with self.lock:
-            operation = self._open_append()
-            if operation.work.creates is not None:
-                operation.work.creates.update(fields)
-            else:
-                operation.work.fields.update(fields)
-            stamp = operation.work.fields if operation.work.creates is None else operation.work.creates
-            stamp["updated_at"] = now().isoformat()
-        self._changed()
