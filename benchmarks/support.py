@@ -264,7 +264,8 @@ def our_document(template: Mapping[str, Any], session_id: str, history: int) -> 
             message["commit_id"] = ObjectId()
         record["messages"].append(message)
     record["message_count"] = history
-    record["agent_data"]["conversation_manager_state"]["removed_message_count"] = max(0, history - WINDOW)
+    # The library may store a move of the window only with the next message, so the last one is not always stored.
+    record["agent_data"]["conversation_manager_state"]["removed_message_count"] += history - len(written)
     return document
 
 

@@ -86,8 +86,7 @@ class AgentFollower:
 
     def created_with_session(self, agent: Any) -> None:
         """Take note that the agent was stored together with a new session, as it is."""
-        for index, message in enumerate(agent.messages):
-            self.work.know(index, message)
+        self.work.know(list(enumerate(agent.messages)))
         self.work.position = len(agent.messages)
         self._follow_new(agent)
 
@@ -133,8 +132,8 @@ class AgentFollower:
         else:
             window = stored.window[offset - stored.window_offset :]
         messages = [documents.to_message(found) for found in window]
-        for position, (found, message) in enumerate(zip(window, messages, strict=True)):
-            work.know(found.get("message_id", offset + position), message)
+        ids = [found.get("message_id", position) for position, found in enumerate(window, start=offset)]
+        work.know(list(zip(ids, messages, strict=True)))
         if window:
             self._last_turn_id = window[-1].get("turn_id")
         if not (isinstance(agent, Agent) and agent.model.stateful):

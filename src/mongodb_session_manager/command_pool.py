@@ -13,6 +13,15 @@ from typing import Any, TypeVar
 
 from pymongo import MongoClient
 
+try:
+    from strands._async import is_run_async_bridge
+except ImportError:  # It is Strands' private business; without it every command changes threads.
+
+    def is_run_async_bridge() -> bool:
+        """Return False: nothing is known of Strands' loops."""
+        return False
+
+
 T = TypeVar("T")
 
 THREADS = 16
@@ -66,6 +75,8 @@ async def settle(future: Future[T]) -> T:
 
     So whoever is cancelled knows that nothing of his is still under way.
     """
+    if future.done():
+        return future.result()
     waiting = asyncio.wrap_future(future)
     cancelled: asyncio.CancelledError | None = None
     while not waiting.done():
@@ -90,6 +101,16 @@ def command_pool(client: MongoClient[Any]) -> CommandPool:
             pool = _pools[id(client)] = CommandPool()
             weakref.finalize(client, _forget, id(client), pool).atexit = False
         return pool
+
+
+def alone_on_a_private_loop() -> bool:
+    """Return whether nobody would notice if the running event loop waited.
+
+    A synchronous ``agent(...)`` runs on a loop that Strands makes for that one call, in a thread of its own, while its
+    caller waits. Where the call is the only task there, a command may run at once: two changes of thread, half of what
+    a ``durability="turn"`` turn costs besides its commands, are saved.
+    """
+    return is_run_async_bridge() and len(asyncio.all_tasks()) == 1
 
 
 def in_event_loop() -> bool:

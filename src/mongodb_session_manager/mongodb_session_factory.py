@@ -12,6 +12,7 @@ from .clients import check_client
 from .command_pool import command_pool
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, _unsent
+from .mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -83,6 +84,7 @@ class MongoDBSessionManagerFactory:
             "durability": durability,
             "on_conflict": on_conflict,
         }
+        self._repositories: dict[tuple[Any, ...], MongoDBSessionRepository] = {}
         try:
             # What no manager would take is refused when the application starts, not at the first request.
             self.create_session_manager("defaults")
@@ -133,13 +135,28 @@ class MongoDBSessionManagerFactory:
                 "create_session_manager() takes no option of the client, which all managers of the factory share,"
                 f" and no unknown one: {', '.join(sorted(unknown))}"
             )
+        parameters = {**self._defaults, **kwargs}
         return MongoDBSessionManager(
             session_id,
-            database_name=self._database_name if database_name is None else database_name,
-            collection_name=self._collection_name if collection_name is None else collection_name,
             client=self.client,
-            **{**self._defaults, **kwargs},
+            _repository=self._repository(
+                self._database_name if database_name is None else database_name,
+                self._collection_name if collection_name is None else collection_name,
+                tuple(parameters["metadata_fields"] or ()),
+            ),
+            **parameters,
         )
+
+    def _repository(self, *place: Any) -> MongoDBSessionRepository:
+        """Return the repository that the managers of one database and collection share."""
+        repository = self._repositories.get(place)
+        if repository is None or repository.client is not self.client:  # The latter: this is a forked child.
+            database_name, collection_name, metadata_fields = place
+            repository = MongoDBSessionRepository(
+                None, database_name, collection_name, self.client, list(metadata_fields), _ensure_indexes_now=False
+            )
+            self._repositories[place] = repository
+        return repository
 
     async def open(
         self,

@@ -35,7 +35,7 @@ from strands.types.session import Session
 
 from . import documents
 from .agent_follower import AgentFollower, add_new_agent
-from .command_pool import CommandPool, command_pool, in_event_loop, settle
+from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in_event_loop, settle
 from .documents import Document, StoredAgent
 from .encoding import encode, to_bson
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
@@ -96,6 +96,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         session_type: str = "default",
         durability: Durability = "message",
         on_conflict: OnConflict = "rebase",
+        _repository: MongoDBSessionRepository | None = None,
         **client_options: Any,
     ) -> None:
         # Strands' constructor is not called: it reads and creates the session at once.
@@ -103,7 +104,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         if durability not in ("message", "turn"):
             raise ValueError(f"durability must be 'message' or 'turn', not {durability!r}")
         _check_on_conflict(on_conflict)
-        self.session_repository: MongoDBSessionRepository = MongoDBSessionRepository(
+        # A factory's managers share one: it holds no state, and making one takes 0.1 ms.
+        self.session_repository: MongoDBSessionRepository = _repository or MongoDBSessionRepository(
             connection_string,
             database_name,
             collection_name,
@@ -166,14 +168,14 @@ class MongoDBSessionManager(RepositorySessionManager):
     async def _commit_if_due(self, follower: AgentFollower, agent: Any) -> None:
         if not follower.waits(agent):
             follower.stage_agent(agent)
-            await _settle(follower.work.send())
+            await _settle(follower.work.send(at_once=alone_on_a_private_loop()))
 
     async def _turn_ended(self, event: Any) -> None:
         follower = self._follower(event.agent)
         error = follower.end_turn(event.agent)
         try:
             follower.stage_agent(event.agent)
-            await _settle(follower.work.send())
+            await _settle(follower.work.send(at_once=alone_on_a_private_loop()))
         except Exception as failure:
             # The turn itself failed: that error goes on its way, and what is unsaved stays in the unit of work.
             if error is None:
@@ -578,7 +580,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         except PyMongoError as failure:
             if error is None:
                 raise
-            _add_note(error, failure)
+            _add_note(error, failure, "The lease will run out by itself; it could not be given back")
 
 
 def create_mongodb_session_manager(
@@ -615,9 +617,9 @@ def _check_on_conflict(on_conflict: str) -> None:
         raise ValueError(f"on_conflict must be 'rebase' or 'raise', not {on_conflict!r}")
 
 
-def _add_note(error: BaseException, failure: Exception) -> None:
-    """Let an error that is on its way say that MongoDB failed, too."""
-    note = f"MongoDB failed, too: {failure!r}"
+def _add_note(error: BaseException, failure: Exception, what: str = "The session could not be stored") -> None:
+    """Let an error that is on its way say what failed besides."""
+    note = f"{what}, either: {failure!r}"
     if hasattr(error, "add_note"):
         error.add_note(note)
     else:  # Python 3.10

@@ -173,15 +173,22 @@ class Outbox:
         """Return whether an operation can still be changed; to be asked under the lock."""
         return operation is not None and operation is not self._in_flight
 
-    def send(self) -> Future[None] | None:
-        """Begin to send whatever is queued; return what to wait for, or None if there is nothing."""
+    def send(self, *, at_once: bool = False) -> Future[None] | None:
+        """Begin to send whatever is queued; return what to wait for, or None if there is nothing.
+
+        Args:
+            at_once: Whether to send in the caller's thread and return when it is done.
+        """
         with self.lock:
             if self._sending is not None:
                 return self._sending  # It goes on until the queue is empty.
             if not self._has_work():
                 return None
             future = self._sending = Future()
-        self._pool.submit(lambda: self._drain(future))
+        if at_once:
+            self._drain(future)
+        else:
+            self._pool.submit(lambda: self._drain(future))
         return future
 
     def drop(self) -> None:
@@ -265,10 +272,12 @@ class AgentWork(Outbox):
         self.rebase = True
         self.position = 0
         self.last: Entry | None = None
+        # By tracking id, oldest first. Restored messages join on first need: few are ever looked for.
         self._known: dict[str, list[Entry]] = {}
+        self._restored: dict[str, list[tuple[int, Any]]] = {}
         self.waiting_bytes = 0
-        # Field name -> the BSON it was last staged with. State is compared by identity and version first.
-        self._staged: dict[str, bytes] = {}
+        # Field name -> the text or BSON it was last staged with. State is compared by identity and version first.
+        self._staged: dict[str, str | bytes] = {}
         self._riding: Document = {}
         self._state: Any = None
         self._state_version: int | None = None
@@ -285,17 +294,30 @@ class AgentWork(Outbox):
             entry.commit = operation
             operation.entries.append(entry)
             totals(operation.work.totals)
-        self._know(entry, body.get("tracking_id"))
+        self.last = entry
+        if tracking_id := body.get("tracking_id"):
+            self.known(tracking_id)
+            self._known.setdefault(tracking_id, []).append(entry)
         self._changed()
         return entry
 
-    def know(self, message_id: int, source: Any) -> None:
-        """Take note of a stored message of the live conversation."""
-        self._know(Entry(message_id, source=source), source.get("tracking_id"))
+    def know(self, messages: list[tuple[int, Any]]) -> None:
+        """Take note of the stored messages of the live conversation: their ids and what they became."""
+        for message in messages:
+            self._restored.setdefault(message[1].get("tracking_id"), []).append(message)
+        if messages:
+            message_id, source = messages[-1]
+            same = self.known(source.get("tracking_id"))
+            self.last = same[-1] if same else Entry(message_id, source=source)
 
     def known(self, tracking_id: str | None) -> list[Entry]:
         """Return the known messages with this ``tracking_id``, oldest first."""
-        return self._known.get(tracking_id, []) if tracking_id else []
+        if not tracking_id:
+            return []
+        if tracking_id in self._restored:
+            entries = [Entry(message_id, source=source) for message_id, source in self._restored.pop(tracking_id)]
+            self._known[tracking_id] = entries + self._known.get(tracking_id, [])
+        return self._known.get(tracking_id, [])
 
     def change(self, entry: Entry, body: Document, tracking_id: str | None = None) -> bool:
         """Replace parts of a message: where it waits, if it was never sent, else where it is stored.
@@ -318,24 +340,15 @@ class AgentWork(Outbox):
 
     def prune(self, live: list[Any]) -> None:
         """Forget messages that have left the live conversation, so that a long one does not fill the memory."""
-        if len(self._known) <= 2 * len(live) + 100:
+        if len(self._known) + len(self._restored) <= 2 * len(live) + 100:
             return
         kept = {message.get("tracking_id") for message in live}
+        self._restored = {tracking_id: same for tracking_id, same in self._restored.items() if tracking_id in kept}
         self._known = {
             tracking_id: entries
             for tracking_id, entries in self._known.items()
             if tracking_id in kept or any(entry.commit is not None for entry in entries)
         }
-
-    def _know(self, entry: Entry, tracking_id: Any) -> None:
-        self.last = entry
-        if tracking_id is None:
-            return
-        same = self._known.get(tracking_id)
-        if same is None:
-            self._known[tracking_id] = [entry]
-        else:
-            same.append(entry)
 
     def _waiting_append(self) -> AppendOperation | None:
         last = self.queue[-1] if self.queue else None
@@ -389,11 +402,14 @@ class AgentWork(Outbox):
         """
         changed = {}
         for name, value in fields.items():
+            staged = self._staged.get(name)
+            if type(value) is str and staged == value:
+                continue
             where = f"agent_id={self.agent_id!r} {name}"
             encoded = encode(value, where)
-            content = to_bson({"value": encoded})
-            if self._staged.get(name) != content:
-                check_size(content, where)
+            content = value if type(value) is str else to_bson({"value": encoded})
+            if staged != content:
+                check_size({"value": encoded}, where)
                 self._staged[name] = content
                 changed[name] = encoded
         if not changed:
@@ -408,7 +424,7 @@ class AgentWork(Outbox):
     def is_staged(self, fields: Mapping[str, Any]) -> None:
         """Take note of fields as they are stored."""
         for name, value in fields.items():
-            self._staged[name] = to_bson({"value": encode(value)})
+            self._staged[name] = value if type(value) is str else to_bson({"value": encode(value)})
 
     def watch_state(self, state: Any, stored: Any) -> None:
         """Take note that ``stored`` is what the store holds of ``state``, an ``AgentState``."""
