@@ -311,6 +311,7 @@ def test_with_raise_what_could_not_be_stored_is_kept_and_a_flush_can_append_it(
     other("last")
     with pytest.raises(SessionConflictError):  # the flush was for what waited then
         one("too late again")
+    manager.reload(one)
 
 
 def test_with_raise_closing_does_not_drop_what_conflicts(process: Process, database: Database[Any]) -> None:
@@ -329,11 +330,13 @@ def test_with_raise_closing_does_not_drop_what_conflicts(process: Process, datab
 
 
 def test_an_error_about_a_conflict_names_the_session_and_no_content(process: Process) -> None:
-    one, other = talker(process(on_conflict="raise")), talker(process())
+    manager = process(on_conflict="raise")
+    one, other = talker(manager), talker(process())
     other("first")
 
     with pytest.raises(SessionConflictError) as raised:
         one("a secret")
+    manager.reload(one)
 
     assert "'s'" in str(raised.value)
     assert "assistant" in str(raised.value)
@@ -440,12 +443,14 @@ def test_an_agent_that_another_process_began_is_not_begun_again_over_its_data(
     process: Process, database: Database[Any]
 ) -> None:
     process().update_metadata({"begun": True})
-    one, other = talker(process()), talker(process(on_conflict="raise"))
+    manager = process(on_conflict="raise")
+    one, other = talker(process()), talker(manager)
     one.state.set("basket", ["fish"])
     one("one")
 
     with pytest.raises(SessionConflictError):
         other("other")
+    manager.reload(other)
 
     assert texts(stored_messages(database)) == ["one", "Re: one"]
     assert stored_agent(database)["agent_data"]["state"] == {"basket": ["fish"]}

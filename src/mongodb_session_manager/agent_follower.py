@@ -131,13 +131,15 @@ class AgentFollower:
             window = read_from(offset)
         else:
             window = stored.window[offset - stored.window_offset :]
-        messages = [documents.to_message(found) for found in window]
-        ids = [found.get("message_id", position) for position, found in enumerate(window, start=offset)]
-        work.know(list(zip(ids, messages, strict=True)))
+        order = documents.turns_together(window, _interrupted(session_agent))
+        messages = [documents.to_message(window[index]) for index in order]
+        work.know(
+            [(window[i].get("message_id", offset + i), message) for i, message in zip(order, messages, strict=True)]
+        )
         if window:
-            self._last_turn_id = window[-1].get("turn_id")
+            self._last_turn_id = window[order[-1]].get("turn_id")
         if not (isinstance(agent, Agent) and agent.model.stateful):
-            agent.messages = prepended + [messages[index] for index in documents.turns_together(window)]
+            agent.messages = prepended + messages
             if _trims_by_itself(agent):
                 # As at the end of the last turn, which may have moved the window and stored nothing after that.
                 agent.conversation_manager.apply_management(agent)
@@ -353,14 +355,14 @@ class AgentFollower:
     def stage_agent(self, agent: Any) -> None:
         """Stage what has changed in the agent's record."""
         fields = _agent_fields(agent)
+        riding = None
         if _trims_by_itself(agent):
-            state = fields["conversation_manager_state"]
-            settings = {name: value for name, value in state.items() if name != "removed_message_count"}
+            settings = {**fields["conversation_manager_state"], "removed_message_count": None}
             if settings == self._window_settings:
-                # Only the window has moved: `restore` moves it again. That is not worth a command.
-                self.work.stage({"conversation_manager_state": state}, rides=True)
+                # Only the window may have moved: `restore` moves it again. That is not worth a command.
+                riding = "conversation_manager_state"
             self._window_settings = settings
-        self.work.stage(fields)
+        self.work.stage(fields, riding)
         self.work.look_at_state(agent.state)
 
     def stage_agent_if_alive(self) -> None:
@@ -407,6 +409,14 @@ def add_new_agent(session: Document, key: str, agent: Any) -> None:
     record["usage"] = dict(totals.increments)
     session["agents"][key] = record
     session["agent_ids"].append(agent.agent_id)
+
+
+def _interrupted(session_agent: MongoDBSessionAgent) -> str | None:
+    """Return the ``tracking_id`` of the message whose tool uses wait for an answer to an interrupt, if any do."""
+    state = session_agent._internal_state.get("interrupt_state") or {}
+    pending = state.get("pending_tool_execution") if state.get("activated") else None
+    tracking_id = (pending or {}).get("assistant_message", {}).get("tracking_id")
+    return tracking_id if isinstance(tracking_id, str) else None
 
 
 def _trims_by_itself(agent: Any) -> bool:

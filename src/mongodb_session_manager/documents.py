@@ -170,7 +170,7 @@ def message_body(message: Mapping[str, Any], where: str) -> Document:
     Raises:
         UnstorableValueError: The message has no role or content, or holds a value that cannot be stored.
     """
-    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+    if not isinstance(message, (dict, Mapping)) or "role" not in message or "content" not in message:
         raise UnstorableValueError(f"{where} is no message: it needs 'role' and 'content'")
     body: Document = {
         "role": encode(message["role"], where + "['role']"),
@@ -196,15 +196,13 @@ def message_text(message: Mapping[str, Any]) -> str:
     content = text_blocks(message.get("content"))
     if not isinstance(content, list):
         return ""
-    return "".join(
-        block["text"] for block in content if isinstance(block, Mapping) and isinstance(block.get("text"), str)
-    )
+    return "".join(block["text"] for block in content if isinstance(block, dict) and isinstance(block.get("text"), str))
 
 
 def has_tool_result(message: Mapping[str, Any]) -> bool:
     """Return whether a message carries the result of a tool."""
     content = message.get("content")
-    return isinstance(content, list) and any(isinstance(block, Mapping) and "toolResult" in block for block in content)
+    return isinstance(content, list) and any(isinstance(block, dict) and "toolResult" in block for block in content)
 
 
 def message_document(message_id: int, body: Mapping[str, Any], created_at: datetime, updated_at: datetime) -> Document:
@@ -262,12 +260,16 @@ def to_session_message(stored: Mapping[str, Any]) -> SessionMessage:
     )
 
 
-def turns_together(window: list[Document]) -> list[int]:
+def turns_together(window: list[Document], interrupted: str | None = None) -> list[int]:
     """Return the order in which the messages of a window make each turn one piece: indexes into it.
 
     Two processes may have taken turns on one agent at the same time; then their messages interleave in the store.
     A model needs a tool's result right behind its use, so a message joins the others of its turn, which stands
     where it began. Without interleaving this is the order that is stored.
+
+    Args:
+        window: Stored messages, oldest first.
+        interrupted: ``tracking_id`` of a message whose turn is still to go on, and so comes last.
     """
     turns: dict[Any, list[int]] = {}
     current: list[int] = []
@@ -280,6 +282,12 @@ def turns_together(window: list[Document]) -> list[int]:
             current = turns.setdefault(turn, [])
         current_turn = turn
         current.append(index)
+    if interrupted is not None:
+        waiting = [
+            turn for turn, indexes in turns.items() if any(window[i].get("tracking_id") == interrupted for i in indexes)
+        ]
+        for turn in waiting:
+            turns[turn] = turns.pop(turn)
     return [index for indexes in turns.values() for index in indexes]
 
 
@@ -291,14 +299,15 @@ def decode_document(document: Document, raw: bytes | memoryview) -> Document:
     return decode(document) if _MARKER.search(raw) else document
 
 
-def check_size(value: Document | bytes, where: str) -> None:
-    """Refuse an encoded value, or its BSON, that no session document could hold.
+def check_size(value: Document | bytes, where: str) -> int:
+    """Return the size of an encoded value, given as such or as BSON; refuse what no session document could hold.
 
     Raises:
         UnstorableValueError: It has more than ``MAX_VALUE_BYTES``.
     """
     if (size := len(value if isinstance(value, bytes) else to_bson(value))) > MAX_VALUE_BYTES:
         raise UnstorableValueError(f"{where} has {size} bytes; at most {MAX_VALUE_BYTES} can be stored")
+    return size
 
 
 def stored_time(moment: datetime) -> datetime:

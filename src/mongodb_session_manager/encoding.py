@@ -104,6 +104,25 @@ def decode(value: Any) -> Any:
     return value
 
 
+def same(one: Any, other: Any) -> bool:
+    """Return whether two encoded values are stored alike: types and the order of keys count, 1, 1.0 and true differ."""
+    kind = type(one)
+    if kind is not type(other):
+        return False
+    if kind is dict:
+        if len(one) != len(other):
+            return False
+        for name, other_name in zip(one, other, strict=True):
+            if name != other_name or not same(one[name], other[name]):
+                return False
+        return True
+    if kind is list:
+        return len(one) == len(other) and all(map(same, one, other))
+    if kind is float:
+        return repr(one) == repr(other)  # NaN is itself, and -0.0 is not 0.0.
+    return bool(one == other)
+
+
 def to_bson(document: Mapping[str, Any]) -> bytes:
     """Return ``document`` (encoded) as BSON bytes: to compare it, types included, or to know its size."""
     return bson.encode(document, codec_options=CODEC_OPTIONS)

@@ -201,7 +201,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         """
         agent_id = check_id(agent.agent_id, "agent_id")
         key = encode_key(agent_id)
-        if key in self._agents:
+        if agent_id in self._agents:
             raise MongoDBSessionError(
                 f"agent_id={agent_id!r} is used by another agent of this session manager: it must be unique"
             )
@@ -215,7 +215,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             follower.create(agent)
         else:
             self._restore(follower, agent, stored)
-        self._agents[key] = follower
+        self._agents[agent_id] = follower
         if agent.messages and stored.agent_data is None:
             self._send_now(follower.work)
 
@@ -359,7 +359,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             raise AgentNotFoundError(f"session_id={self.session_id!r} has no agent_id={work.agent_id!r}")
         fresh = self._new_follower(work.agent_id, work.key)
         self._restore(fresh, agent, stored)
-        self._agents[work.key] = fresh
+        self._agents[work.agent_id] = fresh
 
     def lease(self, seconds: float, wait: float = 0) -> SessionLease:
         """Return a lease for ``with`` or ``async with``: inside it no other process can write to this session.
@@ -470,13 +470,13 @@ class MongoDBSessionManager(RepositorySessionManager):
         return SessionRef(self.session_id, self._incarnation, self._lease_token)
 
     def _follower(self, agent: Any) -> AgentFollower:
-        follower = self._agents.get(encode_key(agent.agent_id))
+        follower = self._agents.get(agent.agent_id)
         if follower is None:
             raise AgentNotFoundError(f"agent_id={agent.agent_id!r} was not built with this session manager")
         return follower
 
     def _new_follower(self, agent_id: str, key: str) -> AgentFollower:
-        work = AgentWork(agent_id, key, self._pool, self._store, self._session_ref, self._track_unsent)
+        work = AgentWork(agent_id, key, self._pool, self._store, self._session_ref, self._filled, self._sent)
         work.rebase = self._on_conflict == "rebase"
         return AgentFollower(work, by_turn=self._durability == "turn")
 
@@ -506,7 +506,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         content = to_bson({"state": state})
         outbox = self._multi_agents.get(multi_agent_id)
         if outbox is None:
-            outbox = Outbox(self._pool, self._store, self._session_ref, self._track_unsent)
+            outbox = Outbox(self._pool, self._store, self._session_ref, self._filled, self._sent)
             self._multi_agents[multi_agent_id] = outbox
         if self._multi_agent_states.get(multi_agent_id) != content:
             self._multi_agent_states[multi_agent_id] = content
@@ -548,11 +548,12 @@ class MongoDBSessionManager(RepositorySessionManager):
             follower.stage_agent_if_alive()
         return [outbox.send() for outbox in self._outboxes()]
 
-    def _track_unsent(self) -> None:
+    def _filled(self) -> None:
         """Keep this manager alive, and known to the end of the process, while it holds something unsent."""
-        if any(outbox.unsent for outbox in self._outboxes()):
-            _unsent.add(self)
-        else:
+        _unsent.add(self)
+
+    def _sent(self) -> None:
+        if not any(outbox.unsent for outbox in self._outboxes()):
             _unsent.discard(self)
 
     # --- leases -----------------------------------------------------------------------------------------------------

@@ -101,11 +101,15 @@ class SessionStore:
             codec_options=CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
         )
         self._metadata_fields = tuple(metadata_fields)
+        self._indexes_ensured = False
 
     # --- indexes ----------------------------------------------------------------------------------------------------
 
     def ensure_indexes(self) -> None:
         """Create the indexes, once per process and collection. A failure is logged, as the specification says."""
+        if self._indexes_ensured:
+            return
+        self._indexes_ensured = True
         mine = self._names()
         with _ensured_lock:
             if mine in _ensured:
@@ -115,6 +119,7 @@ class SessionStore:
         try:
             self.collection.create_indexes([IndexModel([(name, ASCENDING)]) for name in names])
         except PyMongoError as error:
+            self._indexes_ensured = False
             with _ensured_lock:
                 _ensured.discard(mine)
             logger.warning("collection=<%s>, error=<%s> | indexes not created", self.collection.full_name, error)

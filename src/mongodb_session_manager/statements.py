@@ -70,7 +70,7 @@ class Commit:
         position: The ``message_id`` the first message is to get; it guards the update.
         messages: Stored messages without their ``message_id``, oldest first.
         creates: The agent's whole ``agent_data`` if the agent is not stored yet, else None.
-        fields: Changed fields of ``agent_data``, encoded.
+        fields: Fields of ``agent_data`` that have changed, since it was created here or read, encoded.
         totals: Growth of the running totals; rides with messages, never alone.
         commit_id: Stored on the first message, so that a commit of unknown outcome can be recognised.
     """
@@ -100,7 +100,7 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
         messages[0]["commit_id"] = work.commit_id
     changed: Document = {"updated_at": now}
     if work.creates is not None:
-        record = new_agent(work.creates, now)
+        record = new_agent({**work.creates, **work.fields}, now)
         record["message_count"] = len(messages)
         record["usage"] = _nested({**work.totals.increments, **work.totals.maxima})
         record["messages"] = messages

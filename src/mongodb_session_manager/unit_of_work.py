@@ -20,10 +20,12 @@ from typing import Any, Protocol
 
 from .command_pool import CommandPool
 from .documents import Document, check_size
-from .encoding import encode, to_bson
+from .encoding import encode, same
 from .metrics import Totals
 from .session_store import SessionStore, now
 from .statements import Commit, SessionRef, late_metrics
+
+_NEVER_STAGED = object()
 
 
 class Operation(Protocol):
@@ -138,7 +140,8 @@ class Outbox:
         pool: Where they are sent.
         store: What sends them.
         session: Returns for whom, and by which right, at the moment of sending.
-        changed: Told whenever the outbox may have become empty or filled.
+        filled: Told that something waits.
+        sent: Told that nothing is under way any more; perhaps nothing waits, either.
     """
 
     def __init__(
@@ -146,14 +149,16 @@ class Outbox:
         pool: CommandPool,
         store: SessionStore,
         session: Callable[[], SessionRef],
-        changed: Callable[[], None],
+        filled: Callable[[], None],
+        sent: Callable[[], None],
     ) -> None:
         self.lock = threading.Lock()
         self.queue: deque[Operation] = deque()
         self._pool = pool
         self._store = store
         self._session = session
-        self._changed = changed
+        self._filled = filled
+        self._sent = sent
         self._sending: Future[None] | None = None
         self._in_flight: Operation | None = None
         _outboxes.add(self)
@@ -167,7 +172,7 @@ class Outbox:
         """Queue an operation."""
         with self.lock:
             self.queue.append(operation)
-        self._changed()
+        self._filled()
 
     def editable(self, operation: Operation | None) -> bool:
         """Return whether an operation can still be changed; to be asked under the lock."""
@@ -187,8 +192,13 @@ class Outbox:
             future = self._sending = Future()
         if at_once:
             self._drain(future)
-        else:
+            return future
+        try:
             self._pool.submit(lambda: self._drain(future))
+        except BaseException:
+            with self.lock:
+                self._sending = None  # Or everybody would wait for what nobody sends.
+            raise
         return future
 
     def drop(self) -> None:
@@ -198,7 +208,7 @@ class Outbox:
             sending = self._sending
         if sending is not None:
             sending.exception()  # Whoever asked for it hears of it.
-        self._changed()
+        self._sent()
 
     def _after_fork(self) -> None:
         # The parent has the threads that send, and will send what is queued.
@@ -234,10 +244,10 @@ class Outbox:
             with self.lock:
                 self._in_flight = None
                 self._sending = None
-            self._changed()
+            self._sent()
             future.set_exception(error)
         else:
-            self._changed()
+            self._sent()
             future.set_result(None)
 
 
@@ -276,8 +286,8 @@ class AgentWork(Outbox):
         self._known: dict[str, list[Entry]] = {}
         self._restored: dict[str, list[tuple[int, Any]]] = {}
         self.waiting_bytes = 0
-        # Field name -> the text or BSON it was last staged with. State is compared by identity and version first.
-        self._staged: dict[str, str | bytes] = {}
+        # What each field was last staged with, encoded. State is compared by identity and version first.
+        self._staged: Document = {}
         self._riding: Document = {}
         self._state: Any = None
         self._state_version: int | None = None
@@ -298,7 +308,7 @@ class AgentWork(Outbox):
         if tracking_id := body.get("tracking_id"):
             self.known(tracking_id)
             self._known.setdefault(tracking_id, []).append(entry)
-        self._changed()
+        self._filled()
         return entry
 
     def know(self, messages: list[tuple[int, Any]]) -> None:
@@ -335,7 +345,7 @@ class AgentWork(Outbox):
                 if not operation.started:
                     return False
             self.queue.append(RewriteOperation(self.key, entry, body, tracking_id))
-        self._changed()
+        self._filled()
         return True
 
     def prune(self, live: list[Any]) -> None:
@@ -362,8 +372,7 @@ class AgentWork(Outbox):
         if operation is None:
             operation = AppendOperation(Commit(self.key, 0), lambda: self.position, self._was_stored, self.rebase)
             self.queue.append(operation)
-        work = operation.work
-        (work.fields if work.creates is None else work.creates).update(self._riding)
+        operation.work.fields.update(self._riding)
         self._riding.clear()
         return operation
 
@@ -389,42 +398,37 @@ class AgentWork(Outbox):
         """Put the record of a new agent into the next commit."""
         with self.lock:
             self._open_append().work.creates = agent_data
-        self._changed()
+        self._filled()
 
-    def stage(self, fields: Mapping[str, Any], *, rides: bool = False) -> None:
+    def stage(self, fields: Mapping[str, Any], riding: str | None = None) -> None:
         """Put those fields of the agent's record into the next commit whose content has changed.
 
-        Content is compared as BSON, where 1, 1.0 and true differ.
+        Content is compared, types included; not versions, which count changes that change nothing.
 
         Args:
             fields: The fields, as they are now.
-            rides: Whether they are not worth a commit of their own: they wait for one that is made anyway.
+            riding: Name of a field that is not worth a commit of its own: it waits for one that is made anyway.
         """
         changed = {}
         for name, value in fields.items():
-            staged = self._staged.get(name)
-            if type(value) is str and staged == value:
-                continue
-            where = f"agent_id={self.agent_id!r} {name}"
-            encoded = encode(value, where)
-            content = value if type(value) is str else to_bson({"value": encoded})
-            if staged != content:
-                check_size({"value": encoded}, where)
-                self._staged[name] = content
-                changed[name] = encoded
+            encoded = encode(value, name)
+            if not same(encoded, self._staged.get(name, _NEVER_STAGED)):
+                check_size({name: encoded}, f"agent_id={self.agent_id!r} {name}")
+                self._staged[name] = changed[name] = encoded
         if not changed:
             return
+        waits = changed.keys() == {riding}
         changed["updated_at"] = now().isoformat()
         with self.lock:
             self._riding.update(changed)
-            if not rides or self._waiting_append() is not None:
+            if not waits or self._waiting_append() is not None:
                 self._open_append()
-        self._changed()
+        self._filled()
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:
         """Take note of fields as they are stored."""
         for name, value in fields.items():
-            self._staged[name] = value if type(value) is str else to_bson({"value": encode(value)})
+            self._staged[name] = encode(value)
 
     def watch_state(self, state: Any, stored: Any) -> None:
         """Take note that ``stored`` is what the store holds of ``state``, an ``AgentState``."""
@@ -435,7 +439,7 @@ class AgentWork(Outbox):
         """Note whether the agent's state may have changed; cheap enough for an event loop."""
         if state is not self._state or state._get_version() != self._state_version:
             self._changed_state = state
-            self._changed()
+            self._filled()
 
     @property
     def unsent(self) -> bool:
@@ -452,7 +456,7 @@ class AgentWork(Outbox):
         version = state._get_version()
         value = state.get()  # A deep copy: 31 ms for 5,000 small dictionaries. Hence here, in a thread.
         if self._stored_state is not None:
-            self._staged["state"] = to_bson({"value": encode(self._stored_state)})
+            self._staged["state"] = encode(self._stored_state)
             self._stored_state = None
         self._state, self._state_version = state, version
         if self._changed_state is state:
