@@ -553,8 +553,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         _unsent.add(self)
 
     def _sent(self) -> None:
-        if not any(outbox.unsent for outbox in self._outboxes()):
-            _unsent.discard(self)
+        # In this order: another thread may fill an outbox in between.
+        _unsent.discard(self)
+        if any(outbox.unsent for outbox in self._outboxes()):
+            _unsent.add(self)
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
