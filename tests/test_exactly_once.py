@@ -841,3 +841,50 @@ def test_a_turn_that_is_lost_at_the_end_of_the_process_is_at_least_told(
     assert "session_id=<s>" in errors
     assert "lost" in errors
     assert "secret" not in errors
+
+
+TOLD = """
+    import sys
+
+    from offline_model import OfflineScriptedModel
+    from pymongo import MongoClient
+    from pymongo.errors import OperationFailure
+    from strands import Agent
+    from support.failpoints import fail_command
+
+    from mongodb_session_manager import MongoDBSessionManager
+
+    uri, database_name = sys.argv[1:]
+    client = MongoClient(uri, appname="told")
+
+
+    def ask():
+        manager = MongoDBSessionManager("s", client=client, database_name=database_name, collection_name="sessions")
+        model = OfflineScriptedModel(["Done."])
+        return Agent(model=model, agent_id="assistant", session_manager=manager, callback_handler=None)("Transfer 5.")
+
+
+    ask()
+    with fail_command(MongoClient(uri), "update", app_name="told", error_code=13):
+        try:
+            ask()
+        except OperationFailure:
+            ask_again = True
+    if ask_again:
+        ask()
+"""
+
+
+def test_a_question_that_was_told_to_have_failed_and_was_asked_again_is_not_stored_a_second_time_at_exit(
+    server: Any, database: Database[Any], database_name: str
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TOLD), server.uri, database_name],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert texts(stored_messages(database)) == ["Transfer 5.", "Done."] * 2

@@ -133,7 +133,7 @@ def occurrences(database: Database[dict[str, Any]], text: str) -> list[str]:
         name
         for name in database.list_collection_names()
         for document in database.get_collection(name, codec_options=raw).find()
-        if needle in document.raw
+        if needle in bytes(document.raw)  # From about 4 KB on it is a memoryview.
     ]
 
 

@@ -292,7 +292,7 @@ class AgentFollower:
         return any(to_send)
 
     def _append(self, message: Message, agent: Any, *, from_agent: bool) -> None:
-        body = documents.message_body(message, "message")
+        body, size = documents.measured_body(message, "message")
         role = message["role"]
         carries_results = documents.has_tool_result(message)
         begins_turn = from_agent and role == "user" and not carries_results and not self._turn_has_begun
@@ -324,8 +324,7 @@ class AgentFollower:
             for call in calls:
                 totals.add_tool_call(call)
 
-        if self._by_turn:
-            self.work.waiting_bytes += len(to_bson(body))
+        self.work.waiting_bytes += size
         self.work.append(body, message, add_totals)
 
     def _recognise(self, expected: Expected, message: Message) -> None:

@@ -163,7 +163,12 @@ def to_session_agent(data: Mapping[str, Any], key: str) -> MongoDBSessionAgent:
 
 
 def message_body(message: Mapping[str, Any], where: str) -> Document:
-    """Return the part of a stored message that comes from Strands' message: an encoded copy.
+    """Return the part of a stored message that comes from Strands' message: an encoded copy."""
+    return measured_body(message, where)[0]
+
+
+def measured_body(message: Mapping[str, Any], where: str) -> tuple[Document, int]:
+    """Return the part of a stored message that comes from Strands' message, an encoded copy, and its size in bytes.
 
     A ``content`` that is a string becomes one text block.
 
@@ -182,8 +187,7 @@ def message_body(message: Mapping[str, Any], where: str) -> Document:
     if not _MESSAGE_FIELDS.issuperset(message):
         extra = {name: value for name, value in message.items() if name not in _MESSAGE_FIELDS}
         body["extra"] = encode(extra, where)
-    check_size(body, where)
-    return body
+    return body, check_size(body, where)
 
 
 def text_blocks(content: Any) -> Any:

@@ -56,9 +56,14 @@ class SessionLease:
 
     def __enter__(self) -> SessionLease:
         """Take the lease; the session is read anew by the next agent that is built."""
+        no_lease_twice(self._manager._lease_token)
         deadline = time.monotonic() + self.wait
-        while (taken_for := self._take()) is not None:
-            time.sleep(self._pause(deadline, taken_for))
+        try:
+            while (taken_for := self._take()) is not None:
+                time.sleep(self._pause(deadline, taken_for))
+        except BaseException as error:
+            self._manager._release_if_held(self._token, error)
+            raise
         return self
 
     def __exit__(
@@ -75,9 +80,16 @@ class SessionLease:
 
     async def __aenter__(self) -> SessionLease:
         """Take the lease without holding up the event loop."""
+        no_lease_twice(self._manager._lease_token)
         deadline = time.monotonic() + self.wait
-        while (taken_for := await self._manager._pool.run(self._take)) is not None:
-            await asyncio.sleep(self._pause(deadline, taken_for))
+        try:
+            while (taken_for := await self._manager._pool.run(self._take)) is not None:
+                await asyncio.sleep(self._pause(deadline, taken_for))
+        except BaseException as error:
+            # A cancellation leaves when the attempt has settled: it may have been taken, and nobody would leave it.
+            failure = error
+            await self._manager._pool.run(lambda: self._manager._release_if_held(self._token, failure))
+            raise
         return self
 
     async def __aexit__(

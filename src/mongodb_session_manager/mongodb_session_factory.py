@@ -11,7 +11,7 @@ from ._pool_statistics import PoolReport, PoolStats
 from .clients import check_client
 from .command_pool import command_pool
 from .mongodb_connection_pool import OwnedClient
-from .mongodb_session_manager import MongoDBSessionManager, _unsent
+from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
 from .mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ class _BorrowedClient:
 def _flush_managers_on(client: MongoClient[Any]) -> None:
     """Store what managers with this very client have not stored; the first failure is raised after all tried."""
     failure: Exception | None = None
-    for manager in [manager for manager in list(_unsent) if manager.session_repository.client is client]:
+    for manager in managers_with_unsent_work(client):
         try:
             manager.flush()
         except Exception as error:

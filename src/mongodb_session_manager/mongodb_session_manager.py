@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal
 
@@ -35,16 +35,16 @@ from strands.types.session import Session
 
 from . import documents
 from .agent_follower import AgentFollower, add_new_agent
-from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in_event_loop, settle
+from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in_event_loop
 from .documents import Document, StoredAgent
 from .encoding import encode, to_bson
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
 from .keys import check_id, check_metadata, check_metadata_paths, encode_key
-from .lease import SessionLease, no_lease_twice
+from .lease import SessionLease
 from .mongodb_session_repository import MongoDBSessionRepository
 from .session_store import SessionStore, now
 from .statements import SessionRef, renew_lease
-from .unit_of_work import AgentWork, MultiAgentOperation, Outbox
+from .unit_of_work import AgentWork, MultiAgentOperation, Outbox, Sending
 
 logger = logging.getLogger(__name__)
 
@@ -416,7 +416,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             await self._pool.run(self._close)
 
     def _close(self) -> None:
-        if any(outbox.unsent for outbox in self._outboxes()):
+        if self._holds_work():
             return  # It could not be stored; the client stays open for another try, at the latest at exit.
         self._closed = True
         self.session_repository.close()
@@ -493,14 +493,14 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._ensure_open()
         return self._store.read_multi_agent(self.session_id, multi_agent_id)
 
-    def _begin_multi_agent(self, source: Any, state: Any) -> Future[None] | None:
+    def _begin_multi_agent(self, source: Any, state: Any) -> Sending | None:
         if state is None:
             return self._stage_multi_agent(source)
         self._multi_agent_states[source.id] = to_bson({"state": encode(state)})
         source.deserialize_state(state)
         return None
 
-    def _stage_multi_agent(self, source: Any) -> Future[None] | None:
+    def _stage_multi_agent(self, source: Any) -> Sending | None:
         multi_agent_id = check_id(source.id, "multi_agent_id")
         state = encode(source.serialize_state(), f"multi_agent_id={multi_agent_id!r} state")
         content = to_bson({"state": state})
@@ -543,7 +543,10 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _outboxes(self) -> list[Outbox]:
         return [*(follower.work for follower in self._agents.values()), *self._multi_agents.values()]
 
-    def _send_all(self) -> list[Future[None] | None]:
+    def _holds_work(self) -> bool:
+        return any(outbox.unsent for outbox in self._outboxes())
+
+    def _send_all(self) -> list[Sending | None]:
         for follower in self._agents.values():
             follower.stage_agent_if_alive()
         return [outbox.send() for outbox in self._outboxes()]
@@ -555,13 +558,15 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _sent(self) -> None:
         # In this order: another thread may fill an outbox in between.
         _unsent.discard(self)
-        if any(outbox.unsent for outbox in self._outboxes()):
+        waiting = [outbox for outbox in self._outboxes() if outbox.unsent]
+        if any(not outbox.failure_is_known for outbox in waiting):
             _unsent.add(self)
+        elif waiting:
+            _failed.add(self)
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
     def _take_lease(self, owner: str, token: str, seconds: float) -> float | None:
-        no_lease_twice(self._lease_token)
         self._ensure_open()
         taken_for = self._store.take_lease(self._session_ref(), owner, token, seconds)
         if taken_for is None:
@@ -575,6 +580,10 @@ class MongoDBSessionManager(RepositorySessionManager):
             raise MongoDBSessionError("this manager holds no lease")
         session = self._session_ref()
         self._store.guarded(session, renew_lease(session, seconds))
+
+    def _release_if_held(self, token: str, error: BaseException) -> None:
+        if self._lease_token == token:
+            self._release_lease(token, error)
 
     def _release_lease(self, token: str, error: BaseException | None) -> None:
         self._lease_token = None
@@ -603,16 +612,24 @@ _CREATED = StoredAgent(agent_data=None)
 
 # Managers that hold something unsent. Strong references: a forgotten manager still stores its turn at exit.
 _unsent: set[MongoDBSessionManager] = set()
+# Managers that hold what could not be stored, and have said so. Whoever was told may have tried again by other means,
+# so it is stored only if he asks this manager to; and an outage does not fill the memory.
+_failed: weakref.WeakSet[MongoDBSessionManager] = weakref.WeakSet()
 
 
-def _wait(sending: Future[None] | None) -> None:
+def managers_with_unsent_work(client: MongoClient[Any]) -> list[MongoDBSessionManager]:
+    """Return the managers on this very client that hold something unsent."""
+    return [manager for manager in {*_unsent, *_failed} if manager._store.client is client and manager._holds_work()]
+
+
+def _wait(sending: Sending | None) -> None:
     if sending is not None:
-        sending.result()
+        sending.wait()
 
 
-async def _settle(sending: Future[None] | None) -> None:
+async def _settle(sending: Sending | None) -> None:
     if sending is not None:
-        await settle(sending)
+        await sending.settle()
 
 
 def _check_on_conflict(on_conflict: str) -> None:

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .command_pool import CommandPool
+from .command_pool import CommandPool, settle
 from .documents import Document, check_size
 from .encoding import encode, same
 from .metrics import Totals
@@ -133,6 +133,30 @@ class MultiAgentOperation:
         store.put_multi_agent(session, self.multi_agent_id, self.state)
 
 
+class Sending:
+    """What is on its way from an outbox. Whoever waits for it is told if it fails."""
+
+    def __init__(self, outbox: Outbox, future: Future[None]) -> None:
+        self._outbox = outbox
+        self._future = future
+
+    def wait(self) -> None:
+        """Wait until it is stored; raise why it was not."""
+        try:
+            self._future.result()
+        except Exception:
+            self._outbox.failure_was_told()
+            raise
+
+    async def settle(self) -> None:
+        """Wait until it is stored, without holding up the event loop; raise why it was not."""
+        try:
+            await settle(self._future)
+        except Exception:
+            self._outbox.failure_was_told()
+            raise
+
+
 class Outbox:
     """Operations that are sent in order.
 
@@ -142,6 +166,9 @@ class Outbox:
         session: Returns for whom, and by which right, at the moment of sending.
         filled: Told that something waits.
         sent: Told that nothing is under way any more; perhaps nothing waits, either.
+
+    Attributes:
+        failure_is_known: Whether somebody has been told that what waits could not be stored.
     """
 
     def __init__(
@@ -159,6 +186,7 @@ class Outbox:
         self._session = session
         self._filled = filled
         self._sent = sent
+        self.failure_is_known = False
         self._sending: Future[None] | None = None
         self._in_flight: Operation | None = None
         _outboxes.add(self)
@@ -172,13 +200,13 @@ class Outbox:
         """Queue an operation."""
         with self.lock:
             self.queue.append(operation)
-        self._filled()
+        self._fill()
 
     def editable(self, operation: Operation | None) -> bool:
         """Return whether an operation can still be changed; to be asked under the lock."""
         return operation is not None and operation is not self._in_flight
 
-    def send(self, *, at_once: bool = False) -> Future[None] | None:
+    def send(self, *, at_once: bool = False) -> Sending | None:
         """Begin to send whatever is queued; return what to wait for, or None if there is nothing.
 
         Args:
@@ -186,20 +214,29 @@ class Outbox:
         """
         with self.lock:
             if self._sending is not None:
-                return self._sending  # It goes on until the queue is empty.
+                return Sending(self, self._sending)  # It goes on until the queue is empty.
             if not self._has_work():
                 return None
             future = self._sending = Future()
         if at_once:
             self._drain(future)
-            return future
+            return Sending(self, future)
         try:
             self._pool.submit(lambda: self._drain(future))
         except BaseException:
             with self.lock:
                 self._sending = None  # Or everybody would wait for what nobody sends.
             raise
-        return future
+        return Sending(self, future)
+
+    def failure_was_told(self) -> None:
+        """Take note that somebody has been told that what waits could not be stored."""
+        self.failure_is_known = True
+        self._sent()
+
+    def _fill(self) -> None:
+        self.failure_is_known = False
+        self._filled()
 
     def drop(self) -> None:
         """Forget what is queued; what is under way is waited for."""
@@ -272,7 +309,7 @@ class AgentWork(Outbox):
         position: The ``message_id`` that is next, as far as this process knows.
         last: The message that was appended last.
         rebase: Whether new commits append behind what others have stored meanwhile.
-        waiting_bytes: Size of the messages that wait, if whoever stages them counts it.
+        waiting_bytes: Size of the messages that wait, in bytes, as far as whoever stages them counts it.
     """
 
     def __init__(self, agent_id: str, key: str, *args: Any) -> None:
@@ -308,7 +345,7 @@ class AgentWork(Outbox):
         if tracking_id := body.get("tracking_id"):
             self.known(tracking_id)
             self._known.setdefault(tracking_id, []).append(entry)
-        self._filled()
+        self._fill()
         return entry
 
     def know(self, messages: list[tuple[int, Any]]) -> None:
@@ -345,7 +382,7 @@ class AgentWork(Outbox):
                 if not operation.started:
                     return False
             self.queue.append(RewriteOperation(self.key, entry, body, tracking_id))
-        self._filled()
+        self._fill()
         return True
 
     def prune(self, live: list[Any]) -> None:
@@ -398,7 +435,7 @@ class AgentWork(Outbox):
         """Put the record of a new agent into the next commit."""
         with self.lock:
             self._open_append().work.creates = agent_data
-        self._filled()
+        self._fill()
 
     def stage(self, fields: Mapping[str, Any], riding: str | None = None) -> None:
         """Put those fields of the agent's record into the next commit whose content has changed.
@@ -423,7 +460,7 @@ class AgentWork(Outbox):
             self._riding.update(changed)
             if not waits or self._waiting_append() is not None:
                 self._open_append()
-        self._filled()
+        self._fill()
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:
         """Take note of fields as they are stored."""
@@ -439,7 +476,7 @@ class AgentWork(Outbox):
         """Note whether the agent's state may have changed; cheap enough for an event loop."""
         if state is not self._state or state._get_version() != self._state_version:
             self._changed_state = state
-            self._filled()
+            self._fill()
 
     @property
     def unsent(self) -> bool:
