@@ -79,7 +79,14 @@ class Owner:
         command = [sys.executable, *arguments]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            command,
+            env=environment,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            start_new_session=True,
+            # What a shell starts in the background inherits that Ctrl-C is ignored; a person's terminal does not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def line(self) -> str:
