@@ -206,7 +206,11 @@ def message_text(message: Mapping[str, Any]) -> str:
 def has_tool_result(message: Mapping[str, Any]) -> bool:
     """Return whether a message carries the result of a tool."""
     content = message.get("content")
-    return isinstance(content, list) and any(isinstance(block, dict) and "toolResult" in block for block in content)
+    if isinstance(content, list):
+        for block in content:
+            if isinstance(block, dict) and "toolResult" in block:
+                return True
+    return False
 
 
 def message_document(message_id: int, body: Mapping[str, Any], created_at: datetime, updated_at: datetime) -> Document:

@@ -145,8 +145,12 @@ def _encode(value: Any, depth: int) -> Any:
             return _encode_deep(value)
         encoded: dict[Any, Any] = {}
         for key, inner in value.items():
-            if not _plain_key(key):
+            # Nearly every key is an identifier and every value a plain text: for those, nothing is called.
+            if (type(key) is not str or key == MARKER or not key.isidentifier()) and not _plain_key(key):
                 return {MARKER: "dict", "value": _encode([list(item) for item in value.items()], depth + 1)}
+            if type(inner) is str and inner.isascii():
+                encoded[key] = inner
+                continue
             try:
                 encoded[key] = _encode(inner, depth + 1)
             except _Unstorable as error:
