@@ -23,7 +23,7 @@ from strands.types.session import SessionAgent
 
 from . import documents
 from .documents import Document, MongoDBSessionAgent, StoredAgent
-from .encoding import encode, to_bson
+from .encoding import encode, same
 from .errors import MongoDBSessionError
 from .metrics import ToolCall, Totals, message_metrics, usage_since
 from .session_store import now
@@ -64,6 +64,7 @@ class AgentFollower:
         self.work = work
         self.outer_error: BaseException | None = None
         self._by_turn = by_turn
+        self._where = f"agent_id={work.agent_id!r} message"
         self._agent: Callable[[], Any] = lambda: None
         self._in_turn = False
         self._turn_has_begun = False
@@ -219,11 +220,11 @@ class AgentFollower:
             if 0 < live <= len(known):
                 if known[-1].source is not message:
                     known[-1].source = message
-                    self.work.change(known[-1], documents.message_body(message, "message"))
+                    self.work.change(known[-1], documents.message_body(message, self._where))
                 return
         if self._expected is not None and message["role"] == "user":
             expected, self._expected = self._expected, None
-            if expected.text == documents.message_text(message):
+            if _is_same(expected, message):
                 self._recognise(expected, message)
                 return
         self._append(message, agent, from_agent=True)
@@ -232,17 +233,20 @@ class AgentFollower:
         """Stage the replacement of a message: a transcript that is complete now."""
         if known := self.work.known(tracking_id):
             known[-1].source = message
-            self.work.change(known[-1], documents.message_body(message, "message"))
+            self.work.change(known[-1], documents.message_body(message, self._where))
 
     def append_by_hand(self, message: Message, agent: Any) -> None:
         """Stage a message of the application's own, unless Strands has appended it or is about to."""
         if any(message is live for live in agent.messages):
             self.message_added(message, agent)
             return
-        body = documents.message_body(message, "message")
+        last, self.work.last = self.work.last, None  # As in `_append`.
+        body = documents.message_body(message, self._where)
         text = documents.message_text(message)
         role = message["role"]
-        if role == "assistant" and self._said and text in (self._said[-1], "".join(self._said)):
+        only_text = text and all("text" in block for block in body["content"])
+        if role == "assistant" and only_text and self._said and text in (self._said[-1], "".join(self._said)):
+            self.work.last = last
             return
         if role == "user" and not self._in_turn:
             self._turn_id = ObjectId()
@@ -263,7 +267,7 @@ class AgentFollower:
             self._said = []
             self._expected = Expected(entry, text, body)
         elif role == "assistant":
-            self._said.append(text)
+            self._expected = None
             if metrics is None:
                 self._lacking_metrics = entry
 
@@ -271,11 +275,13 @@ class AgentFollower:
         """Replace the content of the message that was appended last; return whether that is to be sent now.
 
         Raises:
-            MongoDBSessionError: The agent has no message.
+            MongoDBSessionError: The agent has no message, or its latest was refused and is stored nowhere.
         """
         entry = self.work.last
         if entry is None:
-            raise MongoDBSessionError(f"agent_id={self.work.agent_id!r} has no message to redact")
+            raise MongoDBSessionError(
+                f"agent_id={self.work.agent_id!r} has no message to redact: its latest is not stored"
+            )
         role = redact_message["role"]
         content = encode(documents.text_blocks(redact_message["content"]), "redact_message['content']")
         body: Document = {
@@ -292,7 +298,9 @@ class AgentFollower:
         return any(to_send)
 
     def _append(self, message: Message, agent: Any, *, from_agent: bool) -> None:
-        body, size = documents.measured_body(message, "message")
+        # A message that is refused here is the latest all the same: no other is to be redacted in its place.
+        self.work.last = None
+        body, size = documents.measured_body(message, self._where)
         role = message["role"]
         carries_results = documents.has_tool_result(message)
         begins_turn = from_agent and role == "user" and not carries_results and not self._turn_has_begun
@@ -306,7 +314,8 @@ class AgentFollower:
         body["turn_id"] = self._last_turn_id = self._turn_id
         metrics = None
         if role == "assistant":
-            self._said.append(documents.message_text(message))
+            if from_agent:
+                self._said.append(documents.message_text(message))
             metrics = _own_metrics(message, self._model_call_ms)
             self._model_call_ms = None
             if metrics is not None:
@@ -335,8 +344,8 @@ class AgentFollower:
         expected.entry.source = message
         self._turn_id = body["turn_id"]
         self._turn_has_begun = self._in_turn
-        whole = documents.message_body(message, "message")
-        if to_bson({"": whole["content"]}) != to_bson({"": body["content"]}):
+        whole = documents.message_body(message, self._where)
+        if not same(whole["content"], body["content"]):
             self.work.change(expected.entry, whole)
 
     def _finished_calls(self, message: Message) -> list[ToolCall]:
@@ -408,6 +417,13 @@ def add_new_agent(session: Document, key: str, agent: Any) -> None:
     record["usage"] = dict(totals.increments)
     session["agents"][key] = record
     session["agent_ids"].append(agent.agent_id)
+
+
+def _is_same(expected: Expected, message: Message) -> bool:
+    """Return whether Strands' message is the one that was appended by hand: the same text, or the same content."""
+    if expected.text:
+        return expected.text == documents.message_text(message)
+    return same(expected.body["content"], encode(documents.text_blocks(message["content"])))
 
 
 def _interrupted(session_agent: MongoDBSessionAgent) -> str | None:

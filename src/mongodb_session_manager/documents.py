@@ -54,8 +54,6 @@ class StoredAgent:
     Attributes:
         agent_data: The stored ``agent_data``, decoded; None if the session has no such agent.
         message_count: The next ``message_id``.
-        counted: Whether the document has the counter ``message_count``; older documents do not, and their first
-            append is guarded by the size of the array instead.
         archived_count: How many of the oldest messages lie outside the session document.
         window_offset: Position in the conversation of ``window[0]``: how many messages come before it.
         window: The stored messages from there on, oldest first, decoded.
@@ -63,7 +61,6 @@ class StoredAgent:
 
     agent_data: Document | None
     message_count: int = 0
-    counted: bool = True
     archived_count: int = 0
     window_offset: int = 0
     window: list[Document] = field(default_factory=list)

@@ -191,7 +191,10 @@ def _as_builtin(value: Any) -> Any:
         return bytes(value)
     if isinstance(value, Mapping):
         return dict(value)
-    raise _Unstorable(f"{type(value).__module__}.{type(value).__qualname__} is not a type that it can hold")
+    raise _Unstorable(
+        "None, bool, int, float, str, bytes, list, tuple and dict can be stored, "
+        f"not {type(value).__module__}.{type(value).__qualname__}"
+    )
 
 
 def _plain_key(key: Any) -> bool:

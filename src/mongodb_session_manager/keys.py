@@ -79,6 +79,20 @@ def decode_key(key: str) -> str:
     return unquote_to_bytes(key).decode("utf-8", "surrogatepass")
 
 
+def check_feedback(feedback: object) -> dict[str, Any]:
+    """Return ``feedback`` if every key can be stored. Nothing in it is addressed by a path, so no key holds a dot.
+
+    Raises:
+        TypeError: It is not a mapping, or a key is not a string.
+        InvalidIdentifierError: A key is empty, begins with ``$``, or holds a dot, a NUL or a lone surrogate.
+        UnstorableValueError: It is nested too deeply.
+    """
+    if not isinstance(feedback, Mapping):
+        raise TypeError(f"feedback must be a mapping, not {type(feedback).__name__}")
+    _check_nested(feedback, "feedback")
+    return dict(feedback)
+
+
 def check_metadata(metadata: object) -> dict[str, Any]:
     """Return ``metadata`` if every key can be stored; a dot in a key addresses a nested field.
 
@@ -91,11 +105,8 @@ def check_metadata(metadata: object) -> dict[str, Any]:
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
     paths = check_metadata_paths(metadata)
-    try:
-        for path in paths:
-            _check_nested_keys(metadata[path], path)
-    except RecursionError:
-        raise UnstorableValueError("metadata is nested too deeply to be stored") from None
+    for path in paths:
+        _check_nested(metadata[path], f"metadata {path}")
     return dict(metadata)
 
 
@@ -114,25 +125,32 @@ def check_metadata_paths(keys: Iterable[object]) -> list[str]:
     return paths
 
 
-def _check_metadata_key(key: object) -> str:
+def _check_metadata_key(key: object, what: str = "metadata key") -> str:
     if not isinstance(key, str):
-        raise TypeError(f"a metadata key must be a string, not {type(key).__name__}")
+        raise TypeError(f"{what} must be a string, not {type(key).__name__}")
     for part in key.split("."):
         if not part:
-            raise InvalidIdentifierError(f"metadata key {key!r} is empty or has an empty part")
+            raise InvalidIdentifierError(f"{what} {key!r} is empty or has an empty part")
         if part[0] == "$":
-            raise InvalidIdentifierError(f"metadata key {key!r}: a part begins with '$'")
+            raise InvalidIdentifierError(f"{what} {key!r}: a part begins with '$'")
     if "\0" in key or not _encodable(key):
-        raise InvalidIdentifierError(f"metadata key {key!r} holds a NUL character or a lone surrogate")
+        raise InvalidIdentifierError(f"{what} {key!r} holds a NUL character or a lone surrogate")
     return key
+
+
+def _check_nested(value: object, path: str) -> None:
+    try:
+        _check_nested_keys(value, path)
+    except RecursionError:
+        raise UnstorableValueError(f"{path} is nested too deeply to be stored") from None
 
 
 def _check_nested_keys(value: object, path: str) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            _check_metadata_key(key)
+            _check_metadata_key(key, f"key inside {path}:")
             if "." in key:
-                raise InvalidIdentifierError(f"metadata key {key!r} inside {path!r} holds a dot")
+                raise InvalidIdentifierError(f"key inside {path}: {key!r} holds a dot")
             _check_nested_keys(inner, f"{path}.{key}")
     elif isinstance(value, (list, tuple)):
         for inner in value:

@@ -62,7 +62,7 @@ class SessionLease:
             while (taken_for := self._take()) is not None:
                 time.sleep(self._pause(deadline, taken_for))
         except BaseException as error:
-            self._manager._release_if_held(self._token, error)
+            self._manager._release_lease(self._token, error)
             raise
         return self
 
@@ -86,9 +86,9 @@ class SessionLease:
             while (taken_for := await self._manager._pool.run(self._take)) is not None:
                 await asyncio.sleep(self._pause(deadline, taken_for))
         except BaseException as error:
-            # A cancellation leaves when the attempt has settled: it may have been taken, and nobody would leave it.
+            # It may have been taken, whatever was heard of it, and nobody will leave it.
             failure = error
-            await self._manager._pool.run(lambda: self._manager._release_if_held(self._token, failure))
+            await self._manager._pool.run(lambda: self._manager._release_lease(self._token, failure))
             raise
         return self
 

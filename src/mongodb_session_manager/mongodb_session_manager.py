@@ -167,15 +167,20 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     async def _commit_if_due(self, follower: AgentFollower, agent: Any) -> None:
         if not follower.waits(agent):
+            await self._commit(follower, agent)
+
+    async def _commit(self, follower: AgentFollower, agent: Any) -> None:
+        """Stage what has changed in the agent and commit. What cannot be stored does not keep the rest from it."""
+        try:
             follower.stage_agent(agent)
+        finally:
             await _settle(follower.work.send(at_once=alone_on_a_private_loop()))
 
     async def _turn_ended(self, event: Any) -> None:
         follower = self._follower(event.agent)
         error = follower.end_turn(event.agent)
         try:
-            follower.stage_agent(event.agent)
-            await _settle(follower.work.send(at_once=alone_on_a_private_loop()))
+            await self._commit(follower, event.agent)
         except Exception as failure:
             # The turn itself failed: that error goes on its way, and what is unsaved stays in the unit of work.
             if error is None:
@@ -247,7 +252,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             agent: Whose message.
 
         Raises:
-            MongoDBSessionError: The agent has no message.
+            MongoDBSessionError: The agent has no message, or its latest was refused and is stored nowhere.
         """
         follower = self._follower(agent)
         if follower.redact_latest(redact_message):
@@ -262,9 +267,11 @@ class MongoDBSessionManager(RepositorySessionManager):
             AgentNotFoundError: The agent was not built with this session manager.
         """
         follower = self._follower(agent)
-        follower.stage_agent(agent)
-        follower.stage_late_metrics(agent)
-        self._send_now(follower.work)
+        try:
+            follower.stage_late_metrics(agent)
+            follower.stage_agent(agent)
+        finally:
+            self._send_now(follower.work)
 
     def initialize_multi_agent(self, source: Any, **kwargs: Any) -> None:
         """Restore a graph or swarm from the session, or begin to keep it there."""
@@ -332,8 +339,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             _check_on_conflict(on_conflict)
             for follower in self._agents.values():
                 follower.work.set_rebase(on_conflict == "rebase")
-        failure: BaseException | None = None
-        for sending in self._send_all():
+        sendings, failure = self._send_all()
+        for sending in sendings:
             try:
                 _wait(sending)
             except Exception as error:
@@ -353,10 +360,15 @@ class MongoDBSessionManager(RepositorySessionManager):
         """
         follower = self._follower(agent)
         work = follower.work
-        work.drop()
-        stored = self._open([work.key], None)[work.key]
+        work.wait_quietly()
+        try:
+            stored = self._open([work.key], None)[work.key]
+        except SessionNotFoundError:
+            work.drop()  # It can never be stored.
+            raise
         if stored.agent_data is None:
             raise AgentNotFoundError(f"session_id={self.session_id!r} has no agent_id={work.agent_id!r}")
+        work.drop()
         fresh = self._new_follower(work.agent_id, work.key)
         self._restore(fresh, agent, stored)
         self._agents[work.agent_id] = fresh
@@ -382,7 +394,13 @@ class MongoDBSessionManager(RepositorySessionManager):
             PyMongoError: Something could not be stored. The manager stays open and keeps it: ``close()`` again later.
         """
         if not self._closed:
-            self.flush()
+            try:
+                self.flush()
+            except SessionNotFoundError:
+                for outbox in self._outboxes():
+                    outbox.drop()  # The session was deleted: nothing of this can ever be stored.
+                self._close()
+                raise
             self._close()
 
     def __enter__(self) -> MongoDBSessionManager:
@@ -417,8 +435,9 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _close(self) -> None:
         if self._holds_work():
-            return  # It could not be stored; the client stays open for another try, at the latest at exit.
+            return  # It could not be stored; the client stays open, so that `close()` can be called again.
         self._closed = True
+        _unsent.discard(self)
         self.session_repository.close()
         if self.session_repository._owns_client:
             self._pool.close()
@@ -532,24 +551,33 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     async def _settle_beside(self, error: BaseException | None) -> None:
         """Flush as ``_flush_beside`` does. No thread of the pool waits for another one: all might be waiting."""
-        for sending in self._send_all():
+        sendings, failure = self._send_all()
+        for sending in sendings:
             try:
                 await _settle(sending)
-            except Exception as failure:
-                if error is None:
-                    raise
-                _add_note(error, failure)
+            except Exception as another:
+                failure = failure or another
+        if failure is not None:
+            if error is None:
+                raise failure
+            _add_note(error, failure)
 
     def _outboxes(self) -> list[Outbox]:
-        return [*(follower.work for follower in self._agents.values()), *self._multi_agents.values()]
+        # Copies: an agent may join while another's commit ends in a thread.
+        return [*(follower.work for follower in list(self._agents.values())), *list(self._multi_agents.values())]
 
     def _holds_work(self) -> bool:
         return any(outbox.unsent for outbox in self._outboxes())
 
-    def _send_all(self) -> list[Sending | None]:
-        for follower in self._agents.values():
-            follower.stage_agent_if_alive()
-        return [outbox.send() for outbox in self._outboxes()]
+    def _send_all(self) -> tuple[list[Sending | None], Exception | None]:
+        """Stage what has changed in the agents and begin to send; return what to wait for, and what was refused."""
+        refused: Exception | None = None
+        for follower in list(self._agents.values()):
+            try:
+                follower.stage_agent_if_alive()
+            except MongoDBSessionError as error:
+                refused = refused or error
+        return [outbox.send() for outbox in self._outboxes()], refused
 
     def _filled(self) -> None:
         """Keep this manager alive, and known to the end of the process, while it holds something unsent."""
@@ -580,10 +608,6 @@ class MongoDBSessionManager(RepositorySessionManager):
             raise MongoDBSessionError("this manager holds no lease")
         session = self._session_ref()
         self._store.guarded(session, renew_lease(session, seconds))
-
-    def _release_if_held(self, token: str, error: BaseException) -> None:
-        if self._lease_token == token:
-            self._release_lease(token, error)
 
     def _release_lease(self, token: str, error: BaseException | None) -> None:
         self._lease_token = None
@@ -638,7 +662,12 @@ def _check_on_conflict(on_conflict: str) -> None:
 
 
 def _add_note(error: BaseException, failure: Exception, what: str = "The session could not be stored") -> None:
-    """Let an error that is on its way say what failed besides."""
+    """Let an error that is on its way say what failed besides, unless it says so itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (PyMongoError, MongoDBSessionError)):
+            return
+        cause = cause.__cause__
     note = f"{what}, either: {failure!r}"
     if hasattr(error, "add_note"):
         error.add_note(note)

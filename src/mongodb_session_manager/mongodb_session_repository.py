@@ -25,7 +25,15 @@ from .errors import (
     SessionExistsError,
     UnstorableValueError,
 )
-from .keys import check_id, check_message_id, check_metadata, check_metadata_paths, decode_key, encode_key
+from .keys import (
+    check_feedback,
+    check_id,
+    check_message_id,
+    check_metadata,
+    check_metadata_paths,
+    decode_key,
+    encode_key,
+)
 from .session_store import SessionStore, now
 from .statements import SessionRef
 
@@ -73,7 +81,7 @@ class MongoDBSessionRepository(SessionRepository):
             warnings.warn(f"a borrowed client keeps its options; ignored: {', '.join(sorted(kwargs))}", stacklevel=2)
         if client is None:
             if connection_string is None:
-                raise ValueError("give either connection_string or client")
+                raise ValueError("give a connection_string, or a client to borrow")
             client = open_client(connection_string, **kwargs)
         try:
             self._store = SessionStore(client, database_name, collection_name, fields)
@@ -147,7 +155,8 @@ class MongoDBSessionRepository(SessionRepository):
         session, key = _ref(session_id), _agent_key(session_agent.agent_id)
         work = statements.Commit(key, 0, creates=documents.agent_data(session_agent))
         update = statements.commit(session, work, now())
-        standing = self._store.guarded(session, update, {"agent_data": statements.agent_data_expression(key)})
+        is_there = {"agent_data": statements.agent_data_expression(key)}
+        standing = self._store.guarded(session, update, is_there, lambda found: found["agent_data"] is not None)
         # The same one to the microsecond is this one: only the answer to the first attempt was lost.
         if standing is not None and standing["agent_data"] != decode(work.creates):
             raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
@@ -174,7 +183,8 @@ class MongoDBSessionRepository(SessionRepository):
         del fields["created_at"]
         fields["updated_at"] = documents.to_iso(moment)
         update = statements.agent_fields(session, key, fields, moment)
-        if self._store.guarded(session, update, {}) is not None:
+        is_there = {"agent_data": statements.agent_data_expression(key)}
+        if self._store.guarded(session, update, is_there, lambda found: found["agent_data"] is None) is not None:
             raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={session_agent.agent_id!r}")
         session_agent.updated_at = fields["updated_at"]
 
@@ -206,8 +216,13 @@ class MongoDBSessionRepository(SessionRepository):
         message = documents.message_document(message_id, body, created_at, updated_at)
         message["commit_id"] = ObjectId()
         update = statements.append_message(session, key, message, moment)
+
+        def settled(standing: Document) -> bool:
+            return not standing["exists"] or standing.get("message_count", message_id + 1) > message_id
+
         while True:
-            standing = self._store.guarded(session, update, statements.position_projection(key, message_id))
+            position = statements.position_projection(key, message_id)
+            standing = self._store.guarded(session, update, position, settled)
             if standing is None or standing.get("commit_id") == message["commit_id"]:
                 break  # The latter: it was stored, and only the answer to the first attempt was lost.
             if not standing["exists"]:
@@ -296,7 +311,8 @@ class MongoDBSessionRepository(SessionRepository):
         session = _ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         update = statements.multi_agent(session, multi_agent_id, _multi_agent_state(multi_agent), now(), create=False)
-        if self._store.guarded(session, update, {}) is not None:
+        is_there = {"state": statements.multi_agent_state_expression(multi_agent_id)}
+        if self._store.guarded(session, update, is_there, lambda found: found.get("state") is None) is not None:
             raise AgentNotFoundError(f"session_id={session_id!r} has no multi_agent_id={multi_agent_id!r}")
 
     # --- metadata ---------------------------------------------------------------------------------------------------
@@ -367,12 +383,8 @@ class MongoDBSessionRepository(SessionRepository):
             self._store.guarded(session, statements.unset_metadata(session, keys, now()))
 
     def _add_feedback(self, session: Callable[[], SessionRef], feedback: Mapping[str, Any]) -> None:
-        if not isinstance(feedback, Mapping):
-            raise TypeError(f"feedback must be a mapping, not {type(feedback).__name__}")
-        # Keys as in metadata, except that there is no path to address: a dot would only hinder queries.
-        check_metadata({"feedback": dict(feedback)})
         moment = now()
-        stored = {**feedback, "created_at": moment, "commit_id": ObjectId()}
+        stored = {**check_feedback(feedback), "created_at": moment, "commit_id": ObjectId()}
         _check_storable(stored, "feedback")
         ref = session()
         is_stored = statements.feedback_projection(stored)

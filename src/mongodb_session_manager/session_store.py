@@ -36,7 +36,6 @@ from .errors import (
     SessionConflictError,
     SessionNotFoundError,
 )
-from .keys import encode_key
 from .statements import Commit, SessionRef, Update
 
 logger = logging.getLogger(__name__)
@@ -204,12 +203,14 @@ class SessionStore:
 
         Args:
             session: Whose.
-            work: What to store. After an error it is unchanged but for its position, and can be given again.
+            work: What to store. After an error it can be given again; its position may have moved, and ``creates`` is
+                None once another process has begun the agent.
             rebase: Whether to append behind what others have stored meanwhile.
 
         Raises:
             SessionConflictError: Others have stored messages meanwhile and ``rebase`` is false.
             SessionNotFoundError: The session was deleted.
+            AgentNotFoundError: Somebody has removed the agent from the session.
             SessionBusyError: Somebody else holds the session's lease, or the writer's own has run out.
         """
         for lost_races in range(_MAX_REBASES):
@@ -302,8 +303,8 @@ class SessionStore:
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str) -> Any:
         """Return the stored state of a graph or swarm, decoded, or None."""
-        entry = f"$multi_agents.{encode_key(multi_agent_id)}.state"
-        document = self.find_one({"_id": session_id}, {"_id": 0, "state": entry})
+        state = statements.multi_agent_state_expression(multi_agent_id)
+        document = self.find_one({"_id": session_id}, {"_id": 0, "state": state})
         return None if document is None else document.get("state")
 
     def guarded(

@@ -365,6 +365,11 @@ def agent_data_expression(key: str) -> Document:
     return {"$cond": [{"$eq": [{"$type": agent}, "object"]}, {"$ifNull": [f"{agent}.agent_data", {}]}, None]}
 
 
+def multi_agent_state_expression(multi_agent_id: str) -> str:
+    """Return the expression for the stored state of a graph or swarm."""
+    return f"$multi_agents.{encode_key(multi_agent_id)}.state"
+
+
 def count_expression(key: str) -> Document:
     """Return the expression for the number of an agent's messages: those archived and those embedded."""
     agent = f"$agents.{key}"

@@ -23,7 +23,7 @@ from .documents import Document, check_size
 from .encoding import encode, same
 from .metrics import Totals
 from .session_store import SessionStore, now
-from .statements import Commit, SessionRef, late_metrics
+from .statements import Commit, SessionRef, late_metrics, message_projection
 
 _NEVER_STAGED = object()
 
@@ -112,11 +112,10 @@ class LateMetricsOperation:
         """Store the metrics, unless the message has some by now."""
         self.started = True
         assert self.entry.message_id is not None
-        store.guarded(
-            session,
-            late_metrics(session, self.key, self.entry.message_id, self.metrics, self.totals, now()),
-            {},
-        )
+        update = late_metrics(session, self.key, self.entry.message_id, self.metrics, self.totals, now())
+        there = message_projection(self.key, self.entry.message_id)
+        # It has metrics by now, or is gone; or else only a lease had stood in the way.
+        store.guarded(session, update, there, lambda found: all("event_loop_metrics" in m for m in found["messages"]))
 
 
 @dataclass(eq=False)
@@ -223,9 +222,10 @@ class Outbox:
             return Sending(self, future)
         try:
             self._pool.submit(lambda: self._drain(future))
-        except BaseException:
+        except BaseException as error:
             with self.lock:
-                self._sending = None  # Or everybody would wait for what nobody sends.
+                self._sending = None
+            future.set_exception(error)  # Or everybody would wait for what nobody sends.
             raise
         return Sending(self, future)
 
@@ -238,13 +238,17 @@ class Outbox:
         self.failure_is_known = False
         self._filled()
 
-    def drop(self) -> None:
-        """Forget what is queued; what is under way is waited for."""
+    def wait_quietly(self) -> None:
+        """Wait for what is under way. Whoever asked for it hears whether it failed."""
         with self.lock:
-            self.queue.clear()
             sending = self._sending
         if sending is not None:
-            sending.exception()  # Whoever asked for it hears of it.
+            sending.exception()
+
+    def drop(self) -> None:
+        """Forget what is queued."""
+        with self.lock:
+            self.queue.clear()
         self._sent()
 
     def _after_fork(self) -> None:
@@ -281,11 +285,10 @@ class Outbox:
             with self.lock:
                 self._in_flight = None
                 self._sending = None
-            self._sent()
             future.set_exception(error)
         else:
-            self._sent()
             future.set_result(None)
+        self._sent()
 
 
 _outboxes: weakref.WeakSet[Outbox] = weakref.WeakSet()
@@ -335,6 +338,7 @@ class AgentWork(Outbox):
 
     def append(self, body: Document, source: Any, totals: Callable[[Totals], None]) -> Entry:
         """Put a message into the next commit."""
+        body["created_at"] = now()
         entry = Entry(None, source=source, body=body)
         with self.lock:
             operation = self._open_append()
@@ -369,17 +373,17 @@ class AgentWork(Outbox):
     def change(self, entry: Entry, body: Document, tracking_id: str | None = None) -> bool:
         """Replace parts of a message: where it waits, if it was never sent, else where it is stored.
 
-        A message in flight is never edited; the rewrite queues behind it. One whose sending failed is edited *and*
-        rewritten: it may be stored already, and if it is not, the old text need not be sent again.
+        What is in flight is not changed by that; the rewrite queues behind it. A message that was ever sent is edited
+        *and* rewritten: it may be stored already, and if it is not, the old text is not sent again.
 
         Returns:
             Whether there is something to send now.
         """
         with self.lock:
             operation = entry.commit
-            if operation is not None and self.editable(operation):
+            if operation is not None:
                 entry.body = {**{k: v for k, v in entry.body.items() if k != "extra"}, **body}
-                if not operation.started:
+                if self.editable(operation) and not operation.started:
                     return False
             self.queue.append(RewriteOperation(self.key, entry, body, tracking_id))
         self._fill()
@@ -422,6 +426,12 @@ class AgentWork(Outbox):
             self.position = work.position + len(entries)
             self.waiting_bytes = 0
 
+    def drop(self) -> None:
+        """Forget what is queued and what has changed."""
+        self._changed_state = None
+        self._riding.clear()
+        super().drop()
+
     def set_rebase(self, rebase: bool) -> None:
         """Decide anew what the waiting commits do on a conflict."""
         with self.lock:
@@ -451,15 +461,18 @@ class AgentWork(Outbox):
             encoded = encode(value, name)
             if not same(encoded, self._staged.get(name, _NEVER_STAGED)):
                 check_size({name: encoded}, f"agent_id={self.agent_id!r} {name}")
-                self._staged[name] = changed[name] = encoded
+                changed[name] = encoded
         if not changed:
             return
+        # All or nothing: what is refused above leaves the others to be found changed again.
+        self._staged.update(changed)
         waits = changed.keys() == {riding}
         changed["updated_at"] = now().isoformat()
         with self.lock:
             self._riding.update(changed)
-            if not waits or self._waiting_append() is not None:
-                self._open_append()
+            if waits and self._waiting_append() is None:
+                return
+            self._open_append()
         self._fill()
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:
@@ -481,13 +494,14 @@ class AgentWork(Outbox):
     @property
     def unsent(self) -> bool:
         """Whether something waits or is under way."""
-        return bool(self.queue) or self._changed_state is not None
+        return bool(self.queue) or self._changed_state is not None or self._sending is not None
 
     def _has_work(self) -> bool:
-        return self.unsent
+        return bool(self.queue) or self._changed_state is not None
 
     def _prepare(self) -> None:
-        state = self._changed_state
+        # Taken first: a change that comes from here on is noticed again.
+        state, self._changed_state = self._changed_state, None
         if state is None:
             return
         version = state._get_version()
@@ -496,6 +510,4 @@ class AgentWork(Outbox):
             self._staged["state"] = encode(self._stored_state)
             self._stored_state = None
         self._state, self._state_version = state, version
-        if self._changed_state is state:
-            self._changed_state = None
         self.stage({"state": value})
