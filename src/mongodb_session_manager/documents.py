@@ -54,14 +54,12 @@ class StoredAgent:
     Attributes:
         agent_data: The stored ``agent_data``, decoded; None if the session has no such agent.
         message_count: The next ``message_id``.
-        archived_count: How many of the oldest messages lie outside the session document.
         window_offset: Position in the conversation of ``window[0]``: how many messages come before it.
         window: The stored messages from there on, oldest first, decoded.
     """
 
     agent_data: Document | None
     message_count: int = 0
-    archived_count: int = 0
     window_offset: int = 0
     window: list[Document] = field(default_factory=list)
 

@@ -337,7 +337,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         """
         if on_conflict is not None:
             _check_on_conflict(on_conflict)
-            for follower in self._agents.values():
+            for follower in list(self._agents.values()):
                 follower.work.set_rebase(on_conflict == "rebase")
         sendings, failure = self._send_all()
         for sending in sendings:

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -50,20 +50,15 @@ _INT32_MAX = 2**31 - 1
 
 @dataclass
 class OpenedSession:
-    """A session's header and the live windows of the agents that were asked for.
+    """What is read when a session is opened: which life of it, and the live windows of the agents asked for.
 
     Attributes:
-        header: ``session_id``, ``session_type``, ``created_at``, ``updated_at``, ``incarnation``.
+        incarnation: The life of the session that was opened.
         agents: By key; an agent that the session does not have has ``agent_data`` None.
     """
 
-    header: Document
-    agents: dict[str, StoredAgent] = field(default_factory=dict)
-
-    @property
-    def incarnation(self) -> ObjectId:
-        """The life of the session that was opened."""
-        return self.header["incarnation"]  # type: ignore[no-any-return]
+    incarnation: ObjectId
+    agents: dict[str, StoredAgent]
 
 
 class SessionStore:
@@ -155,11 +150,12 @@ class SessionStore:
                     return None
                 new = create()
                 if self._insert_if_absent(new):
-                    return OpenedSession(new, {key: _new_agent(new, key) for key in agent_keys})
+                    return OpenedSession(new["incarnation"], {key: StoredAgent(agent_data=None) for key in agent_keys})
                 continue
-            agents = dict(zip(agent_keys, document.pop("agents_opened"), strict=True))
+            agents = dict(zip(agent_keys, document["agents_opened"], strict=True))
             if "incarnation" in document and all(a is None or "message_count" in a for a in agents.values()):
-                return OpenedSession(document, {key: _stored_agent(found) for key, found in agents.items()})
+                opened = {key: _stored_agent(found) for key, found in agents.items()}
+                return OpenedSession(document["incarnation"], opened)
             self.adopt(session_id, agent_keys)
 
     def adopt(self, session_id: str, agent_keys: Sequence[str]) -> None:
@@ -406,20 +402,12 @@ def now() -> datetime:
 def _stored_agent(found: Document | None) -> StoredAgent:
     if found is None:
         return StoredAgent(agent_data=None)
-    archived = int(found["archived_count"])
-    count = int(found["message_count"])
     return StoredAgent(
         agent_data=found.get("agent_data", {}),
-        message_count=count,
-        archived_count=archived,
-        window_offset=archived + int(found["skip"]),
+        message_count=int(found["message_count"]),
+        window_offset=int(found["archived_count"] + found["skip"]),
         window=found["window"],
     )
-
-
-def _new_agent(document: Document, key: str) -> StoredAgent:
-    record = document["agents"].get(key)
-    return StoredAgent(agent_data=None if record is None else record["agent_data"])
 
 
 def _back_off(times: int) -> None:

@@ -281,19 +281,12 @@ def release_lease(session_id: str, token: str) -> Update:
 
 
 def open_projection(agent_keys: Sequence[str]) -> Document:
-    """Return the projection that reads a session's header and the live windows of some of its agents.
+    """Return the projection that reads which life of a session this is and the live windows of some of its agents.
 
     The window begins at the agent's ``removed_message_count``: a conversation manager has taken the messages before
     it out of the live conversation. So the bytes read depend on the window, not on the length of the conversation.
     """
-    return {
-        "session_id": 1,
-        "session_type": 1,
-        "incarnation": 1,
-        "created_at": 1,
-        "updated_at": 1,
-        "agents_opened": [_agent_window(key) for key in agent_keys],
-    }
+    return {"incarnation": 1, "agents_opened": [_agent_window(key) for key in agent_keys]}
 
 
 def _agent_window(key: str) -> Document:
