@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 import bson
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient
+from pymongo import ASCENDING, IndexModel, MongoClient
 from strands import Agent, tool
-from strands.hooks import MessageAddedEvent
-from strands.hooks.events import AfterInvocationEvent
+from strands.hooks import AfterInvocationEvent, AgentInitializedEvent, HookRegistry, MessageAddedEvent
 from strands.hooks.registry import HookOrder
 from strands.session.file_session_manager import FileSessionManager
 from strands.session.snapshot_session_manager import SnapshotSessionManager
@@ -34,6 +33,7 @@ from strands_mongodb_storage import MongoDBStorage
 from strands_session_mongodb import MongoDBSessionManager as RivalSessionManager
 
 from mongodb_session_manager import MongoDBSessionManagerFactory
+from mongodb_session_manager.mongodb_connection_pool import DEFAULT_OPTIONS
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 # The offline model of the examples, the recorder and the failpoints of the tests.
@@ -189,9 +189,9 @@ class Store(ABC):
 class _MongoStore(Store):
     """A store on MongoDB: a plain client to work with and one whose commands are recorded."""
 
-    def __init__(self, uri: str, database_name: str) -> None:
+    def __init__(self, uri: str, database_name: str, **options: Any) -> None:
         self.database_name = database_name
-        self.client: MongoClient[dict[str, Any]] = MongoClient(uri)
+        self.client: MongoClient[dict[str, Any]] = MongoClient(uri, **options)
         self.recorder = CommandRecorder()
         self.recorded_client: MongoClient[dict[str, Any]] = MongoClient(uri, event_listeners=[self.recorder])
         self.collection: Collection[dict[str, Any]] = self.client[database_name]["sessions"]
@@ -208,8 +208,8 @@ class _MongoStore(Store):
 class _DocumentStore(_MongoStore):
     """A store with one document per session; `reset` puts the document back."""
 
-    def __init__(self, uri: str, database_name: str) -> None:
-        super().__init__(uri, database_name)
+    def __init__(self, uri: str, database_name: str, **options: Any) -> None:
+        super().__init__(uri, database_name, **options)
         self.documents: dict[int, RawBSONDocument] = {}
 
     def reset(self, history: int) -> None:
@@ -461,16 +461,19 @@ class ReplayStore(_DocumentStore):
     """Bare PyMongo: the commands that ours sent in a dry run, at the same moments, and nothing else.
 
     The agent has no session manager; it is given the live messages, made before the clock runs. Filters, projections
-    and documents are those that were recorded, but for the session's id. The calls are synchronous.
+    and documents are those that were recorded, but for the session's id. The calls are synchronous. The client has the
+    options of ours, and the collection its indexes: they are part of what a command costs.
     """
 
     def __init__(self, uri: str, ours: OurStore) -> None:
-        super().__init__(uri, f"replay_{ours.database_name}")
+        super().__init__(uri, f"replay_{ours.database_name}", **DEFAULT_OPTIONS)
         self.name = f"bare PyMongo replay of {ours.name}"
         self.per_message = ours.per_message
         self._ours = ours
         self._scripts: dict[int, _Script] = {}
         self._messages: Messages = []
+        # Every write of ours keeps these as well; they belong to the command's cost, not to the library's.
+        self.collection.create_indexes([IndexModel([(name, ASCENDING)]) for name in ("created_at", "updated_at")])
 
     def manager(self, session_id: str, *, counted: bool = False) -> None:
         return None
@@ -492,22 +495,25 @@ class ReplayStore(_DocumentStore):
     def agent(self, history: int, *, counted: bool = False, model: OfflineScriptedModel | None = None) -> Agent:
         script = self._scripts[history]
         collection = self._client(counted)[self.database_name]["sessions"]
-        for command in script.open:
-            _replay(collection, command)
-        agent = make_agent(model, messages=self._messages)
-        moments = iter(script.messages)
+        return make_agent(model, messages=self._messages, hooks=[_Replay(collection, script)])
 
-        def message_added(_: MessageAddedEvent) -> None:
-            for command in next(moments):
-                _replay(collection, command)
 
-        def after_invocation(_: AfterInvocationEvent) -> None:
-            for command in script.after:
-                _replay(collection, command)
+class _Replay:
+    """Sends the commands of a script at the moments at which ours did."""
 
-        agent.hooks.add_callback(MessageAddedEvent, message_added)
-        agent.hooks.add_callback(AfterInvocationEvent, after_invocation, order=HookOrder.SDK_LAST)
-        return agent
+    def __init__(self, collection: Collection[dict[str, Any]], script: _Script) -> None:
+        self._collection = collection
+        self._script = script
+        self._moments = iter(script.messages)
+
+    def register_hooks(self, registry: HookRegistry, **_: Any) -> None:
+        registry.add_callback(AgentInitializedEvent, lambda _: self._send(self._script.open))
+        registry.add_callback(MessageAddedEvent, lambda _: self._send(next(self._moments)))
+        registry.add_callback(AfterInvocationEvent, lambda _: self._send(self._script.after), order=HookOrder.SDK_LAST)
+
+    def _send(self, commands: list[RecordedCommand]) -> None:
+        for command in commands:
+            _replay(self._collection, command)
 
 
 @dataclass

@@ -146,7 +146,7 @@ class PoolStatistics(ConnectionPoolListener):
     """
 
     def __init__(self) -> None:
-        self._servers: dict[str, _ServerCounts] = {}
+        self._servers: dict[tuple[str, int | None], _ServerCounts] = {}
         # Re-entrant: a garbage collection inside a callback may close a cursor, which publishes an event.
         self._lock = threading.RLock()
         _listeners.add(self)
@@ -154,7 +154,7 @@ class PoolStatistics(ConnectionPoolListener):
     def read(self) -> dict[str, ServerPoolStats]:
         """Return the counts of this moment, keyed by server (``host:port``)."""
         with self._lock:
-            return {address: counts.read() for address, counts in self._servers.items()}
+            return {_host(address): counts.read() for address, counts in self._servers.items()}
 
     def pool_created(self, event: PoolCreatedEvent) -> None:
         """Begin to count for a server."""
@@ -223,7 +223,7 @@ class PoolStatistics(ConnectionPoolListener):
             self._of(event).hold(event.connection_id, -1)
 
     def _of(self, event: Any) -> _ServerCounts:
-        address = _host(event.address)
+        address = event.address
         counts = self._servers.get(address)
         if counts is None:
             counts = self._servers[address] = _ServerCounts()

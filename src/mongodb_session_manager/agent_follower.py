@@ -71,7 +71,7 @@ class AgentFollower:
         self._turn_id = ObjectId()
         # The turn of the message before, and what the assistant has said in it.
         self._last_turn_id: ObjectId | None = None
-        self._said: list[str] = []
+        self._said: list[Message] = []
         # Appended by hand: the user's message Strands is about to append, the answer that lacks metrics.
         self._expected: Expected | None = None
         self._lacking_metrics: Entry | None = None
@@ -245,7 +245,7 @@ class AgentFollower:
         text = documents.message_text(message)
         role = message["role"]
         only_text = text and all("text" in block for block in body["content"])
-        if role == "assistant" and only_text and self._said and text in (self._said[-1], "".join(self._said)):
+        if role == "assistant" and only_text and self._has_said(text):
             self.work.last = last
             return
         if role == "user" and not self._in_turn:
@@ -315,7 +315,7 @@ class AgentFollower:
         metrics = None
         if role == "assistant":
             if from_agent:
-                self._said.append(documents.message_text(message))
+                self._said.append(message)
             metrics = _own_metrics(message, self._model_call_ms)
             self._model_call_ms = None
             if metrics is not None:
@@ -335,6 +335,11 @@ class AgentFollower:
 
         self.work.waiting_bytes += size
         self.work.append(body, message, add_totals)
+
+    def _has_said(self, text: str) -> bool:
+        """Return whether this is what the assistant said last, or all that it has said in this turn."""
+        said = [documents.message_text(message) for message in self._said]
+        return bool(said) and text in (said[-1], "".join(said))
 
     def _recognise(self, expected: Expected, message: Message) -> None:
         """Take Strands' message for the one that was appended by hand just before."""

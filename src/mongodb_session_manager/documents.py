@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, cast
+from typing import Any
 
 from bson import ObjectId
 from strands.types.content import Message
@@ -172,15 +172,13 @@ def measured_body(message: Mapping[str, Any], where: str) -> tuple[Document, int
     """
     if not isinstance(message, (dict, Mapping)) or "role" not in message or "content" not in message:
         raise UnstorableValueError(f"{where} is no message: it needs 'role' and 'content'")
-    body: Document = {
-        "role": encode(message["role"], where + "['role']"),
-        "content": encode(text_blocks(message["content"]), where + "['content']"),
-    }
-    for name in ("tracking_id", "metadata"):
-        if name in message:
-            body[name] = encode(message[name], f"{where}['{name}']")
-    if not _MESSAGE_FIELDS.issuperset(message):
-        extra = {name: value for name, value in message.items() if name not in _MESSAGE_FIELDS}
+    body: Document = {}
+    extra: Document = {}
+    for name, value in message.items():
+        (body if name in _MESSAGE_FIELDS else extra)[name] = value
+    body["content"] = text_blocks(body["content"])
+    body = encode(body, where)
+    if extra:
         body["extra"] = encode(extra, where)
     return body, check_size(body, where)
 
@@ -238,18 +236,19 @@ def session_message_body(message: SessionMessage) -> Document:
 
 def to_message(stored: Mapping[str, Any]) -> Message:
     """Return a stored message (decoded) as the live message of an agent."""
-    source = stored.get("message", stored) if "role" not in stored else stored
-    message: Document = {
+    source = stored if "role" in stored else stored.get("message", stored)
+    content = source.get("content", [])
+    message: Any = {
         "role": source.get("role", "user"),
-        "content": text_blocks(source.get("content", [])),
+        "content": [{"text": content}] if type(content) is str else content,
     }
-    for name in ("tracking_id", "metadata"):
-        if name in source:
-            message[name] = source[name]
-    extra = stored.get("extra")
-    if isinstance(extra, dict):
-        message.update(extra)
-    return cast("Message", message)
+    if "tracking_id" in source:
+        message["tracking_id"] = source["tracking_id"]
+    if "metadata" in source:
+        message["metadata"] = source["metadata"]
+    if "extra" in stored and isinstance(stored["extra"], dict):
+        message.update(stored["extra"])
+    return message  # type: ignore[no-any-return]
 
 
 def to_session_message(stored: Mapping[str, Any]) -> SessionMessage:
@@ -336,4 +335,4 @@ def to_iso(moment: Any) -> str:
 
 
 def _mapping(value: Any) -> Document:
-    return dict(value) if isinstance(value, Mapping) else {}
+    return dict(value) if isinstance(value, dict) else {}

@@ -66,6 +66,12 @@ CODEC_OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
 )
 """How every command of this library reads and writes BSON, whatever the options of a borrowed client."""
 
+PLAIN_CODEC_OPTIONS: CodecOptions[dict[str, Any]] = CODEC_OPTIONS.with_options(type_registry=TypeRegistry())
+"""The same without decoders, for commands whose answer is not decoded by PyMongo.
+
+With decoders it reads each answer twice: 35 µs of a ``find`` of 290 µs, 15 µs of an ``update``.
+"""
+
 
 def encode(value: Any, where: str = "value") -> Any:
     """Return a copy of ``value`` that BSON stores exactly.

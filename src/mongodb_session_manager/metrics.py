@@ -61,16 +61,18 @@ class Totals:
     def add_model_call(self, model: str | None, metrics: Mapping[str, Any]) -> None:
         """Count what one answer of a model used; ``metrics`` is a stored ``event_loop_metrics``."""
         path = f"models.{encode_key(model or 'unknown')}"
-        self.add(f"{path}.calls", 1)
+        amounts = {f"{path}.calls": 1}
         for name, amount in metrics["accumulated_usage"].items():
             if name in _TOKENS:
-                self.add(f"{path}.{name}", amount)
+                amounts[f"{path}.{name}"] = amount
         latency = metrics["accumulated_metrics"].get("latencyMs", 0)
         if latency > 0:
-            self.add(f"{path}.latency.count", 1)
-            self.add(f"{path}.latency.sum", latency)
-            self.add(f"{path}.latency.buckets.{latency_bucket(latency)}", 1)
+            amounts[f"{path}.latency.count"] = 1
+            amounts[f"{path}.latency.sum"] = latency
+            amounts[f"{path}.latency.buckets.{latency_bucket(latency)}"] = 1
             self.maxima[f"{path}.latency.max"] = max(latency, self.maxima.get(f"{path}.latency.max", 0))
+        for name, amount in amounts.items():
+            self.increments[name] = self.increments.get(name, 0) + amount
 
     def add_tool_call(self, call: ToolCall) -> None:
         """Count one finished call of a tool."""
@@ -122,13 +124,10 @@ def usage_since(current: Any, counted: Mapping[str, float]) -> Document:
 
 
 def _numbers(source: Any) -> dict[str, Any]:
-    if not isinstance(source, Mapping):
+    if not isinstance(source, (dict, Mapping)):
         return {}
     return {
         name: value
         for name, value in source.items()
-        if isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and abs(value) < 2**63
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and -(2**63) < value < 2**63
     }

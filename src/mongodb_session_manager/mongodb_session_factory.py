@@ -135,25 +135,23 @@ class MongoDBSessionManagerFactory:
                 "create_session_manager() takes no option of the client, which all managers of the factory share,"
                 f" and no unknown one: {', '.join(sorted(unknown))}"
             )
-        parameters = {**self._defaults, **kwargs}
-        return MongoDBSessionManager(
-            session_id,
-            client=self.client,
-            _repository=self._repository(
-                self._database_name if database_name is None else database_name,
-                self._collection_name if collection_name is None else collection_name,
-                tuple(parameters["metadata_fields"] or ()),
-            ),
-            **parameters,
+        parameters = {**self._defaults, **kwargs} if kwargs else self._defaults
+        client = self.client
+        repository = self._repository(
+            client,
+            self._database_name if database_name is None else database_name,
+            self._collection_name if collection_name is None else collection_name,
+            tuple(parameters["metadata_fields"] or ()),
         )
+        return MongoDBSessionManager(session_id, client=client, _repository=repository, **parameters)
 
-    def _repository(self, *place: Any) -> MongoDBSessionRepository:
+    def _repository(self, client: MongoClient[Any], *place: Any) -> MongoDBSessionRepository:
         """Return the repository that the managers of one database and collection share."""
         repository = self._repositories.get(place)
-        if repository is None or repository.client is not self.client:  # The latter: this is a forked child.
+        if repository is None or repository.client is not client:  # The latter: this is a forked child.
             database_name, collection_name, metadata_fields = place
             repository = MongoDBSessionRepository(
-                None, database_name, collection_name, self.client, list(metadata_fields), _ensure_indexes_now=False
+                None, database_name, collection_name, client, list(metadata_fields), _ensure_indexes_now=False
             )
             self._repositories[place] = repository
         return repository

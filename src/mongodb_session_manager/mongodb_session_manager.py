@@ -145,9 +145,11 @@ class MongoDBSessionManager(RepositorySessionManager):
         add(MessageAddedEvent, self._message_added)
         add(MessageUpdatedEvent, self._message_updated)
         # Last, so that what other callbacks change in the agent's state is stored with the turn.
-        add([AfterInvocationEvent, BidiResponseStopEvent, BidiAgentStopEvent], self._turn_ended, order=last)
+        for turn_ended in (AfterInvocationEvent, BidiResponseStopEvent, BidiAgentStopEvent):
+            add(turn_ended, self._turn_ended, order=last)
         add(MultiAgentInitializedEvent, self._multi_agent_initialized)
-        add([AfterNodeCallEvent, AfterMultiAgentInvocationEvent], self._multi_agent_changed)
+        add(AfterNodeCallEvent, self._multi_agent_changed)
+        add(AfterMultiAgentInvocationEvent, self._multi_agent_changed)
 
     def _tool_call_begins(self, event: BeforeToolCallEvent) -> None:
         self._follower(event.agent).tool_call_begins(event.tool_use["toolUseId"])
@@ -158,16 +160,14 @@ class MongoDBSessionManager(RepositorySessionManager):
     async def _message_added(self, event: MessageAddedEvent) -> None:
         follower = self._follower(event.agent)
         follower.message_added(event.message, event.agent)
-        await self._commit_if_due(follower, event.agent)
+        if not follower.waits(event.agent):
+            await self._commit(follower, event.agent)
 
     async def _message_updated(self, event: MessageUpdatedEvent) -> None:
         follower = self._follower(event.agent)
         follower.message_updated(event.tracking_id, event.message)
-        await self._commit_if_due(follower, event.agent)
-
-    async def _commit_if_due(self, follower: AgentFollower, agent: Any) -> None:
-        if not follower.waits(agent):
-            await self._commit(follower, agent)
+        if not follower.waits(event.agent):
+            await self._commit(follower, event.agent)
 
     async def _commit(self, follower: AgentFollower, agent: Any) -> None:
         """Stage what has changed in the agent and commit. What cannot be stored does not keep the rest from it."""

@@ -27,8 +27,8 @@ from pymongo.results import UpdateResult
 
 from . import statements
 from .clients import check_client
-from .documents import Document, StoredAgent, decode_document, stored_time
-from .encoding import CODEC_OPTIONS
+from .documents import Document, StoredAgent, decode_document
+from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
 from .errors import (
     AgentNotFoundError,
     MessageNotFoundError,
@@ -92,8 +92,9 @@ class SessionStore:
             read_preference=preference if isinstance(preference, PrimaryPreferred) else Primary(),
         )
         self._raw = self.collection.with_options(
-            codec_options=CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
+            codec_options=PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
         )
+        self._writes = self.collection.with_options(codec_options=PLAIN_CODEC_OPTIONS)
         self._metadata_fields = tuple(metadata_fields)
         self._indexes_ensured = False
 
@@ -344,7 +345,7 @@ class SessionStore:
         reconnects = 0
         while True:
             try:
-                return self.collection.update_one(
+                return self._writes.update_one(
                     update.filter, update.update, upsert=upsert, array_filters=update.array_filters
                 )
             except ServerSelectionTimeoutError:
@@ -396,7 +397,8 @@ class SessionStore:
 
 def now() -> datetime:
     """Return the time as MongoDB keeps it."""
-    return stored_time(datetime.now(timezone.utc))
+    moment = datetime.now(timezone.utc)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def _stored_agent(found: Document | None) -> StoredAgent:

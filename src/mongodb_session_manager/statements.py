@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from bson import ObjectId
 
@@ -23,8 +24,7 @@ from .metrics import Totals
 _WINDOW_FIELDS = ("message_id", "role", "content", "message", "tracking_id", "metadata", "extra", "turn_id")
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """One ``update_one``."""
 
     filter: Document
@@ -32,8 +32,7 @@ class Update:
     array_filters: list[Document] | None = None
 
 
-@dataclass(frozen=True)
-class SessionRef:
+class SessionRef(NamedTuple):
     """Which session a writer means, and by which right it writes.
 
     Attributes:
@@ -289,6 +288,7 @@ def open_projection(agent_keys: Sequence[str]) -> Document:
     return {"incarnation": 1, "agents_opened": [_agent_window(key) for key in agent_keys]}
 
 
+@lru_cache(maxsize=256)  # A service opens the same few agents again and again.
 def _agent_window(key: str) -> Document:
     agent = f"$agents.{key}"
     removed = f"{agent}.agent_data.conversation_manager_state.removed_message_count"

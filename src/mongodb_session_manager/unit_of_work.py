@@ -32,7 +32,7 @@ class Operation(Protocol):
     """Something that waits to be stored.
 
     Attributes:
-        started: Whether it was ever sent; then it may be stored, whatever was heard of it.
+        started: Whether it was ever sent; then it may be stored, whatever was heard of it. Set under the lock.
     """
 
     started: bool
@@ -70,11 +70,12 @@ class AppendOperation:
     rebase: bool
     entries: list[Entry] = field(default_factory=list)
     started: bool = False
+    placed: bool = False
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store it, at the position that is next now, or where it was first sent to."""
-        if not self.started:
-            self.started = True
+        if not self.placed:
+            self.placed = True
             self.work.position = self.position()
         self.work.messages = [entry.body for entry in self.entries]
         store.commit(session, self.work, rebase=self.rebase)
@@ -93,7 +94,6 @@ class RewriteOperation:
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Rewrite the message where it stands."""
-        self.started = True
         assert self.entry.message_id is not None
         store.rewrite(session, self.key, self.entry.message_id, self.body, now(), self.tracking_id)
 
@@ -110,7 +110,6 @@ class LateMetricsOperation:
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the metrics, unless the message has some by now."""
-        self.started = True
         assert self.entry.message_id is not None
         update = late_metrics(session, self.key, self.entry.message_id, self.metrics, self.totals, now())
         there = message_projection(self.key, self.entry.message_id)
@@ -128,7 +127,6 @@ class MultiAgentOperation:
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the state."""
-        self.started = True
         store.put_multi_agent(session, self.multi_agent_id, self.state)
 
 
@@ -187,7 +185,6 @@ class Outbox:
         self._sent = sent
         self.failure_is_known = False
         self._sending: Future[None] | None = None
-        self._in_flight: Operation | None = None
         _outboxes.add(self)
 
     @property
@@ -200,10 +197,6 @@ class Outbox:
         with self.lock:
             self.queue.append(operation)
         self._fill()
-
-    def editable(self, operation: Operation | None) -> bool:
-        """Return whether an operation can still be changed; to be asked under the lock."""
-        return operation is not None and operation is not self._in_flight
 
     def send(self, *, at_once: bool = False) -> Sending | None:
         """Begin to send whatever is queued; return what to wait for, or None if there is nothing.
@@ -256,7 +249,6 @@ class Outbox:
         self.lock = threading.Lock()
         self.queue.clear()
         self._sending = None
-        self._in_flight = None
 
     def _has_work(self) -> bool:
         return bool(self.queue)
@@ -275,15 +267,14 @@ class Outbox:
                         break
                     if not self.queue:
                         continue
-                    operation = self._in_flight = self.queue[0]
+                    operation = self.queue[0]
+                    operation.started = True
                 operation.send(self._store, self._session())
                 with self.lock:
-                    self._in_flight = None
                     if self.queue and self.queue[0] is operation:
                         self.queue.popleft()
         except BaseException as error:
             with self.lock:
-                self._in_flight = None
                 self._sending = None
             future.set_exception(error)
         else:
@@ -341,14 +332,15 @@ class AgentWork(Outbox):
         body["created_at"] = now()
         entry = Entry(None, source=source, body=body)
         with self.lock:
-            operation = self._open_append()
-            entry.commit = operation
+            entry.commit = operation = self._open_append()
             operation.entries.append(entry)
             totals(operation.work.totals)
         self.last = entry
         if tracking_id := body.get("tracking_id"):
-            self.known(tracking_id)
-            self._known.setdefault(tracking_id, []).append(entry)
+            if same := self.known(tracking_id):
+                same.append(entry)
+            else:
+                self._known[tracking_id] = [entry]
         self._fill()
         return entry
 
@@ -383,7 +375,7 @@ class AgentWork(Outbox):
             operation = entry.commit
             if operation is not None:
                 entry.body = {**{k: v for k, v in entry.body.items() if k != "extra"}, **body}
-                if self.editable(operation) and not operation.started:
+                if not operation.started:
                     return False
             self.queue.append(RewriteOperation(self.key, entry, body, tracking_id))
         self._fill()
@@ -403,9 +395,7 @@ class AgentWork(Outbox):
 
     def _waiting_append(self) -> AppendOperation | None:
         last = self.queue[-1] if self.queue else None
-        if isinstance(last, AppendOperation) and not last.started and self.editable(last):
-            return last
-        return None
+        return last if isinstance(last, AppendOperation) and not last.started else None
 
     def _open_append(self) -> AppendOperation:
         """Return the commit that is still open to more, with the fields that were to ride with it."""
@@ -413,8 +403,9 @@ class AgentWork(Outbox):
         if operation is None:
             operation = AppendOperation(Commit(self.key, 0), lambda: self.position, self._was_stored, self.rebase)
             self.queue.append(operation)
-        operation.work.fields.update(self._riding)
-        self._riding.clear()
+        if self._riding:
+            operation.work.fields.update(self._riding)
+            self._riding.clear()
         return operation
 
     def _was_stored(self, work: Commit, entries: list[Entry]) -> None:
