@@ -1,4 +1,4 @@
-"""What both benchmarks stand on: conversations of a given length in each store, and how a turn is measured.
+"""What the benchmarks stand on: conversations of a given length in each store, and how a turn is measured.
 
 A conversation is made by real turns of a real `Agent` (`TEMPLATE_TURNS` of them, so that the default window of 40
 messages has moved as it does in any long conversation), kept by the store itself. Longer ones repeat the records that
@@ -78,9 +78,9 @@ def look_up(word: str) -> str:
     return f"{word}: see there"
 
 
-def text_model() -> OfflineScriptedModel:
-    """Return a model that answers everything with `TEXT`, in one chunk."""
-    return OfflineScriptedModel(lambda _: TEXT, chunk_characters=TEXT_BYTES)
+def text_model(text: str = TEXT) -> OfflineScriptedModel:
+    """Return a model that answers everything with this text, in one chunk."""
+    return OfflineScriptedModel(lambda _: text, chunk_characters=len(text))
 
 
 def tool_model() -> OfflineScriptedModel:
@@ -117,7 +117,7 @@ class Traffic:
         sent: Bytes sent, or written to files.
         written: The part of ``sent`` that belongs to commands that write.
         received: Bytes of the answers, or read from files.
-        names: The commands' names in order.
+        names: The commands' names in order; for a store in files, ``read`` and ``write``.
     """
 
     commands: int
@@ -132,6 +132,16 @@ class Traffic:
         writes = commands.named("insert", "update", "delete", "findAndModify")
         return cls(len(commands), commands.request_bytes, writes.request_bytes, commands.reply_bytes, commands.names)
 
+    def since(self, before: Traffic) -> Traffic:
+        """Return what came after an earlier reading of the same tally."""
+        return Traffic(
+            self.commands - before.commands,
+            self.sent - before.sent,
+            self.written - before.written,
+            self.received - before.received,
+            self.names[before.commands :],
+        )
+
 
 class Store(ABC):
     """Keeps one session per history length.
@@ -141,12 +151,14 @@ class Store(ABC):
         per_message: Whether every message is stored as it is added, not only at the end of a turn.
         rewrites_window: Whether each write carries all live messages.
         unit: What ``Traffic.commands`` counts.
+        text: What the user says and what the model answers.
     """
 
     name: str
     per_message = True
     rewrites_window = False
     unit = "commands"
+    text = TEXT
 
     @abstractmethod
     def build(self, history: int) -> None:
@@ -158,11 +170,17 @@ class Store(ABC):
 
     @abstractmethod
     def manager(self, session_id: str, *, counted: bool = False) -> SessionManager | None:
-        """Open a session. ``counted``: what it sends is recorded for `traffic`."""
+        """Open a session. ``counted``: what it sends is recorded for `tally` and `traffic`."""
 
     @abstractmethod
-    def traffic(self, act: Callable[[], None]) -> Traffic:
+    def tally(self) -> Traffic:
+        """Return what all ``counted`` managers have sent so far."""
+
+    def traffic(self, act: Callable[[], object]) -> Traffic:
         """Run ``act``, which uses ``counted`` managers, and return what it sent."""
+        before = self.tally()
+        act()
+        return self.tally().since(before)
 
     def session_id(self, history: int) -> str:
         """Return the id of the session with this many messages."""
@@ -170,7 +188,8 @@ class Store(ABC):
 
     def agent(self, history: int, *, counted: bool = False, model: OfflineScriptedModel | None = None) -> Agent:
         """Open the session of this length and build its agent."""
-        return make_agent(model, session_manager=self.manager(self.session_id(history), counted=counted))
+        manager = self.manager(self.session_id(history), counted=counted)
+        return make_agent(model or text_model(self.text), session_manager=manager)
 
     async def agent_on_loop(self, history: int) -> Agent:
         """Open the session of this length and build its agent on a running event loop, as asynchronous code does."""
@@ -180,9 +199,9 @@ class Store(ABC):
         """Do what belongs to no turn, right before one is timed."""
 
     def _converse(self, session_id: str, turns: int) -> Agent:
-        agent = make_agent(session_manager=self.manager(session_id))
+        agent = make_agent(text_model(self.text), session_manager=self.manager(session_id))
         for _ in range(turns):
-            agent(TEXT)
+            agent(self.text)
         return agent
 
 
@@ -196,10 +215,8 @@ class _MongoStore(Store):
         self.recorded_client: MongoClient[dict[str, Any]] = MongoClient(uri, event_listeners=[self.recorder])
         self.collection: Collection[dict[str, Any]] = self.client[database_name]["sessions"]
 
-    def traffic(self, act: Callable[[], None]) -> Traffic:
-        with self.recorder.recording() as commands:
-            act()
-        return Traffic.of(commands)
+    def tally(self) -> Traffic:
+        return Traffic.of(self.recorder.commands)
 
     def _client(self, counted: bool) -> MongoClient[dict[str, Any]]:
         return self.recorded_client if counted else self.client
@@ -218,16 +235,24 @@ class _DocumentStore(_MongoStore):
 
 
 class OurStore(_DocumentStore):
-    """This library."""
+    """This library.
 
-    def __init__(self, uri: str, durability: str) -> None:
-        super().__init__(uri, f"ours_{durability}")
+    Args:
+        uri: The server.
+        durability: As for the manager.
+        database_name: Where its sessions are.
+        **more: More parameters of the factory.
+    """
+
+    def __init__(self, uri: str, durability: str, database_name: str | None = None, **more: Any) -> None:
+        super().__init__(uri, database_name or f"ours_{durability}")
         self.name = f'ours, "{durability}"'
         self.per_message = durability == "message"
         options: Any = {
             "database_name": self.database_name,
             "collection_name": "sessions",
             "durability": durability,
+            **more,
         }
         self.factory = MongoDBSessionManagerFactory(uri, **options)
         self.counted_factory = MongoDBSessionManagerFactory(client=self.recorded_client, **options)
@@ -369,17 +394,8 @@ class FileStore(Store):
             return _CountingFileSessionManager(session_id, str(self.directory), self._counts)
         return FileSessionManager(session_id, storage_dir=str(self.directory))
 
-    def traffic(self, act: Callable[[], None]) -> Traffic:
-        before = copy.deepcopy(self._counts)
-        act()
-        now = self._counts
-        return Traffic(
-            now.commands - before.commands,
-            now.sent - before.sent,
-            now.written - before.written,
-            now.received - before.received,
-            now.names[before.commands :],
-        )
+    def tally(self) -> Traffic:
+        return copy.deepcopy(self._counts)
 
     def build(self, history: int) -> None:
         self._converse(self.session_id(history), 0 if history == 0 else TEMPLATE_TURNS)
@@ -449,8 +465,7 @@ class NoStore(Store):
     def manager(self, session_id: str, *, counted: bool = False) -> None:
         return None
 
-    def traffic(self, act: Callable[[], None]) -> Traffic:
-        act()
+    def tally(self) -> Traffic:
         return Traffic(0, 0, 0, 0)
 
     def agent(self, history: int, *, counted: bool = False, model: OfflineScriptedModel | None = None) -> Agent:
