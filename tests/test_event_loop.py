@@ -235,7 +235,8 @@ def test_a_guardrails_redaction_in_a_stream_does_not_hold_up_the_loop(service: S
 
     commands = service.run_slowly(consume(agent, "a secret"))
 
-    assert_the_loop_went_on(commands, ["update"] * (3 if durability == "message" else 1))
+    # A redaction reads whether an archiver holds a copy of the message.
+    assert_the_loop_went_on(commands, ["update", "update", "find", "update"] if durability == "message" else ["update"])
     assert service.stored() == [("user", "[removed]"), ("assistant", "No.")]
 
 
@@ -260,7 +261,9 @@ def test_four_agents_of_one_manager_one_of_them_redacted_hold_up_neither_the_loo
 
     commands = service.run_slowly(all_at_once())
 
-    assert_the_loop_went_on(commands, ["update"] * 9)
+    names = [command.name for command in commands]
+    assert_the_loop_went_on(commands, names)
+    assert sorted(names) == ["find"] + ["update"] * 9  # The redaction reads whether an archiver holds a copy.
     assert most_at_once == 4
     for n in range(3):
         assert service.stored(f"agent {n}") == [("user", "Hello?"), ("assistant", f"Answer {n}.")]
@@ -318,7 +321,7 @@ def test_a_redaction_by_hand_on_the_loop_is_on_its_way_and_nobody_waits(service:
 
     commands = service.run_slowly(request())
 
-    assert_the_loop_went_on(commands, ["update"])
+    assert_the_loop_went_on(commands, ["update", "find"])
     assert service.stored() == [("user", "Tell me"), ("assistant", "[removed]")]
 
 
@@ -487,7 +490,9 @@ def test_each_command_runs_in_a_copy_of_its_requests_context(service: Service) -
     by_session: dict[str, set[str]] = {"alice": set(), "bob": set()}
     for command in commands:
         query = command.command["filter"] if command.name == "find" else command.command["updates"][0]["q"]
-        by_session[query["_id"]].add(command.request_id)
+        # A query of the history names a range of segments.
+        session_id = query["_id"] if isinstance(query["_id"], str) else query["_id"]["$lte"]["session"]
+        by_session[session_id].add(command.request_id)
     assert by_session == {"alice": {"alice"}, "bob": {"bob"}}
 
 

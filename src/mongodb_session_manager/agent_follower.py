@@ -88,7 +88,7 @@ class AgentFollower:
     def created_with_session(self, agent: Any) -> None:
         """Take note that the agent was stored together with a new session, as it is."""
         self.work.know(list(enumerate(agent.messages)))
-        self.work.position = len(agent.messages)
+        self.work.position = self.work.embedded.count = len(agent.messages)
         self._follow_new(agent)
 
     def create(self, agent: Any) -> None:
@@ -117,6 +117,7 @@ class AgentFollower:
         assert stored.agent_data is not None
         work = self.work
         work.position = stored.message_count
+        work.embedded = stored.embedded
         session_agent = documents.to_session_agent(stored.agent_data, work.key)
         agent.state = _agent_state(session_agent.state)
         session_agent.initialize_internal_state(agent)
@@ -241,7 +242,7 @@ class AgentFollower:
             self.message_added(message, agent)
             return
         last, self.work.last = self.work.last, None  # As in `_append`.
-        body = documents.message_body(message, self._where)
+        body, size = documents.measured_body(message, self._where)
         text = documents.message_text(message)
         role = message["role"]
         only_text = text and all("text" in block for block in body["content"])
@@ -262,7 +263,7 @@ class AgentFollower:
             if metrics is not None:
                 totals.add_model_call(_model_id(agent), metrics)
 
-        entry = self.work.append(body, message, add_totals)
+        entry = self.work.append(body, size, message, add_totals)
         if role == "user":
             self._said = []
             self._expected = Expected(entry, text, body)
@@ -333,8 +334,7 @@ class AgentFollower:
             for call in calls:
                 totals.add_tool_call(call)
 
-        self.work.waiting_bytes += size
-        self.work.append(body, message, add_totals)
+        self.work.append(body, size, message, add_totals)
 
     def _has_said(self, text: str) -> bool:
         """Return whether this is what the assistant said last, or all that it has said in this turn."""

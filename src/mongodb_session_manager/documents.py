@@ -7,7 +7,6 @@ documents without counters, and fields it does not know.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -17,7 +16,8 @@ from bson import ObjectId
 from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage
 
-from .encoding import MARKER, decode, encode, to_bson
+from .archive_policy import Embedded
+from .encoding import encode, to_bson
 from .errors import UnstorableValueError
 from .keys import decode_key
 
@@ -27,8 +27,6 @@ SCHEMA_VERSION = 1
 
 MAX_VALUE_BYTES = 15 * 1024 * 1024
 """What one message, or one field of an agent, may have as BSON: MongoDB takes 16 MB, and a session needs a header."""
-
-_MARKER = re.compile(MARKER.encode())
 
 # Fields of a Strands message that have a place of their own; whatever else it holds is kept in `extra`.
 _MESSAGE_FIELDS = frozenset(("role", "content", "tracking_id", "metadata"))
@@ -56,12 +54,14 @@ class StoredAgent:
         message_count: The next ``message_id``.
         window_offset: Position in the conversation of ``window[0]``: how many messages come before it.
         window: The stored messages from there on, oldest first, decoded.
+        embedded: What of it lies in the session document.
     """
 
     agent_data: Document | None
     message_count: int = 0
     window_offset: int = 0
     window: list[Document] = field(default_factory=list)
+    embedded: Embedded = field(default_factory=Embedded)
 
 
 # --- sessions -------------------------------------------------------------------------------------------------------
@@ -294,11 +294,6 @@ def turns_together(window: list[Document], interrupted: str | None = None) -> li
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
-
-
-def decode_document(document: Document, raw: bytes | memoryview) -> Document:
-    """Return a document that was read, decoded; the walk is only made where its bytes hold an encoded value."""
-    return decode(document) if _MARKER.search(raw) else document
 
 
 def check_size(value: Document | bytes, where: str) -> int:

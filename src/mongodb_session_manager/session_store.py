@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-import bson
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, MongoClient
 from pymongo.collection import Collection
-from pymongo.errors import AutoReconnect, DuplicateKeyError, PyMongoError, ServerSelectionTimeoutError
+from pymongo.errors import DuplicateKeyError, PyMongoError, WriteError
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
 from . import statements
+from .archive_policy import Embedded
+from .archiving import Archiver
 from .clients import check_client
-from .documents import Document, StoredAgent, decode_document
+from .documents import Document, StoredAgent
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
 from .errors import (
     AgentNotFoundError,
@@ -35,17 +34,20 @@ from .errors import (
     SessionBusyError,
     SessionConflictError,
     SessionNotFoundError,
+    UnstorableValueError,
 )
+from .history import History
+from .reading import Reader
+from .sending import back_off, until_known
 from .statements import Commit, SessionRef, Update
 
 logger = logging.getLogger(__name__)
 
-# A command whose connection broke is sent again this often, beyond PyMongo's own retry on replica sets.
-_RECONNECTS = 2
 # A writer that loses every race this often is not racing: something else keeps its update from matching.
 _MAX_REBASES = 500
-_MAX_BACK_OFF_SECONDS = 0.05
 _INT32_MAX = 2**31 - 1
+# What MongoDB answers where an update would make a document larger than 16 MB.
+_DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
 
 
 @dataclass
@@ -54,10 +56,12 @@ class OpenedSession:
 
     Attributes:
         incarnation: The life of the session that was opened.
+        bytes: Size of the session document.
         agents: By key; an agent that the session does not have has ``agent_data`` None.
     """
 
     incarnation: ObjectId
+    bytes: int
     agents: dict[str, StoredAgent]
 
 
@@ -95,6 +99,9 @@ class SessionStore:
             codec_options=PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
         )
         self._writes = self.collection.with_options(codec_options=PLAIN_CODEC_OPTIONS)
+        self._reader = Reader()
+        self.history = History(self._writes, self._reader)
+        self.archiver = Archiver(self, self.history, now)
         self._metadata_fields = tuple(metadata_fields)
         self._indexes_ensured = False
 
@@ -151,13 +158,21 @@ class SessionStore:
                     return None
                 new = create()
                 if self._insert_if_absent(new):
-                    return OpenedSession(new["incarnation"], {key: StoredAgent(agent_data=None) for key in agent_keys})
+                    agents = {key: StoredAgent(agent_data=None) for key in agent_keys}
+                    return OpenedSession(new["incarnation"], 0, agents)
                 continue
-            agents = dict(zip(agent_keys, document["agents_opened"], strict=True))
-            if "incarnation" in document and all(a is None or "message_count" in a for a in agents.values()):
-                opened = {key: _stored_agent(found) for key, found in agents.items()}
-                return OpenedSession(document["incarnation"], opened)
-            self.adopt(session_id, agent_keys)
+            found = dict(zip(agent_keys, document["agents_opened"], strict=True))
+            if "incarnation" not in document or any(a is not None and "message_count" not in a for a in found.values()):
+                self.adopt(session_id, agent_keys)
+                continue
+            opened = OpenedSession(document["incarnation"], int(document["bytes"]), {})
+            for key, agent in found.items():
+                stored = opened.agents[key] = _stored_agent(agent)
+                start, stop = stored.embedded.removed, stored.embedded.archived
+                if start < stop:  # The live window reaches into the history.
+                    stored.window_offset = start
+                    stored.window[:0] = self.history.read(session_id, opened.incarnation, key, start, stop)
+            return opened
 
     def adopt(self, session_id: str, agent_keys: Sequence[str]) -> None:
         """Give an older document its incarnation and counters: one command."""
@@ -172,16 +187,20 @@ class SessionStore:
         self.collection.insert_one(document)
 
     def delete(self, session: SessionRef) -> None:
-        """Delete a session."""
-        while not self.collection.delete_one(session.filter()).deleted_count:
+        """Delete a session, then its history. What a process leaves that dies in between, a sweep removes."""
+        while (found := self.collection.find_one_and_delete(session.filter(), {"incarnation": 1})) is None:
             self._explain(session)
+        if "incarnation" in found:
+            self.history.delete_session(session.session_id, found["incarnation"])
 
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
         found = self._raw.find_one(query, projection)
-        if found is None:
-            return None
-        return decode_document(bson.decode(found.raw, CODEC_OPTIONS), found.raw)
+        return None if found is None else self._reader.decode(found)
+
+    def find_raw(self, query: Document, projection: Mapping[str, Any]) -> RawBSONDocument | None:
+        """Return one document as it is stored."""
+        return self._raw.find_one(query, projection)
 
     def _insert_if_absent(self, document: Document) -> bool:
         """Insert a document unless there is one with its id; return whether this one was inserted."""
@@ -211,10 +230,10 @@ class SessionStore:
             SessionBusyError: Somebody else holds the session's lease, or the writer's own has run out.
         """
         for lost_races in range(_MAX_REBASES):
-            if self._update(statements.commit(session, work, now())):
+            if self.update(statements.commit(session, work, now())):
                 return
             standing = self._explain(session, statements.position_projection(work.key, work.position))
-            if work.messages and standing.get("commit_id") == work.commit_id:
+            if work.messages and self.commit_id_at(session, work.key, work.position, standing) == work.commit_id:
                 return  # It had arrived: only its answer was lost.
             if work.creates is not None and standing["exists"]:
                 # Agents are inserted only if absent: whoever came first decides how the agent began.
@@ -233,7 +252,7 @@ class SessionStore:
                         f"from message_id={work.position} on"
                     )
                 work.position = standing["message_count"]
-            _back_off(lost_races)
+            back_off(lost_races)
         raise SessionConflictError(f"session_id={session.session_id!r}, agent {work.key!r}: lost every race")
 
     def rewrite(
@@ -250,16 +269,31 @@ class SessionStore:
         Raises:
             MessageNotFoundError: There is no such message.
         """
-        while not self._update(statements.rewrite(session, key, message_id, body, moment, tracking_id)):
-            projection = {
-                **statements.position_projection(key, message_id),
-                **statements.message_projection(key, message_id),
-            }
-            standing = self._explain(session, projection)
+        incarnation = session.incarnation
+        for times in range(_MAX_REBASES):
+            if embedded := self.update(statements.rewrite(session, key, message_id, body, moment, tracking_id)):
+                break
+            standing = self._explain(session, statements.position_projection(key, message_id))
             if not standing["exists"]:
                 raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {key!r}")
-            if not standing["messages"]:
-                raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
+            incarnation = standing.get("incarnation")
+            if not standing["embedded"]:
+                if not standing["archived_count"] or message_id >= standing["message_count"]:
+                    raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
+                # The session document is changed first: it decides who may make a change.
+                if self.update(statements.edit_archived(session, key, moment)):
+                    break
+            back_off(times)
+        else:
+            raise SessionConflictError(f"session_id={session.session_id!r}: lost every race for {message_id=}")
+        if incarnation is None:
+            incarnation = (self.find_one({"_id": session.session_id}, {"incarnation": 1}) or {}).get("incarnation")
+        # An archiver may hold a copy of an embedded message that it has yet to commit.
+        in_history = incarnation is not None and self.history.rewrite(
+            session.session_id, incarnation, key, message_id, body, moment, tracking_id
+        )
+        if not embedded and not in_history:
+            raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
@@ -269,20 +303,33 @@ class SessionStore:
 
     def read_message(self, session_id: str, key: str, message_id: int) -> Document | None:
         """Return one stored message, decoded, or None."""
-        document = self.find_one({"_id": session_id}, {"_id": 0, **statements.message_projection(key, message_id)})
-        found = (document or {}).get("messages")
-        return found[0] if found else None
+        projection = {
+            **statements.position_projection(key, message_id),
+            **statements.message_projection(key, message_id),
+        }
+        document = self.find_one({"_id": session_id}, projection)
+        if document is None or not document["exists"]:
+            return None
+        if document["messages"]:
+            message: Document = document["messages"][0]
+            return message
+        return self._archived(session_id, key, message_id, document)
 
     def list_messages(self, session_id: str, key: str, offset: int, limit: int | None) -> list[Document]:
         """Return a page of an agent's stored messages, decoded, oldest first."""
         if limit == 0:
             return []
-        # 32 bits are what $slice takes; no document holds as many messages.
-        page = statements.messages_projection(
-            key, min(offset, _INT32_MAX), None if limit is None else min(limit, _INT32_MAX)
-        )
-        document = self.find_one({"_id": session_id}, {"_id": 0, **page})
-        return list((document or {}).get("messages") or [])
+        # 32 bits are what $slice takes; no conversation has as many messages.
+        offset, limit = min(offset, _INT32_MAX), None if limit is None else min(limit, _INT32_MAX - offset)
+        document = self.find_one({"_id": session_id}, statements.page_projection(key, offset, limit))
+        if document is None:
+            return []
+        messages: list[Document] = document["messages"]
+        archived = int(document["archived_count"])
+        stop = archived if limit is None else min(archived, offset + limit)
+        if offset < stop:
+            messages[:0] = self.history.read(session_id, document["incarnation"], key, offset, stop)
+        return messages
 
     def count_messages(self, session_id: str, key: str) -> int:
         """Return how many messages an agent's conversation has."""
@@ -327,35 +374,51 @@ class SessionStore:
             SessionBusyError: Somebody holds its lease.
         """
         for times in range(_MAX_REBASES):
-            if self._update(update):
+            if self.update(update):
                 return None
             standing = self._explain(session, {**statements.STANDING, **(condition or {})})
             if condition is not None and settled(standing):
                 return standing
             # Only a lease had stood in the way, and has ended since.
-            _back_off(times)
+            back_off(times)
         raise SessionConflictError(f"session_id={session.session_id!r}: an update matched nothing and nothing says why")
 
-    def _update(self, update: Update) -> bool:
+    def update(self, update: Update) -> bool:
         """Send an update and return whether it matched."""
         return bool(self._send(update).matched_count)
 
     def _send(self, update: Update, *, upsert: bool = False) -> UpdateResult:
-        """Send an update until its outcome is known."""
-        reconnects = 0
+        """Send an update until its outcome is known; where the document has no room for it, make some.
+
+        Raises:
+            UnstorableValueError: Even without any message there is no room for it. Nothing of it was written.
+        """
         while True:
             try:
-                return self._writes.update_one(
-                    update.filter, update.update, upsert=upsert, array_filters=update.array_filters
+                return until_known(
+                    lambda: self._writes.update_one(
+                        update.filter, update.update, upsert=upsert, array_filters=update.array_filters
+                    )
                 )
-            except ServerSelectionTimeoutError:
-                raise  # Nothing was sent, and PyMongo has waited long enough.
-            except AutoReconnect:
-                # Sent or not, nobody knows; every statement is guarded or idempotent, so it can be sent again.
-                if reconnects == _RECONNECTS:
+            except WriteError as error:
+                if error.code not in _DOCUMENT_TOO_LARGE:
                     raise
-                _back_off(reconnects)
-                reconnects += 1
+                if not self.archiver.make_room(update.filter["_id"]):
+                    raise UnstorableValueError(
+                        f"session_id={update.filter['_id']!r} has no room for this: MongoDB holds 16 MB in a document"
+                    ) from error
+
+    def commit_id_at(self, session: SessionRef, key: str, message_id: int, standing: Document) -> ObjectId | None:
+        """Return the id of the commit that stored a message, given how things stand at its position."""
+        if standing["exists"] and not standing["embedded"]:
+            return (self._archived(session.session_id, key, message_id, standing) or {}).get("commit_id")
+        return standing.get("commit_id")
+
+    def _archived(self, session_id: str, key: str, message_id: int, standing: Document) -> Document | None:
+        """Return a message that is not embedded, given how things stand at its position."""
+        if not standing["archived_count"] or message_id >= standing.get("message_count", 0):
+            return None
+        return self.history.read_message(session_id, standing["incarnation"], key, message_id)
 
     def _explain(self, session: SessionRef, projection: Mapping[str, Any] = statements.STANDING) -> Document:
         """Read why a write did not match; raise the error for it, or return how things stand."""
@@ -382,7 +445,7 @@ class SessionStore:
         Raises:
             SessionNotFoundError: The session was deleted.
         """
-        if self._update(statements.take_lease(session, owner, token, seconds)):
+        if self.update(statements.take_lease(session, owner, token, seconds)):
             return None
         try:
             self._explain(session)
@@ -392,7 +455,7 @@ class SessionStore:
 
     def release_lease(self, session_id: str, token: str) -> None:
         """Give a lease back, if it is still this one."""
-        self._update(statements.release_lease(session_id, token))
+        self.update(statements.release_lease(session_id, token))
 
 
 def now() -> datetime:
@@ -404,17 +467,19 @@ def now() -> datetime:
 def _stored_agent(found: Document | None) -> StoredAgent:
     if found is None:
         return StoredAgent(agent_data=None)
+    embedded = Embedded(
+        archived=int(found["archived_count"]),
+        count=int(found["embedded"]),
+        bytes=int(found["bytes"]),
+        removed=max(0, int(found["removed"])),
+    )
     return StoredAgent(
         agent_data=found.get("agent_data", {}),
         message_count=int(found["message_count"]),
-        window_offset=int(found["archived_count"] + found["skip"]),
+        window_offset=max(embedded.removed, embedded.archived),
         window=found["window"],
+        embedded=embedded,
     )
-
-
-def _back_off(times: int) -> None:
-    """Wait a moment, longer and more random each time, so that writers that collided do not collide again."""
-    time.sleep(random.uniform(0, min(_MAX_BACK_OFF_SECONDS, 0.001 * 2 ** min(times, 10))))
 
 
 _ensured: set[tuple[frozenset[Any], str, tuple[str, ...]]] = set()

@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from bson import ObjectId
+from bson import MaxKey, MinKey, ObjectId
 
 from .documents import Document, message_document, new_agent
 from .keys import encode_key
@@ -58,6 +58,10 @@ class SessionRef(NamedTuple):
             document["$expr"] = {"$gt": ["$lease.expires_at", "$$NOW"]}
         document.update(conditions)
         return document
+
+
+# How many messages a conversation manager has taken out of the live conversation, from the first one on.
+_REMOVED = "agent_data.conversation_manager_state.removed_message_count"
 
 
 @dataclass
@@ -141,22 +145,40 @@ def rewrite(
         tracking_id: Every message with this id as well: a retried prompt may stand in the conversation twice.
     """
     agent = f"agents.{key}"
+    changes, array_filters = _rewriting(f"{agent}.messages", message_id, body, now, tracking_id)
+    changes["$set"].update({f"{agent}.updated_at": now, "updated_at": now})
+    changes["$inc"] = {f"{agent}.edits": 1}
+    return Update(session.filter(**{f"{agent}.messages.message_id": message_id}), changes, array_filters)
+
+
+def edit_archived(session: SessionRef, key: str, now: datetime) -> Update:
+    """Return the update that announces the change of a message that is archived, if the writer may make it."""
+    agent = f"agents.{key}"
+    return Update(
+        session.filter(**{f"{agent}.archived_count": {"$gt": 0}}),
+        {"$set": {f"{agent}.updated_at": now, "updated_at": now}, "$inc": {f"{agent}.edits": 1}},
+    )
+
+
+def rewrite_in_segment(
+    segment: Document, message_id: int, body: Mapping[str, Any], now: datetime, tracking_id: str | None
+) -> Update:
+    """Return the update of a segment that replaces parts of a message in it; arguments as for ``rewrite``."""
+    changes, array_filters = _rewriting("messages", message_id, body, now, tracking_id)
+    return Update({"_id": segment, "messages.message_id": message_id}, changes, array_filters)
+
+
+def _rewriting(
+    messages: str, message_id: int, body: Mapping[str, Any], now: datetime, tracking_id: str | None
+) -> tuple[dict[str, Document], list[Document]]:
     which: Document = {"m.message_id": message_id}
     if tracking_id is not None:
         which = {"$or": [which, {"m.tracking_id": tracking_id}]}
-    changed = {f"{agent}.messages.$[m].{name}": value for name, value in body.items()}
-    changed[f"{agent}.messages.$[m].updated_at"] = now
+    changed = {f"{messages}.$[m].{name}": value for name, value in body.items()}
+    changed[f"{messages}.$[m].updated_at"] = now
     # `message` is where older documents keep role and content.
-    removed = {f"{agent}.messages.$[m].{name}": "" for name in ("message", "extra") if name not in body}
-    return Update(
-        session.filter(**{f"{agent}.messages.message_id": message_id}),
-        {
-            "$set": {**changed, f"{agent}.updated_at": now, "updated_at": now},
-            "$unset": removed,
-            "$inc": {f"{agent}.edits": 1},
-        },
-        array_filters=[which],
-    )
+    removed = {f"{messages}.$[m].{name}": "" for name in ("message", "extra") if name not in body}
+    return {"$set": changed, "$unset": removed}, [which]
 
 
 def late_metrics(
@@ -285,29 +307,39 @@ def open_projection(agent_keys: Sequence[str]) -> Document:
     The window begins at the agent's ``removed_message_count``: a conversation manager has taken the messages before
     it out of the live conversation. So the bytes read depend on the window, not on the length of the conversation.
     """
-    return {"incarnation": 1, "agents_opened": [_agent_window(key) for key in agent_keys]}
+    return {
+        "incarnation": 1,
+        "bytes": {"$bsonSize": "$$ROOT"},
+        "agents_opened": [_agent_window(key) for key in agent_keys],
+    }
 
 
 @lru_cache(maxsize=256)  # A service opens the same few agents again and again.
 def _agent_window(key: str) -> Document:
     agent = f"$agents.{key}"
-    removed = f"{agent}.agent_data.conversation_manager_state.removed_message_count"
+    removed = f"{agent}.{_REMOVED}"
     # A positive position: a negative one counts from the end. A length of 0 would be an error.
     window = {"$slice": ["$$messages", "$$skip", {"$max": [1, {"$size": "$$messages"}]}]}
     opened = {
         "agent_data": f"{agent}.agent_data",
         "message_count": f"{agent}.message_count",
         "archived_count": "$$archived",
-        "skip": "$$skip",
+        "removed": "$$removed",
+        "embedded": {"$size": "$$messages"},
+        "bytes": {"$bsonSize": agent},
         "window": {"$map": {"input": window, "as": "m", "in": {name: f"$$m.{name}" for name in _WINDOW_FIELDS}}},
     }
-    skip = {"$max": [0, {"$subtract": [_number(removed), "$$archived"]}]}
+    skip = {"$max": [0, {"$subtract": ["$$removed", "$$archived"]}]}
     return {
         "$cond": [
             {"$eq": [{"$type": agent}, "object"]},
             {
                 "$let": {
-                    "vars": {"messages": _messages(agent), "archived": _number(f"{agent}.archived_count")},
+                    "vars": {
+                        "messages": _messages(agent),
+                        "archived": _number(f"{agent}.archived_count"),
+                        "removed": _number(removed),
+                    },
                     "in": {"$let": {"vars": {"skip": skip}, "in": opened}},
                 }
             },
@@ -324,6 +356,8 @@ def position_projection(key: str, message_id: int) -> Document:
         **STANDING,
         "exists": {"$eq": [{"$type": agent}, "object"]},
         "message_count": f"{agent}.message_count",
+        "archived_count": _number(f"{agent}.archived_count"),
+        "embedded": {"$ne": [at_position, []]},
         "commit_id": {"$first": {"$map": {"input": at_position, "as": "m", "in": "$$m.commit_id"}}},
     }
 
@@ -332,11 +366,26 @@ STANDING: Document = {"incarnation": 1, "lease": 1, "now": "$$NOW"}
 """Projection of what decides whether a write is allowed at all."""
 
 
-def messages_projection(key: str, offset: int, limit: int | None) -> Document:
-    """Return the projection of one page of an agent's embedded messages."""
-    messages = _messages(f"$agents.{key}")
-    length: Any = limit if limit is not None else {"$max": [1, {"$size": messages}]}
-    return {"messages": {"$slice": [messages, offset, length]}}
+def page_projection(key: str, offset: int, limit: int | None) -> Document:
+    """Return the projection of the embedded part of a page of an agent's messages, and of where that part begins."""
+    archived = _number(f"$agents.{key}.archived_count")
+    length: Any = {"$size": "$$messages"}
+    if limit is not None:
+        # What of the page lies before the embedded messages is not taken from them.
+        length = {"$min": [limit, {"$subtract": [offset + limit, "$$archived"]}]}
+    page = {"$slice": ["$$messages", {"$max": [0, {"$subtract": [offset, "$$archived"]}]}, {"$max": [1, "$$length"]}]}
+    return {
+        "incarnation": 1,
+        "archived_count": archived,
+        "messages": {
+            "$let": {
+                "vars": {"messages": _messages(f"$agents.{key}"), "archived": archived},
+                "in": {
+                    "$let": {"vars": {"length": length}, "in": {"$cond": [{"$gt": ["$$length", 0]}, page, []]}},
+                },
+            }
+        },
+    }
 
 
 def message_projection(key: str, message_id: int) -> Document:
@@ -402,6 +451,89 @@ def adopt(agent_keys: Sequence[str]) -> list[Document]:
             ]
         }
     return [{"$set": fields}]
+
+
+# --- history --------------------------------------------------------------------------------------------------------
+
+
+def segment_id(session_id: str, incarnation: ObjectId, key: str, first: int) -> Document:
+    """Return the ``_id`` of the segment whose first message stands at this position. The order of fields counts."""
+    return {"session": session_id, "incarnation": incarnation, "agent": key, "first": first}
+
+
+def segments_of(session_id: str, incarnation: ObjectId) -> Document:
+    """Return the condition on ``_id`` that all segments of one life of a session meet, and no others."""
+    of_session = {"session": session_id, "incarnation": incarnation}
+    return {"$gte": {**of_session, "agent": MinKey()}, "$lte": {**of_session, "agent": MaxKey()}}
+
+
+SEGMENT_BOUNDS: Document = {
+    "first_id": {"$first": "$messages.message_id"},
+    "last_id": {"$last": "$messages.message_id"},
+}
+"""Projection of the lowest and the highest ``message_id`` of a segment."""
+
+
+def segment_page_projection(start: int, stop: int) -> Document:
+    """Return the projection of those messages of a segment that stand between two positions."""
+    begin = {"$max": [start, "$_id.first"]}
+    length = {"$max": [1, {"$subtract": [stop, begin]}]}
+    return {"count": 1, "messages": {"$slice": ["$messages", {"$subtract": [begin, "$_id.first"]}, length]}}
+
+
+def segment_message_projection(message_id: int) -> Document:
+    """Return the projection of one message of a segment."""
+    return {"messages": {"$filter": {"input": "$messages", "as": "m", "cond": {"$eq": ["$$m.message_id", message_id]}}}}
+
+
+def block_projection(key: str, block: int) -> Document:
+    """Return the projection of what an archiver needs: the oldest embedded messages and how things stand."""
+    agent = f"$agents.{key}"
+    messages = _messages(agent)
+    return {
+        "bytes": {"$bsonSize": "$$ROOT"},
+        "agent": {
+            "archived_count": f"{agent}.archived_count",
+            "edits": f"{agent}.edits",
+            "removed": _number(f"{agent}.{_REMOVED}"),
+            "embedded": {"$size": messages},
+            "bytes": {"$ifNull": [{"$bsonSize": f"{agent}"}, 0]},
+        },
+        "messages": {"$slice": [messages, block]},
+    }
+
+
+def archive(session_id: str, incarnation: ObjectId, key: str, first: int, count: int, edits: int) -> Update:
+    """Return the update that commits a segment: it drops exactly its messages from the session document.
+
+    It asks for no lease: what a conversation holds does not change by this, only where.
+    """
+    agent = f"agents.{key}"
+    messages = f"${agent}.messages"
+    rest = {"$slice": [messages, count, {"$max": [1, {"$size": messages}]}]}
+    return Update(
+        {"_id": session_id, "incarnation": incarnation, f"{agent}.archived_count": first, f"{agent}.edits": edits},
+        [{"$set": {f"{agent}.messages": rest, f"{agent}.archived_count": first + count}}],
+    )
+
+
+SIZES: Document = {
+    "incarnation": 1,
+    "bytes": {"$bsonSize": "$$ROOT"},
+    "agents": {
+        "$map": {
+            "input": {"$objectToArray": {"$ifNull": ["$agents", {}]}},
+            "as": "a",
+            "in": {
+                "key": "$$a.k",
+                "messages": {"$bsonSize": {"m": {"$ifNull": ["$$a.v.messages", []]}}},
+                "archived_count": "$$a.v.archived_count",
+                "edits": "$$a.v.edits",
+            },
+        }
+    },
+}
+"""Projection of the size of a session document and of each agent's embedded messages, in bytes."""
 
 
 def _messages(agent: str) -> Document:

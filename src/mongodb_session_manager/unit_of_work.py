@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
 from .command_pool import CommandPool, settle
 from .documents import Document, check_size
 from .encoding import encode, same
@@ -26,6 +27,9 @@ from .session_store import SessionStore, now
 from .statements import Commit, SessionRef, late_metrics, message_projection
 
 _NEVER_STAGED = object()
+
+# MongoDB takes 16 MB in an update; a message that would make a commit larger than this begins the next one.
+_COMMIT_BYTES = 15 * 1024 * 1024
 
 
 class Operation(Protocol):
@@ -64,11 +68,11 @@ class Entry:
 class AppendOperation:
     """New messages, changed fields, a new agent's record: one commit."""
 
+    agent: AgentWork
     work: Commit
-    position: Callable[[], int]
-    stored: Callable[[Commit, list[Entry]], None]
     rebase: bool
     entries: list[Entry] = field(default_factory=list)
+    bytes: int = 0
     started: bool = False
     placed: bool = False
 
@@ -76,10 +80,13 @@ class AppendOperation:
         """Store it, at the position that is next now, or where it was first sent to."""
         if not self.placed:
             self.placed = True
-            self.work.position = self.position()
+            self.work.position = self.agent.position
         self.work.messages = [entry.body for entry in self.entries]
+        document = self.agent.document
+        if document.bytes + self.bytes > MAKE_ROOM_ABOVE_BYTES and store.archiver.make_room(session.session_id):
+            document.bytes = 0  # Or whatever is left: it is known when the session is read again.
         store.commit(session, self.work, rebase=self.rebase)
-        self.stored(self.work, self.entries)
+        self.agent.was_stored(self)
 
 
 @dataclass(eq=False)
@@ -303,13 +310,19 @@ class AgentWork(Outbox):
         position: The ``message_id`` that is next, as far as this process knows.
         last: The message that was appended last.
         rebase: Whether new commits append behind what others have stored meanwhile.
-        waiting_bytes: Size of the messages that wait, in bytes, as far as whoever stages them counts it.
+        waiting_bytes: Size of the messages that wait, in bytes.
+        embedded: What the agent has in the session document.
+        document: The size of that document.
+        archiving: The archiving of the agent's messages that is under way or was the last, if any was.
     """
 
-    def __init__(self, agent_id: str, key: str, *args: Any) -> None:
+    def __init__(self, agent_id: str, key: str, document: DocumentSize, *args: Any) -> None:
         super().__init__(*args)
         self.agent_id = agent_id
         self.key = key
+        self.document = document
+        self.embedded = Embedded()
+        self.archiving: Future[None] | None = None
         self.rebase = True
         self.position = 0
         self.last: Entry | None = None
@@ -327,13 +340,15 @@ class AgentWork(Outbox):
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
-    def append(self, body: Document, source: Any, totals: Callable[[Totals], None]) -> Entry:
-        """Put a message into the next commit."""
+    def append(self, body: Document, size: int, source: Any, totals: Callable[[Totals], None]) -> Entry:
+        """Put a message of ``size`` bytes into the next commit."""
         body["created_at"] = now()
         entry = Entry(None, source=source, body=body)
         with self.lock:
-            entry.commit = operation = self._open_append()
+            entry.commit = operation = self._open_append(size)
             operation.entries.append(entry)
+            operation.bytes += size
+            self.waiting_bytes += size
             totals(operation.work.totals)
         self.last = entry
         if tracking_id := body.get("tracking_id"):
@@ -397,31 +412,46 @@ class AgentWork(Outbox):
         last = self.queue[-1] if self.queue else None
         return last if isinstance(last, AppendOperation) and not last.started else None
 
-    def _open_append(self) -> AppendOperation:
-        """Return the commit that is still open to more, with the fields that were to ride with it."""
+    def _open_append(self, size: int = 0) -> AppendOperation:
+        """Return the commit that is still open to ``size`` bytes more, with the fields that were to ride with it."""
         operation = self._waiting_append()
-        if operation is None:
-            operation = AppendOperation(Commit(self.key, 0), lambda: self.position, self._was_stored, self.rebase)
+        if operation is None or (operation.bytes and operation.bytes + size > _COMMIT_BYTES):
+            operation = AppendOperation(self, Commit(self.key, 0), self.rebase)
             self.queue.append(operation)
         if self._riding:
             operation.work.fields.update(self._riding)
             self._riding.clear()
         return operation
 
-    def _was_stored(self, work: Commit, entries: list[Entry]) -> None:
+    def was_stored(self, operation: AppendOperation) -> None:
+        """Take note that a commit is stored."""
+        work, entries = operation.work, operation.entries
         for index, entry in enumerate(entries):
             entry.message_id = work.position + index
             entry.commit = None
             entry.body = {}
         if entries:
             self.position = work.position + len(entries)
-            self.waiting_bytes = 0
+            with self.lock:
+                self.waiting_bytes -= operation.bytes
+        embedded = self.embedded
+        embedded.count += len(entries)
+        embedded.bytes += operation.bytes
+        self.document.bytes += operation.bytes
+        window = work.fields.get("conversation_manager_state")
+        if isinstance(window, dict) and isinstance(removed := window.get("removed_message_count"), int):
+            embedded.removed = removed
 
     def drop(self) -> None:
         """Forget what is queued and what has changed."""
         self._changed_state = None
         self._riding.clear()
+        self.waiting_bytes = 0
         super().drop()
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self.archiving = None
 
     def set_rebase(self, rebase: bool) -> None:
         """Decide anew what the waiting commits do on a conflict."""
