@@ -25,9 +25,6 @@ from .errors import MongoDBSessionError
 from .reading import Reader
 from .sending import until_known
 
-# What a list that is no agent's conversation is called in a segment's `_id`. No agent has such a key.
-FEEDBACKS = "$feedbacks"
-
 
 class History:
     """The segments of the sessions of one collection.

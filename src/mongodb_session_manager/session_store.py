@@ -18,7 +18,7 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, MongoClient
 from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError, PyMongoError, WriteError
+from pymongo.errors import DocumentTooLarge, DuplicateKeyError, PyMongoError, WriteError
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
@@ -39,7 +39,7 @@ from .errors import (
 from .history import History
 from .reading import Reader
 from .sending import back_off, until_known
-from .statements import Commit, SessionRef, Update
+from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
 
 logger = logging.getLogger(__name__)
 
@@ -336,6 +336,48 @@ class SessionStore:
         document = self.find_one({"_id": session_id}, {"_id": 0, "count": statements.count_expression(key)})
         return int((document or {}).get("count") or 0)
 
+    def set_metadata(self, session: SessionRef, metadata: Mapping[str, Any]) -> None:
+        """Set metadata fields and leave the others.
+
+        Raises:
+            UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``.
+        """
+        update = statements.set_metadata(session, metadata, now())
+        growth = statements.metadata_size_expression(metadata)
+
+        def has_no_room(standing: Document) -> bool:
+            return bool(standing["size"] > MAX_METADATA_BYTES)
+
+        standing = self.guarded(session, update, {"size": growth}, has_no_room)
+        if standing is not None:
+            raise UnstorableValueError(
+                f"session_id={session.session_id!r}: with {', '.join(map(repr, metadata))} its metadata would have "
+                f"{standing['size']} bytes; at most {MAX_METADATA_BYTES} can be stored"
+            )
+
+    def add_feedback(self, session: SessionRef, feedback: Document, moment: datetime) -> None:
+        """Append a feedback, once; older ones move into the history where there are many."""
+        update = statements.add_feedback(session, feedback, moment)
+        projection = statements.feedback_projection(feedback)
+        while standing := self.guarded(session, update, projection, lambda found: found["stored"] or found["full"]):
+            if standing["stored"]:
+                return
+            if standing.get("incarnation") is None:
+                self.adopt(session.session_id, [])
+                continue
+            self.archiver.archive_feedbacks(session.session_id, standing["incarnation"])
+
+    def get_feedbacks(self, session_id: str) -> list[Document]:
+        """Return a session's feedbacks, decoded, oldest first."""
+        document = self.find_one({"_id": session_id}, {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1})
+        if document is None:
+            return []
+        feedbacks: list[Document] = document.get("feedbacks") or []
+        archived = int(document.get("feedbacks_archived", 0))
+        if archived:
+            feedbacks[:0] = self.history.read(session_id, document["incarnation"], FEEDBACKS, 0, archived)
+        return feedbacks
+
     def put_multi_agent(self, session: SessionRef, multi_agent_id: str, state: Any) -> None:
         """Store the state of a graph or swarm, of one that is stored already or of a new one."""
         for create in itertools.cycle((False, True)):
@@ -400,10 +442,10 @@ class SessionStore:
                         update.filter, update.update, upsert=upsert, array_filters=update.array_filters
                     )
                 )
-            except WriteError as error:
-                if error.code not in _DOCUMENT_TOO_LARGE:
+            except (WriteError, DocumentTooLarge) as error:
+                if isinstance(error, WriteError) and error.code not in _DOCUMENT_TOO_LARGE:
                     raise
-                if not self.archiver.make_room(update.filter["_id"]):
+                if isinstance(error, DocumentTooLarge) or not self.archiver.make_room(update.filter["_id"]):
                     raise UnstorableValueError(
                         f"session_id={update.filter['_id']!r} has no room for this: MongoDB holds 16 MB in a document"
                     ) from error
