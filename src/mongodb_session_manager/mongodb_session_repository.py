@@ -358,6 +358,24 @@ class MongoDBSessionRepository(SessionRepository):
         feedbacks = self._store.get_feedbacks(check_id(session_id, "session_id"))
         return [{key: value for key, value in feedback.items() if key != "commit_id"} for feedback in feedbacks]
 
+    # --- for people's own queries -----------------------------------------------------------------------------------
+
+    def create_messages_view(self) -> str:
+        """Make the read-only view ``<collection>_messages``: every message of every session, one document each.
+
+        It shows the messages embedded in session documents and the archived ones alike, each with ``session_id``,
+        ``session_type``, ``application_name``, ``agent_id``, ``model`` and the fields of the stored message. MongoDB
+        computes it at each query; it stores nothing. Call it once, from a shell or when an application is deployed;
+        calling it again brings a view of an older version up to date.
+
+        Returns:
+            The view's name.
+
+        Raises:
+            OperationFailure: There is a collection of that name, or the user may not make views.
+        """
+        return self._store.create_messages_view()
+
     # --- the client -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:

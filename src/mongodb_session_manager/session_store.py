@@ -18,11 +18,11 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, MongoClient
 from pymongo.collection import Collection
-from pymongo.errors import DocumentTooLarge, DuplicateKeyError, PyMongoError, WriteError
+from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, PyMongoError, WriteError
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
-from . import statements
+from . import messages_view, statements
 from .archive_policy import Embedded
 from .archiving import Archiver
 from .clients import check_client
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 # A writer that loses every race this often is not racing: something else keeps its update from matching.
 _MAX_REBASES = 500
 _INT32_MAX = 2**31 - 1
+_NAMESPACE_EXISTS = 48
 # What MongoDB answers where an update would make a document larger than 16 MB.
 _DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
 
@@ -478,6 +479,20 @@ class SessionStore:
         if session.lease_token is None and left > 0:
             raise SessionBusyError(f"session_id={session.session_id!r} is leased by another process", left)
         return standing
+
+    # --- the view ---------------------------------------------------------------------------------------------------
+
+    def create_messages_view(self) -> str:
+        """Make the view of all messages, or bring it up to date; return its name."""
+        database, name = self.collection.database, f"{self.collection.name}_messages"
+        pipeline = messages_view.pipeline(self.collection.name, self.history.collection.name)
+        try:
+            database.create_collection(name, viewOn=self.collection.name, pipeline=pipeline, check_exists=False)
+        except OperationFailure as error:
+            if error.code != _NAMESPACE_EXISTS:
+                raise
+            database.command("collMod", name, viewOn=self.collection.name, pipeline=pipeline)
+        return name
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
