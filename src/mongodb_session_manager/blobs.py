@@ -98,11 +98,13 @@ class PendingBlobs:
     Attributes:
         threshold: From how many bytes on a binary becomes a blob.
         text_threshold: From how many characters on a text becomes a blob.
+        max_text: A text of more characters is refused.
         blobs: What was taken out, in the order of the value.
     """
 
     threshold: int
     text_threshold: int = 1024 * 1024
+    max_text: int = 15 * 1024 * 1024
     blobs: list[Blob] = field(default_factory=list)
 
     def add(self, marker: dict[str, Any], data: bytes | str) -> None:

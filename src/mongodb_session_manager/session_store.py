@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -25,9 +25,10 @@ from pymongo.results import UpdateResult
 from . import messages_view, statements
 from .archive_policy import Embedded
 from .archiving import Archiver
+from .blobs import BlobOwner, BlobStore, PendingBlobs
 from .clients import check_client
 from .documents import Document, StoredAgent
-from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
+from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
     AgentNotFoundError,
     MessageNotFoundError,
@@ -42,6 +43,8 @@ from .sending import back_off, until_known
 from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A writer that loses every race this often is not racing: something else keeps its update from matching.
 _MAX_REBASES = 500
@@ -100,7 +103,8 @@ class SessionStore:
             codec_options=PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
         )
         self._writes = self.collection.with_options(codec_options=PLAIN_CODEC_OPTIONS)
-        self._reader = Reader()
+        self.blobs = BlobStore(self.collection.database, collection_name)
+        self._reader = Reader(self.blobs)
         self.history = History(self._writes, self._reader)
         self.archiver = Archiver(self, self.history, now)
         self._metadata_fields = tuple(metadata_fields)
@@ -193,6 +197,7 @@ class SessionStore:
             self._explain(session)
         if "incarnation" in found:
             self.history.delete_session(session.session_id, found["incarnation"])
+            self.blobs.delete_session(session.session_id, found["incarnation"])
 
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
@@ -272,7 +277,9 @@ class SessionStore:
         """
         incarnation = session.incarnation
         for times in range(_MAX_REBASES):
-            if embedded := self.update(statements.rewrite(session, key, message_id, body, moment, tracking_id)):
+            update = statements.rewrite(session, key, message_id, body, moment, tracking_id)
+            before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
+            if before is not None:
                 break
             standing = self._explain(session, statements.position_projection(key, message_id))
             if not standing["exists"]:
@@ -290,11 +297,13 @@ class SessionStore:
         if incarnation is None:
             incarnation = (self.find_one({"_id": session.session_id}, {"incarnation": 1}) or {}).get("incarnation")
         # An archiver may hold a copy of an embedded message that it has yet to commit.
-        in_history = incarnation is not None and self.history.rewrite(
+        archived = incarnation and self.history.rewrite(
             session.session_id, incarnation, key, message_id, body, moment, tracking_id
         )
-        if not embedded and not in_history:
+        if before is None and archived is None:
             raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
+        # What the message was no longer names its blobs. A sweep finds those that a process leaves which ends here.
+        self.blobs.delete(blob_files([before, archived]).keys() - blob_files(body).keys())
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
@@ -430,7 +439,25 @@ class SessionStore:
         """Send an update and return whether it matched."""
         return bool(self._send(update).matched_count)
 
+    def _find_and_update(self, update: Update, projection: Mapping[str, Any]) -> Document | None:
+        """Send an update; return what it changed, as stored before, or None if it did not match."""
+        found: Document | None = self._with_room(
+            update,
+            lambda: self.collection.find_one_and_update(
+                update.filter, update.update, projection, array_filters=update.array_filters
+            ),
+        )
+        return found
+
     def _send(self, update: Update, *, upsert: bool = False) -> UpdateResult:
+        return self._with_room(
+            update,
+            lambda: self._writes.update_one(
+                update.filter, update.update, upsert=upsert, array_filters=update.array_filters
+            ),
+        )
+
+    def _with_room(self, update: Update, send: Callable[[], T]) -> T:
         """Send an update until its outcome is known; where the document has no room for it, make some.
 
         Raises:
@@ -438,11 +465,7 @@ class SessionStore:
         """
         while True:
             try:
-                return until_known(
-                    lambda: self._writes.update_one(
-                        update.filter, update.update, upsert=upsert, array_filters=update.array_filters
-                    )
-                )
+                return until_known(send)
             except (WriteError, DocumentTooLarge) as error:
                 if isinstance(error, WriteError) and error.code not in _DOCUMENT_TOO_LARGE:
                     raise
@@ -479,6 +502,50 @@ class SessionStore:
         if session.lease_token is None and left > 0:
             raise SessionBusyError(f"session_id={session.session_id!r} is leased by another process", left)
         return standing
+
+    # --- blobs ------------------------------------------------------------------------------------------------------
+
+    def upload(self, session: SessionRef, key: str, message_id: int | None, blobs: PendingBlobs) -> None:
+        """Store the blobs of a message, or of the state of an agent, before the commit that names them.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+        """
+        if not blobs.blobs:
+            return
+        incarnation = session.incarnation
+        while incarnation is None:
+            incarnation = self._explain(session).get("incarnation")
+            if incarnation is None:
+                self.adopt(session.session_id, [])
+        owner: BlobOwner = {
+            "session": session.session_id,
+            "incarnation": incarnation,
+            "agent": key,
+            "message": message_id,
+        }
+        self.blobs.upload(blobs, owner)
+
+    def sweep(self, older_than_seconds: float) -> int:
+        """Remove blobs that nobody names and segments of sessions that are gone; return how many."""
+        return self.blobs.sweep(self._named, older_than_seconds) + self.history.sweep(self.collection.name)
+
+    def _named(self, session_id: str, incarnation: ObjectId, key: str, file_ids: Iterable[ObjectId]) -> set[ObjectId]:
+        """Return those of these files that the session still names; see ``BlobStore.sweep``."""
+        missing = set(file_ids)
+        named: set[ObjectId] = set()
+        document = self.find_raw({"_id": session_id, "incarnation": incarnation}, {})
+        if document is None:
+            return named
+        # The session document first, then its history: what moves meanwhile moves there.
+        for found in itertools.chain([document], self.history.raw_segments(session_id, incarnation, key)):
+            content = bytes(found.raw)
+            there = {file_id for file_id in missing if file_id.binary in content}
+            named |= there
+            missing -= there
+            if not missing:
+                break
+        return named
 
     # --- the view ---------------------------------------------------------------------------------------------------
 

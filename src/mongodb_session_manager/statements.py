@@ -187,6 +187,23 @@ def rewrite_in_segment(
     return Update({"_id": segment, "messages.message_id": message_id}, changes, array_filters)
 
 
+def rewritten_projection(key: str, message_id: int, tracking_id: str | None) -> Document:
+    """Return the projection of the messages that ``rewrite`` replaces."""
+    return {"messages": _rewritten(_messages(f"$agents.{key}"), message_id, tracking_id)}
+
+
+def rewritten_in_segment_projection(message_id: int, tracking_id: str | None) -> Document:
+    """Return the projection of the messages that ``rewrite_in_segment`` replaces."""
+    return {"messages": _rewritten("$messages", message_id, tracking_id)}
+
+
+def _rewritten(messages: Any, message_id: int, tracking_id: str | None) -> Document:
+    which: Document = {"$eq": ["$$m.message_id", message_id]}
+    if tracking_id is not None:
+        which = {"$or": [which, {"$eq": ["$$m.tracking_id", {"$literal": tracking_id}]}]}
+    return {"$filter": {"input": messages, "as": "m", "cond": which}}
+
+
 def _rewriting(
     messages: str, message_id: int, body: Mapping[str, Any], now: datetime, tracking_id: str | None
 ) -> tuple[dict[str, Document], list[Document]]:
@@ -578,6 +595,27 @@ def archive(session_id: str, incarnation: ObjectId, key: str, first: int, count:
 
 def _rest(messages: str, count: int) -> Document:
     return {"$slice": [messages, count, {"$max": [1, {"$size": messages}]}]}
+
+
+def ended_lives(sessions: str) -> list[Document]:
+    """Return the pipeline on segments that yields the lives of sessions that are over, as ``{session, incarnation}``."""
+    return [
+        {"$group": {"_id": {"session": "$_id.session", "incarnation": "$_id.incarnation"}}},
+        {
+            "$lookup": {
+                "from": sessions,
+                "localField": "_id.session",
+                "foreignField": "_id",
+                "let": {"incarnation": "$_id.incarnation"},
+                "pipeline": [
+                    {"$match": {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}},
+                    {"$project": {"_id": 1}},
+                ],
+                "as": "alive",
+            }
+        },
+        {"$match": {"alive": []}},
+    ]
 
 
 SIZES: Document = {
