@@ -133,12 +133,13 @@ def test_a_binary_is_taken_out_from_the_threshold_on(length: int, files: int) ->
 
 @pytest.mark.parametrize("text", ["a" * 10, "é" * 10, "\ud800" * 10, "𝄞" * 10, "a" * 5 + "\udfff" + "é" * 9])
 def test_a_text_is_taken_out_from_the_threshold_on_and_not_encoded_yet(text: str) -> None:
-    encoded, pending = taken_out([text, text[:9]], 1, 10)
-    (blob,) = pending.blobs
-    assert blob.data is text
-    assert encoded[0] is blob.marker
-    assert blob.marker == {MARKER: "text", "value": {"file": blob.marker["value"]["file"], "length": 0}}
-    assert_same(decode(stored(encoded), contents(pending)), [text, text[:9]])
+    value = [text, {"text": text}, text[:9]]
+    encoded, pending = taken_out(value, 1, 10)
+    assert [encoded[0], encoded[1]["text"]] == [blob.marker for blob in pending.blobs]
+    for blob in pending.blobs:
+        assert blob.data is text
+        assert blob.marker == {MARKER: "text", "value": {"file": blob.marker["value"]["file"], "length": 0}}
+    assert_same(decode(stored(encoded), contents(pending)), value)
 
 
 def test_without_a_collector_everything_stays_in_the_value() -> None:
@@ -445,6 +446,7 @@ def test_after_a_failed_upload_the_next_sends_the_rest_under_new_ids(
         watched.upload(pending, OWNER)
     assert failed not in blob_files(encoded)
     assert first in blob_files(encoded)
+    assert [blob.uploaded_at is None for blob in pending.blobs] == [False, True, True]
     assert left(files) == left(chunks) == {first}
     watched.upload(pending, OWNER)
     assert fetched(watched, stored(encoded)) == [b"first", b"second" * MEGABYTE, "third"]
@@ -505,6 +507,7 @@ def test_half_an_upload_is_swept(store: BlobStore, interrupted: ObjectId, files:
         pytest.param(1, {"$set": {"data": b"short"}}, id="cut-in-the-middle"),
         pytest.param(2, {"$set": {"data": b""}}, id="cut-at-the-end"),
         pytest.param(2, {"$set": {"data": b"x" * CHUNK_BYTES}}, id="longer"),
+        pytest.param(2, {"$set": {"n": 3}}, id="as-long-with-a-gap"),
     ],
 )
 def test_a_blob_that_is_not_whole_is_an_error_that_names_it(
@@ -631,9 +634,14 @@ def test_a_sweep_removes_old_chunks_without_a_file(store: BlobStore, files: Any,
     now = datetime.now(timezone.utc)
     old, young = (ObjectId.from_datetime(now - timedelta(hours=hours)) for hours in (25, 23))
     chunks.insert_many([chunk_of(old), chunk_of(old, 7), chunk_of(young)])
-    assert store.sweep(nothing_named) == 1
-    assert left(chunks) == {young, *blob_files(value)}
-    assert left(files) == set(blob_files(value))
+    # A file that is as old as the orphan, and named.
+    live = ObjectId.from_datetime(now - timedelta(hours=25, seconds=1))
+    uploaded = now - timedelta(hours=25)
+    files.insert_one({"_id": live, "length": 6, "uploadDate": uploaded, "metadata": OWNER})
+    chunks.insert_one(chunk_of(live))
+    assert store.sweep(lambda *_: {live}) == 1
+    assert left(chunks) == {young, live, *blob_files(value)}
+    assert left(files) == {live, *blob_files(value)}
 
 
 def test_a_sweep_leaves_alone_what_this_library_has_not_stored(store: BlobStore, database: Any, files: Any) -> None:
