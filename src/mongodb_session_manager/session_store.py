@@ -204,6 +204,11 @@ class SessionStore:
         found = self._raw.find_one(query, projection)
         return None if found is None else self._reader.decode(found)
 
+    def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
+        """Return one document whose values are not encoded: metadata, feedback."""
+        found = self._raw.find_one(query, projection)
+        return None if found is None else self._reader.plain(found)
+
     def find_raw(self, query: Document, projection: Mapping[str, Any]) -> RawBSONDocument | None:
         """Return one document as it is stored."""
         return self._raw.find_one(query, projection)
@@ -379,7 +384,7 @@ class SessionStore:
 
     def get_feedbacks(self, session_id: str) -> list[Document]:
         """Return a session's feedbacks, decoded, oldest first."""
-        document = self.find_one({"_id": session_id}, {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1})
+        document = self.find_plain({"_id": session_id}, {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1})
         if document is None:
             return []
         feedbacks: list[Document] = document.get("feedbacks") or []

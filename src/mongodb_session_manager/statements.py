@@ -598,7 +598,8 @@ def _rest(messages: str, count: int) -> Document:
 
 
 def ended_lives(sessions: str) -> list[Document]:
-    """Return the pipeline on segments that yields the lives of sessions that are over, as ``{session, incarnation}``."""
+    """Return the pipeline on segments that yields the lives of sessions that are over, ``{session, incarnation}``."""
+    same_life = {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}
     return [
         {"$group": {"_id": {"session": "$_id.session", "incarnation": "$_id.incarnation"}}},
         {
@@ -607,10 +608,7 @@ def ended_lives(sessions: str) -> list[Document]:
                 "localField": "_id.session",
                 "foreignField": "_id",
                 "let": {"incarnation": "$_id.incarnation"},
-                "pipeline": [
-                    {"$match": {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}},
-                    {"$project": {"_id": 1}},
-                ],
+                "pipeline": [{"$match": same_life}, {"$project": {"_id": 1}}],
                 "as": "alive",
             }
         },
