@@ -285,6 +285,7 @@ class SessionStore:
             update = statements.rewrite(session, key, message_id, body, moment, tracking_id)
             before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
             if before is not None:
+                incarnation = before.get("incarnation")
                 break
             standing = self._explain(session, statements.position_projection(key, message_id))
             if not standing["exists"]:
@@ -299,8 +300,6 @@ class SessionStore:
             back_off(times)
         else:
             raise SessionConflictError(f"session_id={session.session_id!r}: lost every race for {message_id=}")
-        if incarnation is None:
-            incarnation = (self.find_one({"_id": session.session_id}, {"incarnation": 1}) or {}).get("incarnation")
         # An archiver may hold a copy of an embedded message that it has yet to commit.
         archived = incarnation and self.history.rewrite(
             session.session_id, incarnation, key, message_id, body, moment, tracking_id
