@@ -10,7 +10,7 @@ session, agent, position.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -162,11 +162,12 @@ class History:
         with self._raw.find({"_id": {"$gte": low, "$lte": high}}, sort=[("_id", 1)]) as found:
             yield from found
 
-    def sweep(self, sessions: str) -> int:
+    def sweep(self, sessions: str, is_over: Callable[[str, ObjectId], bool]) -> int:
         """Delete the segments of lives of sessions that are over; return how many. A life that is over never returns.
 
         Args:
             sessions: Name of the collection of the session documents.
+            is_over: Returns for certain whether a life is over.
         """
         lives = self.collection.aggregate(statements.ended_lives(sessions), allowDiskUse=True)
         with lives:
@@ -175,6 +176,7 @@ class History:
                     {"_id": statements.segments_of(life["_id"]["session"], life["_id"]["incarnation"])}
                 ).deleted_count
                 for life in lives
+                if is_over(life["_id"]["session"], life["_id"]["incarnation"])
             )
 
     def _find(

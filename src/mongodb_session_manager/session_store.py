@@ -199,6 +199,14 @@ class SessionStore:
             self.history.delete_session(session.session_id, found["incarnation"])
             self.blobs.delete_session(session.session_id, found["incarnation"])
 
+    def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
+        """Return whether a life of a session is over, for certain: before what belonged to it is deleted.
+
+        It asks by an update that changes nothing. A read might be answered by a server that lags behind, or that does
+        not know yet that it is no longer the primary; a write is acknowledged by a majority.
+        """
+        return not self.update(Update({"_id": session_id, "incarnation": incarnation}, {"$set": {"_id": session_id}}))
+
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
         found = self._raw.find_one(query, projection)
@@ -532,7 +540,9 @@ class SessionStore:
 
     def sweep(self, older_than_seconds: float) -> int:
         """Remove blobs that nobody names and segments of sessions that are gone; return how many."""
-        return self.blobs.sweep(self._named, older_than_seconds) + self.history.sweep(self.collection.name)
+        return self.blobs.sweep(self._named, older_than_seconds) + self.history.sweep(
+            self.collection.name, self.is_over
+        )
 
     def _named(
         self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]
@@ -540,7 +550,7 @@ class SessionStore:
         """Return those of these files that the session still names; see ``BlobStore.sweep``."""
         document = self.find_raw({"_id": session_id, "incarnation": incarnation}, {})
         if document is None:
-            return set()
+            return set() if self.is_over(session_id, incarnation) else set(files)
         missing = dict(files)
 
         def look_in(found: RawBSONDocument) -> None:
