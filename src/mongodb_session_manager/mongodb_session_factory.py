@@ -8,6 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._pool_statistics import PoolReport, PoolStats
+from .archive_policy import ArchivePolicy
+from .blobs import BLOB_THRESHOLD_BYTES
 from .clients import check_client
 from .command_pool import command_pool
 from .mongodb_connection_pool import OwnedClient
@@ -36,11 +38,15 @@ class MongoDBSessionManagerFactory:
         database_name: Where sessions are stored, unless a call says otherwise.
         collection_name: The collection of the session documents, unless a call says otherwise.
         client: A client of yours to borrow. It is never closed here, and ``connection_string`` is ignored.
-        metadata_fields: Default of every manager, like the four below; see ``MongoDBSessionManager``.
+        metadata_fields: Default of every manager, like all below; see ``MongoDBSessionManager``.
         application_name: Stored with new sessions.
         session_type: Stored with new sessions.
         durability: ``"message"`` stores each message at once, ``"turn"`` a whole turn in one write.
         on_conflict: ``"rebase"`` appends behind what another process wrote meanwhile, ``"raise"`` raises.
+        archive_after_messages: Embedded messages from which an agent is archived from.
+        archive_after_bytes: Embedded bytes from which an agent is archived from.
+        archive_block: How many messages are archived at once.
+        blob_threshold_bytes: Size from which on a binary is kept in GridFS.
         **kwargs: Any option of ``MongoClient``; these win over the connection string.
 
     Raises:
@@ -62,6 +68,10 @@ class MongoDBSessionManagerFactory:
         session_type: str = "default",
         durability: Durability = "message",
         on_conflict: OnConflict = "rebase",
+        archive_after_messages: int = ArchivePolicy.after_messages,
+        archive_after_bytes: int = ArchivePolicy.after_bytes,
+        archive_block: int = ArchivePolicy.block,
+        blob_threshold_bytes: int = BLOB_THRESHOLD_BYTES,
         **kwargs: Any,
     ) -> None:
         if client is None:
@@ -83,6 +93,10 @@ class MongoDBSessionManagerFactory:
             "session_type": session_type,
             "durability": durability,
             "on_conflict": on_conflict,
+            "archive_after_messages": archive_after_messages,
+            "archive_after_bytes": archive_after_bytes,
+            "archive_block": archive_block,
+            "blob_threshold_bytes": blob_threshold_bytes,
         }
         self._repositories: dict[tuple[Any, ...], MongoDBSessionRepository] = {}
         try:

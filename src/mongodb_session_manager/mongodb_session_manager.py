@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal
 
@@ -35,7 +36,9 @@ from strands.types.session import Session
 
 from . import documents
 from .agent_follower import AgentFollower, add_new_agent
-from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in_event_loop
+from .archive_policy import ArchivePolicy, DocumentSize
+from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs, check_threshold
+from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in_event_loop, settle
 from .documents import Document, StoredAgent
 from .encoding import encode, to_bson
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
@@ -72,6 +75,12 @@ class MongoDBSessionManager(RepositorySessionManager):
         session_type: Stored with a new session; any text.
         durability: ``"message"`` stores every message as it is added. ``"turn"`` stores all that a turn brought in
             one update at its end: a process that dies inside a turn loses that turn, the user's message included.
+        archive_after_messages: An agent with this many messages in the session document is archived from: the oldest,
+            which its conversation manager has taken out of the live conversation, move to ``<collection>_history``.
+        archive_after_bytes: Or with this many bytes of them.
+        archive_block: How many messages move at once; fewer, where they have half of ``archive_after_bytes``.
+        blob_threshold_bytes: A binary of this size, wherever it is in a message or in state, is kept in GridFS, in
+            ``<collection>_blobs``, and so is a text of 1 MB.
         on_conflict: What to do if another process has stored messages of the same agent meanwhile. ``"rebase"``
             appends behind them; ``"raise"`` raises ``SessionConflictError`` and keeps the unit of work.
         **client_options: Options of the ``MongoClient`` that is made from ``connection_string``; beside ``client``
@@ -80,7 +89,8 @@ class MongoDBSessionManager(RepositorySessionManager):
     Raises:
         InvalidIdentifierError: The session id is empty or holds a slash, a NUL or a lone surrogate.
         TypeError: The session id is no string, or ``client`` is an ``AsyncMongoClient``.
-        ValueError: Neither ``connection_string`` nor ``client``; ``w=0``; an unknown ``durability``.
+        ValueError: Neither ``connection_string`` nor ``client``; ``w=0``; an unknown ``durability``; a threshold
+            below 1.
     """
 
     def __init__(
@@ -96,6 +106,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         session_type: str = "default",
         durability: Durability = "message",
         on_conflict: OnConflict = "rebase",
+        archive_after_messages: int = ArchivePolicy.after_messages,
+        archive_after_bytes: int = ArchivePolicy.after_bytes,
+        archive_block: int = ArchivePolicy.block,
+        blob_threshold_bytes: int = BLOB_THRESHOLD_BYTES,
         _repository: MongoDBSessionRepository | None = None,
         **client_options: Any,
     ) -> None:
@@ -104,6 +118,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         if durability not in ("message", "turn"):
             raise ValueError(f"durability must be 'message' or 'turn', not {durability!r}")
         _check_on_conflict(on_conflict)
+        self._archive_policy = ArchivePolicy(archive_after_messages, archive_after_bytes, archive_block)
+        self._blob_threshold = check_threshold(blob_threshold_bytes)
         # A factory's managers share one: it holds no state, and making one takes 0.1 ms.
         self.session_repository: MongoDBSessionRepository = _repository or MongoDBSessionRepository(
             connection_string,
@@ -121,6 +137,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._store: SessionStore = self.session_repository._store
         self._pool: CommandPool = command_pool(self._store.client)
         self._incarnation: ObjectId | None = None
+        self._document = DocumentSize()
         self._lease_token: str | None = None
         self._prefetched: dict[str, StoredAgent] = {}
         self._agents: dict[str, AgentFollower] = {}
@@ -174,7 +191,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         try:
             follower.stage_agent(agent)
         finally:
-            await _settle(follower.work.send(at_once=alone_on_a_private_loop()))
+            if alone_on_a_private_loop():
+                _wait(follower.work.send(at_once=True))
+            else:
+                await _settle(follower.work.send())
 
     async def _turn_ended(self, event: Any) -> None:
         follower = self._follower(event.agent)
@@ -186,6 +206,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             if error is None:
                 raise
             _add_note(error, failure)
+        else:
+            self._archive_if_due(follower.work)
 
     async def _multi_agent_initialized(self, event: MultiAgentInitializedEvent) -> None:
         state = await self._pool.run(lambda: self._read_multi_agent(event.source))
@@ -346,6 +368,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             except Exception as error:
                 # The others are waited for as well; one error stands for all, each keeps its own unit of work.
                 failure = failure or error
+        for archiving in self._archivings():
+            archiving.result()
         if failure is not None:
             raise failure
 
@@ -463,9 +487,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             document = documents.new_session(
                 self.session_id, self._session_type, self._application_name, moment, moment
             )
-            if new_agent is not None:
-                add_new_agent(document, keys[0], new_agent)
-            created.append(document)
+            if new_agent is not None and add_new_agent(document, keys[0], new_agent, self._blob_threshold):
+                created.append(document)
             return document
 
         # A session that this manager has seen and that is gone was deleted: it is not brought back.
@@ -473,7 +496,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         if opened is None or self._incarnation not in (None, opened.incarnation):
             raise SessionNotFoundError(f"session_id={self.session_id!r} was deleted")
         self._incarnation = opened.incarnation
-        if new_agent is not None and any(document["incarnation"] == opened.incarnation for document in created):
+        self._document.bytes = opened.bytes
+        if any(document["incarnation"] == opened.incarnation for document in created):
             return {keys[0]: _CREATED}
         return opened.agents
 
@@ -495,7 +519,17 @@ class MongoDBSessionManager(RepositorySessionManager):
         return follower
 
     def _new_follower(self, agent_id: str, key: str) -> AgentFollower:
-        work = AgentWork(agent_id, key, self._pool, self._store, self._session_ref, self._filled, self._sent)
+        work = AgentWork(
+            agent_id,
+            key,
+            self._document,
+            self._blob_threshold,
+            self._pool,
+            self._store,
+            self._session_ref,
+            self._filled,
+            self._sent,
+        )
         work.rebase = self._on_conflict == "rebase"
         return AgentFollower(work, by_turn=self._durability == "turn")
 
@@ -521,15 +555,19 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _stage_multi_agent(self, source: Any) -> Sending | None:
         multi_agent_id = check_id(source.id, "multi_agent_id")
-        state = encode(source.serialize_state(), f"multi_agent_id={multi_agent_id!r} state")
-        content = to_bson({"state": state})
+        where = f"multi_agent_id={multi_agent_id!r} state"
+        state = source.serialize_state()
+        content = to_bson({"state": encode(state, where)})
         outbox = self._multi_agents.get(multi_agent_id)
         if outbox is None:
             outbox = Outbox(self._pool, self._store, self._session_ref, self._filled, self._sent)
             self._multi_agents[multi_agent_id] = outbox
         if self._multi_agent_states.get(multi_agent_id) != content:
+            blobs = PendingBlobs(self._blob_threshold)
+            stored = encode(state, where, blobs)
+            documents.check_size({"state": stored}, where)
             self._multi_agent_states[multi_agent_id] = content
-            outbox.put(MultiAgentOperation(multi_agent_id, state))
+            outbox.put(MultiAgentOperation(multi_agent_id, stored, blobs))
         return outbox.send()
 
     # --- sending ----------------------------------------------------------------------------------------------------
@@ -557,6 +595,8 @@ class MongoDBSessionManager(RepositorySessionManager):
                 await _settle(sending)
             except Exception as another:
                 failure = failure or another
+        for archiving in self._archivings():
+            await settle(archiving)
         if failure is not None:
             if error is None:
                 raise failure
@@ -564,7 +604,8 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _outboxes(self) -> list[Outbox]:
         # Copies: an agent may join while another's commit ends in a thread.
-        return [*(follower.work for follower in list(self._agents.values())), *list(self._multi_agents.values())]
+        outboxes: list[Outbox] = [follower.work for follower in list(self._agents.values())]
+        return outboxes + list(self._multi_agents.values())
 
     def _holds_work(self) -> bool:
         return any(outbox.unsent for outbox in self._outboxes())
@@ -579,6 +620,37 @@ class MongoDBSessionManager(RepositorySessionManager):
                 refused = refused or error
         return [outbox.send() for outbox in self._outboxes()], refused
 
+    # --- archiving --------------------------------------------------------------------------------------------------
+
+    def _archive_if_due(self, work: AgentWork) -> None:
+        """Begin to archive in a thread what has left the live conversation, if there is enough of it."""
+        under_way = work.archiving is not None and not work.archiving.done()
+        if not under_way and work.embedded.due(self._archive_policy, self._document.bytes):
+            work.archiving = self._pool.submit(lambda: self._archive(work))
+
+    def _archive(self, work: AgentWork) -> None:
+        before, incarnation = work.embedded, self._incarnation
+        assert incarnation is not None
+        try:
+            left = self._store.archiver.archive(self.session_id, incarnation, work.key, self._archive_policy)
+        except PyMongoError as error:
+            # Nothing is lost by that, and it stays due: the next turn, here or in another process, tries again.
+            logger.warning("session_id=<%s>, error=<%s> | not archived", self.session_id, error)
+            return
+        if left is not None:
+            work.embedded = left
+            self._document.bytes = max(0, self._document.bytes - before.bytes + left.bytes)
+
+    def _archivings(self) -> list[Future[None]]:
+        """Begin to archive what is due; return what is under way."""
+        found = []
+        for follower in list(self._agents.values()):
+            if not follower.work.unsent:
+                self._archive_if_due(follower.work)
+            if follower.work.archiving is not None:
+                found.append(follower.work.archiving)
+        return found
+
     def _filled(self) -> None:
         """Keep this manager alive, and known to the end of the process, while it holds something unsent."""
         _unsent.add(self)
@@ -587,10 +659,12 @@ class MongoDBSessionManager(RepositorySessionManager):
         # In this order: another thread may fill an outbox in between.
         _unsent.discard(self)
         waiting = [outbox for outbox in self._outboxes() if outbox.unsent]
-        if any(not outbox.failure_is_known for outbox in waiting):
-            _unsent.add(self)
-        elif waiting:
+        if not waiting:
+            return
+        if all(outbox.failure_is_known for outbox in waiting):
             _failed.add(self)
+        else:
+            _unsent.add(self)
 
     # --- leases -----------------------------------------------------------------------------------------------------
 

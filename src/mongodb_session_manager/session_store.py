@@ -8,44 +8,50 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
-import bson
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, MongoClient
 from pymongo.collection import Collection
-from pymongo.errors import AutoReconnect, DuplicateKeyError, PyMongoError, ServerSelectionTimeoutError
+from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, PyMongoError, WriteError
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
-from . import statements
+from . import messages_view, statements
+from .archive_policy import Embedded
+from .archiving import Archiver
+from .blobs import BlobOwner, BlobStore, PendingBlobs
 from .clients import check_client
-from .documents import Document, StoredAgent, decode_document
-from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
+from .documents import Document, StoredAgent
+from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
     AgentNotFoundError,
     MessageNotFoundError,
     SessionBusyError,
     SessionConflictError,
     SessionNotFoundError,
+    UnstorableValueError,
 )
-from .statements import Commit, SessionRef, Update
+from .history import History
+from .reading import Reader
+from .sending import back_off, until_known
+from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
 
 logger = logging.getLogger(__name__)
 
-# A command whose connection broke is sent again this often, beyond PyMongo's own retry on replica sets.
-_RECONNECTS = 2
+T = TypeVar("T")
+
 # A writer that loses every race this often is not racing: something else keeps its update from matching.
 _MAX_REBASES = 500
-_MAX_BACK_OFF_SECONDS = 0.05
 _INT32_MAX = 2**31 - 1
+_NAMESPACE_EXISTS = 48
+# What MongoDB answers where an update would make a document larger than 16 MB.
+_DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
 
 
 @dataclass
@@ -54,10 +60,12 @@ class OpenedSession:
 
     Attributes:
         incarnation: The life of the session that was opened.
+        bytes: Size of the session document.
         agents: By key; an agent that the session does not have has ``agent_data`` None.
     """
 
     incarnation: ObjectId
+    bytes: int
     agents: dict[str, StoredAgent]
 
 
@@ -95,6 +103,10 @@ class SessionStore:
             codec_options=PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
         )
         self._writes = self.collection.with_options(codec_options=PLAIN_CODEC_OPTIONS)
+        self.blobs = BlobStore(self.collection.database, collection_name)
+        self._reader = Reader(self.blobs)
+        self.history = History(self._writes, self._reader)
+        self.archiver = Archiver(self, self.history, now)
         self._metadata_fields = tuple(metadata_fields)
         self._indexes_ensured = False
 
@@ -151,13 +163,21 @@ class SessionStore:
                     return None
                 new = create()
                 if self._insert_if_absent(new):
-                    return OpenedSession(new["incarnation"], {key: StoredAgent(agent_data=None) for key in agent_keys})
+                    agents = {key: StoredAgent(agent_data=None) for key in agent_keys}
+                    return OpenedSession(new["incarnation"], 0, agents)
                 continue
-            agents = dict(zip(agent_keys, document["agents_opened"], strict=True))
-            if "incarnation" in document and all(a is None or "message_count" in a for a in agents.values()):
-                opened = {key: _stored_agent(found) for key, found in agents.items()}
-                return OpenedSession(document["incarnation"], opened)
-            self.adopt(session_id, agent_keys)
+            found = dict(zip(agent_keys, document["agents_opened"], strict=True))
+            if "incarnation" not in document or any(a is not None and "message_count" not in a for a in found.values()):
+                self.adopt(session_id, agent_keys)
+                continue
+            opened = OpenedSession(document["incarnation"], int(document["bytes"]), {})
+            for key, agent in found.items():
+                stored = opened.agents[key] = _stored_agent(agent)
+                start, stop = stored.embedded.removed, stored.embedded.archived
+                if start < stop:  # The live window reaches into the history.
+                    stored.window_offset = start
+                    stored.window[:0] = self.history.read(session_id, opened.incarnation, key, start, stop)
+            return opened
 
     def adopt(self, session_id: str, agent_keys: Sequence[str]) -> None:
         """Give an older document its incarnation and counters: one command."""
@@ -172,16 +192,34 @@ class SessionStore:
         self.collection.insert_one(document)
 
     def delete(self, session: SessionRef) -> None:
-        """Delete a session."""
-        while not self.collection.delete_one(session.filter()).deleted_count:
+        """Delete a session, then its history. What a process leaves that dies in between, a sweep removes."""
+        while (found := self.collection.find_one_and_delete(session.filter(), {"incarnation": 1})) is None:
             self._explain(session)
+        if "incarnation" in found:
+            self.history.delete_session(session.session_id, found["incarnation"])
+            self.blobs.delete_session(session.session_id, found["incarnation"])
+
+    def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
+        """Return whether a life of a session is over, for certain: before what belonged to it is deleted.
+
+        It asks by an update that changes nothing. A read might be answered by a server that lags behind, or that does
+        not know yet that it is no longer the primary; a write is acknowledged by a majority.
+        """
+        return not self.update(Update({"_id": session_id, "incarnation": incarnation}, {"$set": {"_id": session_id}}))
 
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
         found = self._raw.find_one(query, projection)
-        if found is None:
-            return None
-        return decode_document(bson.decode(found.raw, CODEC_OPTIONS), found.raw)
+        return None if found is None else self._reader.decode(found)
+
+    def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
+        """Return one document whose values are not encoded: metadata, feedback."""
+        found = self._raw.find_one(query, projection)
+        return None if found is None else self._reader.plain(found)
+
+    def find_raw(self, query: Document, projection: Mapping[str, Any]) -> RawBSONDocument | None:
+        """Return one document as it is stored."""
+        return self._raw.find_one(query, projection)
 
     def _insert_if_absent(self, document: Document) -> bool:
         """Insert a document unless there is one with its id; return whether this one was inserted."""
@@ -211,10 +249,10 @@ class SessionStore:
             SessionBusyError: Somebody else holds the session's lease, or the writer's own has run out.
         """
         for lost_races in range(_MAX_REBASES):
-            if self._update(statements.commit(session, work, now())):
+            if self.update(statements.commit(session, work, now())):
                 return
             standing = self._explain(session, statements.position_projection(work.key, work.position))
-            if work.messages and standing.get("commit_id") == work.commit_id:
+            if work.messages and self.commit_id_at(session, work.key, work.position, standing) == work.commit_id:
                 return  # It had arrived: only its answer was lost.
             if work.creates is not None and standing["exists"]:
                 # Agents are inserted only if absent: whoever came first decides how the agent began.
@@ -233,7 +271,7 @@ class SessionStore:
                         f"from message_id={work.position} on"
                     )
                 work.position = standing["message_count"]
-            _back_off(lost_races)
+            back_off(lost_races)
         raise SessionConflictError(f"session_id={session.session_id!r}, agent {work.key!r}: lost every race")
 
     def rewrite(
@@ -250,16 +288,34 @@ class SessionStore:
         Raises:
             MessageNotFoundError: There is no such message.
         """
-        while not self._update(statements.rewrite(session, key, message_id, body, moment, tracking_id)):
-            projection = {
-                **statements.position_projection(key, message_id),
-                **statements.message_projection(key, message_id),
-            }
-            standing = self._explain(session, projection)
+        incarnation = session.incarnation
+        for times in range(_MAX_REBASES):
+            update = statements.rewrite(session, key, message_id, body, moment, tracking_id)
+            before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
+            if before is not None:
+                incarnation = before.get("incarnation")
+                break
+            standing = self._explain(session, statements.position_projection(key, message_id))
             if not standing["exists"]:
                 raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {key!r}")
-            if not standing["messages"]:
-                raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
+            incarnation = standing.get("incarnation")
+            if not standing["embedded"]:
+                if not standing["archived_count"] or message_id >= standing["message_count"]:
+                    raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
+                # The session document is changed first: it decides who may make a change.
+                if self.update(statements.edit_archived(session, key, moment)):
+                    break
+            back_off(times)
+        else:
+            raise SessionConflictError(f"session_id={session.session_id!r}: lost every race for {message_id=}")
+        # An archiver may hold a copy of an embedded message that it has yet to commit.
+        archived = incarnation and self.history.rewrite(
+            session.session_id, incarnation, key, message_id, body, moment, tracking_id
+        )
+        if before is None and archived is None:
+            raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
+        # What the message was no longer names its blobs. A sweep finds those that a process leaves which ends here.
+        self.blobs.delete(blob_files([before, archived]).keys() - blob_files(body).keys())
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
@@ -269,25 +325,80 @@ class SessionStore:
 
     def read_message(self, session_id: str, key: str, message_id: int) -> Document | None:
         """Return one stored message, decoded, or None."""
-        document = self.find_one({"_id": session_id}, {"_id": 0, **statements.message_projection(key, message_id)})
-        found = (document or {}).get("messages")
-        return found[0] if found else None
+        projection = {
+            **statements.position_projection(key, message_id),
+            **statements.message_projection(key, message_id),
+        }
+        document = self.find_one({"_id": session_id}, projection)
+        if document is None or not document["exists"]:
+            return None
+        if document["messages"]:
+            message: Document = document["messages"][0]
+            return message
+        return self._archived(session_id, key, message_id, document)
 
     def list_messages(self, session_id: str, key: str, offset: int, limit: int | None) -> list[Document]:
         """Return a page of an agent's stored messages, decoded, oldest first."""
         if limit == 0:
             return []
-        # 32 bits are what $slice takes; no document holds as many messages.
-        page = statements.messages_projection(
-            key, min(offset, _INT32_MAX), None if limit is None else min(limit, _INT32_MAX)
-        )
-        document = self.find_one({"_id": session_id}, {"_id": 0, **page})
-        return list((document or {}).get("messages") or [])
+        # 32 bits are what $slice takes; no conversation has as many messages.
+        offset, limit = min(offset, _INT32_MAX), None if limit is None else min(limit, _INT32_MAX - offset)
+        document = self.find_one({"_id": session_id}, statements.page_projection(key, offset, limit))
+        if document is None:
+            return []
+        messages: list[Document] = document["messages"]
+        archived = int(document["archived_count"])
+        stop = archived if limit is None else min(archived, offset + limit)
+        if offset < stop:
+            messages[:0] = self.history.read(session_id, document["incarnation"], key, offset, stop)
+        return messages
 
     def count_messages(self, session_id: str, key: str) -> int:
         """Return how many messages an agent's conversation has."""
         document = self.find_one({"_id": session_id}, {"_id": 0, "count": statements.count_expression(key)})
         return int((document or {}).get("count") or 0)
+
+    def set_metadata(self, session: SessionRef, metadata: Mapping[str, Any]) -> None:
+        """Set metadata fields and leave the others.
+
+        Raises:
+            UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``.
+        """
+        update = statements.set_metadata(session, metadata, now())
+        growth = statements.metadata_size_expression(metadata)
+
+        def has_no_room(standing: Document) -> bool:
+            return bool(standing["size"] > MAX_METADATA_BYTES)
+
+        standing = self.guarded(session, update, {"size": growth}, has_no_room)
+        if standing is not None:
+            raise UnstorableValueError(
+                f"session_id={session.session_id!r}: with {', '.join(map(repr, metadata))} its metadata would have "
+                f"{standing['size']} bytes; at most {MAX_METADATA_BYTES} can be stored"
+            )
+
+    def add_feedback(self, session: SessionRef, feedback: Document, moment: datetime) -> None:
+        """Append a feedback, once; older ones move into the history where there are many."""
+        update = statements.add_feedback(session, feedback, moment)
+        projection = statements.feedback_projection(feedback)
+        while standing := self.guarded(session, update, projection, lambda found: found["stored"] or found["full"]):
+            if standing["stored"]:
+                return
+            if standing.get("incarnation") is None:
+                self.adopt(session.session_id, [])
+                continue
+            self.archiver.archive_feedbacks(session.session_id, standing["incarnation"])
+
+    def get_feedbacks(self, session_id: str) -> list[Document]:
+        """Return a session's feedbacks, decoded, oldest first."""
+        document = self.find_plain({"_id": session_id}, {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1})
+        if document is None:
+            return []
+        feedbacks: list[Document] = document.get("feedbacks") or []
+        archived = int(document.get("feedbacks_archived", 0))
+        if archived:
+            feedbacks[:0] = self.history.read(session_id, document["incarnation"], FEEDBACKS, 0, archived)
+        return feedbacks
 
     def put_multi_agent(self, session: SessionRef, multi_agent_id: str, state: Any) -> None:
         """Store the state of a graph or swarm, of one that is stored already or of a new one."""
@@ -327,35 +438,65 @@ class SessionStore:
             SessionBusyError: Somebody holds its lease.
         """
         for times in range(_MAX_REBASES):
-            if self._update(update):
+            if self.update(update):
                 return None
             standing = self._explain(session, {**statements.STANDING, **(condition or {})})
             if condition is not None and settled(standing):
                 return standing
             # Only a lease had stood in the way, and has ended since.
-            _back_off(times)
+            back_off(times)
         raise SessionConflictError(f"session_id={session.session_id!r}: an update matched nothing and nothing says why")
 
-    def _update(self, update: Update) -> bool:
+    def update(self, update: Update) -> bool:
         """Send an update and return whether it matched."""
         return bool(self._send(update).matched_count)
 
+    def _find_and_update(self, update: Update, projection: Mapping[str, Any]) -> Document | None:
+        """Send an update; return what it changed, as stored before, or None if it did not match."""
+        found: Document | None = self._with_room(
+            update,
+            lambda: self.collection.find_one_and_update(
+                update.filter, update.update, projection, array_filters=update.array_filters
+            ),
+        )
+        return found
+
     def _send(self, update: Update, *, upsert: bool = False) -> UpdateResult:
-        """Send an update until its outcome is known."""
-        reconnects = 0
+        return self._with_room(
+            update,
+            lambda: self._writes.update_one(
+                update.filter, update.update, upsert=upsert, array_filters=update.array_filters
+            ),
+        )
+
+    def _with_room(self, update: Update, send: Callable[[], T]) -> T:
+        """Send an update until its outcome is known; where the document has no room for it, make some.
+
+        Raises:
+            UnstorableValueError: Even without any message there is no room for it. Nothing of it was written.
+        """
         while True:
             try:
-                return self._writes.update_one(
-                    update.filter, update.update, upsert=upsert, array_filters=update.array_filters
-                )
-            except ServerSelectionTimeoutError:
-                raise  # Nothing was sent, and PyMongo has waited long enough.
-            except AutoReconnect:
-                # Sent or not, nobody knows; every statement is guarded or idempotent, so it can be sent again.
-                if reconnects == _RECONNECTS:
+                return until_known(send)
+            except (WriteError, DocumentTooLarge) as error:
+                if isinstance(error, WriteError) and error.code not in _DOCUMENT_TOO_LARGE:
                     raise
-                _back_off(reconnects)
-                reconnects += 1
+                if isinstance(error, DocumentTooLarge) or not self.archiver.make_room(update.filter["_id"]):
+                    raise UnstorableValueError(
+                        f"session_id={update.filter['_id']!r} has no room for this: MongoDB holds 16 MB in a document"
+                    ) from error
+
+    def commit_id_at(self, session: SessionRef, key: str, message_id: int, standing: Document) -> ObjectId | None:
+        """Return the id of the commit that stored a message, given how things stand at its position."""
+        if standing["exists"] and not standing["embedded"]:
+            return (self._archived(session.session_id, key, message_id, standing) or {}).get("commit_id")
+        return standing.get("commit_id")
+
+    def _archived(self, session_id: str, key: str, message_id: int, standing: Document) -> Document | None:
+        """Return a message that is not embedded, given how things stand at its position."""
+        if not standing["archived_count"] or message_id >= standing.get("message_count", 0):
+            return None
+        return self.history.read_message(session_id, standing["incarnation"], key, message_id)
 
     def _explain(self, session: SessionRef, projection: Mapping[str, Any] = statements.STANDING) -> Document:
         """Read why a write did not match; raise the error for it, or return how things stand."""
@@ -374,6 +515,74 @@ class SessionStore:
             raise SessionBusyError(f"session_id={session.session_id!r} is leased by another process", left)
         return standing
 
+    # --- blobs ------------------------------------------------------------------------------------------------------
+
+    def upload(self, session: SessionRef, key: str, message_id: int | None, blobs: PendingBlobs) -> None:
+        """Store the blobs of a message, or of the state of an agent, before the commit that names them.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+        """
+        if not blobs.blobs:
+            return
+        incarnation = session.incarnation
+        while incarnation is None:
+            incarnation = self._explain(session).get("incarnation")
+            if incarnation is None:
+                self.adopt(session.session_id, [])
+        owner: BlobOwner = {
+            "session": session.session_id,
+            "incarnation": incarnation,
+            "agent": key,
+            "message": message_id,
+        }
+        self.blobs.upload(blobs, owner)
+
+    def sweep(self, older_than_seconds: float) -> int:
+        """Remove blobs that nobody names and segments of sessions that are gone; return how many."""
+        return self.blobs.sweep(self._named, older_than_seconds) + self.history.sweep(
+            self.collection.name, self.is_over
+        )
+
+    def _named(
+        self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]
+    ) -> set[ObjectId]:
+        """Return those of these files that the session still names; see ``BlobStore.sweep``."""
+        document = self.find_raw({"_id": session_id, "incarnation": incarnation}, {})
+        if document is None:
+            return set() if self.is_over(session_id, incarnation) else set(files)
+        missing = dict(files)
+
+        def look_in(found: RawBSONDocument) -> None:
+            content = bytes(found.raw)
+            for file_id in [file_id for file_id in missing if file_id.binary in content]:
+                del missing[file_id]
+
+        # The session document first, then its history: what moves meanwhile moves there.
+        look_in(document)
+        for message_id in sorted({message_id for message_id in missing.values() if message_id is not None}):
+            for segment in self.history.raw_segments_covering(session_id, incarnation, key, message_id):
+                look_in(segment)
+        # A commit that found others' messages before it has put its own elsewhere.
+        if missing:
+            for segment in self.history.raw_segments(session_id, incarnation, key):
+                look_in(segment)
+        return files.keys() - missing.keys()
+
+    # --- the view ---------------------------------------------------------------------------------------------------
+
+    def create_messages_view(self) -> str:
+        """Make the view of all messages, or bring it up to date; return its name."""
+        database, name = self.collection.database, f"{self.collection.name}_messages"
+        pipeline = messages_view.pipeline(self.collection.name, self.history.collection.name)
+        try:
+            database.create_collection(name, viewOn=self.collection.name, pipeline=pipeline, check_exists=False)
+        except OperationFailure as error:
+            if error.code != _NAMESPACE_EXISTS:
+                raise
+            database.command("collMod", name, viewOn=self.collection.name, pipeline=pipeline)
+        return name
+
     # --- leases -----------------------------------------------------------------------------------------------------
 
     def take_lease(self, session: SessionRef, owner: str, token: str, seconds: float) -> float | None:
@@ -382,7 +591,7 @@ class SessionStore:
         Raises:
             SessionNotFoundError: The session was deleted.
         """
-        if self._update(statements.take_lease(session, owner, token, seconds)):
+        if self.update(statements.take_lease(session, owner, token, seconds)):
             return None
         try:
             self._explain(session)
@@ -392,7 +601,7 @@ class SessionStore:
 
     def release_lease(self, session_id: str, token: str) -> None:
         """Give a lease back, if it is still this one."""
-        self._update(statements.release_lease(session_id, token))
+        self.update(statements.release_lease(session_id, token))
 
 
 def now() -> datetime:
@@ -404,17 +613,19 @@ def now() -> datetime:
 def _stored_agent(found: Document | None) -> StoredAgent:
     if found is None:
         return StoredAgent(agent_data=None)
+    embedded = Embedded(
+        archived=int(found["archived_count"]),
+        count=int(found["embedded"]),
+        bytes=int(found["bytes"]),
+        removed=max(0, int(found["removed"])),
+    )
     return StoredAgent(
         agent_data=found.get("agent_data", {}),
         message_count=int(found["message_count"]),
-        window_offset=int(found["archived_count"] + found["skip"]),
+        window_offset=max(embedded.removed, embedded.archived),
         window=found["window"],
+        embedded=embedded,
     )
-
-
-def _back_off(times: int) -> None:
-    """Wait a moment, longer and more random each time, so that writers that collided do not collide again."""
-    time.sleep(random.uniform(0, min(_MAX_BACK_OFF_SECONDS, 0.001 * 2 ** min(times, 10))))
 
 
 _ensured: set[tuple[frozenset[Any], str, tuple[str, ...]]] = set()

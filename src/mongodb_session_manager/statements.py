@@ -13,9 +13,10 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from bson import ObjectId
+from bson import MaxKey, MinKey, ObjectId
 
 from .documents import Document, message_document, new_agent
+from .encoding import to_bson
 from .keys import encode_key
 from .metrics import Totals
 
@@ -58,6 +59,28 @@ class SessionRef(NamedTuple):
             document["$expr"] = {"$gt": ["$lease.expires_at", "$$NOW"]}
         document.update(conditions)
         return document
+
+    def filter_that(self, condition: Document, **conditions: Any) -> Document:
+        """Return the same filter with one more condition, an expression."""
+        document = self.filter(**conditions)
+        document["$expr"] = {"$and": [document["$expr"], condition]}
+        return document
+
+
+FEEDBACKS = "$feedbacks"
+"""Stands in a segment's ``_id`` where an agent's key would; no agent has such a key."""
+
+MAX_FEEDBACKS = 200
+"""A session document with this many feedbacks is archived from before it takes another."""
+
+MAX_FEEDBACK_BYTES = 256 * 1024
+"""Or with this many bytes of them."""
+
+MAX_METADATA_BYTES = 4 * 1024 * 1024
+"""What a session's metadata may have as BSON: MongoDB takes 16 MB in a document, and a conversation needs room."""
+
+# How many messages a conversation manager has taken out of the live conversation, from the first one on.
+_REMOVED = "agent_data.conversation_manager_state.removed_message_count"
 
 
 @dataclass
@@ -141,22 +164,57 @@ def rewrite(
         tracking_id: Every message with this id as well: a retried prompt may stand in the conversation twice.
     """
     agent = f"agents.{key}"
+    changes, array_filters = _rewriting(f"{agent}.messages", message_id, body, now, tracking_id)
+    changes["$set"].update({f"{agent}.updated_at": now, "updated_at": now})
+    changes["$inc"] = {f"{agent}.edits": 1}
+    return Update(session.filter(**{f"{agent}.messages.message_id": message_id}), changes, array_filters)
+
+
+def edit_archived(session: SessionRef, key: str, now: datetime) -> Update:
+    """Return the update that announces the change of a message that is archived, if the writer may make it."""
+    agent = f"agents.{key}"
+    return Update(
+        session.filter(**{f"{agent}.archived_count": {"$gt": 0}}),
+        {"$set": {f"{agent}.updated_at": now, "updated_at": now}, "$inc": {f"{agent}.edits": 1}},
+    )
+
+
+def rewrite_in_segment(
+    segment: Document, message_id: int, body: Mapping[str, Any], now: datetime, tracking_id: str | None
+) -> Update:
+    """Return the update of a segment that replaces parts of a message in it; arguments as for ``rewrite``."""
+    changes, array_filters = _rewriting("messages", message_id, body, now, tracking_id)
+    return Update({"_id": segment, "messages.message_id": message_id}, changes, array_filters)
+
+
+def rewritten_projection(key: str, message_id: int, tracking_id: str | None) -> Document:
+    """Return the projection of the messages that ``rewrite`` replaces."""
+    return {"incarnation": 1, "messages": _rewritten(_messages(f"$agents.{key}"), message_id, tracking_id)}
+
+
+def rewritten_in_segment_projection(message_id: int, tracking_id: str | None) -> Document:
+    """Return the projection of the messages that ``rewrite_in_segment`` replaces."""
+    return {"messages": _rewritten("$messages", message_id, tracking_id)}
+
+
+def _rewritten(messages: Any, message_id: int, tracking_id: str | None) -> Document:
+    which: Document = {"$eq": ["$$m.message_id", message_id]}
+    if tracking_id is not None:
+        which = {"$or": [which, {"$eq": ["$$m.tracking_id", {"$literal": tracking_id}]}]}
+    return {"$filter": {"input": messages, "as": "m", "cond": which}}
+
+
+def _rewriting(
+    messages: str, message_id: int, body: Mapping[str, Any], now: datetime, tracking_id: str | None
+) -> tuple[dict[str, Document], list[Document]]:
     which: Document = {"m.message_id": message_id}
     if tracking_id is not None:
         which = {"$or": [which, {"m.tracking_id": tracking_id}]}
-    changed = {f"{agent}.messages.$[m].{name}": value for name, value in body.items()}
-    changed[f"{agent}.messages.$[m].updated_at"] = now
+    changed = {f"{messages}.$[m].{name}": value for name, value in body.items()}
+    changed[f"{messages}.$[m].updated_at"] = now
     # `message` is where older documents keep role and content.
-    removed = {f"{agent}.messages.$[m].{name}": "" for name in ("message", "extra") if name not in body}
-    return Update(
-        session.filter(**{f"{agent}.messages.message_id": message_id}),
-        {
-            "$set": {**changed, f"{agent}.updated_at": now, "updated_at": now},
-            "$unset": removed,
-            "$inc": {f"{agent}.edits": 1},
-        },
-        array_filters=[which],
-    )
+    removed = {f"{messages}.$[m].{name}": "" for name in ("message", "extra") if name not in body}
+    return {"$set": changed, "$unset": removed}, [which]
 
 
 def late_metrics(
@@ -220,10 +278,23 @@ def multi_agent(session: SessionRef, multi_agent_id: str, state: Any, now: datet
 
 def set_metadata(session: SessionRef, metadata: Mapping[str, Any], now: datetime) -> Update:
     """Return the update that sets these metadata fields and leaves the others."""
+    has_room = {"$lte": [metadata_size_expression(metadata), MAX_METADATA_BYTES]}
     return Update(
-        session.filter(),
+        session.filter_that(has_room),
         {"$set": {**{f"metadata.{key}": value for key, value in metadata.items()}, "updated_at": now}},
     )
+
+
+def metadata_size_expression(metadata: Mapping[str, Any]) -> Document:
+    """Return the expression for the size that a session's metadata will have with these fields, in bytes."""
+    replaced = {str(index): f"$metadata.{key}" for index, key in enumerate(metadata)}
+    added = len(to_bson({str(index): value for index, value in enumerate(metadata.values())}))
+    return {
+        "$add": [
+            {"$bsonSize": {"$ifNull": ["$metadata", {}]}},
+            {"$subtract": [added, {"$bsonSize": replaced}]},
+        ]
+    }
 
 
 def unset_metadata(session: SessionRef, keys: Iterable[str], now: datetime) -> Update:
@@ -232,16 +303,28 @@ def unset_metadata(session: SessionRef, keys: Iterable[str], now: datetime) -> U
 
 
 def add_feedback(session: SessionRef, feedback: Document, now: datetime) -> Update:
-    """Return the update that appends one feedback, unless the one with its ``commit_id`` is there."""
+    """Return the update that appends one feedback, if there is room and the one with its ``commit_id`` is not there."""
     return Update(
-        session.filter(**{"feedbacks.commit_id": {"$ne": feedback["commit_id"]}}),
+        session.filter_that({"$not": _FEEDBACKS_ARE_FULL}, **{"feedbacks.commit_id": {"$ne": feedback["commit_id"]}}),
         {"$push": {"feedbacks": feedback}, "$set": {"updated_at": now}},
     )
 
 
 def feedback_projection(feedback: Document) -> Document:
-    """Return the projection that tells whether a feedback is stored."""
-    return {"stored": {"$in": [feedback["commit_id"], {"$ifNull": ["$feedbacks.commit_id", []]}]}}
+    """Return the projection that tells whether a feedback is stored, and if not, whether there is no room for it."""
+    return {
+        "stored": {"$in": [feedback["commit_id"], {"$ifNull": ["$feedbacks.commit_id", []]}]},
+        "full": _FEEDBACKS_ARE_FULL,
+    }
+
+
+_FEEDBACKS: Document = {"$ifNull": ["$feedbacks", []]}
+_FEEDBACKS_ARE_FULL: Document = {
+    "$or": [
+        {"$gte": [{"$size": _FEEDBACKS}, MAX_FEEDBACKS]},
+        {"$gte": [{"$bsonSize": {"f": _FEEDBACKS}}, MAX_FEEDBACK_BYTES]},
+    ]
+}
 
 
 # --- leases: all times are the server's -----------------------------------------------------------------------------
@@ -285,29 +368,39 @@ def open_projection(agent_keys: Sequence[str]) -> Document:
     The window begins at the agent's ``removed_message_count``: a conversation manager has taken the messages before
     it out of the live conversation. So the bytes read depend on the window, not on the length of the conversation.
     """
-    return {"incarnation": 1, "agents_opened": [_agent_window(key) for key in agent_keys]}
+    return {
+        "incarnation": 1,
+        "bytes": {"$bsonSize": "$$ROOT"},
+        "agents_opened": [_agent_window(key) for key in agent_keys],
+    }
 
 
 @lru_cache(maxsize=256)  # A service opens the same few agents again and again.
 def _agent_window(key: str) -> Document:
     agent = f"$agents.{key}"
-    removed = f"{agent}.agent_data.conversation_manager_state.removed_message_count"
+    removed = f"{agent}.{_REMOVED}"
     # A positive position: a negative one counts from the end. A length of 0 would be an error.
     window = {"$slice": ["$$messages", "$$skip", {"$max": [1, {"$size": "$$messages"}]}]}
     opened = {
         "agent_data": f"{agent}.agent_data",
         "message_count": f"{agent}.message_count",
         "archived_count": "$$archived",
-        "skip": "$$skip",
+        "removed": "$$removed",
+        "embedded": {"$size": "$$messages"},
+        "bytes": {"$bsonSize": agent},
         "window": {"$map": {"input": window, "as": "m", "in": {name: f"$$m.{name}" for name in _WINDOW_FIELDS}}},
     }
-    skip = {"$max": [0, {"$subtract": [_number(removed), "$$archived"]}]}
+    skip = {"$max": [0, {"$subtract": ["$$removed", "$$archived"]}]}
     return {
         "$cond": [
             {"$eq": [{"$type": agent}, "object"]},
             {
                 "$let": {
-                    "vars": {"messages": _messages(agent), "archived": _number(f"{agent}.archived_count")},
+                    "vars": {
+                        "messages": _messages(agent),
+                        "archived": _number(f"{agent}.archived_count"),
+                        "removed": _number(removed),
+                    },
                     "in": {"$let": {"vars": {"skip": skip}, "in": opened}},
                 }
             },
@@ -324,6 +417,8 @@ def position_projection(key: str, message_id: int) -> Document:
         **STANDING,
         "exists": {"$eq": [{"$type": agent}, "object"]},
         "message_count": f"{agent}.message_count",
+        "archived_count": _number(f"{agent}.archived_count"),
+        "embedded": {"$ne": [at_position, []]},
         "commit_id": {"$first": {"$map": {"input": at_position, "as": "m", "in": "$$m.commit_id"}}},
     }
 
@@ -332,11 +427,26 @@ STANDING: Document = {"incarnation": 1, "lease": 1, "now": "$$NOW"}
 """Projection of what decides whether a write is allowed at all."""
 
 
-def messages_projection(key: str, offset: int, limit: int | None) -> Document:
-    """Return the projection of one page of an agent's embedded messages."""
-    messages = _messages(f"$agents.{key}")
-    length: Any = limit if limit is not None else {"$max": [1, {"$size": messages}]}
-    return {"messages": {"$slice": [messages, offset, length]}}
+def page_projection(key: str, offset: int, limit: int | None) -> Document:
+    """Return the projection of the embedded part of a page of an agent's messages, and of where that part begins."""
+    archived = _number(f"$agents.{key}.archived_count")
+    length: Any = {"$size": "$$messages"}
+    if limit is not None:
+        # What of the page lies before the embedded messages is not taken from them.
+        length = {"$min": [limit, {"$subtract": [offset + limit, "$$archived"]}]}
+    page = {"$slice": ["$$messages", {"$max": [0, {"$subtract": [offset, "$$archived"]}]}, {"$max": [1, "$$length"]}]}
+    return {
+        "incarnation": 1,
+        "archived_count": archived,
+        "messages": {
+            "$let": {
+                "vars": {"messages": _messages(f"$agents.{key}"), "archived": archived},
+                "in": {
+                    "$let": {"vars": {"length": length}, "in": {"$cond": [{"$gt": ["$$length", 0]}, page, []]}},
+                },
+            }
+        },
+    }
 
 
 def message_projection(key: str, message_id: int) -> Document:
@@ -402,6 +512,128 @@ def adopt(agent_keys: Sequence[str]) -> list[Document]:
             ]
         }
     return [{"$set": fields}]
+
+
+# --- history --------------------------------------------------------------------------------------------------------
+
+
+def segment_id(session_id: str, incarnation: ObjectId, key: str, first: int) -> Document:
+    """Return the ``_id`` of the segment whose first message stands at this position. The order of fields counts."""
+    return {"session": session_id, "incarnation": incarnation, "agent": key, "first": first}
+
+
+def segments_of(session_id: str, incarnation: ObjectId) -> Document:
+    """Return the condition on ``_id`` that all segments of one life of a session meet, and no others."""
+    of_session = {"session": session_id, "incarnation": incarnation}
+    return {"$gte": {**of_session, "agent": MinKey()}, "$lte": {**of_session, "agent": MaxKey()}}
+
+
+SEGMENT_BOUNDS: Document = {
+    "first_id": {"$first": "$messages.message_id"},
+    "last_id": {"$last": "$messages.message_id"},
+}
+"""Projection of the lowest and the highest ``message_id`` of a segment."""
+
+
+def segment_page_projection(start: int, stop: int) -> Document:
+    """Return the projection of those messages of a segment that stand between two positions."""
+    begin = {"$max": [start, "$_id.first"]}
+    length = {"$max": [1, {"$subtract": [stop, begin]}]}
+    return {"count": 1, "messages": {"$slice": ["$messages", {"$subtract": [begin, "$_id.first"]}, length]}}
+
+
+def segment_message_projection(message_id: int) -> Document:
+    """Return the projection of one message of a segment."""
+    return {"messages": {"$filter": {"input": "$messages", "as": "m", "cond": {"$eq": ["$$m.message_id", message_id]}}}}
+
+
+def block_projection(key: str, block: int) -> Document:
+    """Return the projection of what an archiver needs: the oldest embedded messages and how things stand."""
+    if key == FEEDBACKS:
+        archived = _number("$feedbacks_archived")
+        size = {"$size": _FEEDBACKS}
+        return {
+            "bytes": {"$bsonSize": "$$ROOT"},
+            "agent": {
+                "archived_count": archived,
+                "edits": {"$literal": 0},  # Nobody edits a feedback.
+                "removed": {"$add": [archived, size]},
+                "embedded": size,
+                "bytes": {"$bsonSize": {"f": _FEEDBACKS}},
+            },
+            "messages": {"$slice": [_FEEDBACKS, block]},
+        }
+    agent = f"$agents.{key}"
+    messages = _messages(agent)
+    return {
+        "bytes": {"$bsonSize": "$$ROOT"},
+        "agent": {
+            "archived_count": f"{agent}.archived_count",
+            "edits": f"{agent}.edits",
+            "removed": _number(f"{agent}.{_REMOVED}"),
+            "embedded": {"$size": messages},
+            "bytes": {"$ifNull": [{"$bsonSize": f"{agent}"}, 0]},
+        },
+        "messages": {"$slice": [messages, block]},
+    }
+
+
+def archive(session_id: str, incarnation: ObjectId, key: str, first: int, count: int, edits: int) -> Update:
+    """Return the update that commits a segment: it drops exactly its messages from the session document.
+
+    It asks for no lease: what a conversation holds does not change by this, only where.
+    """
+    which: Document = {"_id": session_id, "incarnation": incarnation}
+    if key == FEEDBACKS:
+        which["feedbacks_archived"] = first if first else {"$in": [None, 0]}
+        return Update(which, [{"$set": {"feedbacks": _rest("$feedbacks", count), "feedbacks_archived": first + count}}])
+    agent = f"agents.{key}"
+    which.update({f"{agent}.archived_count": first, f"{agent}.edits": edits})
+    messages = _rest(f"${agent}.messages", count)
+    return Update(which, [{"$set": {f"{agent}.messages": messages, f"{agent}.archived_count": first + count}}])
+
+
+def _rest(messages: str, count: int) -> Document:
+    return {"$slice": [messages, count, {"$max": [1, {"$size": messages}]}]}
+
+
+def ended_lives(sessions: str) -> list[Document]:
+    """Return the pipeline on segments that yields the lives of sessions that are over, ``{session, incarnation}``."""
+    same_life = {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}
+    return [
+        {"$group": {"_id": {"session": "$_id.session", "incarnation": "$_id.incarnation"}}},
+        {
+            "$lookup": {
+                "from": sessions,
+                "localField": "_id.session",
+                "foreignField": "_id",
+                "let": {"incarnation": "$_id.incarnation"},
+                "pipeline": [{"$match": same_life}, {"$project": {"_id": 1}}],
+                "as": "alive",
+            }
+        },
+        {"$match": {"alive": []}},
+    ]
+
+
+SIZES: Document = {
+    "incarnation": 1,
+    "bytes": {"$bsonSize": "$$ROOT"},
+    "feedbacks": {"$bsonSize": {"f": _FEEDBACKS}},
+    "agents": {
+        "$map": {
+            "input": {"$objectToArray": {"$ifNull": ["$agents", {}]}},
+            "as": "a",
+            "in": {
+                "key": "$$a.k",
+                "messages": {"$bsonSize": {"m": {"$ifNull": ["$$a.v.messages", []]}}},
+                "archived_count": "$$a.v.archived_count",
+                "edits": "$$a.v.edits",
+            },
+        }
+    },
+}
+"""Projection of the size of a session document and of each agent's embedded messages, in bytes."""
 
 
 def _messages(agent: str) -> Document:

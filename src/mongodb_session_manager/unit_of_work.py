@@ -13,19 +13,25 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
+from .blobs import PendingBlobs
 from .command_pool import CommandPool, settle
 from .documents import Document, check_size
-from .encoding import encode, same
+from .encoding import encode, same, to_bson
+from .errors import UnstorableValueError
 from .metrics import Totals
 from .session_store import SessionStore, now
 from .statements import Commit, SessionRef, late_metrics, message_projection
 
 _NEVER_STAGED = object()
+
+# MongoDB takes 16 MB in an update; a message that would make a commit larger than this begins the next one.
+_COMMIT_BYTES = 15 * 1024 * 1024
 
 
 class Operation(Protocol):
@@ -38,7 +44,14 @@ class Operation(Protocol):
     started: bool
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
-        """Store it; an error means that it is to be sent again."""
+        """Store it; an error means that it is to be sent again.
+
+        Raises:
+            UnstorableValueError: It can never be stored as it is.
+        """
+
+    def refuse(self) -> bool:
+        """Drop what can never be stored; return whether something else is left to send."""
 
 
 class Entry:
@@ -48,15 +61,19 @@ class Entry:
         message_id: Its id once it is stored.
         body: What is stored of it while it waits.
         source: The live message object it came from.
+        blobs: What of it is too large for the session document, while it waits.
         commit: The operation that carries it while it waits.
     """
 
-    __slots__ = ("body", "commit", "message_id", "source")
+    __slots__ = ("blobs", "body", "commit", "message_id", "source")
 
-    def __init__(self, message_id: int | None, *, source: Any, body: Document | None = None) -> None:
+    def __init__(
+        self, message_id: int | None, *, source: Any, body: Document | None = None, blobs: PendingBlobs | None = None
+    ) -> None:
         self.message_id = message_id
         self.body = body or {}
         self.source = source
+        self.blobs = blobs
         self.commit: AppendOperation | None = None
 
 
@@ -64,11 +81,12 @@ class Entry:
 class AppendOperation:
     """New messages, changed fields, a new agent's record: one commit."""
 
+    agent: AgentWork
     work: Commit
-    position: Callable[[], int]
-    stored: Callable[[Commit, list[Entry]], None]
     rebase: bool
     entries: list[Entry] = field(default_factory=list)
+    bytes: int = 0
+    state_blobs: list[PendingBlobs] = field(default_factory=list)
     started: bool = False
     placed: bool = False
 
@@ -76,10 +94,22 @@ class AppendOperation:
         """Store it, at the position that is next now, or where it was first sent to."""
         if not self.placed:
             self.placed = True
-            self.work.position = self.position()
+            self.work.position = self.agent.position
         self.work.messages = [entry.body for entry in self.entries]
+        document = self.agent.document
+        if document.bytes + self.bytes > MAKE_ROOM_ABOVE_BYTES and store.archiver.make_room(session.session_id):
+            document.bytes = 0  # Or whatever is left: it is known when the session is read again.
+        for blobs in self.state_blobs:
+            store.upload(session, self.work.key, None, blobs)
+        for index, entry in enumerate(self.entries):
+            if entry.blobs is not None:
+                store.upload(session, self.work.key, self.work.position + index, entry.blobs)
         store.commit(session, self.work, rebase=self.rebase)
-        self.stored(self.work, self.entries)
+        self.agent.was_stored(self)
+
+    def refuse(self) -> bool:
+        """Drop the changed fields, if there are messages beside them, else everything."""
+        return self.agent.was_refused(self)
 
 
 @dataclass(eq=False)
@@ -90,12 +120,20 @@ class RewriteOperation:
     entry: Entry
     body: Document
     tracking_id: str | None = None
+    blobs: PendingBlobs | None = None
     started: bool = False
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Rewrite the message where it stands."""
-        assert self.entry.message_id is not None
+        if self.entry.message_id is None:
+            return  # It was refused.
+        if self.blobs is not None:
+            store.upload(session, self.key, self.entry.message_id, self.blobs)
         store.rewrite(session, self.key, self.entry.message_id, self.body, now(), self.tracking_id)
+
+    def refuse(self) -> bool:
+        """Drop it."""
+        return False
 
 
 @dataclass(eq=False)
@@ -110,11 +148,16 @@ class LateMetricsOperation:
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the metrics, unless the message has some by now."""
-        assert self.entry.message_id is not None
+        if self.entry.message_id is None:
+            return  # It was refused.
         update = late_metrics(session, self.key, self.entry.message_id, self.metrics, self.totals, now())
         there = message_projection(self.key, self.entry.message_id)
         # It has metrics by now, or is gone; or else only a lease had stood in the way.
         store.guarded(session, update, there, lambda found: all("event_loop_metrics" in m for m in found["messages"]))
+
+    def refuse(self) -> bool:
+        """Drop it."""
+        return False
 
 
 @dataclass(eq=False)
@@ -123,11 +166,17 @@ class MultiAgentOperation:
 
     multi_agent_id: str
     state: Any
+    blobs: PendingBlobs
     started: bool = False
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the state."""
+        store.upload(session, "", None, self.blobs)
         store.put_multi_agent(session, self.multi_agent_id, self.state)
+
+    def refuse(self) -> bool:
+        """Drop it."""
+        return False
 
 
 class Sending:
@@ -257,9 +306,13 @@ class Outbox:
         """Do what is too slow for an event loop, before each operation."""
 
     def _drain(self, future: Future[None]) -> None:
+        refused: UnstorableValueError | None = None
         try:
             while True:
-                self._prepare()
+                try:
+                    self._prepare()
+                except UnstorableValueError as error:
+                    refused = refused or error  # What else waits is sent all the same.
                 with self.lock:
                     if not self._has_work():
                         # Under the lock: whoever queues from here on finds nobody sending and begins anew.
@@ -269,7 +322,12 @@ class Outbox:
                         continue
                     operation = self.queue[0]
                     operation.started = True
-                operation.send(self._store, self._session())
+                try:
+                    operation.send(self._store, self._session())
+                except UnstorableValueError as error:
+                    refused = refused or error
+                    if operation.refuse():
+                        continue
                 with self.lock:
                     if self.queue and self.queue[0] is operation:
                         self.queue.popleft()
@@ -278,7 +336,10 @@ class Outbox:
                 self._sending = None
             future.set_exception(error)
         else:
-            future.set_result(None)
+            if refused is None:
+                future.set_result(None)
+            else:
+                future.set_exception(refused)
         self._sent()
 
 
@@ -303,20 +364,27 @@ class AgentWork(Outbox):
         position: The ``message_id`` that is next, as far as this process knows.
         last: The message that was appended last.
         rebase: Whether new commits append behind what others have stored meanwhile.
-        waiting_bytes: Size of the messages that wait, in bytes, as far as whoever stages them counts it.
+        embedded: What the agent has in the session document.
+        document: The size of that document.
+        blob_threshold: From how many bytes on a binary becomes a blob.
+        archiving: The archiving of the agent's messages that is under way or was the last, if any was.
     """
 
-    def __init__(self, agent_id: str, key: str, *args: Any) -> None:
+    def __init__(self, agent_id: str, key: str, document: DocumentSize, blob_threshold: int, *args: Any) -> None:
         super().__init__(*args)
         self.agent_id = agent_id
         self.key = key
+        self.document = document
+        self.blob_threshold = blob_threshold
+        self.embedded = Embedded()
+        self.archiving: Future[None] | None = None
         self.rebase = True
         self.position = 0
         self.last: Entry | None = None
         # By tracking id, oldest first. Restored messages join on first need: few are ever looked for.
         self._known: dict[str, list[Entry]] = {}
-        self._restored: dict[str, list[tuple[int, Any]]] = {}
-        self.waiting_bytes = 0
+        self._restored: list[tuple[int, Any]] = []
+        self._restored_ids: set[str | None] = set()
         # What each field was last staged with, encoded. State is compared by identity and version first.
         self._staged: Document = {}
         self._riding: Document = {}
@@ -325,44 +393,57 @@ class AgentWork(Outbox):
         self._stored_state: Any = None
         self._changed_state: Any = None
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Size of what waits, in bytes; blobs count, too."""
+        waiting = [operation for operation in list(self.queue) if isinstance(operation, AppendOperation)]
+        blobs = [entry.blobs.total_bytes for operation in waiting for entry in operation.entries if entry.blobs]
+        return sum(operation.bytes for operation in waiting) + sum(blobs)
+
     # --- messages ---------------------------------------------------------------------------------------------------
 
-    def append(self, body: Document, source: Any, totals: Callable[[Totals], None]) -> Entry:
-        """Put a message into the next commit."""
+    def append(
+        self, body: Document, size: int, source: Any, totals: Callable[[Totals], None], blobs: PendingBlobs | None
+    ) -> Entry:
+        """Put a message of ``size`` bytes, besides its blobs, into the next commit."""
         body["created_at"] = now()
-        entry = Entry(None, source=source, body=body)
+        entry = Entry(None, source=source, body=body, blobs=blobs)
         with self.lock:
-            entry.commit = operation = self._open_append()
+            entry.commit = operation = self._open_append(size)
             operation.entries.append(entry)
+            operation.bytes += size
             totals(operation.work.totals)
         self.last = entry
         if tracking_id := body.get("tracking_id"):
-            if same := self.known(tracking_id):
-                same.append(entry)
-            else:
-                self._known[tracking_id] = [entry]
+            self._known.setdefault(tracking_id, []).append(entry)
         self._fill()
         return entry
 
-    def know(self, messages: list[tuple[int, Any]]) -> None:
+    def know(self, message_ids: Sequence[int], messages: list[Any]) -> None:
         """Take note of the stored messages of the live conversation: their ids and what they became."""
-        for message in messages:
-            self._restored.setdefault(message[1].get("tracking_id"), []).append(message)
+        self._restored = list(zip(message_ids, messages, strict=True))
+        self._restored_ids = {message.get("tracking_id") for message in messages}
         if messages:
-            message_id, source = messages[-1]
-            same = self.known(source.get("tracking_id"))
-            self.last = same[-1] if same else Entry(message_id, source=source)
+            same = self.known(messages[-1].get("tracking_id"))
+            self.last = same[-1] if same else Entry(message_ids[-1], source=messages[-1])
 
     def known(self, tracking_id: str | None) -> list[Entry]:
         """Return the known messages with this ``tracking_id``, oldest first."""
         if not tracking_id:
             return []
-        if tracking_id in self._restored:
-            entries = [Entry(message_id, source=source) for message_id, source in self._restored.pop(tracking_id)]
+        if tracking_id in self._restored_ids:
+            self._restored_ids.remove(tracking_id)
+            entries = [
+                Entry(message_id, source=source)
+                for message_id, source in self._restored
+                if source.get("tracking_id") == tracking_id
+            ]
             self._known[tracking_id] = entries + self._known.get(tracking_id, [])
         return self._known.get(tracking_id, [])
 
-    def change(self, entry: Entry, body: Document, tracking_id: str | None = None) -> bool:
+    def change(
+        self, entry: Entry, body: Document, tracking_id: str | None = None, blobs: PendingBlobs | None = None
+    ) -> bool:
         """Replace parts of a message: where it waits, if it was never sent, else where it is stored.
 
         What is in flight is not changed by that; the rewrite queues behind it. A message that was ever sent is edited
@@ -375,18 +456,21 @@ class AgentWork(Outbox):
             operation = entry.commit
             if operation is not None:
                 entry.body = {**{k: v for k, v in entry.body.items() if k != "extra"}, **body}
+                # Those of the old content are not to be sent again, either.
+                entry.blobs = blobs
                 if not operation.started:
                     return False
-            self.queue.append(RewriteOperation(self.key, entry, body, tracking_id))
+            self.queue.append(RewriteOperation(self.key, entry, body, tracking_id, blobs))
         self._fill()
         return True
 
     def prune(self, live: list[Any]) -> None:
         """Forget messages that have left the live conversation, so that a long one does not fill the memory."""
-        if len(self._known) + len(self._restored) <= 2 * len(live) + 100:
+        if len(self._known) + len(self._restored_ids) <= 2 * len(live) + 100:
             return
         kept = {message.get("tracking_id") for message in live}
-        self._restored = {tracking_id: same for tracking_id, same in self._restored.items() if tracking_id in kept}
+        self._restored = [stored for stored in self._restored if stored[1].get("tracking_id") in kept]
+        self._restored_ids &= kept
         self._known = {
             tracking_id: entries
             for tracking_id, entries in self._known.items()
@@ -397,31 +481,59 @@ class AgentWork(Outbox):
         last = self.queue[-1] if self.queue else None
         return last if isinstance(last, AppendOperation) and not last.started else None
 
-    def _open_append(self) -> AppendOperation:
-        """Return the commit that is still open to more, with the fields that were to ride with it."""
+    def _open_append(self, size: int = 0) -> AppendOperation:
+        """Return the commit that is still open to ``size`` bytes more, with the fields that were to ride with it."""
         operation = self._waiting_append()
-        if operation is None:
-            operation = AppendOperation(Commit(self.key, 0), lambda: self.position, self._was_stored, self.rebase)
+        if operation is None or (operation.bytes and operation.bytes + size > _COMMIT_BYTES):
+            operation = AppendOperation(self, Commit(self.key, 0), self.rebase)
             self.queue.append(operation)
         if self._riding:
             operation.work.fields.update(self._riding)
             self._riding.clear()
         return operation
 
-    def _was_stored(self, work: Commit, entries: list[Entry]) -> None:
+    def was_stored(self, operation: AppendOperation) -> None:
+        """Take note that a commit is stored."""
+        work, entries = operation.work, operation.entries
         for index, entry in enumerate(entries):
             entry.message_id = work.position + index
-            entry.commit = None
+            entry.commit = entry.blobs = None
             entry.body = {}
         if entries:
             self.position = work.position + len(entries)
-            self.waiting_bytes = 0
+        embedded = self.embedded
+        embedded.count += len(entries)
+        embedded.bytes += operation.bytes
+        self.document.bytes += operation.bytes
+        window = work.fields.get("conversation_manager_state")
+        if isinstance(window, dict) and isinstance(removed := window.get("removed_message_count"), int):
+            embedded.removed = removed
+
+    def was_refused(self, operation: AppendOperation) -> bool:
+        """Take note that MongoDB has no room for a commit; return whether its messages are to be tried alone."""
+        work, entries = operation.work, operation.entries
+        for name in work.fields:
+            self._staged.pop(name, None)
+        with self.lock:
+            if work.fields and entries:
+                work.fields = {}
+                return True
+            for entry in entries:
+                entry.commit = entry.blobs = None
+                entry.body = {}
+            if self.last in entries:
+                self.last = None  # It is stored nowhere; no other message is to be redacted in its place.
+        return False
 
     def drop(self) -> None:
         """Forget what is queued and what has changed."""
         self._changed_state = None
         self._riding.clear()
         super().drop()
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self.archiving = None
 
     def set_rebase(self, rebase: bool) -> None:
         """Decide anew what the waiting commits do on a conflict."""
@@ -432,10 +544,13 @@ class AgentWork(Outbox):
 
     # --- the agent's record -----------------------------------------------------------------------------------------
 
-    def create(self, agent_data: Document) -> None:
+    def create(self, agent_data: Document, blobs: PendingBlobs) -> None:
         """Put the record of a new agent into the next commit."""
         with self.lock:
-            self._open_append().work.creates = agent_data
+            operation = self._open_append()
+            operation.work.creates = agent_data
+            operation.state_blobs.append(blobs)
+            operation.bytes += len(to_bson(agent_data))
         self._fill()
 
     def stage(self, fields: Mapping[str, Any], riding: str | None = None) -> None:
@@ -447,29 +562,36 @@ class AgentWork(Outbox):
             fields: The fields, as they are now.
             riding: Name of a field that is not worth a commit of its own: it waits for one that is made anyway.
         """
-        changed = {}
+        staged: Document = {}
+        changed: Document = {}
+        blobs = PendingBlobs(self.blob_threshold)
+        size = 0
         for name, value in fields.items():
             encoded = encode(value, name)
             if not same(encoded, self._staged.get(name, _NEVER_STAGED)):
-                check_size({name: encoded}, f"agent_id={self.agent_id!r} {name}")
-                changed[name] = encoded
+                staged[name] = encoded
+                # Once more, with its blobs taken out: each commit uploads its own, for those of another may be gone.
+                changed[name] = encode(value, name, blobs)
+                size += check_size({name: changed[name]}, f"agent_id={self.agent_id!r} {name}")
         if not changed:
             return
         # All or nothing: what is refused above leaves the others to be found changed again.
-        self._staged.update(changed)
-        waits = changed.keys() == {riding}
+        self._staged.update(staged)
+        waits = changed.keys() == {riding} and not blobs.blobs
         changed["updated_at"] = now().isoformat()
         with self.lock:
             self._riding.update(changed)
             if waits and self._waiting_append() is None:
                 return
-            self._open_append()
+            operation = self._open_append(size)
+            operation.bytes += size
+            if blobs.blobs:
+                operation.state_blobs.append(blobs)
         self._fill()
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:
         """Take note of fields as they are stored."""
-        for name, value in fields.items():
-            self._staged[name] = encode(value)
+        self._staged.update(encode(fields))
 
     def watch_state(self, state: Any, stored: Any) -> None:
         """Take note that ``stored`` is what the store holds of ``state``, an ``AgentState``."""

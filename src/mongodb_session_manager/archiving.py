@@ -1,0 +1,168 @@
+"""When the older part of a conversation leaves the session document, and how: safely at every command.
+
+Three commands move a block: read it, insert it as a segment with the ``edits`` it was read at, and one update of the
+session document, guarded by the position and by ``edits``, that drops exactly those messages. Before the third nothing
+has changed; after it the segment counts. Whoever finds a segment where his own would begin adopts it, if no message
+was edited since it was read; else nobody can commit it any more, and it is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
+
+from . import statements
+from .archive_policy import ArchivePolicy, Embedded
+from .documents import Document
+from .history import History
+
+if TYPE_CHECKING:
+    from .session_store import SessionStore
+
+# Where there is no room, this much of the document may be left.
+_MAKE_ROOM_TO_BYTES = 4 * 1024 * 1024
+# MongoDB takes 16 MB in a segment, too; one message may have 15 MB, besides its metrics.
+_MAX_SEGMENT_BYTES = 15 * 1024 * 1024
+# An archiver that never gets its turn in this many attempts leaves it to another.
+_MAX_ATTEMPTS = 50
+
+
+class Archiver:
+    """Moves messages of the sessions of one collection into their history.
+
+    Args:
+        store: Sends the commands about session documents.
+        history: Sends those about segments.
+        clock: Returns the time.
+    """
+
+    def __init__(self, store: SessionStore, history: History, clock: Callable[[], datetime]) -> None:
+        self._store = store
+        self._history = history
+        self._clock = clock
+
+    def archive(self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy) -> Embedded | None:
+        """Archive an agent's messages as long as that is due; return what it has left, or None if it is gone."""
+        while True:
+            found = self._step(session_id, incarnation, key, policy, force=False)
+            if not isinstance(found, bool):
+                return found
+
+    def archive_feedbacks(self, session_id: str, incarnation: ObjectId) -> None:
+        """Archive the older feedbacks of a session that has no room for more."""
+        policy = ArchivePolicy(1, statements.MAX_FEEDBACK_BYTES, statements.MAX_FEEDBACKS // 2)
+        self._step(session_id, incarnation, statements.FEEDBACKS, policy, force=True)
+
+    def make_room(self, session_id: str) -> bool:
+        """Archive whatever is embedded, live or not, until the session document is small again.
+
+        Returns:
+            Whether anything was archived.
+        """
+        made = False
+        policy = ArchivePolicy()
+        while True:
+            sizes = self._store.find_one({"_id": session_id}, statements.SIZES)
+            if sizes is None or sizes["bytes"] <= _MAKE_ROOM_TO_BYTES:
+                return made
+            if "incarnation" not in sizes or any("edits" not in agent for agent in sizes["agents"]):
+                self._store.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
+                continue
+            bytes_by_key = {agent["key"]: int(agent["messages"]) for agent in sizes["agents"]}
+            bytes_by_key[statements.FEEDBACKS] = int(sizes["feedbacks"])
+            largest = max(bytes_by_key, key=bytes_by_key.__getitem__)
+            if self._step(session_id, sizes["incarnation"], largest, policy, force=True) is not True:
+                return made
+            made = True
+
+    def _step(
+        self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy, *, force: bool
+    ) -> bool | Embedded | None:
+        """Archive one block.
+
+        Returns:
+            True if one was archived, else what the agent has embedded; None if the agent is gone.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            found = self._store.find_raw(
+                {"_id": session_id, "incarnation": incarnation}, statements.block_projection(key, policy.block)
+            )
+            if found is None:
+                if self._store.is_over(session_id, incarnation):
+                    # What was inserted for this life of the session meanwhile goes with it.
+                    self._history.delete_session(session_id, incarnation)
+                return None
+            agent: Any = found["agent"]
+            if "edits" not in agent:
+                return None
+            standing = Embedded(
+                archived=int(agent["archived_count"]),
+                count=int(agent["embedded"]),
+                bytes=int(agent["bytes"]),
+                removed=max(0, int(agent["removed"])),
+            )
+            messages: Sequence[RawBSONDocument] = found["messages"]
+            count = _cut(messages, policy)
+            if force:
+                count = count or len(messages)
+                if not count:
+                    return standing
+            else:
+                standing.tried = standing.removed
+                grown = standing.grown(policy, int(found["bytes"]))
+                if not grown or count is None or count > standing.removed - standing.archived:
+                    return standing
+            if self._move(session_id, incarnation, key, standing.archived, int(agent["edits"]), messages[:count]):
+                return True
+        return Embedded()
+
+    def _move(
+        self,
+        session_id: str,
+        incarnation: ObjectId,
+        key: str,
+        first: int,
+        edits: int,
+        messages: Sequence[RawBSONDocument],
+    ) -> bool:
+        """Make a segment of these messages and commit it; return whether that, or somebody else's, was committed."""
+        segment_id = statements.segment_id(session_id, incarnation, key, first)
+        count = len(messages)
+        segment: Document = {
+            "_id": segment_id,
+            "count": count,
+            "edits": edits,
+            "created_at": self._clock(),
+            "messages": messages,
+        }
+        if not self._history.insert(segment):
+            there = self._history.standing(segment_id)
+            if there is None:
+                return False
+            if there["edits"] < edits:
+                # A message was edited since it was read, and `edits` only grows: nobody can commit it any more.
+                self._history.delete_stale(segment_id, int(there["edits"]))
+                return False
+            if there["edits"] > edits:
+                return False  # It is newer than what was read here.
+            count = int(there["count"])
+        return self._store.update(statements.archive(session_id, incarnation, key, first, count, edits))
+
+
+def _cut(messages: Sequence[RawBSONDocument], policy: ArchivePolicy) -> int | None:
+    """Return how many of the oldest messages make a segment, or None if they are too few for one.
+
+    It depends on the messages alone, not on how many follow them, so two archivers cut alike.
+    """
+    size = 0
+    for index, message in enumerate(messages):
+        if index and size + len(message.raw) > _MAX_SEGMENT_BYTES:
+            return index
+        size += len(message.raw)
+        if index + 1 == policy.block or size >= policy.segment_bytes:
+            return index + 1
+    return None

@@ -1,0 +1,193 @@
+"""The older part of conversations: segments in a collection beside the sessions. Sends commands about those only.
+
+A segment holds the messages that follow one another from a position on, exactly as they were embedded. It is inserted
+once and never replaced; it counts as soon as the session document says so (``archived_count``). Positions count
+messages; a ``message_id`` may be higher, where the ids that were given to a repository have gaps.
+
+The order of the fields in ``_id`` makes MongoDB's own index on it the one that finds segments: by session, life of the
+session, agent, position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
+from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError
+
+from . import statements
+from .documents import Document
+from .errors import MongoDBSessionError
+from .reading import Reader
+from .sending import until_known
+
+_MAX_POSITION = 2**63 - 1
+
+
+class History:
+    """The segments of the sessions of one collection.
+
+    Args:
+        sessions: The collection of the session documents.
+        reader: Decodes what is read.
+    """
+
+    def __init__(self, sessions: Collection[Document], reader: Reader) -> None:
+        self.collection: Collection[Document] = sessions.database.get_collection(
+            f"{sessions.name}_history",
+            codec_options=sessions.codec_options,
+            read_preference=sessions.read_preference,
+        )
+        self._raw: Collection[RawBSONDocument] = self.collection.with_options(
+            codec_options=sessions.codec_options.with_options(document_class=RawBSONDocument)
+        )
+        self._reader = reader
+
+    def read(self, session_id: str, incarnation: ObjectId, key: str, start: int, stop: int) -> list[Document]:
+        """Return the messages from position ``start`` up to ``stop``, decoded; reads only the segments they are in.
+
+        Raises:
+            MongoDBSessionError: They are not all there: the session is being deleted.
+        """
+
+        def where(first: int) -> Document:
+            return statements.segment_id(session_id, incarnation, key, first)
+
+        page = statements.segment_page_projection(start, stop)
+        plain = key == statements.FEEDBACKS
+        begin, rest = {"$gte": where(0), "$lte": where(start)}, {"$gt": where(start), "$lt": where(stop)}
+        segments = self._find({"_id": begin}, page, newest_first=True, limit=1, plain=plain)
+        if segments and segments[0]["_id"]["first"] + segments[0]["count"] < stop:
+            segments += self._find({"_id": rest}, page, plain=plain)
+        messages = [message for segment in segments for message in segment["messages"]]
+        if len(messages) != stop - start:
+            raise MongoDBSessionError(
+                f"session_id={session_id!r}: {len(messages)} of {stop - start} archived messages are there from "
+                f"position {start} on; the session was deleted meanwhile"
+            )
+        return messages
+
+    def read_message(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Document | None:
+        """Return one message, decoded, or None if no segment has it."""
+        for segment in self._covering(session_id, incarnation, key, message_id):
+            found = self._find({"_id": segment}, statements.segment_message_projection(message_id))
+            if found and found[0]["messages"]:
+                message: Document = found[0]["messages"][0]
+                return message
+        return None
+
+    def rewrite(
+        self,
+        session_id: str,
+        incarnation: ObjectId,
+        key: str,
+        message_id: int,
+        body: Mapping[str, Any],
+        moment: datetime,
+        tracking_id: str | None,
+    ) -> Document | None:
+        """Replace parts of a message in the segment that has it, committed or not.
+
+        Returns:
+            What it replaced, as it was stored, or None if no segment has it.
+        """
+        for segment in self._covering(session_id, incarnation, key, message_id):
+            update = statements.rewrite_in_segment(segment, message_id, body, moment, tracking_id)
+            projection = statements.rewritten_in_segment_projection(message_id, tracking_id)
+            before: Document | None = until_known(
+                partial(
+                    self.collection.find_one_and_update,
+                    update.filter,
+                    update.update,
+                    projection,
+                    array_filters=update.array_filters,
+                )
+            )
+            if before is not None:
+                return before
+        return None
+
+    def insert(self, segment: Mapping[str, Any]) -> bool:
+        """Insert a segment; return False if there is one with its ``_id``."""
+        try:
+            until_known(lambda: self.collection.insert_one(dict(segment)))
+        except DuplicateKeyError:
+            return False  # Or it is this one, and only the answer to the first attempt was lost.
+        return True
+
+    def standing(self, segment_id: Document) -> Document | None:
+        """Return ``{count, edits}`` of a segment, or None if there is none."""
+        return self.collection.find_one({"_id": segment_id}, {"_id": 0, "count": 1, "edits": 1})
+
+    def delete_stale(self, segment_id: Document, edits: int) -> None:
+        """Delete a segment that was read at this many edits and can never be committed any more."""
+        self.collection.delete_one({"_id": segment_id, "edits": edits})
+
+    def delete_session(self, session_id: str, incarnation: ObjectId) -> None:
+        """Delete all segments of one life of a session."""
+        self.collection.delete_many({"_id": statements.segments_of(session_id, incarnation)})
+
+    def _covering(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Iterator[Document]:
+        """Yield the ``_id`` of the segment whose messages reach over this id."""
+        before = message_id
+        while before >= 0:
+            # No message stands at a position above its id: the last segment that begins there, or one before it.
+            low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, before))
+            found = self._find(
+                {"_id": {"$gte": low, "$lte": high}}, statements.SEGMENT_BOUNDS, newest_first=True, limit=1
+            )
+            if not found or found[0]["last_id"] < message_id:
+                return
+            if found[0]["first_id"] <= message_id:
+                yield found[0]["_id"]
+                return
+            before = found[0]["_id"]["first"] - 1
+
+    def raw_segments_covering(
+        self, session_id: str, incarnation: ObjectId, key: str, message_id: int
+    ) -> Iterator[RawBSONDocument]:
+        """Yield the segment whose messages reach over this id, as it is stored."""
+        for segment_id in self._covering(session_id, incarnation, key, message_id):
+            if (segment := self._raw.find_one({"_id": segment_id})) is not None:
+                yield segment
+
+    def raw_segments(self, session_id: str, incarnation: ObjectId, key: str) -> Iterator[RawBSONDocument]:
+        """Yield all segments of an agent as they are stored."""
+        low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
+        with self._raw.find({"_id": {"$gte": low, "$lte": high}}, sort=[("_id", 1)]) as found:
+            yield from found
+
+    def sweep(self, sessions: str, is_over: Callable[[str, ObjectId], bool]) -> int:
+        """Delete the segments of lives of sessions that are over; return how many. A life that is over never returns.
+
+        Args:
+            sessions: Name of the collection of the session documents.
+            is_over: Returns for certain whether a life is over.
+        """
+        lives = self.collection.aggregate(statements.ended_lives(sessions), allowDiskUse=True)
+        with lives:
+            return sum(
+                self.collection.delete_many(
+                    {"_id": statements.segments_of(life["_id"]["session"], life["_id"]["incarnation"])}
+                ).deleted_count
+                for life in lives
+                if is_over(life["_id"]["session"], life["_id"]["incarnation"])
+            )
+
+    def _find(
+        self,
+        query: Document,
+        projection: Mapping[str, Any] | None = None,
+        *,
+        newest_first: bool = False,
+        limit: int = 0,
+        plain: bool = False,
+    ) -> list[Document]:
+        decode = self._reader.plain if plain else self._reader.decode
+        found = self._raw.find(query, projection, sort=[("_id", -1 if newest_first else 1)], limit=limit)
+        return [decode(document) for document in found]
