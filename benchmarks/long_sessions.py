@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import inspect
 import random
 import statistics
 import sys
@@ -70,13 +69,8 @@ _NEVER = 1_000_000_000
 _RAW = CodecOptions(document_class=RawBSONDocument)
 
 
-def _known(**options: int) -> dict[str, int]:
-    parameters = inspect.signature(MongoDBSessionManager.__init__).parameters
-    return {name: value for name, value in options.items() if name in parameters}
-
-
-NO_ARCHIVING = _known(archive_after_messages=_NEVER, archive_after_bytes=_NEVER, archive_block=_NEVER)
-NO_BLOBS = _known(blob_threshold_bytes=_NEVER)
+NO_ARCHIVING = {"archive_after_messages": _NEVER, "archive_after_bytes": _NEVER, "archive_block": _NEVER}
+NO_BLOBS = {"blob_threshold_bytes": _NEVER}
 
 
 # --- stores ---------------------------------------------------------------------------------------------------------
@@ -91,7 +85,7 @@ class OurStore(support.OurStore):
         self.history = self.client[self.database_name]["sessions_history"]
         self._managers: list[MongoDBSessionManager] = []
 
-    def manager(self, session_id: str, *, counted: bool = False) -> SessionManager:
+    def manager(self, session_id: str, *, counted: bool = False) -> MongoDBSessionManager:
         """Open a session; `settle` waits for what is archived from it."""
         manager = super().manager(session_id, counted=counted)
         assert isinstance(manager, MongoDBSessionManager)
@@ -106,13 +100,14 @@ class OurStore(support.OurStore):
         assert isinstance(document, RawBSONDocument)
         self.documents[history] = document
 
-    def grow(self, open_session: Callable[[], SessionManager | None], messages: int) -> None:
+    def grow(self, open_session: Callable[[], MongoDBSessionManager], messages: int) -> None:
         """Take as many turns as make this many messages, and wait until nothing is being archived any more."""
         for begun in range(0, messages // 2, AGENT_TURNS):
-            agent = support.make_agent(support.text_model(self.text), session_manager=open_session())
+            manager = open_session()
+            agent = support.make_agent(support.text_model(self.text), session_manager=manager)
             for _ in range(min(AGENT_TURNS, messages // 2 - begun)):
                 agent(self.text)
-            self.settle()
+            manager.flush()
 
     def settle(self) -> None:
         """Wait until nothing is being archived any more."""
@@ -165,6 +160,14 @@ class OneDocumentStore(support.OurStore):
     def __init__(self, uri: str) -> None:
         super().__init__(uri, "message", "one_document", **NO_ARCHIVING, **NO_BLOBS)
         self.name = "one document, no archiving"
+
+    def manager(self, session_id: str, *, counted: bool = False) -> SessionManager:
+        """Open a session that not even a lack of room makes archive."""
+        manager = super().manager(session_id, counted=counted)
+        assert isinstance(manager, MongoDBSessionManager)
+        archiver: Any = manager.session_repository._store.archiver
+        archiver.make_room = lambda _: False
+        return manager
 
 
 class Stores:
