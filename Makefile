@@ -36,10 +36,11 @@ format: $(INSTALLED) ## Format the code.
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-benchmarks: $(INSTALLED) ## What a turn costs, beside other stores; and the event loop's lag.
+benchmarks: $(INSTALLED) ## What a turn and a long session cost, beside other stores; and the event loop's lag.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python benchmarks/turn_cost.py
 	$(BIN)/python benchmarks/event_loop.py
+	$(BIN)/python benchmarks/long_sessions.py
 
 constraints: ## Pin the versions anew (needs uv).
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-emit-index-url --quiet --output-file constraints.txt

@@ -69,8 +69,8 @@ _NEVER = 1_000_000_000
 _RAW = CodecOptions(document_class=RawBSONDocument)
 
 
-NO_ARCHIVING = {"archive_after_messages": _NEVER, "archive_after_bytes": _NEVER, "archive_block": _NEVER}
-NO_BLOBS = {"blob_threshold_bytes": _NEVER}
+NO_ARCHIVING: dict[str, Any] = {"archive_after_messages": _NEVER, "archive_after_bytes": _NEVER, "archive_block": _NEVER}
+NO_BLOBS: dict[str, Any] = {"blob_threshold_bytes": _NEVER}
 
 
 # --- stores ---------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class _Spans(Generic[T]):
         registry.add_callback(MessageAddedEvent, self._begin, order=HookOrder.SDK_FIRST)
         registry.add_callback(MessageAddedEvent, self._end, order=HookOrder.SDK_LAST)
 
-    def _begin(self, _: MessageAddedEvent) -> None:
+    def _begin(self, event: MessageAddedEvent) -> None:
         self._before = self._gauge()
 
     def _end(self, event: MessageAddedEvent) -> None:
@@ -464,13 +464,11 @@ class Report:
         ):
             self._print_by_length(
                 f"{what}: median milliseconds, 20th percentile in brackets",
-                lambda pair, times=times: f"{times[pair].median:.2f} ({times[pair].p20:.2f})",
+                {pair: f"{samples.median:.2f} ({samples.p20:.2f})" for pair, samples in times.items()},
             )
             self._print_by_length(
                 f"{what}: commands (or files), bytes sent / received",
-                lambda pair, traffic=traffic: (
-                    f"{traffic[pair].commands}, {traffic[pair].sent:,} / {traffic[pair].received:,}"
-                ),
+                {pair: f"{sent.commands}, {sent.sent:,} / {sent.received:,}" for pair, sent in traffic.items()},
             )
         support.print_table(
             "Session document of ours",
@@ -505,12 +503,12 @@ class Report:
             ],
         )
 
-    def _print_by_length(self, title: str, cell: Callable[[tuple[Store, int]], str]) -> None:
+    def _print_by_length(self, title: str, cells: dict[tuple[Store, int], str]) -> None:
         rows = []
         for store in self.stores.all:
             row = [store.name]
             for checkpoint, point in zip(self.checkpoints, self.points[store], strict=True):
-                row.append(cell((store, point)) + (f" at {point:,}" if point != checkpoint else ""))
+                row.append(cells[store, point] + (f" at {point:,}" if point != checkpoint else ""))
             rows.append(row)
         support.print_table(title, ["store", *(f"{checkpoint:,}" for checkpoint in self.checkpoints)], rows)
 
