@@ -69,7 +69,11 @@ _NEVER = 1_000_000_000
 _RAW = CodecOptions(document_class=RawBSONDocument)
 
 
-NO_ARCHIVING: dict[str, Any] = {"archive_after_messages": _NEVER, "archive_after_bytes": _NEVER, "archive_block": _NEVER}
+NO_ARCHIVING: dict[str, Any] = {
+    "archive_after_messages": _NEVER,
+    "archive_after_bytes": _NEVER,
+    "archive_block": _NEVER,
+}
 NO_BLOBS: dict[str, Any] = {"blob_threshold_bytes": _NEVER}
 
 
