@@ -118,19 +118,22 @@ class History:
 
     def _covering(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Iterator[Document]:
         """Yield the ``_id`` of the segment whose messages reach over this id."""
-        before = message_id
-        while before >= 0:
-            # No message stands at a position above its id: the last segment that begins there, or one before it.
-            low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, before))
+        # No message stands at a position above its id, and where ids have no gaps, none below it. With gaps: halve.
+        low = 0
+        high = position = message_id
+        while low <= high:
+            begin, end = (statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
             found = self._find(
-                {"_id": {"$gte": low, "$lte": high}}, statements.SEGMENT_BOUNDS, newest_first=True, limit=1
+                {"_id": {"$gte": begin, "$lte": end}}, statements.SEGMENT_BOUNDS, newest_first=True, limit=1
             )
-            if not found or found[0]["last_id"] < message_id:
-                return
-            if found[0]["first_id"] <= message_id:
+            if found and found[0]["first_id"] <= message_id <= found[0]["last_id"]:
                 yield found[0]["_id"]
                 return
-            before = found[0]["_id"]["first"] - 1
+            if not found or found[0]["last_id"] < message_id:
+                low = position + 1
+            else:
+                high = found[0]["_id"]["first"] - 1
+            position = (low + high) // 2
 
     def _send(self, update: statements.Update) -> bool:
         return bool(
