@@ -3,6 +3,7 @@
 from .documents import MongoDBSessionAgent
 from .errors import (
     AgentNotFoundError,
+    BlobMissingError,
     InvalidIdentifierError,
     MessageNotFoundError,
     MongoDBSessionError,
@@ -25,6 +26,7 @@ from .mongodb_session_repository import MongoDBSessionRepository
 
 __all__ = [
     "AgentNotFoundError",
+    "BlobMissingError",
     "InvalidIdentifierError",
     "MessageNotFoundError",
     "MongoDBConnectionPool",

@@ -31,7 +31,7 @@ class ArchivePolicy:
 
     @property
     def document_bytes(self) -> int:
-        """A session document of this size is archived from, whatever a single agent holds: so hundreds of agents fit."""
+        """A session document of this size is archived from, whatever one agent holds: so hundreds of agents fit."""
         return 4 * self.after_bytes
 
     @property

@@ -50,6 +50,11 @@ class Archiver:
             if not isinstance(found, bool):
                 return found
 
+    def archive_feedbacks(self, session_id: str, incarnation: ObjectId) -> None:
+        """Archive the older feedbacks of a session that has no room for more."""
+        policy = ArchivePolicy(1, statements.MAX_FEEDBACK_BYTES, statements.MAX_FEEDBACKS // 2)
+        self._step(session_id, incarnation, statements.FEEDBACKS, policy, force=True)
+
     def make_room(self, session_id: str) -> bool:
         """Archive whatever is embedded, live or not, until the session document is small again.
 
@@ -65,11 +70,10 @@ class Archiver:
             if "incarnation" not in sizes or any("edits" not in agent for agent in sizes["agents"]):
                 self._store.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
                 continue
-            largest = max(sizes["agents"], key=lambda agent: int(agent["messages"]), default=None)
-            if largest is None:
-                return made
-            step = self._step(session_id, sizes["incarnation"], largest["key"], policy, force=True)
-            if step is not True:
+            bytes_by_key = {agent["key"]: int(agent["messages"]) for agent in sizes["agents"]}
+            bytes_by_key[statements.FEEDBACKS] = int(sizes["feedbacks"])
+            largest = max(bytes_by_key, key=bytes_by_key.__getitem__)
+            if self._step(session_id, sizes["incarnation"], largest, policy, force=True) is not True:
                 return made
             made = True
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
 from strands.types.content import Message
@@ -20,6 +20,9 @@ from .archive_policy import Embedded
 from .encoding import encode, to_bson
 from .errors import UnstorableValueError
 from .keys import decode_key
+
+if TYPE_CHECKING:
+    from .blobs import PendingBlobs
 
 Document = dict[str, Any]
 
@@ -106,14 +109,21 @@ def to_session(document: Mapping[str, Any]) -> Session:
 # --- agents ---------------------------------------------------------------------------------------------------------
 
 
-def agent_data(agent: SessionAgent) -> Document:
-    """Return what is stored of an agent, encoded. ``model`` and ``system_prompt`` only if the agent names them."""
+def agent_data(agent: SessionAgent, blobs: PendingBlobs | None = None) -> Document:
+    """Return what is stored of an agent, encoded. ``model`` and ``system_prompt`` only if the agent names them.
+
+    Args:
+        agent: The agent.
+        blobs: Takes what is too large for the session document.
+    """
     where = f"agent_id={agent.agent_id!r} "
     data: Document = {
         "agent_id": agent.agent_id,
-        "state": encode(agent.state, where + "state"),
-        "conversation_manager_state": encode(agent.conversation_manager_state, where + "conversation_manager_state"),
-        "_internal_state": encode(agent._internal_state, where + "_internal_state"),
+        "state": encode(agent.state, where + "state", blobs),
+        "conversation_manager_state": encode(
+            agent.conversation_manager_state, where + "conversation_manager_state", blobs
+        ),
+        "_internal_state": encode(agent._internal_state, where + "_internal_state", blobs),
     }
     for name in ("model", "system_prompt"):
         value = getattr(agent, name, None)
@@ -157,15 +167,20 @@ def to_session_agent(data: Mapping[str, Any], key: str) -> MongoDBSessionAgent:
 # --- messages -------------------------------------------------------------------------------------------------------
 
 
-def message_body(message: Mapping[str, Any], where: str) -> Document:
+def message_body(message: Mapping[str, Any], where: str, blobs: PendingBlobs | None = None) -> Document:
     """Return the part of a stored message that comes from Strands' message: an encoded copy."""
-    return measured_body(message, where)[0]
+    return measured_body(message, where, blobs)[0]
 
 
-def measured_body(message: Mapping[str, Any], where: str) -> tuple[Document, int]:
+def measured_body(message: Mapping[str, Any], where: str, blobs: PendingBlobs | None = None) -> tuple[Document, int]:
     """Return the part of a stored message that comes from Strands' message, an encoded copy, and its size in bytes.
 
     A ``content`` that is a string becomes one text block.
+
+    Args:
+        message: Strands' message.
+        where: What it is, for the error.
+        blobs: Takes what is too large for the session document.
 
     Raises:
         UnstorableValueError: The message has no role or content, or holds a value that cannot be stored.
@@ -177,9 +192,9 @@ def measured_body(message: Mapping[str, Any], where: str) -> tuple[Document, int
     for name, value in message.items():
         (body if name in _MESSAGE_FIELDS else extra)[name] = value
     body["content"] = text_blocks(body["content"])
-    body = encode(body, where)
+    body = encode(body, where, blobs)
     if extra:
-        body["extra"] = encode(extra, where)
+        body["extra"] = encode(extra, where, blobs)
     return body, check_size(body, where)
 
 
@@ -217,20 +232,21 @@ def message_document(message_id: int, body: Mapping[str, Any], created_at: datet
     return document
 
 
-def session_message_body(message: SessionMessage) -> Document:
-    """Return what is stored of Strands' ``SessionMessage``.
+def session_message_body(message: SessionMessage, blobs: PendingBlobs | None = None) -> Document:
+    """Return what is stored of Strands' ``SessionMessage``; ``blobs`` takes what is too large for its document.
 
     Where it is redacted, the redacted message *replaces* the original, so that the original is stored nowhere.
     """
     where = f"message_id={message.message_id} message"
     if message.redact_message is None:
-        return message_body(message.message, where)
+        return message_body(message.message, where, blobs)
     original = message.message if isinstance(message.message, Mapping) else {}
     body = message_body(
         {**{k: original[k] for k in ("tracking_id", "metadata") if k in original}, **message.redact_message},
         where,
+        blobs,
     )
-    body["redact_message"] = encode(message.redact_message, where)
+    body["redact_message"] = encode(message.redact_message, where, blobs)
     return body
 
 
@@ -303,8 +319,19 @@ def check_size(value: Document | bytes, where: str) -> int:
         UnstorableValueError: It has more than ``MAX_VALUE_BYTES``.
     """
     if (size := len(value if isinstance(value, bytes) else to_bson(value))) > MAX_VALUE_BYTES:
-        raise UnstorableValueError(f"{where} has {size} bytes; at most {MAX_VALUE_BYTES} can be stored")
+        path, largest = ("", size) if isinstance(value, bytes) else _largest(value)
+        most = f"; most of it is {path}, {largest} bytes" if path else ""
+        raise UnstorableValueError(f"{where} has {size} bytes{most}; at most {MAX_VALUE_BYTES} can be stored")
     return size
+
+
+def _largest(value: Any) -> tuple[str, int]:
+    """Return the path of the largest text or binary in an encoded value, and its size in bytes."""
+    if isinstance(value, (str, bytes)):
+        return "", len(value.encode("utf-8") if isinstance(value, str) else value)
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [(f"[{key!r}]{path}", size) for key, (path, size) in ((key, _largest(inner)) for key, inner in items)]
+    return max(found, key=lambda one: one[1], default=("", 0))
 
 
 def stored_time(moment: datetime) -> datetime:

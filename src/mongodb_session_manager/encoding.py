@@ -16,23 +16,32 @@ or one of ``$ref``, ``$id``, ``$db``
 (PyMongo would return a ``DBRef``)
 whatever lies 80 levels deep                ``{"__encoded__": "bson", "value": <{"value": …} as BSON bytes>}``
 (MongoDB ends at 180)
+bytes over a threshold, kept in GridFS      ``{"__encoded__": "blob", "value": {"file": <ObjectId>, "length": n}}``
+(n bytes; ``blobs.py``)
+text over a threshold, kept in GridFS as    ``{"__encoded__": "text", "value": {"file": <ObjectId>, "length": n}}``
+its UTF-8 bytes, surrogates passed
 ==========================================  ========================================================================
 
-``bytes`` are BSON Binary. Integers are always decoded to plain ``int`` and documents to plain ``dict``.
+Other ``bytes`` are BSON Binary, and so is whatever lies inside a ``bson`` value, however large. Integers are always
+decoded to plain ``int`` and documents to plain ``dict``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bson
+from bson import ObjectId
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion, TypeDecoder, TypeRegistry
 from bson.errors import BSONError
 from bson.int64 import Int64
 
 from .errors import UnstorableValueError
+
+if TYPE_CHECKING:
+    from .blobs import PendingBlobs
 
 MARKER = "__encoded__"
 """The key that says that a stored document stands for another value."""
@@ -41,7 +50,7 @@ MARKER = "__encoded__"
 _MAX_DEPTH = 80
 
 _DBREF_KEYS = frozenset(("$ref", "$id", "$db"))
-_STORED_AS_THEY_ARE = frozenset((type(None), bool, float, bytes))
+_STORED_AS_THEY_ARE = frozenset((type(None), bool, float))
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -73,7 +82,7 @@ With decoders it reads each answer twice: 35 µs of a ``find`` of 290 µs, 15 µ
 """
 
 
-def encode(value: Any, where: str = "value") -> Any:
+def encode(value: Any, where: str = "value", blobs: PendingBlobs | None = None) -> Any:
     """Return a copy of ``value`` that BSON stores exactly.
 
     The copy shares no list or dictionary with the original, so later changes to the original do not reach it.
@@ -81,33 +90,54 @@ def encode(value: Any, where: str = "value") -> Any:
     Args:
         value: A message, a part of one, or agent state: None, bool, int, float, str, bytes, list, tuple, dict.
         where: What the value is, for the error.
+        blobs: Takes the bytes and texts that reach its thresholds; the copy has markers in their places. None: they
+            stay in the copy.
 
     Raises:
-        UnstorableValueError: A part of the value is of another type, or the nesting is too deep for Python.
+        UnstorableValueError: A part of the value is of another type, or the nesting is too deep for Python. Nothing
+            was added to ``blobs``.
     """
+    before = 0 if blobs is None else len(blobs.blobs)
     try:
-        return _encode(value, 0)
-    except _Unstorable as error:
-        raise UnstorableValueError(f"{where}{error.path} cannot be stored: {error.reason}") from None
-    except RecursionError:
+        return _encode(value, 0, blobs)
+    except (_Unstorable, RecursionError) as error:
+        if blobs is not None:
+            del blobs.blobs[before:]
+        if isinstance(error, _Unstorable):
+            raise UnstorableValueError(f"{where}{error.path} cannot be stored: {error.reason}") from None
         raise UnstorableValueError(f"{where} cannot be stored: it is nested too deeply") from None
 
 
-def decode(value: Any) -> Any:
-    """Return what ``encode`` was given. Values that were stored as themselves come back as they are."""
+def decode(value: Any, blobs: Mapping[ObjectId, bytes] | None = None) -> Any:
+    """Return what ``encode`` was given. Values that were stored as themselves come back as they are.
+
+    Args:
+        value: What is stored.
+        blobs: The content of the files that markers in it name. The marker of any other file stays a document.
+    """
     if type(value) is dict:
         if len(value) == 2 and MARKER in value and "value" in value:
-            return _decode_marked(value[MARKER], value)
+            return _decode_marked(value[MARKER], value, blobs)
         decoded = {}
         for key, inner in value.items():
-            decoded[key] = decode(inner)
+            decoded[key] = decode(inner, blobs)
         return decoded
     if type(value) is list:
         items: list[Any] = []
         for item in value:  # A comprehension would cost a second frame per level before Python 3.12.
-            items.append(decode(item))
+            items.append(decode(item, blobs))
         return items
     return value
+
+
+def blob_files(value: Any) -> dict[ObjectId, int]:
+    """Return the files that the markers in a stored value name, in its order, each with its length in bytes.
+
+    Nothing a user stores is taken for a marker: ``encode`` leaves no dictionary with the key ``__encoded__`` as it is.
+    """
+    files: dict[ObjectId, int] = {}
+    _collect_blob_files(value, files)
+    return files
 
 
 def same(one: Any, other: Any) -> bool:
@@ -141,10 +171,14 @@ class _Unstorable(Exception):
         self.path = ""
 
 
-def _encode(value: Any, depth: int) -> Any:
+def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
     # One Python frame per level of nesting, so that whatever Strands could copy can be encoded, too.
     kind = type(value)
     if kind is str:
+        if blobs is not None and len(value) >= blobs.text_threshold:
+            if len(value) > blobs.max_text:
+                raise _Unstorable(f"it has {len(value)} characters; at most {blobs.max_text} can be stored")
+            return _marker("text", value, 0, blobs)
         return value if value.isascii() else _encode_text(value)
     if kind is dict:
         if depth >= _MAX_DEPTH:
@@ -153,12 +187,14 @@ def _encode(value: Any, depth: int) -> Any:
         for key, inner in value.items():
             # Nearly every key is an identifier and every value a plain text: for those, nothing is called.
             if (type(key) is not str or key == MARKER or not key.isidentifier()) and not _plain_key(key):
-                return {MARKER: "dict", "value": _encode([list(item) for item in value.items()], depth + 1)}
-            if type(inner) is str and inner.isascii():
+                if blobs is not None:  # What was taken out so far is taken out again, of the pairs.
+                    del blobs.blobs[len(blobs.blobs) - len(blob_files(encoded)) :]
+                return {MARKER: "dict", "value": _encode([list(item) for item in value.items()], depth + 1, blobs)}
+            if type(inner) is str and inner.isascii() and (blobs is None or len(inner) < blobs.text_threshold):
                 encoded[key] = inner
                 continue
             try:
-                encoded[key] = _encode(inner, depth + 1)
+                encoded[key] = _encode(inner, depth + 1, blobs)
             except _Unstorable as error:
                 error.path = f"[{key!r}]{error.path}"
                 raise
@@ -169,7 +205,7 @@ def _encode(value: Any, depth: int) -> Any:
         items = []
         for item in value:
             try:
-                items.append(_encode(item, depth + 1))
+                items.append(_encode(item, depth + 1, blobs))
             except _Unstorable as error:
                 error.path = f"[{len(items)}]{error.path}"
                 raise
@@ -180,9 +216,20 @@ def _encode(value: Any, depth: int) -> Any:
         if _INT64_MIN <= value <= _INT64_MAX:
             return value
         return {MARKER: "int", "value": hex(value)}
+    if kind is bytes:
+        if blobs is not None and len(value) >= blobs.threshold:
+            return _marker("blob", value, len(value), blobs)
+        return value
     if kind is tuple:
-        return {MARKER: "tuple", "value": _encode(list(value), depth + 1)}
-    return _encode(_as_builtin(value), depth)
+        return {MARKER: "tuple", "value": _encode(list(value), depth + 1, blobs)}
+    return _encode(_as_builtin(value), depth, blobs)
+
+
+def _marker(kind: str, data: bytes | str, length: int, blobs: PendingBlobs) -> dict[str, Any]:
+    """Return what stands for ``data`` in a stored value. The upload fills in the file, and the length of a text."""
+    marker = {MARKER: kind, "value": {"file": ObjectId(), "length": length}}
+    blobs.add(marker, data)
+    return marker
 
 
 def _as_builtin(value: Any) -> Any:
@@ -218,11 +265,11 @@ def _encode_text(text: str) -> Any:
 
 
 def _encode_deep(value: Any) -> dict[str, Any]:
-    return {MARKER: "bson", "value": to_bson({"value": _encode(value, 0)})}
+    return {MARKER: "bson", "value": to_bson({"value": _encode(value, 0, None)})}
 
 
-def _decode_marked(kind: Any, document: dict[str, Any]) -> Any:
-    stored = decode(document["value"])
+def _decode_marked(kind: Any, document: dict[str, Any], blobs: Mapping[ObjectId, bytes] | None) -> Any:
+    stored = decode(document["value"], blobs)
     try:
         if kind == "int" and isinstance(stored, str):
             return int(stored, 16)
@@ -234,7 +281,35 @@ def _decode_marked(kind: Any, document: dict[str, Any]) -> Any:
             return dict(stored)
         if kind == "bson" and isinstance(stored, bytes):
             return decode(bson.decode(stored, codec_options=CODEC_OPTIONS)["value"])
+        if blobs and _names_a_file(document) and stored["file"] in blobs:
+            content = blobs[stored["file"]]
+            return content if kind == "blob" else content.decode("utf-8", "surrogatepass")
     except (ValueError, TypeError, KeyError, BSONError):
         pass
     # Not ours: somebody else's document that has these keys. It is kept as it is, and never an error.
     return {MARKER: kind, "value": stored}
+
+
+def _names_a_file(document: dict[str, Any]) -> bool:
+    """Return whether a stored document is the marker of a blob, in exactly the shape that is written."""
+    if len(document) != 2 or document.get(MARKER) not in ("blob", "text"):
+        return False
+    value = document.get("value")
+    return (
+        type(value) is dict
+        and len(value) == 2
+        and type(value.get("file")) is ObjectId
+        and isinstance(value.get("length"), int)
+    )
+
+
+def _collect_blob_files(value: Any, files: dict[ObjectId, int]) -> None:
+    if type(value) is dict:
+        if _names_a_file(value):
+            files[value["value"]["file"]] = value["value"]["length"]
+        else:
+            for inner in value.values():
+                _collect_blob_files(inner, files)
+    elif type(value) is list:
+        for item in value:
+            _collect_blob_files(item, files)

@@ -8,7 +8,8 @@ MongoDBSessionError                 (a Strands ``SessionException``)
 ├── UnstorableValueError            (also ``ValueError``)
 ├── SessionExistsError              (also PyMongo's ``DuplicateKeyError``)
 ├── SessionConflictError
-└── SessionBusyError
+├── SessionBusyError
+└── BlobMissingError
 
 Failures of the database stay PyMongo's own errors (``pymongo.errors.PyMongoError``). No message of an error holds
 the content of a conversation or a credential.
@@ -16,6 +17,7 @@ the content of a conversation or a credential.
 
 from __future__ import annotations
 
+from bson import ObjectId
 from pymongo.errors import DuplicateKeyError
 from strands.types.exceptions import SessionException
 
@@ -74,3 +76,18 @@ class SessionBusyError(MongoDBSessionError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class BlobMissingError(MongoDBSessionError):
+    """A large binary that a message or a state names is not in the store any more, or not whole.
+
+    Deleted since the message was read (then the message itself is gone, or redacted), or removed from the collections
+    of blobs by something other than this library.
+
+    Attributes:
+        file_id: The file in GridFS.
+    """
+
+    def __init__(self, message: str, file_id: ObjectId) -> None:
+        super().__init__(message)
+        self.file_id = file_id

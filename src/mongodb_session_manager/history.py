@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from bson import ObjectId
@@ -25,8 +26,7 @@ from .errors import MongoDBSessionError
 from .reading import Reader
 from .sending import until_known
 
-# What a list that is no agent's conversation is called in a segment's `_id`. No agent has such a key.
-FEEDBACKS = "$feedbacks"
+_MAX_POSITION = 2**63 - 1
 
 
 class History:
@@ -88,13 +88,27 @@ class History:
         body: Mapping[str, Any],
         moment: datetime,
         tracking_id: str | None,
-    ) -> bool:
-        """Replace parts of a message in the segment that has it, committed or not; return whether one had it."""
+    ) -> Document | None:
+        """Replace parts of a message in the segment that has it, committed or not.
+
+        Returns:
+            What it replaced, as it was stored, or None if no segment has it.
+        """
         for segment in self._covering(session_id, incarnation, key, message_id):
             update = statements.rewrite_in_segment(segment, message_id, body, moment, tracking_id)
-            if self._send(update):
-                return True
-        return False
+            projection = statements.rewritten_in_segment_projection(message_id, tracking_id)
+            before: Document | None = until_known(
+                partial(
+                    self.collection.find_one_and_update,
+                    update.filter,
+                    update.update,
+                    projection,
+                    array_filters=update.array_filters,
+                )
+            )
+            if before is not None:
+                return before
+        return None
 
     def insert(self, segment: Mapping[str, Any]) -> bool:
         """Insert a segment; return False if there is one with its ``_id``."""
@@ -135,12 +149,26 @@ class History:
                 high = found[0]["_id"]["first"] - 1
             position = (low + high) // 2
 
-    def _send(self, update: statements.Update) -> bool:
-        return bool(
-            until_known(
-                lambda: self.collection.update_one(update.filter, update.update, array_filters=update.array_filters)
-            ).matched_count
-        )
+    def raw_segments(self, session_id: str, incarnation: ObjectId, key: str) -> Iterator[RawBSONDocument]:
+        """Yield all segments of an agent as they are stored."""
+        low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
+        with self._raw.find({"_id": {"$gte": low, "$lte": high}}, sort=[("_id", 1)]) as found:
+            yield from found
+
+    def sweep(self, sessions: str) -> int:
+        """Delete the segments of lives of sessions that are over; return how many. A life that is over never returns.
+
+        Args:
+            sessions: Name of the collection of the session documents.
+        """
+        lives = self.collection.aggregate(statements.ended_lives(sessions), allowDiskUse=True)
+        with lives:
+            return sum(
+                self.collection.delete_many(
+                    {"_id": statements.segments_of(life["_id"]["session"], life["_id"]["incarnation"])}
+                ).deleted_count
+                for life in lives
+            )
 
     def _find(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 from bson import ObjectId
@@ -356,9 +355,26 @@ class MongoDBSessionRepository(SessionRepository):
 
     def get_feedbacks(self, session_id: str) -> list[dict[str, Any]]:
         """Return a session's feedbacks, oldest first; ``[]`` if it has none or does not exist."""
-        document = self._store.find_one({"_id": check_id(session_id, "session_id")}, {"_id": 0, "feedbacks": 1})
-        feedbacks = (document or {}).get("feedbacks") or []
+        feedbacks = self._store.get_feedbacks(check_id(session_id, "session_id"))
         return [{key: value for key, value in feedback.items() if key != "commit_id"} for feedback in feedbacks]
+
+    # --- for people's own queries -----------------------------------------------------------------------------------
+
+    def create_messages_view(self) -> str:
+        """Make the read-only view ``<collection>_messages``: every message of every session, one document each.
+
+        It shows the messages embedded in session documents and the archived ones alike, each with ``session_id``,
+        ``session_type``, ``application_name``, ``agent_id``, ``model`` and the fields of the stored message. MongoDB
+        computes it at each query; it stores nothing. Call it once, from a shell or when an application is deployed;
+        calling it again brings a view of an older version up to date.
+
+        Returns:
+            The view's name.
+
+        Raises:
+            OperationFailure: There is a collection of that name, or the user may not make views.
+        """
+        return self._store.create_messages_view()
 
     # --- the client -------------------------------------------------------------------------------------------------
 
@@ -376,7 +392,7 @@ class MongoDBSessionRepository(SessionRepository):
     def _update_metadata(self, session: SessionRef, metadata: Document) -> None:
         if metadata:
             _check_storable(metadata, "metadata")
-            self._store.guarded(session, statements.set_metadata(session, metadata, now()))
+            self._store.set_metadata(session, metadata)
 
     def _delete_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
         if keys:
@@ -386,9 +402,7 @@ class MongoDBSessionRepository(SessionRepository):
         moment = now()
         stored = {**check_feedback(feedback), "created_at": moment, "commit_id": ObjectId()}
         _check_storable(stored, "feedback")
-        ref = session()
-        is_stored = statements.feedback_projection(stored)
-        self._store.guarded(ref, statements.add_feedback(ref, stored, moment), is_stored, itemgetter("stored"))
+        self._store.add_feedback(session(), stored, moment)
 
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.

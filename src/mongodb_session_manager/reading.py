@@ -7,17 +7,31 @@ import re
 import bson
 from bson.raw_bson import RawBSONDocument
 
+from .blobs import BlobStore
 from .documents import Document
-from .encoding import CODEC_OPTIONS, MARKER, decode
+from .encoding import CODEC_OPTIONS, MARKER, blob_files, decode
 
 _MARKER = re.compile(MARKER.encode())
 
 
 class Reader:
-    """Decodes documents that were read as they are."""
+    """Decodes documents that were read as they are.
+
+    Args:
+        blobs: Where the large parts of them are kept.
+    """
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
 
     def decode(self, found: RawBSONDocument) -> Document:
-        """Return a document with its values as they were before they were encoded."""
+        """Return a document with its values as they were before they were encoded; its blobs are fetched.
+
+        Raises:
+            BlobMissingError: A blob that it names is not there.
+        """
         document: Document = bson.decode(found.raw, CODEC_OPTIONS)
         # The walk through all of it is only made where its bytes hold an encoded value.
-        return decode(document) if _MARKER.search(found.raw) else document
+        if not _MARKER.search(found.raw):
+            return document
+        return decode(document, self._blobs.fetch(blob_files(document)))

@@ -9,25 +9,26 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, MongoClient
 from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError, PyMongoError, WriteError
+from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, PyMongoError, WriteError
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
-from . import statements
+from . import messages_view, statements
 from .archive_policy import Embedded
 from .archiving import Archiver
+from .blobs import BlobOwner, BlobStore, PendingBlobs
 from .clients import check_client
 from .documents import Document, StoredAgent
-from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
+from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
     AgentNotFoundError,
     MessageNotFoundError,
@@ -39,13 +40,16 @@ from .errors import (
 from .history import History
 from .reading import Reader
 from .sending import back_off, until_known
-from .statements import Commit, SessionRef, Update
+from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A writer that loses every race this often is not racing: something else keeps its update from matching.
 _MAX_REBASES = 500
 _INT32_MAX = 2**31 - 1
+_NAMESPACE_EXISTS = 48
 # What MongoDB answers where an update would make a document larger than 16 MB.
 _DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
 
@@ -99,7 +103,8 @@ class SessionStore:
             codec_options=PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
         )
         self._writes = self.collection.with_options(codec_options=PLAIN_CODEC_OPTIONS)
-        self._reader = Reader()
+        self.blobs = BlobStore(self.collection.database, collection_name)
+        self._reader = Reader(self.blobs)
         self.history = History(self._writes, self._reader)
         self.archiver = Archiver(self, self.history, now)
         self._metadata_fields = tuple(metadata_fields)
@@ -192,6 +197,7 @@ class SessionStore:
             self._explain(session)
         if "incarnation" in found:
             self.history.delete_session(session.session_id, found["incarnation"])
+            self.blobs.delete_session(session.session_id, found["incarnation"])
 
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
@@ -271,7 +277,9 @@ class SessionStore:
         """
         incarnation = session.incarnation
         for times in range(_MAX_REBASES):
-            if embedded := self.update(statements.rewrite(session, key, message_id, body, moment, tracking_id)):
+            update = statements.rewrite(session, key, message_id, body, moment, tracking_id)
+            before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
+            if before is not None:
                 break
             standing = self._explain(session, statements.position_projection(key, message_id))
             if not standing["exists"]:
@@ -289,11 +297,13 @@ class SessionStore:
         if incarnation is None:
             incarnation = (self.find_one({"_id": session.session_id}, {"incarnation": 1}) or {}).get("incarnation")
         # An archiver may hold a copy of an embedded message that it has yet to commit.
-        in_history = incarnation is not None and self.history.rewrite(
+        archived = incarnation and self.history.rewrite(
             session.session_id, incarnation, key, message_id, body, moment, tracking_id
         )
-        if not embedded and not in_history:
+        if before is None and archived is None:
             raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
+        # What the message was no longer names its blobs. A sweep finds those that a process leaves which ends here.
+        self.blobs.delete(blob_files([before, archived]).keys() - blob_files(body).keys())
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
@@ -335,6 +345,48 @@ class SessionStore:
         """Return how many messages an agent's conversation has."""
         document = self.find_one({"_id": session_id}, {"_id": 0, "count": statements.count_expression(key)})
         return int((document or {}).get("count") or 0)
+
+    def set_metadata(self, session: SessionRef, metadata: Mapping[str, Any]) -> None:
+        """Set metadata fields and leave the others.
+
+        Raises:
+            UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``.
+        """
+        update = statements.set_metadata(session, metadata, now())
+        growth = statements.metadata_size_expression(metadata)
+
+        def has_no_room(standing: Document) -> bool:
+            return bool(standing["size"] > MAX_METADATA_BYTES)
+
+        standing = self.guarded(session, update, {"size": growth}, has_no_room)
+        if standing is not None:
+            raise UnstorableValueError(
+                f"session_id={session.session_id!r}: with {', '.join(map(repr, metadata))} its metadata would have "
+                f"{standing['size']} bytes; at most {MAX_METADATA_BYTES} can be stored"
+            )
+
+    def add_feedback(self, session: SessionRef, feedback: Document, moment: datetime) -> None:
+        """Append a feedback, once; older ones move into the history where there are many."""
+        update = statements.add_feedback(session, feedback, moment)
+        projection = statements.feedback_projection(feedback)
+        while standing := self.guarded(session, update, projection, lambda found: found["stored"] or found["full"]):
+            if standing["stored"]:
+                return
+            if standing.get("incarnation") is None:
+                self.adopt(session.session_id, [])
+                continue
+            self.archiver.archive_feedbacks(session.session_id, standing["incarnation"])
+
+    def get_feedbacks(self, session_id: str) -> list[Document]:
+        """Return a session's feedbacks, decoded, oldest first."""
+        document = self.find_one({"_id": session_id}, {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1})
+        if document is None:
+            return []
+        feedbacks: list[Document] = document.get("feedbacks") or []
+        archived = int(document.get("feedbacks_archived", 0))
+        if archived:
+            feedbacks[:0] = self.history.read(session_id, document["incarnation"], FEEDBACKS, 0, archived)
+        return feedbacks
 
     def put_multi_agent(self, session: SessionRef, multi_agent_id: str, state: Any) -> None:
         """Store the state of a graph or swarm, of one that is stored already or of a new one."""
@@ -387,7 +439,25 @@ class SessionStore:
         """Send an update and return whether it matched."""
         return bool(self._send(update).matched_count)
 
+    def _find_and_update(self, update: Update, projection: Mapping[str, Any]) -> Document | None:
+        """Send an update; return what it changed, as stored before, or None if it did not match."""
+        found: Document | None = self._with_room(
+            update,
+            lambda: self.collection.find_one_and_update(
+                update.filter, update.update, projection, array_filters=update.array_filters
+            ),
+        )
+        return found
+
     def _send(self, update: Update, *, upsert: bool = False) -> UpdateResult:
+        return self._with_room(
+            update,
+            lambda: self._writes.update_one(
+                update.filter, update.update, upsert=upsert, array_filters=update.array_filters
+            ),
+        )
+
+    def _with_room(self, update: Update, send: Callable[[], T]) -> T:
         """Send an update until its outcome is known; where the document has no room for it, make some.
 
         Raises:
@@ -395,15 +465,11 @@ class SessionStore:
         """
         while True:
             try:
-                return until_known(
-                    lambda: self._writes.update_one(
-                        update.filter, update.update, upsert=upsert, array_filters=update.array_filters
-                    )
-                )
-            except WriteError as error:
-                if error.code not in _DOCUMENT_TOO_LARGE:
+                return until_known(send)
+            except (WriteError, DocumentTooLarge) as error:
+                if isinstance(error, WriteError) and error.code not in _DOCUMENT_TOO_LARGE:
                     raise
-                if not self.archiver.make_room(update.filter["_id"]):
+                if isinstance(error, DocumentTooLarge) or not self.archiver.make_room(update.filter["_id"]):
                     raise UnstorableValueError(
                         f"session_id={update.filter['_id']!r} has no room for this: MongoDB holds 16 MB in a document"
                     ) from error
@@ -436,6 +502,64 @@ class SessionStore:
         if session.lease_token is None and left > 0:
             raise SessionBusyError(f"session_id={session.session_id!r} is leased by another process", left)
         return standing
+
+    # --- blobs ------------------------------------------------------------------------------------------------------
+
+    def upload(self, session: SessionRef, key: str, message_id: int | None, blobs: PendingBlobs) -> None:
+        """Store the blobs of a message, or of the state of an agent, before the commit that names them.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+        """
+        if not blobs.blobs:
+            return
+        incarnation = session.incarnation
+        while incarnation is None:
+            incarnation = self._explain(session).get("incarnation")
+            if incarnation is None:
+                self.adopt(session.session_id, [])
+        owner: BlobOwner = {
+            "session": session.session_id,
+            "incarnation": incarnation,
+            "agent": key,
+            "message": message_id,
+        }
+        self.blobs.upload(blobs, owner)
+
+    def sweep(self, older_than_seconds: float) -> int:
+        """Remove blobs that nobody names and segments of sessions that are gone; return how many."""
+        return self.blobs.sweep(self._named, older_than_seconds) + self.history.sweep(self.collection.name)
+
+    def _named(self, session_id: str, incarnation: ObjectId, key: str, file_ids: Iterable[ObjectId]) -> set[ObjectId]:
+        """Return those of these files that the session still names; see ``BlobStore.sweep``."""
+        missing = set(file_ids)
+        named: set[ObjectId] = set()
+        document = self.find_raw({"_id": session_id, "incarnation": incarnation}, {})
+        if document is None:
+            return named
+        # The session document first, then its history: what moves meanwhile moves there.
+        for found in itertools.chain([document], self.history.raw_segments(session_id, incarnation, key)):
+            content = bytes(found.raw)
+            there = {file_id for file_id in missing if file_id.binary in content}
+            named |= there
+            missing -= there
+            if not missing:
+                break
+        return named
+
+    # --- the view ---------------------------------------------------------------------------------------------------
+
+    def create_messages_view(self) -> str:
+        """Make the view of all messages, or bring it up to date; return its name."""
+        database, name = self.collection.database, f"{self.collection.name}_messages"
+        pipeline = messages_view.pipeline(self.collection.name, self.history.collection.name)
+        try:
+            database.create_collection(name, viewOn=self.collection.name, pipeline=pipeline, check_exists=False)
+        except OperationFailure as error:
+            if error.code != _NAMESPACE_EXISTS:
+                raise
+            database.command("collMod", name, viewOn=self.collection.name, pipeline=pipeline)
+        return name
 
     # --- leases -----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from bson import MaxKey, MinKey, ObjectId
 
 from .documents import Document, message_document, new_agent
+from .encoding import to_bson
 from .keys import encode_key
 from .metrics import Totals
 
@@ -59,6 +60,24 @@ class SessionRef(NamedTuple):
         document.update(conditions)
         return document
 
+    def filter_that(self, condition: Document, **conditions: Any) -> Document:
+        """Return the same filter with one more condition, an expression."""
+        document = self.filter(**conditions)
+        document["$expr"] = {"$and": [document["$expr"], condition]}
+        return document
+
+
+FEEDBACKS = "$feedbacks"
+"""Stands in a segment's ``_id`` where an agent's key would; no agent has such a key."""
+
+MAX_FEEDBACKS = 200
+"""A session document with this many feedbacks is archived from before it takes another."""
+
+MAX_FEEDBACK_BYTES = 256 * 1024
+"""Or with this many bytes of them."""
+
+MAX_METADATA_BYTES = 4 * 1024 * 1024
+"""What a session's metadata may have as BSON: MongoDB takes 16 MB in a document, and a conversation needs room."""
 
 # How many messages a conversation manager has taken out of the live conversation, from the first one on.
 _REMOVED = "agent_data.conversation_manager_state.removed_message_count"
@@ -168,6 +187,23 @@ def rewrite_in_segment(
     return Update({"_id": segment, "messages.message_id": message_id}, changes, array_filters)
 
 
+def rewritten_projection(key: str, message_id: int, tracking_id: str | None) -> Document:
+    """Return the projection of the messages that ``rewrite`` replaces."""
+    return {"messages": _rewritten(_messages(f"$agents.{key}"), message_id, tracking_id)}
+
+
+def rewritten_in_segment_projection(message_id: int, tracking_id: str | None) -> Document:
+    """Return the projection of the messages that ``rewrite_in_segment`` replaces."""
+    return {"messages": _rewritten("$messages", message_id, tracking_id)}
+
+
+def _rewritten(messages: Any, message_id: int, tracking_id: str | None) -> Document:
+    which: Document = {"$eq": ["$$m.message_id", message_id]}
+    if tracking_id is not None:
+        which = {"$or": [which, {"$eq": ["$$m.tracking_id", {"$literal": tracking_id}]}]}
+    return {"$filter": {"input": messages, "as": "m", "cond": which}}
+
+
 def _rewriting(
     messages: str, message_id: int, body: Mapping[str, Any], now: datetime, tracking_id: str | None
 ) -> tuple[dict[str, Document], list[Document]]:
@@ -242,10 +278,23 @@ def multi_agent(session: SessionRef, multi_agent_id: str, state: Any, now: datet
 
 def set_metadata(session: SessionRef, metadata: Mapping[str, Any], now: datetime) -> Update:
     """Return the update that sets these metadata fields and leaves the others."""
+    has_room = {"$lte": [metadata_size_expression(metadata), MAX_METADATA_BYTES]}
     return Update(
-        session.filter(),
+        session.filter_that(has_room),
         {"$set": {**{f"metadata.{key}": value for key, value in metadata.items()}, "updated_at": now}},
     )
+
+
+def metadata_size_expression(metadata: Mapping[str, Any]) -> Document:
+    """Return the expression for the size that a session's metadata will have with these fields, in bytes."""
+    replaced = {str(index): f"$metadata.{key}" for index, key in enumerate(metadata)}
+    added = len(to_bson({str(index): value for index, value in enumerate(metadata.values())}))
+    return {
+        "$add": [
+            {"$bsonSize": {"$ifNull": ["$metadata", {}]}},
+            {"$subtract": [added, {"$bsonSize": replaced}]},
+        ]
+    }
 
 
 def unset_metadata(session: SessionRef, keys: Iterable[str], now: datetime) -> Update:
@@ -254,16 +303,28 @@ def unset_metadata(session: SessionRef, keys: Iterable[str], now: datetime) -> U
 
 
 def add_feedback(session: SessionRef, feedback: Document, now: datetime) -> Update:
-    """Return the update that appends one feedback, unless the one with its ``commit_id`` is there."""
+    """Return the update that appends one feedback, if there is room and the one with its ``commit_id`` is not there."""
     return Update(
-        session.filter(**{"feedbacks.commit_id": {"$ne": feedback["commit_id"]}}),
+        session.filter_that({"$not": _FEEDBACKS_ARE_FULL}, **{"feedbacks.commit_id": {"$ne": feedback["commit_id"]}}),
         {"$push": {"feedbacks": feedback}, "$set": {"updated_at": now}},
     )
 
 
 def feedback_projection(feedback: Document) -> Document:
-    """Return the projection that tells whether a feedback is stored."""
-    return {"stored": {"$in": [feedback["commit_id"], {"$ifNull": ["$feedbacks.commit_id", []]}]}}
+    """Return the projection that tells whether a feedback is stored, and if not, whether there is no room for it."""
+    return {
+        "stored": {"$in": [feedback["commit_id"], {"$ifNull": ["$feedbacks.commit_id", []]}]},
+        "full": _FEEDBACKS_ARE_FULL,
+    }
+
+
+_FEEDBACKS: Document = {"$ifNull": ["$feedbacks", []]}
+_FEEDBACKS_ARE_FULL: Document = {
+    "$or": [
+        {"$gte": [{"$size": _FEEDBACKS}, MAX_FEEDBACKS]},
+        {"$gte": [{"$bsonSize": {"f": _FEEDBACKS}}, MAX_FEEDBACK_BYTES]},
+    ]
+}
 
 
 # --- leases: all times are the server's -----------------------------------------------------------------------------
@@ -488,6 +549,20 @@ def segment_message_projection(message_id: int) -> Document:
 
 def block_projection(key: str, block: int) -> Document:
     """Return the projection of what an archiver needs: the oldest embedded messages and how things stand."""
+    if key == FEEDBACKS:
+        archived = _number("$feedbacks_archived")
+        size = {"$size": _FEEDBACKS}
+        return {
+            "bytes": {"$bsonSize": "$$ROOT"},
+            "agent": {
+                "archived_count": archived,
+                "edits": {"$literal": 0},  # Nobody edits a feedback.
+                "removed": {"$add": [archived, size]},
+                "embedded": size,
+                "bytes": {"$bsonSize": {"f": _FEEDBACKS}},
+            },
+            "messages": {"$slice": [_FEEDBACKS, block]},
+        }
     agent = f"$agents.{key}"
     messages = _messages(agent)
     return {
@@ -508,18 +583,45 @@ def archive(session_id: str, incarnation: ObjectId, key: str, first: int, count:
 
     It asks for no lease: what a conversation holds does not change by this, only where.
     """
+    which: Document = {"_id": session_id, "incarnation": incarnation}
+    if key == FEEDBACKS:
+        which["feedbacks_archived"] = first if first else {"$in": [None, 0]}
+        return Update(which, [{"$set": {"feedbacks": _rest("$feedbacks", count), "feedbacks_archived": first + count}}])
     agent = f"agents.{key}"
-    messages = f"${agent}.messages"
-    rest = {"$slice": [messages, count, {"$max": [1, {"$size": messages}]}]}
-    return Update(
-        {"_id": session_id, "incarnation": incarnation, f"{agent}.archived_count": first, f"{agent}.edits": edits},
-        [{"$set": {f"{agent}.messages": rest, f"{agent}.archived_count": first + count}}],
-    )
+    which.update({f"{agent}.archived_count": first, f"{agent}.edits": edits})
+    messages = _rest(f"${agent}.messages", count)
+    return Update(which, [{"$set": {f"{agent}.messages": messages, f"{agent}.archived_count": first + count}}])
+
+
+def _rest(messages: str, count: int) -> Document:
+    return {"$slice": [messages, count, {"$max": [1, {"$size": messages}]}]}
+
+
+def ended_lives(sessions: str) -> list[Document]:
+    """Return the pipeline on segments that yields the lives of sessions that are over, as ``{session, incarnation}``."""
+    return [
+        {"$group": {"_id": {"session": "$_id.session", "incarnation": "$_id.incarnation"}}},
+        {
+            "$lookup": {
+                "from": sessions,
+                "localField": "_id.session",
+                "foreignField": "_id",
+                "let": {"incarnation": "$_id.incarnation"},
+                "pipeline": [
+                    {"$match": {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}},
+                    {"$project": {"_id": 1}},
+                ],
+                "as": "alive",
+            }
+        },
+        {"$match": {"alive": []}},
+    ]
 
 
 SIZES: Document = {
     "incarnation": 1,
     "bytes": {"$bsonSize": "$$ROOT"},
+    "feedbacks": {"$bsonSize": {"f": _FEEDBACKS}},
     "agents": {
         "$map": {
             "input": {"$objectToArray": {"$ifNull": ["$agents", {}]}},

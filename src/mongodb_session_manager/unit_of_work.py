@@ -21,7 +21,8 @@ from typing import Any, Protocol
 from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
 from .command_pool import CommandPool, settle
 from .documents import Document, check_size
-from .encoding import encode, same
+from .encoding import encode, same, to_bson
+from .errors import UnstorableValueError
 from .metrics import Totals
 from .session_store import SessionStore, now
 from .statements import Commit, SessionRef, late_metrics, message_projection
@@ -42,7 +43,14 @@ class Operation(Protocol):
     started: bool
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
-        """Store it; an error means that it is to be sent again."""
+        """Store it; an error means that it is to be sent again.
+
+        Raises:
+            UnstorableValueError: It can never be stored as it is.
+        """
+
+    def refuse(self) -> bool:
+        """Drop what can never be stored; return whether something else is left to send."""
 
 
 class Entry:
@@ -88,6 +96,10 @@ class AppendOperation:
         store.commit(session, self.work, rebase=self.rebase)
         self.agent.was_stored(self)
 
+    def refuse(self) -> bool:
+        """Drop the changed fields, if there are messages beside them, else everything."""
+        return self.agent.was_refused(self)
+
 
 @dataclass(eq=False)
 class RewriteOperation:
@@ -101,8 +113,13 @@ class RewriteOperation:
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Rewrite the message where it stands."""
-        assert self.entry.message_id is not None
+        if self.entry.message_id is None:
+            return  # It was refused.
         store.rewrite(session, self.key, self.entry.message_id, self.body, now(), self.tracking_id)
+
+    def refuse(self) -> bool:
+        """Drop it."""
+        return False
 
 
 @dataclass(eq=False)
@@ -117,11 +134,16 @@ class LateMetricsOperation:
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the metrics, unless the message has some by now."""
-        assert self.entry.message_id is not None
+        if self.entry.message_id is None:
+            return  # It was refused.
         update = late_metrics(session, self.key, self.entry.message_id, self.metrics, self.totals, now())
         there = message_projection(self.key, self.entry.message_id)
         # It has metrics by now, or is gone; or else only a lease had stood in the way.
         store.guarded(session, update, there, lambda found: all("event_loop_metrics" in m for m in found["messages"]))
+
+    def refuse(self) -> bool:
+        """Drop it."""
+        return False
 
 
 @dataclass(eq=False)
@@ -135,6 +157,10 @@ class MultiAgentOperation:
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the state."""
         store.put_multi_agent(session, self.multi_agent_id, self.state)
+
+    def refuse(self) -> bool:
+        """Drop it."""
+        return False
 
 
 class Sending:
@@ -264,9 +290,13 @@ class Outbox:
         """Do what is too slow for an event loop, before each operation."""
 
     def _drain(self, future: Future[None]) -> None:
+        refused: UnstorableValueError | None = None
         try:
             while True:
-                self._prepare()
+                try:
+                    self._prepare()
+                except UnstorableValueError as error:
+                    refused = refused or error  # What else waits is sent all the same.
                 with self.lock:
                     if not self._has_work():
                         # Under the lock: whoever queues from here on finds nobody sending and begins anew.
@@ -276,7 +306,12 @@ class Outbox:
                         continue
                     operation = self.queue[0]
                     operation.started = True
-                operation.send(self._store, self._session())
+                try:
+                    operation.send(self._store, self._session())
+                except UnstorableValueError as error:
+                    refused = refused or error
+                    if operation.refuse():
+                        continue
                 with self.lock:
                     if self.queue and self.queue[0] is operation:
                         self.queue.popleft()
@@ -285,7 +320,10 @@ class Outbox:
                 self._sending = None
             future.set_exception(error)
         else:
-            future.set_result(None)
+            if refused is None:
+                future.set_result(None)
+            else:
+                future.set_exception(refused)
         self._sent()
 
 
@@ -310,7 +348,6 @@ class AgentWork(Outbox):
         position: The ``message_id`` that is next, as far as this process knows.
         last: The message that was appended last.
         rebase: Whether new commits append behind what others have stored meanwhile.
-        waiting_bytes: Size of the messages that wait, in bytes.
         embedded: What the agent has in the session document.
         document: The size of that document.
         archiving: The archiving of the agent's messages that is under way or was the last, if any was.
@@ -329,7 +366,6 @@ class AgentWork(Outbox):
         # By tracking id, oldest first. Restored messages join on first need: few are ever looked for.
         self._known: dict[str, list[Entry]] = {}
         self._restored: dict[str, list[tuple[int, Any]]] = {}
-        self.waiting_bytes = 0
         # What each field was last staged with, encoded. State is compared by identity and version first.
         self._staged: Document = {}
         self._riding: Document = {}
@@ -337,6 +373,11 @@ class AgentWork(Outbox):
         self._state_version: int | None = None
         self._stored_state: Any = None
         self._changed_state: Any = None
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Size of what waits, in bytes."""
+        return sum(operation.bytes for operation in list(self.queue) if isinstance(operation, AppendOperation))
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -348,7 +389,6 @@ class AgentWork(Outbox):
             entry.commit = operation = self._open_append(size)
             operation.entries.append(entry)
             operation.bytes += size
-            self.waiting_bytes += size
             totals(operation.work.totals)
         self.last = entry
         if tracking_id := body.get("tracking_id"):
@@ -432,8 +472,6 @@ class AgentWork(Outbox):
             entry.body = {}
         if entries:
             self.position = work.position + len(entries)
-            with self.lock:
-                self.waiting_bytes -= operation.bytes
         embedded = self.embedded
         embedded.count += len(entries)
         embedded.bytes += operation.bytes
@@ -442,11 +480,26 @@ class AgentWork(Outbox):
         if isinstance(window, dict) and isinstance(removed := window.get("removed_message_count"), int):
             embedded.removed = removed
 
+    def was_refused(self, operation: AppendOperation) -> bool:
+        """Take note that MongoDB has no room for a commit; return whether its messages are to be tried alone."""
+        work, entries = operation.work, operation.entries
+        for name in work.fields:
+            self._staged.pop(name, None)
+        with self.lock:
+            if work.fields and entries:
+                work.fields = {}
+                return True
+            for entry in entries:
+                entry.commit = None
+                entry.body = {}
+            if self.last in entries:
+                self.last = None  # It is stored nowhere; no other message is to be redacted in its place.
+        return False
+
     def drop(self) -> None:
         """Forget what is queued and what has changed."""
         self._changed_state = None
         self._riding.clear()
-        self.waiting_bytes = 0
         super().drop()
 
     def _after_fork(self) -> None:
@@ -465,7 +518,9 @@ class AgentWork(Outbox):
     def create(self, agent_data: Document) -> None:
         """Put the record of a new agent into the next commit."""
         with self.lock:
-            self._open_append().work.creates = agent_data
+            operation = self._open_append()
+            operation.work.creates = agent_data
+            operation.bytes += len(to_bson(agent_data))
         self._fill()
 
     def stage(self, fields: Mapping[str, Any], riding: str | None = None) -> None:
@@ -478,10 +533,11 @@ class AgentWork(Outbox):
             riding: Name of a field that is not worth a commit of its own: it waits for one that is made anyway.
         """
         changed = {}
+        size = 0
         for name, value in fields.items():
             encoded = encode(value, name)
             if not same(encoded, self._staged.get(name, _NEVER_STAGED)):
-                check_size({name: encoded}, f"agent_id={self.agent_id!r} {name}")
+                size += check_size({name: encoded}, f"agent_id={self.agent_id!r} {name}")
                 changed[name] = encoded
         if not changed:
             return
@@ -493,7 +549,7 @@ class AgentWork(Outbox):
             self._riding.update(changed)
             if waits and self._waiting_append() is None:
                 return
-            self._open_append()
+            self._open_append(size).bytes += size
         self._fill()
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:

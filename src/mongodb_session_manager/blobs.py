@@ -1,0 +1,370 @@
+"""Blobs: binaries too large for a session document, kept in GridFS beside it.
+
+A blob is uploaded before the commit that names it and belongs to one message or to the state of one agent. Its file is
+written once under a random id and never changed. ``<collection>_blobs.files`` and ``<collection>_blobs.chunks`` are a
+GridFS bucket that every driver and tool can read; they are written here, not by PyMongo's ``GridFSBucket``, for three
+reasons:
+
+- The file document goes first, so that no chunk is without an owner while it is written: what a dead process leaves is
+  found by its session, and a chunk without a file document is always rubbish.
+- ``uploadDate`` is the server's time. ``GridFSBucket`` takes the client's, and a client whose clock is a day slow would
+  have its blobs swept before it could commit them.
+- A read of all blobs of a window is one command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, TypedDict, TypeVar
+
+import pymongo
+from bson import Int64, ObjectId
+from pymongo import ASCENDING, ReadPreference
+from pymongo.database import Database
+from pymongo.errors import AutoReconnect, PyMongoError, ServerSelectionTimeoutError
+
+from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
+from .errors import BlobMissingError
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 255 * 1024
+"""Size of every chunk but a file's last, in bytes: the default of all drivers."""
+
+# Chunks sent with one insert: 8 MB, where PyMongo's own 48 MB would be copied three times on their way.
+_CHUNKS_PER_INSERT = 32
+# Ids in one command: 20 KB.
+_IDS_PER_COMMAND = 1000
+# An upload whose connection broke is made again this often.
+_RECONNECTS = 2
+# What a failed upload left is removed at once if that is quick; otherwise by a sweep.
+_DISCARD_SECONDS = 2.0
+# An upload older than this is made again before a commit names it. Far below any grace time of a sweep.
+_FRESH_SECONDS = 3600.0
+
+_T = TypeVar("_T")
+
+
+class BlobOwner(TypedDict):
+    """Whose a blob is, as its file's ``metadata`` says.
+
+    Attributes:
+        session: The session's id.
+        incarnation: The life of the session.
+        agent: The agent's key.
+        message: The ``message_id`` it was meant for (a commit behind other writers' messages moves it), or None for a
+            blob in the agent's state.
+    """
+
+    session: str
+    incarnation: ObjectId
+    agent: str
+    message: int | None
+
+
+Named = Callable[[str, ObjectId, str, Collection[ObjectId]], AbstractSet[ObjectId]]
+"""Tells which files are still named: ``named(session, incarnation, agent, file_ids)``."""
+
+
+@dataclass
+class Blob:
+    """A binary or a text that is to be uploaded.
+
+    Attributes:
+        marker: The document that stands for it in the encoded value; the very same, not a copy.
+        data: Its content. A text is encoded when it is uploaded: megabytes take milliseconds.
+        uploaded_at: When its last upload began, in seconds of ``clock()``; None: it is not uploaded.
+    """
+
+    marker: dict[str, Any]
+    data: bytes | str = field(repr=False)
+    uploaded_at: float | None = None
+
+
+@dataclass
+class PendingBlobs:
+    """Takes the large parts of one value out of it while it is encoded, and keeps them until they are committed.
+
+    Attributes:
+        threshold: From how many bytes on a binary becomes a blob.
+        text_threshold: From how many characters on a text becomes a blob.
+        max_text: A text of more characters is refused.
+        blobs: What was taken out, in the order of the value.
+    """
+
+    threshold: int
+    text_threshold: int = 1024 * 1024
+    max_text: int = 15 * 1024 * 1024
+    blobs: list[Blob] = field(default_factory=list)
+
+    def add(self, marker: dict[str, Any], data: bytes | str) -> None:
+        """Take ``data``, for which ``marker`` stands in the encoded value."""
+        self.blobs.append(Blob(marker, data))
+
+    @property
+    def total_bytes(self) -> int:
+        """How much memory they hold, in bytes; a character counts as one."""
+        return sum(len(blob.data) for blob in self.blobs)
+
+
+class BlobStore:
+    """Sends the commands about the blobs of one collection of sessions. Every method blocks.
+
+    Reads come from the primary: a secondary may not have a blob yet that its session document names. Writes have the
+    write concern of the database.
+
+    Args:
+        database: Where the sessions are.
+        collection_name: Collection of the session documents.
+    """
+
+    def __init__(self, database: Database[Any], collection_name: str) -> None:
+        self.bucket_name = f"{collection_name}_blobs"
+        options: dict[str, Any] = {"codec_options": PLAIN_CODEC_OPTIONS, "read_preference": ReadPreference.PRIMARY}
+        self._files = database.get_collection(f"{self.bucket_name}.files", **options)
+        self._chunks = database.get_collection(f"{self.bucket_name}.chunks", **options)
+
+    # --- one session ------------------------------------------------------------------------------------------------
+
+    def upload(self, blobs: PendingBlobs, owner: BlobOwner) -> None:
+        """Store the blobs that are not stored yet, and put the names of their files into their markers.
+
+        One whose upload is more than an hour old is uploaded again, under another id, because a sweep might have
+        removed it; so call this right before each attempt to commit. The file of the first upload is left to the
+        sweep: a commit whose answer was lost may name it.
+
+        Two commands for each blob, and one more for every 8 MB beyond the first. Memory: 8 MB of chunks, and a text's
+        bytes.
+
+        Args:
+            blobs: After an error, those that were stored are not sent again.
+            owner: Whose they are.
+
+        Raises:
+            pymongo.errors.PyMongoError: A blob could not be stored. No commit may name it.
+        """
+        due = [blob for blob in blobs.blobs if blob.uploaded_at is None or clock() - blob.uploaded_at > _FRESH_SECONDS]
+        if due:
+            self._ensure_indexes()
+        for blob in due:
+            self._upload(blob, owner)
+
+    def fetch(self, files: Mapping[ObjectId, int]) -> dict[ObjectId, bytes]:
+        """Return the content of files, all read with one ``find`` (and a ``getMore`` for each 16 MB beyond the first).
+
+        Args:
+            files: Their ids, each with its length in bytes, as ``encoding.blob_files`` returns them.
+
+        Raises:
+            BlobMissingError: One of them is not there, or has another length. Nothing is returned then.
+        """
+        fetched: dict[ObjectId, bytes] = {}
+        if not files:
+            return fetched
+        chunks = self._chunks.find(
+            {"files_id": {"$in": list(files)}},
+            {"_id": 0, "files_id": 1, "n": 1, "data": 1},
+            sort=[("files_id", ASCENDING), ("n", ASCENDING)],
+            # Without it, the first answer ends after 101 chunks however small they are.
+            batch_size=2**31 - 1,
+        )
+        with contextlib.closing(chunks):
+            for file_id, parts in itertools.groupby(chunks, key=lambda chunk: chunk["files_id"]):
+                content = io.BytesIO()  # Its getvalue() does not copy, as joining a list of chunks would.
+                for n, chunk in enumerate(parts):
+                    if chunk["n"] != n:
+                        raise self._missing(file_id, f"has no chunk {n}")
+                    content.write(chunk["data"])
+                fetched[file_id] = content.getvalue()
+        for file_id, length in files.items():
+            found = len(fetched.setdefault(file_id, b""))
+            if found != length:
+                raise self._missing(file_id, f"has {found} bytes instead of {length}")
+        return fetched
+
+    def delete(self, file_ids: Iterable[ObjectId]) -> None:
+        """Delete files; those that are not there are no error. Two commands for each 1,000.
+
+        The chunks go first. A deletion that is interrupted can then be repeated by whoever only knows the owner.
+        """
+        for ids in _batches(file_ids, _IDS_PER_COMMAND):
+            self._chunks.delete_many({"files_id": {"$in": ids}})
+            self._files.delete_many({"_id": {"$in": ids}})
+
+    def delete_session(self, session_id: str, incarnation: ObjectId | None) -> None:
+        """Delete all files of one life of a session, those of interrupted uploads included; None: of every life."""
+        query: dict[str, Any] = {"metadata.session": {"$eq": session_id}}
+        if incarnation is not None:
+            query["metadata.incarnation"] = incarnation
+        with contextlib.closing(self._files.find(query, {"_id": 1})) as files:
+            self.delete(file["_id"] for file in files)
+
+    # --- all sessions -----------------------------------------------------------------------------------------------
+
+    def sweep(self, named: Named, older_than_seconds: float = 24 * 3600) -> int:
+        """Remove the files that nobody names any more, and chunks without a file.
+
+        Dead processes leave such files, and so do sessions that expired. All times are the server's. It can be ended
+        at any point, run again, and run twice at once.
+
+        It never removes a file that is named, or will be:
+
+        - A commit names a file at most an hour after its upload began (and a little for its command to arrive);
+          afterwards the writer uploads again, under another id. So a file that is older than ``older_than_seconds``
+          and not named *now* will never be. This needs a value well above an hour: two hours (7200) at least outside
+          of tests. It is not enforced.
+        - ``named`` is asked after the file was found.
+        - A chunk without a file document belongs to no upload under way, because the file document is written first.
+
+        Args:
+            named: Which of these files the owner still names, a set; asked for up to 1,000 files of one owner at a
+                time. It must know every place, and read them in the order in which content moves: the session document
+                first, then its history. An owner that does not exist names nothing.
+            older_than_seconds: Grace time since the upload.
+
+        Returns:
+            How many files were removed, those included of which only chunks were left.
+        """
+        before = self._server_time() - timedelta(seconds=older_than_seconds)
+        removed = 0
+        for files in _batches(self._older_files(before), _IDS_PER_COMMAND):
+            owners: dict[tuple[str, ObjectId, str], list[ObjectId]] = {}
+            for file in files:
+                owner = file["metadata"]
+                key = (owner["session"], owner["incarnation"], owner["agent"])
+                owners.setdefault(key, []).append(file["_id"])
+            for owner_key, ids in owners.items():
+                still_named = named(*owner_key, ids)
+                unnamed = [file_id for file_id in ids if file_id not in still_named]
+                self.delete(unnamed)
+                removed += len(unnamed)
+        for ids in _batches(self._older_files_with_chunks(before), _IDS_PER_COMMAND):
+            existing = {file["_id"] for file in self._files.find({"_id": {"$in": ids}}, {"_id": 1})}
+            orphaned = [file_id for file_id in ids if file_id not in existing]
+            self.delete(orphaned)
+            removed += len(orphaned)
+        return removed
+
+    def _older_files(self, before: datetime) -> Iterator[dict[str, Any]]:
+        """Yield the older files of this library, each owner's together. Somebody else's have no such metadata."""
+        query = {
+            "uploadDate": {"$lt": before},
+            "metadata.session": {"$exists": True},
+            "metadata.incarnation": {"$exists": True},
+            "metadata.agent": {"$exists": True},
+        }
+        files = self._files.find(query, {"metadata": 1}, batch_size=_IDS_PER_COMMAND).sort(_OWNER_INDEX)
+        with contextlib.closing(files.allow_disk_use(True)):
+            yield from files
+
+    def _older_files_with_chunks(self, before: datetime) -> Iterator[ObjectId]:
+        """Yield the older ids under which there are chunks; the index knows them."""
+        pipeline: list[dict[str, Any]] = [
+            {"$match": {"files_id": {"$lt": ObjectId.from_datetime(before)}}},
+            {"$group": {"_id": "$files_id"}},
+        ]
+        with self._chunks.aggregate(pipeline, allowDiskUse=True, batchSize=_IDS_PER_COMMAND) as found:
+            for group in found:
+                yield group["_id"]
+
+    def _server_time(self) -> datetime:
+        answer = self._files.database.command("hello", codec_options=CODEC_OPTIONS)
+        moment: datetime = answer["localTime"]
+        return moment
+
+    # --- uploads ----------------------------------------------------------------------------------------------------
+
+    def _upload(self, blob: Blob, owner: BlobOwner) -> None:
+        """Store one blob under a new id; each attempt has an id of its own, so that none finishes another's file."""
+        content = blob.data if isinstance(blob.data, bytes) else blob.data.encode("utf-8", "surrogatepass")
+        failed: list[ObjectId] = []
+        while True:
+            begun, file_id = clock(), ObjectId()
+            blob.marker["value"].update(file=file_id, length=len(content))
+            blob.uploaded_at = None
+            try:
+                self._store(file_id, content, owner)
+            except PyMongoError as error:
+                failed.append(file_id)
+                lost = isinstance(error, AutoReconnect) and not isinstance(error, ServerSelectionTimeoutError)
+                if lost and len(failed) <= _RECONNECTS:
+                    continue
+                self._discard(failed)
+                raise
+            blob.uploaded_at = begun
+            self._discard(failed)
+            return
+
+    def _store(self, file_id: ObjectId, content: bytes, owner: BlobOwner) -> None:
+        file = {"length": Int64(len(content)), "chunkSize": CHUNK_BYTES, "metadata": owner}
+        # An upsert, because an insert cannot take the server's time.
+        self._files.update_one(
+            {"_id": file_id}, {"$setOnInsert": file, "$currentDate": {"uploadDate": True}}, upsert=True
+        )
+        for starts in _batches(range(0, len(content), CHUNK_BYTES), _CHUNKS_PER_INSERT):
+            self._chunks.insert_many(
+                {"files_id": file_id, "n": start // CHUNK_BYTES, "data": content[start : start + CHUNK_BYTES]}
+                for start in starts
+            )
+
+    def _discard(self, file_ids: list[ObjectId]) -> None:
+        """Delete what failed attempts have left, if that is possible now."""
+        with contextlib.suppress(PyMongoError), pymongo.timeout(_DISCARD_SECONDS):
+            self.delete(file_ids)
+
+    def _missing(self, file_id: ObjectId, what: str) -> BlobMissingError:
+        return BlobMissingError(f"{self.bucket_name}: file {file_id} {what}", file_id)
+
+    def _ensure_indexes(self) -> None:
+        """Create the indexes, once per process and bucket. A failure is logged: everything works without, slower."""
+        mine = self._names()
+        with _ensured_lock:
+            if mine in _ensured:
+                return
+            _ensured.add(mine)
+        try:
+            self._files.create_index(_OWNER_INDEX)
+            self._chunks.create_index([("files_id", ASCENDING), ("n", ASCENDING)], unique=True)
+        except PyMongoError as error:
+            with _ensured_lock:
+                _ensured.discard(mine)
+            logger.warning("bucket=<%s>, error=<%s> | indexes not created", self.bucket_name, error)
+        else:
+            # Under the name as well that it has now: the connection has told which servers there are.
+            with _ensured_lock:
+                _ensured.add(self._names())
+
+    def _names(self) -> tuple[frozenset[Any], str]:
+        """Return what tells this bucket from others of the process."""
+        servers = frozenset(self._files.database.client.topology_description.server_descriptions())
+        return servers, self._files.full_name
+
+
+def clock() -> float:
+    """Return the seconds by which the age of an upload is told; they go on while the machine sleeps, where known."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Yield the items in lists of up to ``size``."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+_OWNER_INDEX = [("metadata.session", ASCENDING), ("metadata.incarnation", ASCENDING)]
+
+_ensured: set[tuple[frozenset[Any], str]] = set()
+_ensured_lock = threading.Lock()
