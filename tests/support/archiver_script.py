@@ -1,12 +1,13 @@
 """Run as a program: processes that are killed at each command of an archiving, or of a redaction, in turn.
 
 Usage: `python -m support.archiver_script URI DATABASE DEED ACTION`. For the first, the second, … command of the deed
-(`archive`, or `redact` of an archived message), one child is killed (SIGKILL) before the command is sent and another
-when its answer has come, until one is left to its end. Right before a child is killed, somebody else does the action:
-`nothing`, `redact` (message 1), `delete` (the session) or `begin again`.
+(`archive`; `redact` archived messages; `redact early`, while an archiver that died has left a copy of them), one
+child is killed (SIGKILL) before the command is sent and another when its answer has come, until one is left to its
+end. Right before a child is killed, somebody else does the action: `nothing`, `redact` (the first turn), `delete`
+(the session) or `begin again`.
 
-Each child has a session of its own, `CONVERSATION` long, that nobody has archived from yet; where the deed is to
-redact, somebody has. Prints the JSON of a `Killed` per child. The children are forks; see `crash_script`.
+Each child has a session of its own, `CONVERSATION` long, that nobody has archived from yet. Prints the JSON of a
+`Killed` per child. The children are forks; see `crash_script`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import sys
 import threading
 from dataclasses import asdict, dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pymongo import MongoClient
 from strands.types.session import SessionMessage
 
-from support.histories import NEVER, SMALL, Interruption, by_hand, manager_of, said, talker
+from support.histories import HISTORY, NEVER, SESSIONS, SMALL, Interruption, by_hand, manager_of, said, talker
+
+if TYPE_CHECKING:
+    from pymongo.database import Database
 
 SECRET = "secret 0"
 PROMPTS = (SECRET, *(f"prompt {number}" for number in range(1, 8)))
@@ -61,6 +65,16 @@ def redact(client: MongoClient[Any], database_name: str, session_id: str) -> Non
             manager.session_repository.update_message(session_id, "assistant", message)
 
 
+def leave_uncommitted(database: Database[Any], session_id: str) -> None:
+    """Leave what an archiver leaves that dies before its third command."""
+    document = database[SESSIONS].find_one({"_id": session_id})
+    assert document is not None
+    agent = document["agents"]["assistant"]
+    key = {"session": session_id, "incarnation": document["incarnation"], "agent": "assistant", "first": 0}
+    segment = {"_id": key, "count": 4, "edits": agent["edits"], "messages": agent["messages"][:4]}
+    database[HISTORY].insert_one(segment)
+
+
 def delete(client: MongoClient[Any], database_name: str, session_id: str) -> None:
     with manager_of(client, database_name, session_id) as manager:
         manager.session_repository.delete_session(session_id)
@@ -88,6 +102,8 @@ def child(uri: str, database_name: str, deed: str, action: str, session_id: str,
         if deed == "redact":
             with manager_of(plain, database_name, session_id, **SMALL) as manager:
                 talker(manager)
+        if deed == "redact early":
+            leave_uncommitted(plain[database_name], session_id)
         manager = manager_of(client, database_name, session_id, **SMALL)
         if deed == "archive":
             talker(manager)

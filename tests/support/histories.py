@@ -208,7 +208,13 @@ def lay_out(database: Database[Any], ids: list[int], blocks: list[int], session_
     """
     moment = datetime.now(timezone.utc)
     messages = [
-        {"message_id": n, "role": "user", "content": [{"text": f"text {n}"}], "created_at": moment, "updated_at": moment}
+        {
+            "message_id": n,
+            "role": "user",
+            "content": [{"text": f"text {n}"}],
+            "created_at": moment,
+            "updated_at": moment,
+        }
         for n in ids
     ]
     incarnation = ObjectId()
@@ -227,7 +233,9 @@ def lay_out(database: Database[Any], ids: list[int], blocks: list[int], session_
         "messages": messages[first:],
     }
     document = {"_id": session_id, "session_id": session_id, "incarnation": incarnation, "agent_ids": ["assistant"]}
-    database[SESSIONS].insert_one({**document, "created_at": moment, "updated_at": moment, "agents": {"assistant": agent}})
+    database[SESSIONS].insert_one(
+        {**document, "created_at": moment, "updated_at": moment, "agents": {"assistant": agent}}
+    )
     for at in range(0, len(segments), 500):
         database[HISTORY].insert_many(segments[at : at + 500])
     return first
