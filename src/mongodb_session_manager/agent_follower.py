@@ -22,6 +22,7 @@ from strands.types.content import Message
 from strands.types.session import SessionAgent
 
 from . import documents
+from .blobs import PendingBlobs
 from .documents import Document, MongoDBSessionAgent, StoredAgent
 from .encoding import encode, same
 from .errors import MongoDBSessionError
@@ -93,7 +94,8 @@ class AgentFollower:
 
     def create(self, agent: Any) -> None:
         """Put a new agent, and the messages it was built with, into the next commit."""
-        self.work.create(documents.agent_data(_session_agent(agent)))
+        blobs = self._pending_blobs()
+        self.work.create(documents.agent_data(_session_agent(agent), blobs), blobs)
         for message in agent.messages:
             _give_tracking_id(message)
             self._append(message, agent, from_agent=False)
@@ -221,7 +223,7 @@ class AgentFollower:
             if 0 < live <= len(known):
                 if known[-1].source is not message:
                     known[-1].source = message
-                    self.work.change(known[-1], documents.message_body(message, self._where))
+                    self._replace(known[-1], message)
                 return
         if self._expected is not None and message["role"] == "user":
             expected, self._expected = self._expected, None
@@ -234,7 +236,7 @@ class AgentFollower:
         """Stage the replacement of a message: a transcript that is complete now."""
         if known := self.work.known(tracking_id):
             known[-1].source = message
-            self.work.change(known[-1], documents.message_body(message, self._where))
+            self._replace(known[-1], message)
 
     def append_by_hand(self, message: Message, agent: Any) -> None:
         """Stage a message of the application's own, unless Strands has appended it or is about to."""
@@ -242,7 +244,7 @@ class AgentFollower:
             self.message_added(message, agent)
             return
         last, self.work.last = self.work.last, None  # As in `_append`.
-        body, size = documents.measured_body(message, self._where)
+        body, size, blobs = self._body(message)
         text = documents.message_text(message)
         role = message["role"]
         only_text = text and all("text" in block for block in body["content"])
@@ -263,7 +265,7 @@ class AgentFollower:
             if metrics is not None:
                 totals.add_model_call(_model_id(agent), metrics)
 
-        entry = self.work.append(body, size, message, add_totals)
+        entry = self.work.append(body, size, message, add_totals, blobs)
         if role == "user":
             self._said = []
             self._expected = Expected(entry, text, body)
@@ -284,7 +286,8 @@ class AgentFollower:
                 f"agent_id={self.work.agent_id!r} has no message to redact: its latest is not stored"
             )
         role = redact_message["role"]
-        content = encode(documents.text_blocks(redact_message["content"]), "redact_message['content']")
+        blobs = self._pending_blobs()
+        content = encode(documents.text_blocks(redact_message["content"]), "redact_message['content']", blobs)
         body: Document = {
             "role": role,
             "content": content,
@@ -295,13 +298,13 @@ class AgentFollower:
         # A prompt that was tried again may stand in the conversation twice, under one tracking id.
         same = self.work.known(tracking_id)
         entries = [*same, *(() if entry in same else (entry,))]
-        to_send = [self.work.change(redacted, body, tracking_id) for redacted in entries]
+        to_send = [self.work.change(redacted, body, tracking_id, blobs) for redacted in entries]
         return any(to_send)
 
     def _append(self, message: Message, agent: Any, *, from_agent: bool) -> None:
         # A message that is refused here is the latest all the same: no other is to be redacted in its place.
         self.work.last = None
-        body, size = documents.measured_body(message, self._where)
+        body, size, blobs = self._body(message)
         role = message["role"]
         carries_results = documents.has_tool_result(message)
         begins_turn = from_agent and role == "user" and not carries_results and not self._turn_has_begun
@@ -334,7 +337,21 @@ class AgentFollower:
             for call in calls:
                 totals.add_tool_call(call)
 
-        self.work.append(body, size, message, add_totals)
+        self.work.append(body, size, message, add_totals, blobs)
+
+    def _pending_blobs(self) -> PendingBlobs:
+        return PendingBlobs(self.work.blob_threshold)
+
+    def _body(self, message: Message) -> tuple[Document, int, PendingBlobs | None]:
+        """Return what is stored of a message, its size in bytes, and the blobs that were taken out of it."""
+        blobs = self._pending_blobs()
+        body, size = documents.measured_body(message, self._where, blobs)
+        return body, size, blobs if blobs.blobs else None
+
+    def _replace(self, entry: Entry, message: Message) -> None:
+        """Stage a message in the place of a known one."""
+        body, _, blobs = self._body(message)
+        self.work.change(entry, body, blobs=blobs)
 
     def _has_said(self, text: str) -> bool:
         """Return whether this is what the assistant said last, or all that it has said in this turn."""
@@ -346,12 +363,12 @@ class AgentFollower:
         body = expected.body
         # Nobody has seen the id that Strands gave it a moment ago; this one is stored.
         message["tracking_id"] = body["tracking_id"]
+        before = encode(documents.text_blocks(expected.entry.source["content"]))
         expected.entry.source = message
         self._turn_id = body["turn_id"]
         self._turn_has_begun = self._in_turn
-        whole = documents.message_body(message, self._where)
-        if not same(whole["content"], body["content"]):
-            self.work.change(expected.entry, whole)
+        if not same(encode(documents.text_blocks(message["content"])), before):
+            self._replace(expected.entry, message)
 
     def _finished_calls(self, message: Message) -> list[ToolCall]:
         """Return the tool calls whose results a message carries, as far as they were seen."""
@@ -406,29 +423,40 @@ class AgentFollower:
         self._counted_latency += metrics["accumulated_metrics"].get("latencyMs", 0)
 
 
-def add_new_agent(session: Document, key: str, agent: Any) -> None:
-    """Put a new agent, and the messages it was built with, into the document of a new session."""
+def add_new_agent(session: Document, key: str, agent: Any, blob_threshold: int) -> bool:
+    """Put a new agent, and the messages it was built with, into the document of a new session.
+
+    Returns:
+        Whether that was done. It was not where something of it is too large; then it takes commits of its own.
+    """
     moment = session["created_at"]
-    record = documents.new_agent(documents.agent_data(_session_agent(agent)), moment)
+    blobs = PendingBlobs(blob_threshold)
+    record = documents.new_agent(documents.agent_data(_session_agent(agent), blobs), moment)
     turn_id = ObjectId()
     totals = Totals()
+    size = 0
     for index, message in enumerate(agent.messages):
         _give_tracking_id(message)
-        body = documents.message_body(message, f"messages[{index}]")
+        body, message_size = documents.measured_body(message, f"messages[{index}]", blobs)
+        size += message_size
         body["turn_id"] = turn_id
         totals.add_message(starts_turn=False)
         record["messages"].append(documents.message_document(index, body, moment, moment))
+    if blobs.blobs or size > _EARLY_COMMIT_BYTES:
+        return False
     record["message_count"] = len(record["messages"])
     record["usage"] = dict(totals.increments)
     session["agents"][key] = record
     session["agent_ids"].append(agent.agent_id)
+    return True
 
 
 def _is_same(expected: Expected, message: Message) -> bool:
     """Return whether Strands' message is the one that was appended by hand: the same text, or the same content."""
     if expected.text:
         return expected.text == documents.message_text(message)
-    return same(expected.body["content"], encode(documents.text_blocks(message["content"])))
+    one, other = expected.entry.source["content"], message["content"]
+    return same(encode(documents.text_blocks(one)), encode(documents.text_blocks(other)))
 
 
 def _interrupted(session_agent: MongoDBSessionAgent) -> str | None:

@@ -38,6 +38,9 @@ from .errors import BlobMissingError
 
 logger = logging.getLogger(__name__)
 
+BLOB_THRESHOLD_BYTES = 128 * 1024
+"""A binary of this size is a blob: beside an inline megabyte every later append costs ten times as much."""
+
 CHUNK_BYTES = 255 * 1024
 """Size of every chunk but a file's last, in bytes: the default of all drivers."""
 
@@ -348,6 +351,17 @@ class BlobStore:
         """Return what tells this bucket from others of the process."""
         servers = frozenset(self._files.database.client.topology_description.server_descriptions())
         return servers, self._files.full_name
+
+
+def check_threshold(value: object) -> int:
+    """Return ``value`` if it can be a threshold in bytes.
+
+    Raises:
+        ValueError: It is no ``int`` of at least 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"blob_threshold_bytes must be an int of at least 1, not {value!r}")
+    return value
 
 
 def clock() -> float:

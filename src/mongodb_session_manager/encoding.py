@@ -177,7 +177,8 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
     if kind is str:
         if blobs is not None and len(value) >= blobs.text_threshold:
             if len(value) > blobs.max_text:
-                raise _Unstorable(f"it has {len(value)} characters; at most {blobs.max_text} can be stored")
+                size = len(value.encode("utf-8", "surrogatepass"))
+                raise _Unstorable(f"it has {size} bytes; at most {blobs.max_text} can be stored")
             return _marker("text", value, 0, blobs)
         return value if value.isascii() else _encode_text(value)
     if kind is dict:

@@ -59,9 +59,11 @@ class History:
             return statements.segment_id(session_id, incarnation, key, first)
 
         page = statements.segment_page_projection(start, stop)
-        segments = self._find({"_id": {"$gte": where(0), "$lte": where(start)}}, page, newest_first=True, limit=1)
+        plain = key == statements.FEEDBACKS
+        begin, rest = {"$gte": where(0), "$lte": where(start)}, {"$gt": where(start), "$lt": where(stop)}
+        segments = self._find({"_id": begin}, page, newest_first=True, limit=1, plain=plain)
         if segments and segments[0]["_id"]["first"] + segments[0]["count"] < stop:
-            segments += self._find({"_id": {"$gt": where(start), "$lt": where(stop)}}, page)
+            segments += self._find({"_id": rest}, page, plain=plain)
         messages = [message for segment in segments for message in segment["messages"]]
         if len(messages) != stop - start:
             raise MongoDBSessionError(
@@ -177,6 +179,8 @@ class History:
         *,
         newest_first: bool = False,
         limit: int = 0,
+        plain: bool = False,
     ) -> list[Document]:
+        decode = self._reader.plain if plain else self._reader.decode
         found = self._raw.find(query, projection, sort=[("_id", -1 if newest_first else 1)], limit=limit)
-        return [self._reader.decode(document) for document in found]
+        return [decode(document) for document in found]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._pool_statistics import PoolReport, PoolStats
 from .archive_policy import ArchivePolicy
+from .blobs import BLOB_THRESHOLD_BYTES
 from .clients import check_client
 from .command_pool import command_pool
 from .mongodb_connection_pool import OwnedClient
@@ -45,6 +46,7 @@ class MongoDBSessionManagerFactory:
         archive_after_messages: Embedded messages from which an agent is archived from.
         archive_after_bytes: Embedded bytes from which an agent is archived from.
         archive_block: How many messages are archived at once.
+        blob_threshold_bytes: Size from which on a binary is kept in GridFS.
         **kwargs: Any option of ``MongoClient``; these win over the connection string.
 
     Raises:
@@ -69,6 +71,7 @@ class MongoDBSessionManagerFactory:
         archive_after_messages: int = ArchivePolicy.after_messages,
         archive_after_bytes: int = ArchivePolicy.after_bytes,
         archive_block: int = ArchivePolicy.block,
+        blob_threshold_bytes: int = BLOB_THRESHOLD_BYTES,
         **kwargs: Any,
     ) -> None:
         if client is None:
@@ -93,6 +96,7 @@ class MongoDBSessionManagerFactory:
             "archive_after_messages": archive_after_messages,
             "archive_after_bytes": archive_after_bytes,
             "archive_block": archive_block,
+            "blob_threshold_bytes": blob_threshold_bytes,
         }
         self._repositories: dict[tuple[Any, ...], MongoDBSessionRepository] = {}
         try:

@@ -37,6 +37,7 @@ from strands.types.session import Session
 from . import documents
 from .agent_follower import AgentFollower, add_new_agent
 from .archive_policy import ArchivePolicy, DocumentSize
+from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs, check_threshold
 from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in_event_loop, settle
 from .documents import Document, StoredAgent
 from .encoding import encode, to_bson
@@ -78,6 +79,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             which its conversation manager has taken out of the live conversation, move to ``<collection>_history``.
         archive_after_bytes: Or with this many bytes of them.
         archive_block: How many messages move at once; fewer, where they have half of ``archive_after_bytes``.
+        blob_threshold_bytes: A binary of this size, wherever it is in a message or in state, is kept in GridFS, in
+            ``<collection>_blobs``, and so is a text of 1 MB.
         on_conflict: What to do if another process has stored messages of the same agent meanwhile. ``"rebase"``
             appends behind them; ``"raise"`` raises ``SessionConflictError`` and keeps the unit of work.
         **client_options: Options of the ``MongoClient`` that is made from ``connection_string``; beside ``client``
@@ -106,6 +109,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         archive_after_messages: int = ArchivePolicy.after_messages,
         archive_after_bytes: int = ArchivePolicy.after_bytes,
         archive_block: int = ArchivePolicy.block,
+        blob_threshold_bytes: int = BLOB_THRESHOLD_BYTES,
         _repository: MongoDBSessionRepository | None = None,
         **client_options: Any,
     ) -> None:
@@ -115,6 +119,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             raise ValueError(f"durability must be 'message' or 'turn', not {durability!r}")
         _check_on_conflict(on_conflict)
         self._archive_policy = ArchivePolicy(archive_after_messages, archive_after_bytes, archive_block)
+        self._blob_threshold = check_threshold(blob_threshold_bytes)
         # A factory's managers share one: it holds no state, and making one takes 0.1 ms.
         self.session_repository: MongoDBSessionRepository = _repository or MongoDBSessionRepository(
             connection_string,
@@ -479,9 +484,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             document = documents.new_session(
                 self.session_id, self._session_type, self._application_name, moment, moment
             )
-            if new_agent is not None:
-                add_new_agent(document, keys[0], new_agent)
-            created.append(document)
+            if new_agent is not None and add_new_agent(document, keys[0], new_agent, self._blob_threshold):
+                created.append(document)
             return document
 
         # A session that this manager has seen and that is gone was deleted: it is not brought back.
@@ -490,7 +494,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             raise SessionNotFoundError(f"session_id={self.session_id!r} was deleted")
         self._incarnation = opened.incarnation
         self._document.bytes = opened.bytes
-        if new_agent is not None and any(document["incarnation"] == opened.incarnation for document in created):
+        if any(document["incarnation"] == opened.incarnation for document in created):
             return {keys[0]: _CREATED}
         return opened.agents
 
@@ -513,7 +517,15 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _new_follower(self, agent_id: str, key: str) -> AgentFollower:
         work = AgentWork(
-            agent_id, key, self._document, self._pool, self._store, self._session_ref, self._filled, self._sent
+            agent_id,
+            key,
+            self._document,
+            self._blob_threshold,
+            self._pool,
+            self._store,
+            self._session_ref,
+            self._filled,
+            self._sent,
         )
         work.rebase = self._on_conflict == "rebase"
         return AgentFollower(work, by_turn=self._durability == "turn")
@@ -540,15 +552,19 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _stage_multi_agent(self, source: Any) -> Sending | None:
         multi_agent_id = check_id(source.id, "multi_agent_id")
-        state = encode(source.serialize_state(), f"multi_agent_id={multi_agent_id!r} state")
-        content = to_bson({"state": state})
+        where = f"multi_agent_id={multi_agent_id!r} state"
+        state = source.serialize_state()
+        content = to_bson({"state": encode(state, where)})
         outbox = self._multi_agents.get(multi_agent_id)
         if outbox is None:
             outbox = Outbox(self._pool, self._store, self._session_ref, self._filled, self._sent)
             self._multi_agents[multi_agent_id] = outbox
         if self._multi_agent_states.get(multi_agent_id) != content:
+            blobs = PendingBlobs(self._blob_threshold)
+            stored = encode(state, where, blobs)
+            documents.check_size({"state": stored}, where)
             self._multi_agent_states[multi_agent_id] = content
-            outbox.put(MultiAgentOperation(multi_agent_id, state))
+            outbox.put(MultiAgentOperation(multi_agent_id, stored, blobs))
         return outbox.send()
 
     # --- sending ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 
 from . import documents, statements
+from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .clients import open_client
 from .documents import Document, MongoDBSessionAgent
 from .encoding import decode, encode, to_bson
@@ -152,12 +153,14 @@ class MongoDBSessionRepository(SessionRepository):
             UnstorableValueError: Its state holds something that cannot be stored.
         """
         session, key = _ref(session_id), _agent_key(session_agent.agent_id)
-        work = statements.Commit(key, 0, creates=documents.agent_data(session_agent))
+        blobs = self._pending_blobs()
+        work = statements.Commit(key, 0, creates=documents.agent_data(session_agent, blobs))
+        self._store.upload(session, key, None, blobs)
         update = statements.commit(session, work, now())
         is_there = {"agent_data": statements.agent_data_expression(key)}
         standing = self._store.guarded(session, update, is_there, lambda found: found["agent_data"] is not None)
         # The same one to the microsecond is this one: only the answer to the first attempt was lost.
-        if standing is not None and standing["agent_data"] != decode(work.creates):
+        if standing is not None and standing["agent_data"] != decode(documents.agent_data(session_agent)):
             raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
@@ -178,9 +181,11 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session, key = _ref(session_id), _agent_key(session_agent.agent_id)
         moment = now()
-        fields = documents.agent_data(session_agent)
+        blobs = self._pending_blobs()
+        fields = documents.agent_data(session_agent, blobs)
         del fields["created_at"]
         fields["updated_at"] = documents.to_iso(moment)
+        self._store.upload(session, key, None, blobs)
         update = statements.agent_fields(session, key, fields, moment)
         is_there = {"agent_data": statements.agent_data_expression(key)}
         if self._store.guarded(session, update, is_there, lambda found: found["agent_data"] is None) is not None:
@@ -211,7 +216,9 @@ class MongoDBSessionRepository(SessionRepository):
         moment = now()
         created_at = documents.parse_time(session_message.created_at, moment)
         updated_at = documents.parse_time(session_message.updated_at, moment)
-        body = documents.session_message_body(session_message)
+        blobs = self._pending_blobs()
+        body = documents.session_message_body(session_message, blobs)
+        self._store.upload(session, key, message_id, blobs)
         message = documents.message_document(message_id, body, created_at, updated_at)
         message["commit_id"] = ObjectId()
         update = statements.append_message(session, key, message, moment)
@@ -254,7 +261,9 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session, key = _ref(session_id), _agent_key(agent_id)
         message_id = check_message_id(session_message.message_id)
-        body = documents.session_message_body(session_message)
+        blobs = self._pending_blobs()
+        body = documents.session_message_body(session_message, blobs)
+        self._store.upload(session, key, message_id, blobs)
         moment = now()
         self._store.rewrite(session, key, message_id, body, moment)
         session_message.updated_at = documents.to_iso(moment)
@@ -291,7 +300,7 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session = _ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
-        self._store.put_multi_agent(session, multi_agent_id, _multi_agent_state(multi_agent))
+        self._store.put_multi_agent(session, multi_agent_id, self._multi_agent_state(session, multi_agent))
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Return the stored state of a graph or swarm, or None."""
@@ -309,7 +318,8 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session = _ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
-        update = statements.multi_agent(session, multi_agent_id, _multi_agent_state(multi_agent), now(), create=False)
+        state = self._multi_agent_state(session, multi_agent)
+        update = statements.multi_agent(session, multi_agent_id, state, now(), create=False)
         is_there = {"state": statements.multi_agent_state_expression(multi_agent_id)}
         if self._store.guarded(session, update, is_there, lambda found: found.get("state") is None) is not None:
             raise AgentNotFoundError(f"session_id={session_id!r} has no multi_agent_id={multi_agent_id!r}")
@@ -328,7 +338,7 @@ class MongoDBSessionRepository(SessionRepository):
 
     def get_metadata(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
-        document = self._store.find_one({"_id": check_id(session_id, "session_id")}, {"_id": 0, "metadata": 1})
+        document = self._store.find_plain({"_id": check_id(session_id, "session_id")}, {"_id": 0, "metadata": 1})
         return {} if document is None else {"metadata": document.get("metadata") or {}}
 
     def delete_metadata(self, session_id: str, metadata_keys: list[str]) -> None:
@@ -357,6 +367,24 @@ class MongoDBSessionRepository(SessionRepository):
         """Return a session's feedbacks, oldest first; ``[]`` if it has none or does not exist."""
         feedbacks = self._store.get_feedbacks(check_id(session_id, "session_id"))
         return [{key: value for key, value in feedback.items() if key != "commit_id"} for feedback in feedbacks]
+
+    # --- for operators ----------------------------------------------------------------------------------------------
+
+    def sweep(self, older_than_seconds: float = 24 * 3600) -> int:
+        """Remove what no session names any more: blobs, and history of sessions that are gone.
+
+        Processes that die between two commands leave such things, and so does a state whose blobs were replaced. A
+        live blob or segment is never removed. Run it now and then, from a scheduled job; it reads the history of those
+        sessions only that have blobs whose message is not where it was meant to be.
+
+        Args:
+            older_than_seconds: Only blobs that were uploaded this long ago. Below two hours (7200) only where nothing
+                writes: a blob is uploaded before the commit that names it.
+
+        Returns:
+            How many blobs and segments were removed.
+        """
+        return self._store.sweep(older_than_seconds)
 
     # --- for people's own queries -----------------------------------------------------------------------------------
 
@@ -389,6 +417,17 @@ class MongoDBSessionRepository(SessionRepository):
 
     # --- shared with the manager ------------------------------------------------------------------------------------
 
+    def _pending_blobs(self) -> PendingBlobs:
+        return PendingBlobs(BLOB_THRESHOLD_BYTES)
+
+    def _multi_agent_state(self, session: SessionRef, multi_agent: Any) -> Any:
+        blobs = self._pending_blobs()
+        where = f"multi_agent_id={multi_agent.id!r} state"
+        state = encode(multi_agent.serialize_state(), where, blobs)
+        documents.check_size({"state": state}, where)
+        self._store.upload(session, "", None, blobs)
+        return state
+
     def _update_metadata(self, session: SessionRef, metadata: Document) -> None:
         if metadata:
             _check_storable(metadata, "metadata")
@@ -420,10 +459,6 @@ def _ref(session_id: str) -> SessionRef:
 
 def _agent_key(agent_id: str) -> str:
     return encode_key(check_id(agent_id, "agent_id"))
-
-
-def _multi_agent_state(multi_agent: Any) -> Any:
-    return encode(multi_agent.serialize_state(), f"multi_agent_id={multi_agent.id!r} state")
 
 
 def _check_storable(document: Document, what: str) -> None:

@@ -27,6 +27,8 @@ class Reader:
     def decode(self, found: RawBSONDocument) -> Document:
         """Return a document with its values as they were before they were encoded; its blobs are fetched.
 
+        Only for what is encoded, messages and agents: elsewhere somebody could have stored what looks like a marker.
+
         Raises:
             BlobMissingError: A blob that it names is not there.
         """
@@ -34,4 +36,10 @@ class Reader:
         # The walk through all of it is only made where its bytes hold an encoded value.
         if not _MARKER.search(found.raw):
             return document
-        return decode(document, self._blobs.fetch(blob_files(document)))
+        decoded: Document = decode(document, self._blobs.fetch(blob_files(document)))
+        return decoded
+
+    def plain(self, found: RawBSONDocument) -> Document:
+        """Return a document whose values are not encoded: metadata, feedback."""
+        document: Document = bson.decode(found.raw, CODEC_OPTIONS)
+        return document

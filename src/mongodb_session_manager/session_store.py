@@ -204,6 +204,11 @@ class SessionStore:
         found = self._raw.find_one(query, projection)
         return None if found is None else self._reader.decode(found)
 
+    def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
+        """Return one document whose values are not encoded: metadata, feedback."""
+        found = self._raw.find_one(query, projection)
+        return None if found is None else self._reader.plain(found)
+
     def find_raw(self, query: Document, projection: Mapping[str, Any]) -> RawBSONDocument | None:
         """Return one document as it is stored."""
         return self._raw.find_one(query, projection)
@@ -280,6 +285,7 @@ class SessionStore:
             update = statements.rewrite(session, key, message_id, body, moment, tracking_id)
             before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
             if before is not None:
+                incarnation = before.get("incarnation")
                 break
             standing = self._explain(session, statements.position_projection(key, message_id))
             if not standing["exists"]:
@@ -294,8 +300,6 @@ class SessionStore:
             back_off(times)
         else:
             raise SessionConflictError(f"session_id={session.session_id!r}: lost every race for {message_id=}")
-        if incarnation is None:
-            incarnation = (self.find_one({"_id": session.session_id}, {"incarnation": 1}) or {}).get("incarnation")
         # An archiver may hold a copy of an embedded message that it has yet to commit.
         archived = incarnation and self.history.rewrite(
             session.session_id, incarnation, key, message_id, body, moment, tracking_id
@@ -379,7 +383,7 @@ class SessionStore:
 
     def get_feedbacks(self, session_id: str) -> list[Document]:
         """Return a session's feedbacks, decoded, oldest first."""
-        document = self.find_one({"_id": session_id}, {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1})
+        document = self.find_plain({"_id": session_id}, {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1})
         if document is None:
             return []
         feedbacks: list[Document] = document.get("feedbacks") or []

@@ -189,7 +189,7 @@ def rewrite_in_segment(
 
 def rewritten_projection(key: str, message_id: int, tracking_id: str | None) -> Document:
     """Return the projection of the messages that ``rewrite`` replaces."""
-    return {"messages": _rewritten(_messages(f"$agents.{key}"), message_id, tracking_id)}
+    return {"incarnation": 1, "messages": _rewritten(_messages(f"$agents.{key}"), message_id, tracking_id)}
 
 
 def rewritten_in_segment_projection(message_id: int, tracking_id: str | None) -> Document:
@@ -598,7 +598,8 @@ def _rest(messages: str, count: int) -> Document:
 
 
 def ended_lives(sessions: str) -> list[Document]:
-    """Return the pipeline on segments that yields the lives of sessions that are over, as ``{session, incarnation}``."""
+    """Return the pipeline on segments that yields the lives of sessions that are over, ``{session, incarnation}``."""
+    same_life = {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}
     return [
         {"$group": {"_id": {"session": "$_id.session", "incarnation": "$_id.incarnation"}}},
         {
@@ -607,10 +608,7 @@ def ended_lives(sessions: str) -> list[Document]:
                 "localField": "_id.session",
                 "foreignField": "_id",
                 "let": {"incarnation": "$_id.incarnation"},
-                "pipeline": [
-                    {"$match": {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}},
-                    {"$project": {"_id": 1}},
-                ],
+                "pipeline": [{"$match": same_life}, {"$project": {"_id": 1}}],
                 "as": "alive",
             }
         },

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
+from .blobs import PendingBlobs
 from .command_pool import CommandPool, settle
 from .documents import Document, check_size
 from .encoding import encode, same, to_bson
@@ -60,15 +61,19 @@ class Entry:
         message_id: Its id once it is stored.
         body: What is stored of it while it waits.
         source: The live message object it came from.
+        blobs: What of it is too large for the session document, while it waits.
         commit: The operation that carries it while it waits.
     """
 
-    __slots__ = ("body", "commit", "message_id", "source")
+    __slots__ = ("blobs", "body", "commit", "message_id", "source")
 
-    def __init__(self, message_id: int | None, *, source: Any, body: Document | None = None) -> None:
+    def __init__(
+        self, message_id: int | None, *, source: Any, body: Document | None = None, blobs: PendingBlobs | None = None
+    ) -> None:
         self.message_id = message_id
         self.body = body or {}
         self.source = source
+        self.blobs = blobs
         self.commit: AppendOperation | None = None
 
 
@@ -81,6 +86,7 @@ class AppendOperation:
     rebase: bool
     entries: list[Entry] = field(default_factory=list)
     bytes: int = 0
+    state_blobs: list[PendingBlobs] = field(default_factory=list)
     started: bool = False
     placed: bool = False
 
@@ -93,6 +99,11 @@ class AppendOperation:
         document = self.agent.document
         if document.bytes + self.bytes > MAKE_ROOM_ABOVE_BYTES and store.archiver.make_room(session.session_id):
             document.bytes = 0  # Or whatever is left: it is known when the session is read again.
+        for blobs in self.state_blobs:
+            store.upload(session, self.work.key, None, blobs)
+        for index, entry in enumerate(self.entries):
+            if entry.blobs is not None:
+                store.upload(session, self.work.key, self.work.position + index, entry.blobs)
         store.commit(session, self.work, rebase=self.rebase)
         self.agent.was_stored(self)
 
@@ -109,12 +120,15 @@ class RewriteOperation:
     entry: Entry
     body: Document
     tracking_id: str | None = None
+    blobs: PendingBlobs | None = None
     started: bool = False
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Rewrite the message where it stands."""
         if self.entry.message_id is None:
             return  # It was refused.
+        if self.blobs is not None:
+            store.upload(session, self.key, self.entry.message_id, self.blobs)
         store.rewrite(session, self.key, self.entry.message_id, self.body, now(), self.tracking_id)
 
     def refuse(self) -> bool:
@@ -152,10 +166,12 @@ class MultiAgentOperation:
 
     multi_agent_id: str
     state: Any
+    blobs: PendingBlobs
     started: bool = False
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the state."""
+        store.upload(session, "", None, self.blobs)
         store.put_multi_agent(session, self.multi_agent_id, self.state)
 
     def refuse(self) -> bool:
@@ -350,14 +366,16 @@ class AgentWork(Outbox):
         rebase: Whether new commits append behind what others have stored meanwhile.
         embedded: What the agent has in the session document.
         document: The size of that document.
+        blob_threshold: From how many bytes on a binary becomes a blob.
         archiving: The archiving of the agent's messages that is under way or was the last, if any was.
     """
 
-    def __init__(self, agent_id: str, key: str, document: DocumentSize, *args: Any) -> None:
+    def __init__(self, agent_id: str, key: str, document: DocumentSize, blob_threshold: int, *args: Any) -> None:
         super().__init__(*args)
         self.agent_id = agent_id
         self.key = key
         self.document = document
+        self.blob_threshold = blob_threshold
         self.embedded = Embedded()
         self.archiving: Future[None] | None = None
         self.rebase = True
@@ -376,15 +394,19 @@ class AgentWork(Outbox):
 
     @property
     def waiting_bytes(self) -> int:
-        """Size of what waits, in bytes."""
-        return sum(operation.bytes for operation in list(self.queue) if isinstance(operation, AppendOperation))
+        """Size of what waits, in bytes; blobs count, too."""
+        waiting = [operation for operation in list(self.queue) if isinstance(operation, AppendOperation)]
+        blobs = [entry.blobs.total_bytes for operation in waiting for entry in operation.entries if entry.blobs]
+        return sum(operation.bytes for operation in waiting) + sum(blobs)
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
-    def append(self, body: Document, size: int, source: Any, totals: Callable[[Totals], None]) -> Entry:
-        """Put a message of ``size`` bytes into the next commit."""
+    def append(
+        self, body: Document, size: int, source: Any, totals: Callable[[Totals], None], blobs: PendingBlobs | None
+    ) -> Entry:
+        """Put a message of ``size`` bytes, besides its blobs, into the next commit."""
         body["created_at"] = now()
-        entry = Entry(None, source=source, body=body)
+        entry = Entry(None, source=source, body=body, blobs=blobs)
         with self.lock:
             entry.commit = operation = self._open_append(size)
             operation.entries.append(entry)
@@ -417,7 +439,9 @@ class AgentWork(Outbox):
             self._known[tracking_id] = entries + self._known.get(tracking_id, [])
         return self._known.get(tracking_id, [])
 
-    def change(self, entry: Entry, body: Document, tracking_id: str | None = None) -> bool:
+    def change(
+        self, entry: Entry, body: Document, tracking_id: str | None = None, blobs: PendingBlobs | None = None
+    ) -> bool:
         """Replace parts of a message: where it waits, if it was never sent, else where it is stored.
 
         What is in flight is not changed by that; the rewrite queues behind it. A message that was ever sent is edited
@@ -430,9 +454,11 @@ class AgentWork(Outbox):
             operation = entry.commit
             if operation is not None:
                 entry.body = {**{k: v for k, v in entry.body.items() if k != "extra"}, **body}
+                # Those of the old content are not to be sent again, either.
+                entry.blobs = blobs
                 if not operation.started:
                     return False
-            self.queue.append(RewriteOperation(self.key, entry, body, tracking_id))
+            self.queue.append(RewriteOperation(self.key, entry, body, tracking_id, blobs))
         self._fill()
         return True
 
@@ -468,7 +494,7 @@ class AgentWork(Outbox):
         work, entries = operation.work, operation.entries
         for index, entry in enumerate(entries):
             entry.message_id = work.position + index
-            entry.commit = None
+            entry.commit = entry.blobs = None
             entry.body = {}
         if entries:
             self.position = work.position + len(entries)
@@ -490,7 +516,7 @@ class AgentWork(Outbox):
                 work.fields = {}
                 return True
             for entry in entries:
-                entry.commit = None
+                entry.commit = entry.blobs = None
                 entry.body = {}
             if self.last in entries:
                 self.last = None  # It is stored nowhere; no other message is to be redacted in its place.
@@ -515,11 +541,12 @@ class AgentWork(Outbox):
 
     # --- the agent's record -----------------------------------------------------------------------------------------
 
-    def create(self, agent_data: Document) -> None:
+    def create(self, agent_data: Document, blobs: PendingBlobs) -> None:
         """Put the record of a new agent into the next commit."""
         with self.lock:
             operation = self._open_append()
             operation.work.creates = agent_data
+            operation.state_blobs.append(blobs)
             operation.bytes += len(to_bson(agent_data))
         self._fill()
 
@@ -532,24 +559,31 @@ class AgentWork(Outbox):
             fields: The fields, as they are now.
             riding: Name of a field that is not worth a commit of its own: it waits for one that is made anyway.
         """
-        changed = {}
+        staged: Document = {}
+        changed: Document = {}
+        blobs = PendingBlobs(self.blob_threshold)
         size = 0
         for name, value in fields.items():
             encoded = encode(value, name)
             if not same(encoded, self._staged.get(name, _NEVER_STAGED)):
-                size += check_size({name: encoded}, f"agent_id={self.agent_id!r} {name}")
-                changed[name] = encoded
+                staged[name] = encoded
+                # Once more, with its blobs taken out: each commit uploads its own, for those of another may be gone.
+                changed[name] = encode(value, name, blobs)
+                size += check_size({name: changed[name]}, f"agent_id={self.agent_id!r} {name}")
         if not changed:
             return
         # All or nothing: what is refused above leaves the others to be found changed again.
-        self._staged.update(changed)
-        waits = changed.keys() == {riding}
+        self._staged.update(staged)
+        waits = changed.keys() == {riding} and not blobs.blobs
         changed["updated_at"] = now().isoformat()
         with self.lock:
             self._riding.update(changed)
             if waits and self._waiting_append() is None:
                 return
-            self._open_append(size).bytes += size
+            operation = self._open_append(size)
+            operation.bytes += size
+            if blobs.blobs:
+                operation.state_blobs.append(blobs)
         self._fill()
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:
