@@ -191,8 +191,11 @@ def test_a_message_redacted_right_before_its_archiver_is_killed_is_gone_after_th
     assert SECRET.encode() not in at_rest(world.database)
 
 
-def test_a_session_deleted_right_before_its_archiver_is_killed_is_not_there_and_can_begin_again(world: World) -> None:
+def test_a_session_deleted_before_its_archiver_is_killed_is_gone_and_a_sweep_removes_what_is_left_of_it(
+    world: World,
+) -> None:
     ended = [one for one in killed(world, "archive", "delete") if one.command]
+    assert foreign_segments(world.database), "nothing was inserted for a session that was gone"
     for one in ended:
         assert world.database[SESSIONS].find_one({"_id": one.session_id}) is None
         assert world.listed(one.session_id) == []
@@ -202,31 +205,33 @@ def test_a_session_deleted_right_before_its_archiver_is_killed_is_not_there_and_
             agent("a new life")
         assert world.listed(one.session_id) == said("a new life")
 
+    world.repository().sweep()
+    assert foreign_segments(world.database) == []
 
-def test_a_session_begun_again_right_before_its_archiver_is_killed_sees_nothing_of_the_old_one(world: World) -> None:
-    for one in killed(world, "archive", "begin again"):
+
+def test_a_session_begun_again_before_its_archiver_is_killed_sees_nothing_of_the_old_one_and_a_sweep_removes_it(
+    world: World,
+) -> None:
+    ended = killed(world, "archive", "begin again")
+    assert foreign_segments(world.database), "nothing was inserted for a life that was over"
+    for one in ended:
         if one.command:
             assert world.listed(one.session_id) == said("a new life")
             world.next_process_takes_a_turn(one.session_id, said("a new life"))
             for number in range(4, 16):
                 assert world.repository().read_message(one.session_id, "assistant", number) is None
 
-
-@pytest.mark.parametrize("action", ["delete", "begin again"])
-@pytest.mark.xfail(strict=False, reason="sweep")
-def test_what_a_killed_archiver_left_of_a_deleted_session_is_removed_by_a_sweep(world: World, action: str) -> None:
-    killed(world, "archive", action)
-
-    world.repository().sweep()  # type: ignore[attr-defined]
-
+    world.repository().sweep()
     assert foreign_segments(world.database) == []
+    for one in ended:
+        expected = said("a new life", "and on") if one.command else CONVERSATION
+        assert world.listed(one.session_id) == expected
 
 
-@pytest.mark.parametrize("deed", ["redact", "redact early"])
 def test_a_redaction_killed_at_any_of_its_commands_and_done_again_leaves_its_text_in_no_collection(
-    world: World, deed: str
+    world: World,
 ) -> None:
-    for one in killed(world, deed):
+    for one in killed(world, "redact"):
         said_now = world.listed(one.session_id)
         assert said_now[2:] == CONVERSATION[2:], one
         assert all(now in (old, "[redacted]") for now, old in zip(said_now, CONVERSATION, strict=True)), one
@@ -378,6 +383,41 @@ def test_another_archiver_between_any_two_commands_of_one_moves_every_message_on
     assert len(found.archived) >= 6
     assert not found.beyond
     world.next_process_takes_a_turn("s", CONVERSATION)
+
+
+@pytest.mark.parametrize("number", range(1, 10))
+@pytest.mark.parametrize("block", [4, 3])
+def test_another_archiver_between_any_two_commands_of_one_that_finds_a_stale_segment_moves_every_message_once(
+    world: World, interrupted: Any, number: int, block: int
+) -> None:
+    def archive_as_well() -> None:
+        with world.manager(archive_after_messages=8, archive_block=block) as manager:
+            talker(manager)
+
+    world.converse()
+    leave_uncommitted(world.database, "s")
+    world.database[SESSIONS].update_one({}, {"$inc": {"agents.assistant.edits": 1}})
+    world.database[HISTORY].update_many({}, {"$set": {"messages.$[].content.0.text": "stale"}})
+
+    interrupted(number, archive_as_well)
+
+    found = gapless(stored(world.database))
+    assert texts(found.messages) == world.listed() == CONVERSATION
+    assert not found.beyond
+    assert b"stale" not in at_rest(world.database)
+
+
+@pytest.mark.parametrize("number", COMMANDS)
+def test_a_sweep_between_any_two_commands_of_an_archiver_removes_nothing_of_it(
+    world: World, interrupted: Any, number: int
+) -> None:
+    world.converse()
+
+    interrupted(number, lambda: world.repository().sweep())
+
+    found = gapless(stored(world.database))
+    assert texts(found.messages) == world.listed() == CONVERSATION
+    assert len(found.archived) == 12
 
 
 @pytest.mark.parametrize("number", COMMANDS)
@@ -575,6 +615,10 @@ def test_a_redaction_that_was_killed_before_it_reached_an_uncommitted_copy_needs
         world.next_process_takes_a_turn(one.session_id, expected)
         raw = str(list(world.database[HISTORY].find({"_id.session": one.session_id})))
         assert raw.count(SECRET) == expected.count(f"Re: {SECRET}"), one
+
+    for session_id in world.database[SESSIONS].distinct("_id"):
+        redact(world.client, world.database.name, session_id)
+    assert SECRET.encode() not in at_rest(world.database)
 
 
 def test_a_segment_that_was_never_committed_is_not_read(world: World) -> None:

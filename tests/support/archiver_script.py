@@ -3,7 +3,7 @@
 Usage: `python -m support.archiver_script URI DATABASE DEED ACTION`. For the first, the second, … command of the deed
 (`archive`; `redact` archived messages; `redact early`, while an archiver that died has left a copy of them), one
 child is killed (SIGKILL) before the command is sent and another when its answer has come, until one is left to its
-end. Right before a child is killed, somebody else does the action: `nothing`, `redact` (the first turn), `delete`
+end. Right before the command is sent, somebody else does the action: `nothing`, `redact` (the first turn), `delete`
 (the session) or `begin again`.
 
 Each child has a session of its own, `CONVERSATION` long, that nobody has archived from yet. Prints the JSON of a
@@ -108,12 +108,19 @@ def child(uri: str, database_name: str, deed: str, action: str, session_id: str,
         if deed == "archive":
             talker(manager)
 
-        def kill() -> None:
+        def act() -> None:
+            command = interruption.commands[-1]
             ACTIONS[action](plain, database_name, session_id)
-            os.write(1, json.dumps(asdict(Killed(session_id, interruption.commands[-1]))).encode() + b"\n")
-            os.kill(os.getpid(), signal.SIGKILL)
 
-        interruption.arm(moment, number, kill)
+            def kill() -> None:
+                os.write(1, json.dumps(asdict(Killed(session_id, command))).encode() + b"\n")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            if moment == "started":
+                kill()
+            interruption.arm("succeeded", 1, kill)
+
+        interruption.arm("started", number, act)
         if deed == "archive":
             manager.flush()
         else:
