@@ -928,7 +928,8 @@ def test_a_tool_result_of_10_mb_is_stored_and_restored_and_the_conversation_goes
     found = gapless(stored(service.database))
     tool_turn = ["look it up", "toolUse", "toolResult", "Found."]
     assert texts(found.messages) == [*said("hi"), *tool_turn, *said("one"), *tool_turn, *said("two")]
-    assert found.archived, "two such results do not fit into one document"
+    # In a blob or in the history: two such results do not fit into one document.
+    assert found.archived or document_bytes(service.database) < MEGABYTE
     with service.manager() as manager:
         assert_same(build(manager).messages, restored.messages)
 
