@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 COLLECTION = "sessions"
 APP_NAME = "the service"
 SLOW_MS = 200
+# What is watched, and made slow.
+COMMANDS = ("find", "getMore", "aggregate", "update", "findAndModify", "insert", "delete", "createIndexes")
 # The heart beats every 2 ms if it can. A busy machine may let it beat less often; a loop that waits lets it not at all.
 ENOUGH_BEATS = 3
 
@@ -81,7 +83,7 @@ class Heart(monitoring.CommandListener):
         return len(self._open)
 
     def started(self, event: monitoring.CommandStartedEvent) -> None:
-        if event.command_name in ("find", "update", "insert", "createIndexes"):
+        if event.command_name in COMMANDS:
             seen = Observed(
                 event.command_name,
                 dict(event.command),
@@ -142,9 +144,7 @@ class Service:
         return [(m["role"], "".join(block.get("text", "") for block in m["content"])) for m in messages]
 
     def slowly(self, milliseconds: int = SLOW_MS) -> contextlib.AbstractContextManager[None]:
-        return fail_command(
-            self.admin, ["find", "update", "insert", "createIndexes"], app_name=APP_NAME, block_ms=milliseconds
-        )
+        return fail_command(self.admin, COMMANDS, app_name=APP_NAME, block_ms=milliseconds)
 
     def run_slowly(self, work: Awaitable[Any]) -> list[Observed]:
         """Run something on an event loop while the database is slow; return its commands."""
@@ -236,7 +236,8 @@ def test_a_guardrails_redaction_in_a_stream_does_not_hold_up_the_loop(service: S
     commands = service.run_slowly(consume(agent, "a secret"))
 
     # A redaction reads whether an archiver holds a copy of the message.
-    assert_the_loop_went_on(commands, ["update", "update", "find", "update"] if durability == "message" else ["update"])
+    expected = {"message": ["update", "findAndModify", "find", "update"], "turn": ["update"]}
+    assert_the_loop_went_on(commands, expected[durability])
     assert service.stored() == [("user", "[removed]"), ("assistant", "No.")]
 
 
@@ -263,7 +264,8 @@ def test_four_agents_of_one_manager_one_of_them_redacted_hold_up_neither_the_loo
 
     names = [command.name for command in commands]
     assert_the_loop_went_on(commands, names)
-    assert sorted(names) == ["find"] + ["update"] * 9  # The redaction reads whether an archiver holds a copy.
+    # The redaction reads whether an archiver holds a copy.
+    assert sorted(names) == ["find", "findAndModify"] + ["update"] * 8
     assert most_at_once == 4
     for n in range(3):
         assert service.stored(f"agent {n}") == [("user", "Hello?"), ("assistant", f"Answer {n}.")]
@@ -321,7 +323,7 @@ def test_a_redaction_by_hand_on_the_loop_is_on_its_way_and_nobody_waits(service:
 
     commands = service.run_slowly(request())
 
-    assert_the_loop_went_on(commands, ["update", "find"])
+    assert_the_loop_went_on(commands, ["findAndModify", "find"])
     assert service.stored() == [("user", "Tell me"), ("assistant", "[removed]")]
 
 
@@ -489,7 +491,8 @@ def test_each_command_runs_in_a_copy_of_its_requests_context(service: Service) -
 
     by_session: dict[str, set[str]] = {"alice": set(), "bob": set()}
     for command in commands:
-        query = command.command["filter"] if command.name == "find" else command.command["updates"][0]["q"]
+        sent = command.command
+        query = sent.get("filter") or sent.get("query") or sent["updates"][0]["q"]
         # A query of the history names a range of segments.
         session_id = query["_id"] if isinstance(query["_id"], str) else query["_id"]["$lte"]["session"]
         by_session[session_id].add(command.request_id)

@@ -49,6 +49,8 @@ APP_NAME = "in trouble"
 OPTIONS: dict[str, Any] = {"appname": APP_NAME, "heartbeatFrequencyMS": 500, "retryWrites": False}
 # Refused by the server and of no use to send again; so it is told at once.
 UNAUTHORIZED = 13
+# Commands that write: a redaction is a `findAndModify`, which returns what it replaced; all else are updates.
+WRITES = ("update", "findAndModify")
 
 
 @tool
@@ -161,6 +163,7 @@ class Writing:
         commands: how many commands write it.
         durability: of the manager.
         begun: whether the session has the agent already, with a message that says "before".
+        redaction: which of the commands, counted from 1, is a redaction; 0: none.
     """
 
     act: Callable[[MongoDBSessionManager], None]
@@ -168,6 +171,7 @@ class Writing:
     commands: int
     durability: Literal["message", "turn"] = "message"
     begun: bool = True
+    redaction: int = 0
 
 
 def say(*prompts: str) -> Callable[[MongoDBSessionManager], None]:
@@ -204,9 +208,9 @@ WRITINGS = {
     ),
     "two turns in two updates": Writing(say("hi", "ho"), ("before", "hi", "Re: hi", "ho", "Re: ho"), 2, "turn"),
     "messages by hand": Writing(append_by_hand, ("before", "one", "two"), 2),
-    "a redacted turn": Writing(say("my secret"), ("before", "[redacted]", "I cannot."), 3),
+    "a redacted turn": Writing(say("my secret"), ("before", "[redacted]", "I cannot."), 3, redaction=2),
     "a redacted turn in one update": Writing(say("my secret"), ("before", "[redacted]", "I cannot."), 1, "turn"),
-    "a redaction by hand": Writing(redact_by_hand, ("before", "one", "[redacted]"), 3),
+    "a redaction by hand": Writing(redact_by_hand, ("before", "one", "[redacted]"), 3, redaction=3),
     "an agent with messages": Writing(
         begin_an_agent_with_messages, ("one", "two", "three", "Re: three"), 5, begun=False
     ),
@@ -225,7 +229,7 @@ def test_a_broken_connection_loses_nothing_and_doubles_nothing(
             manager = process(session_id)
             manager.append_message(by_hand("before"), talker(manager))
         proxy = proxies()
-        proxy.cut(Cut("update", moment, number))
+        proxy.cut(Cut(WRITES, moment, number))
         manager = process(session_id, proxy.uri, None, {"retryWrites": retry_writes}, durability=writing.durability)
         writing.act(manager)
         manager.close()
@@ -239,7 +243,8 @@ def test_a_broken_connection_loses_nothing_and_doubles_nothing(
         ended = list(threads.map(lambda case: run(*case), product(numbers, MOMENTS, (True, False))))
 
     for (number, _, _), (session_id, cut) in zip(product(numbers, MOMENTS, (True, False)), ended, strict=True):
-        assert cut == ["update"] * (number <= writing.commands), session_id
+        name = "findAndModify" if number == writing.redaction else "update"
+        assert cut == [name] * (number <= writing.commands), session_id
         assert tuple(texts(stored_messages(database, session_id))) == writing.stored, session_id
     assert "secret" not in str(list(database.sessions.find()))
 
@@ -354,11 +359,11 @@ def test_a_single_write_whose_connection_broke_is_stored_once_and_is_no_error(
     manager = process(uri=proxy.uri)
     agent = talker(manager)
     manager.append_message(by_hand("before"), agent)
-    proxy.cut(Cut("update", moment))
+    proxy.cut(Cut(WRITES, moment))
 
     write(manager, agent)
 
-    assert proxy.cut_commands == ["update"]
+    assert proxy.cut_commands == ["findAndModify" if name == "repository-update" else "update"]
     found = database.sessions.aggregate([{"$project": {"_id": 0, "found": f"${path}"}}]).next()
     assert found == {"found": expected}
 
@@ -453,7 +458,7 @@ def test_a_message_that_is_redacted_while_it_cannot_be_stored_leaves_its_text_no
     proxy = proxies()
     manager = process(uri=proxy.uri)
     agent = talker(manager)
-    proxy.cut(Cut("update", moment, times=None))
+    proxy.cut(Cut(WRITES, moment, times=None))
     with pytest.raises(AutoReconnect):
         manager.append_message(by_hand("a secret"), agent)
     with pytest.raises(AutoReconnect):

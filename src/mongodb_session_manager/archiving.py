@@ -92,8 +92,9 @@ class Archiver:
                 {"_id": session_id, "incarnation": incarnation}, statements.block_projection(key, policy.block)
             )
             if found is None:
-                # This life of the session is over. What was inserted for it meanwhile goes with it.
-                self._history.delete_session(session_id, incarnation)
+                if self._store.is_over(session_id, incarnation):
+                    # What was inserted for this life of the session meanwhile goes with it.
+                    self._history.delete_session(session_id, incarnation)
                 return None
             agent: Any = found["agent"]
             if "edits" not in agent:

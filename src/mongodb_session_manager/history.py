@@ -10,7 +10,7 @@ session, agent, position.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -151,17 +151,26 @@ class History:
                 high = found[0]["_id"]["first"] - 1
             position = (low + high) // 2
 
+    def raw_segments_covering(
+        self, session_id: str, incarnation: ObjectId, key: str, message_id: int
+    ) -> Iterator[RawBSONDocument]:
+        """Yield the segment whose messages reach over this id, as it is stored."""
+        for segment_id in self._covering(session_id, incarnation, key, message_id):
+            if (segment := self._raw.find_one({"_id": segment_id})) is not None:
+                yield segment
+
     def raw_segments(self, session_id: str, incarnation: ObjectId, key: str) -> Iterator[RawBSONDocument]:
         """Yield all segments of an agent as they are stored."""
         low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
         with self._raw.find({"_id": {"$gte": low, "$lte": high}}, sort=[("_id", 1)]) as found:
             yield from found
 
-    def sweep(self, sessions: str) -> int:
+    def sweep(self, sessions: str, is_over: Callable[[str, ObjectId], bool]) -> int:
         """Delete the segments of lives of sessions that are over; return how many. A life that is over never returns.
 
         Args:
             sessions: Name of the collection of the session documents.
+            is_over: Returns for certain whether a life is over.
         """
         lives = self.collection.aggregate(statements.ended_lives(sessions), allowDiskUse=True)
         with lives:
@@ -170,6 +179,7 @@ class History:
                     {"_id": statements.segments_of(life["_id"]["session"], life["_id"]["incarnation"])}
                 ).deleted_count
                 for life in lives
+                if is_over(life["_id"]["session"], life["_id"]["incarnation"])
             )
 
     def _find(

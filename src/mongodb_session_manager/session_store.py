@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TypeVar
@@ -198,6 +198,14 @@ class SessionStore:
         if "incarnation" in found:
             self.history.delete_session(session.session_id, found["incarnation"])
             self.blobs.delete_session(session.session_id, found["incarnation"])
+
+    def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
+        """Return whether a life of a session is over, for certain: before what belonged to it is deleted.
+
+        It asks by an update that changes nothing. A read might be answered by a server that lags behind, or that does
+        not know yet that it is no longer the primary; a write is acknowledged by a majority.
+        """
+        return not self.update(Update({"_id": session_id, "incarnation": incarnation}, {"$set": {"_id": session_id}}))
 
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
@@ -532,24 +540,34 @@ class SessionStore:
 
     def sweep(self, older_than_seconds: float) -> int:
         """Remove blobs that nobody names and segments of sessions that are gone; return how many."""
-        return self.blobs.sweep(self._named, older_than_seconds) + self.history.sweep(self.collection.name)
+        return self.blobs.sweep(self._named, older_than_seconds) + self.history.sweep(
+            self.collection.name, self.is_over
+        )
 
-    def _named(self, session_id: str, incarnation: ObjectId, key: str, file_ids: Iterable[ObjectId]) -> set[ObjectId]:
+    def _named(
+        self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]
+    ) -> set[ObjectId]:
         """Return those of these files that the session still names; see ``BlobStore.sweep``."""
-        missing = set(file_ids)
-        named: set[ObjectId] = set()
         document = self.find_raw({"_id": session_id, "incarnation": incarnation}, {})
         if document is None:
-            return named
-        # The session document first, then its history: what moves meanwhile moves there.
-        for found in itertools.chain([document], self.history.raw_segments(session_id, incarnation, key)):
+            return set() if self.is_over(session_id, incarnation) else set(files)
+        missing = dict(files)
+
+        def look_in(found: RawBSONDocument) -> None:
             content = bytes(found.raw)
-            there = {file_id for file_id in missing if file_id.binary in content}
-            named |= there
-            missing -= there
-            if not missing:
-                break
-        return named
+            for file_id in [file_id for file_id in missing if file_id.binary in content]:
+                del missing[file_id]
+
+        # The session document first, then its history: what moves meanwhile moves there.
+        look_in(document)
+        for message_id in sorted({message_id for message_id in missing.values() if message_id is not None}):
+            for segment in self.history.raw_segments_covering(session_id, incarnation, key, message_id):
+                look_in(segment)
+        # A commit that found others' messages before it has put its own elsewhere.
+        if missing:
+            for segment in self.history.raw_segments(session_id, incarnation, key):
+                look_in(segment)
+        return files.keys() - missing.keys()
 
     # --- the view ---------------------------------------------------------------------------------------------------
 

@@ -33,14 +33,14 @@ class Cut:
     """Where connections are cut.
 
     Args:
-        command: name of the commands that are counted, such as `"update"`.
+        command: name of the commands that are counted, such as `"update"`; or several names.
         moment: when the connection ends; see the module.
         number: the first command that is hit, counted from 1 from here on.
         times: how many are hit from there on; `None`: all.
         meanwhile: called before the connection ends: what the rest of the world does in that moment.
     """
 
-    command: str
+    command: str | tuple[str, ...]
     moment: Moment
     number: int = 1
     times: int | None = 1
@@ -49,7 +49,7 @@ class Cut:
 
     def hits(self, command: str) -> bool:
         """Count a command; return whether its connection is to be cut."""
-        if command != self.command:
+        if command not in ((self.command,) if isinstance(self.command, str) else self.command):
             return False
         self.seen += 1
         return self.seen >= self.number and (self.times is None or self.seen < self.number + self.times)
