@@ -335,9 +335,6 @@ def test_a_message_of_unknown_outcome_is_stored_once_though_it_would_have_been_a
         assert texts(found.messages) == [*said("before"), "mine", *CONVERSATION, "Re: mine"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="create_message looks for its commit id only among the embedded messages: SessionConflictError"
-)
 def test_a_repository_message_of_unknown_outcome_is_stored_once_though_it_was_archived_meanwhile(
     world: World, proxies: Any, through_a_proxy: Any
 ) -> None:

@@ -29,6 +29,10 @@ from .sending import until_known
 _MAX_POSITION = 2**63 - 1
 
 
+class HistoryIncompleteError(MongoDBSessionError):
+    """Archived messages are not all there: their session was deleted while they were read."""
+
+
 class History:
     """The segments of the sessions of one collection.
 
@@ -52,7 +56,7 @@ class History:
         """Return the messages from position ``start`` up to ``stop``, decoded; reads only the segments they are in.
 
         Raises:
-            MongoDBSessionError: They are not all there: the session is being deleted.
+            HistoryIncompleteError: They are not all there.
         """
 
         def where(first: int) -> Document:
@@ -66,7 +70,7 @@ class History:
             segments += self._find({"_id": rest}, page, plain=plain)
         messages = [message for segment in segments for message in segment["messages"]]
         if len(messages) != stop - start:
-            raise MongoDBSessionError(
+            raise HistoryIncompleteError(
                 f"session_id={session_id!r}: {len(messages)} of {stop - start} archived messages are there from "
                 f"position {start} on; the session was deleted meanwhile"
             )
@@ -96,7 +100,8 @@ class History:
         Returns:
             What it replaced, as it was stored, or None if no segment has it.
         """
-        for segment in self._covering(session_id, incarnation, key, message_id):
+        found: list[Document] = []
+        for segment in self._covering(session_id, incarnation, key, message_id, tracking_id):
             update = statements.rewrite_in_segment(segment, message_id, body, moment, tracking_id)
             projection = statements.rewritten_in_segment_projection(message_id, tracking_id)
             before: Document | None = until_known(
@@ -108,9 +113,8 @@ class History:
                     array_filters=update.array_filters,
                 )
             )
-            if before is not None:
-                return before
-        return None
+            found += [] if before is None else before["messages"]
+        return {"messages": found} if any(message["message_id"] == message_id for message in found) else None
 
     def insert(self, segment: Mapping[str, Any]) -> bool:
         """Insert a segment; return False if there is one with its ``_id``."""
@@ -132,16 +136,22 @@ class History:
         """Delete all segments of one life of a session."""
         self.collection.delete_many({"_id": statements.segments_of(session_id, incarnation)})
 
-    def _covering(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Iterator[Document]:
-        """Yield the ``_id`` of the segment whose messages reach over this id."""
+    def _covering(
+        self, session_id: str, incarnation: ObjectId, key: str, message_id: int, tracking_id: str | None = None
+    ) -> Iterator[Document]:
+        """Yield the ``_id`` of the segment whose messages reach over this id.
+
+        And before it that of the newest segment up to there, if a message of it has this ``tracking_id``.
+        """
+        bounds = statements.segment_bounds(tracking_id)
         # No message stands at a position above its id, and where ids have no gaps, none below it. With gaps: halve.
         low = 0
         high = position = message_id
         while low <= high:
             begin, end = (statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
-            found = self._find(
-                {"_id": {"$gte": begin, "$lte": end}}, statements.SEGMENT_BOUNDS, newest_first=True, limit=1
-            )
+            found = self._find({"_id": {"$gte": begin, "$lte": end}}, bounds, newest_first=True, limit=1)
+            if position == message_id and found and found[0]["tracked"] and found[0]["last_id"] < message_id:
+                yield found[0]["_id"]
             if found and found[0]["first_id"] <= message_id <= found[0]["last_id"]:
                 yield found[0]["_id"]
                 return
@@ -168,12 +178,16 @@ class History:
     def sweep(self, sessions: str, is_over: Callable[[str, ObjectId], bool]) -> int:
         """Delete the segments of lives of sessions that are over; return how many. A life that is over never returns.
 
+        And what archivers that died have left and nobody can commit any more, because a message was edited since.
+
         Args:
             sessions: Name of the collection of the session documents.
             is_over: Returns for certain whether a life is over.
         """
-        lives = self.collection.aggregate(statements.ended_lives(sessions), allowDiskUse=True)
-        with lives:
+        with self.collection.aggregate(statements.stale_segments(sessions), allowDiskUse=True) as stale:
+            for segment in stale:
+                self.delete_stale(segment["_id"], segment["edits"])
+        with self.collection.aggregate(statements.ended_lives(sessions), allowDiskUse=True) as lives:
             return sum(
                 self.collection.delete_many(
                     {"_id": statements.segments_of(life["_id"]["session"], life["_id"]["incarnation"])}

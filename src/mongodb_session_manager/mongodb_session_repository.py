@@ -229,7 +229,7 @@ class MongoDBSessionRepository(SessionRepository):
         while True:
             position = statements.position_projection(key, message_id)
             standing = self._store.guarded(session, update, position, settled)
-            if standing is None or standing.get("commit_id") == message["commit_id"]:
+            if standing is None or self._store.commit_id_at(session, key, message_id, standing) == message["commit_id"]:
                 break  # The latter: it was stored, and only the answer to the first attempt was lost.
             if not standing["exists"]:
                 raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")

@@ -37,7 +37,7 @@ from .errors import (
     SessionNotFoundError,
     UnstorableValueError,
 )
-from .history import History
+from .history import History, HistoryIncompleteError
 from .reading import Reader
 from .sending import back_off, until_known
 from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
@@ -176,8 +176,14 @@ class SessionStore:
                 start, stop = stored.embedded.removed, stored.embedded.archived
                 if start < stop:  # The live window reaches into the history.
                     stored.window_offset = start
-                    stored.window[:0] = self.history.read(session_id, opened.incarnation, key, start, stop)
-            return opened
+                    try:
+                        stored.window[:0] = self.history.read(session_id, opened.incarnation, key, start, stop)
+                    except HistoryIncompleteError:
+                        if not self.is_over(session_id, opened.incarnation):
+                            raise
+                        break  # It was deleted in between.
+            else:
+                return opened
 
     def adopt(self, session_id: str, agent_keys: Sequence[str]) -> None:
         """Give an older document its incarnation and counters: one command."""
@@ -342,7 +348,8 @@ class SessionStore:
         if limit == 0:
             return []
         # 32 bits are what $slice takes; no conversation has as many messages.
-        offset, limit = min(offset, _INT32_MAX), None if limit is None else min(limit, _INT32_MAX - offset)
+        offset = min(offset, _INT32_MAX)
+        limit = None if limit is None else min(limit, _INT32_MAX - offset)
         document = self.find_one({"_id": session_id}, statements.page_projection(key, offset, limit))
         if document is None:
             return []
@@ -481,7 +488,7 @@ class SessionStore:
             except (WriteError, DocumentTooLarge) as error:
                 if isinstance(error, WriteError) and error.code not in _DOCUMENT_TOO_LARGE:
                     raise
-                if isinstance(error, DocumentTooLarge) or not self.archiver.make_room(update.filter["_id"]):
+                if isinstance(error, DocumentTooLarge) or self.archiver.make_room(update.filter["_id"]) is None:
                     raise UnstorableValueError(
                         f"session_id={update.filter['_id']!r} has no room for this: MongoDB holds 16 MB in a document"
                     ) from error
@@ -540,9 +547,8 @@ class SessionStore:
 
     def sweep(self, older_than_seconds: float) -> int:
         """Remove blobs that nobody names and segments of sessions that are gone; return how many."""
-        return self.blobs.sweep(self._named, older_than_seconds) + self.history.sweep(
-            self.collection.name, self.is_over
-        )
+        segments = self.history.sweep(self.collection.name, self.is_over)
+        return segments + self.blobs.sweep(self._named, older_than_seconds)
 
     def _named(
         self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]

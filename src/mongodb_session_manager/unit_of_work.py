@@ -97,8 +97,9 @@ class AppendOperation:
             self.work.position = self.agent.position
         self.work.messages = [entry.body for entry in self.entries]
         document = self.agent.document
-        if document.bytes + self.bytes > MAKE_ROOM_ABOVE_BYTES and store.archiver.make_room(session.session_id):
-            document.bytes = 0  # Or whatever is left: it is known when the session is read again.
+        if document.bytes + self.bytes > MAKE_ROOM_ABOVE_BYTES:
+            left = store.archiver.make_room(session.session_id)
+            document.bytes = document.bytes if left is None else left
         for blobs in self.state_blobs:
             store.upload(session, self.work.key, None, blobs)
         for index, entry in enumerate(self.entries):
