@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import pymongo
@@ -146,7 +147,7 @@ class PoolStatistics(ConnectionPoolListener):
     """
 
     def __init__(self) -> None:
-        self._servers: dict[tuple[str, int | None], _ServerCounts] = {}
+        self._servers: defaultdict[tuple[str, int | None], _ServerCounts] = defaultdict(_ServerCounts)
         # Re-entrant: a garbage collection inside a callback may close a cursor, which publishes an event.
         self._lock = threading.RLock()
         _listeners.add(self)
@@ -161,7 +162,7 @@ class PoolStatistics(ConnectionPoolListener):
         with self._lock:
             # A server that left the topology and is back numbers its connections from 1 again. What is still
             # held of the former pool is closed at its check-in.
-            self._of(event).drop_connections()
+            self._servers[event.address].drop_connections()
 
     def pool_ready(self, event: PoolReadyEvent) -> None:
         """Nothing to count."""
@@ -169,7 +170,7 @@ class PoolStatistics(ConnectionPoolListener):
     def pool_cleared(self, event: PoolClearedEvent) -> None:
         """Count; the connections report their own ends, those in use when they are given back."""
         with self._lock:
-            self._of(event).clears += 1
+            self._servers[event.address].clears += 1
 
     def pool_closed(self, event: PoolClosedEvent) -> None:
         """Nothing to count: the connections report their own ends."""
@@ -177,7 +178,7 @@ class PoolStatistics(ConnectionPoolListener):
     def connection_created(self, event: ConnectionCreatedEvent) -> None:
         """A connection begins to be set up."""
         with self._lock:
-            counts = self._of(event)
+            counts = self._servers[event.address]
             counts.created += 1
             counts.connecting += 1
             counts.holders[event.connection_id] = _CONNECTING
@@ -185,7 +186,7 @@ class PoolStatistics(ConnectionPoolListener):
     def connection_ready(self, event: ConnectionReadyEvent) -> None:
         """A connection is set up."""
         with self._lock:
-            counts = self._of(event)
+            counts = self._servers[event.address]
             if counts.holders.get(event.connection_id) == _CONNECTING:
                 counts.connecting -= 1
                 counts.holders[event.connection_id] = 0
@@ -193,17 +194,17 @@ class PoolStatistics(ConnectionPoolListener):
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
         """A connection ended, perhaps while it was being set up or in use."""
         with self._lock:
-            self._of(event).drop(event.connection_id)
+            self._servers[event.address].drop(event.connection_id)
 
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
         """A thread asks for a connection."""
         with self._lock:
-            self._of(event).waiting += 1
+            self._servers[event.address].waiting += 1
 
     def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
         """A thread that asked gets none."""
         with self._lock:
-            counts = self._of(event)
+            counts = self._servers[event.address]
             counts.check_out_failures += 1
             if event.reason == ConnectionCheckOutFailedReason.TIMEOUT:
                 counts.check_out_timeouts += 1
@@ -212,7 +213,7 @@ class PoolStatistics(ConnectionPoolListener):
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
         """A thread that asked has a connection."""
         with self._lock:
-            counts = self._of(event)
+            counts = self._servers[event.address]
             counts.check_outs += 1
             counts.waited(event.duration)
             counts.hold(event.connection_id, 1)
@@ -220,18 +221,11 @@ class PoolStatistics(ConnectionPoolListener):
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
         """A thread gives its connection back."""
         with self._lock:
-            self._of(event).hold(event.connection_id, -1)
-
-    def _of(self, event: Any) -> _ServerCounts:
-        address = event.address
-        counts = self._servers.get(address)
-        if counts is None:
-            counts = self._servers[address] = _ServerCounts()
-        return counts
+            self._servers[event.address].hold(event.connection_id, -1)
 
     def _reset_after_fork(self) -> None:
         """Forget the parent's connections and threads: the child has none of them."""
-        self._servers = {}
+        self._servers = defaultdict(_ServerCounts)
         self._lock = threading.RLock()
 
 
@@ -298,7 +292,8 @@ class _ServerCounts:
         self.waiting -= 1
         if seconds is not None:
             self.wait_total_s += seconds
-            self.wait_max_s = max(self.wait_max_s, seconds)
+            if seconds > self.wait_max_s:
+                self.wait_max_s = seconds
 
     def read(self) -> ServerPoolStats:
         waits = self.check_outs + self.check_out_failures

@@ -69,7 +69,8 @@ class AgentFollower:
         self._agent: Callable[[], Any] = lambda: None
         self._in_turn = False
         self._turn_has_begun = False
-        self._turn_id = ObjectId()
+        # None: the next message makes one.
+        self._turn_id: ObjectId | None = None
         # The turn of the message before, and what the assistant has said in it.
         self._last_turn_id: ObjectId | None = None
         self._said: list[Message] = []
@@ -88,7 +89,7 @@ class AgentFollower:
 
     def created_with_session(self, agent: Any) -> None:
         """Take note that the agent was stored together with a new session, as it is."""
-        self.work.know(list(enumerate(agent.messages)))
+        self.work.know(range(len(agent.messages)), agent.messages)
         self.work.position = self.work.embedded.count = len(agent.messages)
         self._follow_new(agent)
 
@@ -137,9 +138,7 @@ class AgentFollower:
             window = stored.window[offset - stored.window_offset :]
         order = documents.turns_together(window, _interrupted(session_agent))
         messages = [documents.to_message(window[index]) for index in order]
-        work.know(
-            [(window[i].get("message_id", offset + i), message) for i, message in zip(order, messages, strict=True)]
-        )
+        work.know([window[index].get("message_id", offset + index) for index in order], messages)
         if window:
             self._last_turn_id = window[order[-1]].get("turn_id")
         if not (isinstance(agent, Agent) and agent.model.stateful):
@@ -173,7 +172,7 @@ class AgentFollower:
         """Take note that an invocation begins."""
         self._in_turn = True
         self._turn_has_begun = False
-        self._turn_id = ObjectId()
+        self._turn_id = None
         self._said = []
         self.outer_error = sys.exc_info()[1]
 
@@ -252,9 +251,10 @@ class AgentFollower:
             self.work.last = last
             return
         if role == "user" and not self._in_turn:
-            self._turn_id = ObjectId()
+            self._turn_id = None
         # Strands gives each message such an id when it appends it; the two will be one message.
         body.setdefault("tracking_id", str(uuid.uuid4()))
+        self._turn_id = self._turn_id or ObjectId()
         body["turn_id"] = self._last_turn_id = self._turn_id
         metrics = _own_metrics(message, None) if role == "assistant" else None
         if metrics is not None:
@@ -311,7 +311,7 @@ class AgentFollower:
         if from_agent and self._in_turn and not self._turn_has_begun and carries_results and self._last_turn_id:
             # An interrupted turn goes on: its tool results belong to the tool uses that were stored before.
             self._turn_id = self._last_turn_id
-        elif begins_turn and not self._in_turn:
+        elif self._turn_id is None or (begins_turn and not self._in_turn):
             self._turn_id = ObjectId()
         if from_agent:
             self._turn_has_begun = self._in_turn
@@ -523,7 +523,7 @@ def _agent_fields(agent: Any) -> Document:
 def _model_id(agent: Any) -> str | None:
     get_config = getattr(agent.model, "get_config", None)
     config = get_config() if get_config is not None else None
-    model_id = config.get("model_id") if isinstance(config, Mapping) else getattr(config, "model_id", None)
+    model_id = config.get("model_id") if isinstance(config, (dict, Mapping)) else getattr(config, "model_id", None)
     return model_id if isinstance(model_id, str) else None
 
 

@@ -8,6 +8,10 @@ MAKE_ROOM_ABOVE_BYTES = 12 * 1024 * 1024
 """MongoDB takes 16 MB in a document. Where a write would take it above this, room is made first."""
 
 
+# A page of messages reads whole segments from disk.
+_MAX_SEGMENT_BYTES = 1024 * 1024
+
+
 @dataclass(frozen=True)
 class ArchivePolicy:
     """When messages leave the session document.
@@ -37,7 +41,7 @@ class ArchivePolicy:
     @property
     def segment_bytes(self) -> int:
         """How many bytes make a segment of fewer than ``block`` messages."""
-        return max(1, self.after_bytes // 2)
+        return max(1, min(self.after_bytes // 2, _MAX_SEGMENT_BYTES))
 
 
 @dataclass

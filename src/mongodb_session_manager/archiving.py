@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Where there is no room, this much of the document may be left.
 _MAKE_ROOM_TO_BYTES = 4 * 1024 * 1024
+# MongoDB takes 16 MB in a segment, too; one message may have 15 MB, besides its metrics.
+_MAX_SEGMENT_BYTES = 15 * 1024 * 1024
 # An archiver that never gets its turn in this many attempts leaves it to another.
 _MAX_ATTEMPTS = 50
 
@@ -156,8 +158,10 @@ def _cut(messages: Sequence[RawBSONDocument], policy: ArchivePolicy) -> int | No
     It depends on the messages alone, not on how many follow them, so two archivers cut alike.
     """
     size = 0
-    for count, message in enumerate(messages, 1):
+    for index, message in enumerate(messages):
+        if index and size + len(message.raw) > _MAX_SEGMENT_BYTES:
+            return index
         size += len(message.raw)
-        if count == policy.block or size >= policy.segment_bytes:
-            return count
+        if index + 1 == policy.block or size >= policy.segment_bytes:
+            return index + 1
     return None

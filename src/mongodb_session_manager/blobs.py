@@ -21,7 +21,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -75,8 +75,8 @@ class BlobOwner(TypedDict):
     message: int | None
 
 
-Named = Callable[[str, ObjectId, str, Collection[ObjectId]], AbstractSet[ObjectId]]
-"""Tells which files are still named: ``named(session, incarnation, agent, file_ids)``."""
+Named = Callable[[str, ObjectId, str, Mapping[ObjectId, int | None]], AbstractSet[ObjectId]]
+"""Tells which files are still named: ``named(session, incarnation, agent, {file: message it was meant for})``."""
 
 
 @dataclass
@@ -241,14 +241,14 @@ class BlobStore:
         before = self._server_time() - timedelta(seconds=older_than_seconds)
         removed = 0
         for files in _batches(self._older_files(before), _IDS_PER_COMMAND):
-            owners: dict[tuple[str, ObjectId, str], list[ObjectId]] = {}
+            owners: dict[tuple[str, ObjectId, str], dict[ObjectId, int | None]] = {}
             for file in files:
                 owner = file["metadata"]
                 key = (owner["session"], owner["incarnation"], owner["agent"])
-                owners.setdefault(key, []).append(file["_id"])
-            for owner_key, ids in owners.items():
-                still_named = named(*owner_key, ids)
-                unnamed = [file_id for file_id in ids if file_id not in still_named]
+                owners.setdefault(key, {})[file["_id"]] = owner.get("message")
+            for owner_key, owned in owners.items():
+                still_named = named(*owner_key, owned)
+                unnamed = [file_id for file_id in owned if file_id not in still_named]
                 self.delete(unnamed)
                 removed += len(unnamed)
         for ids in _batches(self._older_files_with_chunks(before), _IDS_PER_COMMAND):

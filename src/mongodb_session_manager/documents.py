@@ -223,13 +223,14 @@ def has_tool_result(message: Mapping[str, Any]) -> bool:
 
 def message_document(message_id: int, body: Mapping[str, Any], created_at: datetime, updated_at: datetime) -> Document:
     """Return a stored message: what it is first, then what is known about it."""
-    document: Document = {"message_id": message_id, "role": body["role"], "content": body["content"]}
-    document["created_at"] = created_at
-    document["updated_at"] = updated_at
-    for name, value in body.items():
-        if name not in document:
-            document[name] = value
-    return document
+    return {
+        "message_id": message_id,
+        "role": body["role"],
+        "content": body["content"],
+        "created_at": created_at,
+        "updated_at": updated_at,
+        **body,
+    }
 
 
 def session_message_body(message: SessionMessage, blobs: PendingBlobs | None = None) -> Document:
@@ -290,16 +291,10 @@ def turns_together(window: list[Document], interrupted: str | None = None) -> li
         interrupted: ``tracking_id`` of a message whose turn is still to go on, and so comes last.
     """
     turns: dict[Any, list[int]] = {}
-    current: list[int] = []
-    current_turn = None
     for index, message in enumerate(window):
         turn = message.get("turn_id")
-        if turn is None:
-            current = turns[index] = []
-        elif turn != current_turn:
-            current = turns.setdefault(turn, [])
-        current_turn = turn
-        current.append(index)
+        # By its bytes: an ObjectId is hashed and compared by Python code.
+        turns.setdefault(index if turn is None else getattr(turn, "binary", turn), []).append(index)
     if interrupted is not None:
         waiting = [
             turn for turn, indexes in turns.items() if any(window[i].get("tracking_id") == interrupted for i in indexes)

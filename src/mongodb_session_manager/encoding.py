@@ -149,7 +149,9 @@ def same(one: Any, other: Any) -> bool:
         if len(one) != len(other):
             return False
         for name, other_name in zip(one, other, strict=True):
-            if name != other_name or not same(one[name], other[name]):
+            if name != other_name:
+                return False
+            if one[name] is not other[name] and not same(one[name], other[name]):
                 return False
         return True
     if kind is list:
@@ -186,12 +188,17 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
             return _encode_deep(value)
         encoded: dict[Any, Any] = {}
         for key, inner in value.items():
-            # Nearly every key is an identifier and every value a plain text: for those, nothing is called.
+            # Nearly every key is an identifier and every value a scalar: for those, nothing is called.
             if (type(key) is not str or key == MARKER or not key.isidentifier()) and not _plain_key(key):
                 if blobs is not None:  # What was taken out so far is taken out again, of the pairs.
                     del blobs.blobs[len(blobs.blobs) - len(blob_files(encoded)) :]
                 return {MARKER: "dict", "value": _encode([list(item) for item in value.items()], depth + 1, blobs)}
-            if type(inner) is str and inner.isascii() and (blobs is None or len(inner) < blobs.text_threshold):
+            kind = type(inner)
+            if (
+                kind in _STORED_AS_THEY_ARE
+                or (kind is str and inner.isascii() and (blobs is None or len(inner) < blobs.text_threshold))
+                or (kind is int and _INT64_MIN <= inner <= _INT64_MAX)
+            ):
                 encoded[key] = inner
                 continue
             try:

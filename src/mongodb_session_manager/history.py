@@ -148,6 +148,14 @@ class History:
                 return
             before = found[0]["_id"]["first"] - 1
 
+    def raw_segments_covering(
+        self, session_id: str, incarnation: ObjectId, key: str, message_id: int
+    ) -> Iterator[RawBSONDocument]:
+        """Yield the segment whose messages reach over this id, as it is stored."""
+        for segment_id in self._covering(session_id, incarnation, key, message_id):
+            if (segment := self._raw.find_one({"_id": segment_id})) is not None:
+                yield segment
+
     def raw_segments(self, session_id: str, incarnation: ObjectId, key: str) -> Iterator[RawBSONDocument]:
         """Yield all segments of an agent as they are stored."""
         low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))

@@ -8,6 +8,7 @@ as ``a%2Eb``; a plain name stays plain.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -51,6 +52,7 @@ def check_message_id(value: object) -> int:
     return int(value)
 
 
+@lru_cache(maxsize=256)  # A service meets the same few names again and again.
 def encode_key(name: str) -> str:
     """Return the key that stands for ``name`` in a document. Two names never share a key.
 

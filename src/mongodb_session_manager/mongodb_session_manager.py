@@ -191,7 +191,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         try:
             follower.stage_agent(agent)
         finally:
-            await _settle(follower.work.send(at_once=alone_on_a_private_loop()))
+            if alone_on_a_private_loop():
+                _wait(follower.work.send(at_once=True))
+            else:
+                await _settle(follower.work.send())
 
     async def _turn_ended(self, event: Any) -> None:
         follower = self._follower(event.agent)
@@ -601,7 +604,8 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _outboxes(self) -> list[Outbox]:
         # Copies: an agent may join while another's commit ends in a thread.
-        return [*(follower.work for follower in list(self._agents.values())), *list(self._multi_agents.values())]
+        outboxes: list[Outbox] = [follower.work for follower in list(self._agents.values())]
+        return outboxes + list(self._multi_agents.values())
 
     def _holds_work(self) -> bool:
         return any(outbox.unsent for outbox in self._outboxes())
@@ -655,10 +659,12 @@ class MongoDBSessionManager(RepositorySessionManager):
         # In this order: another thread may fill an outbox in between.
         _unsent.discard(self)
         waiting = [outbox for outbox in self._outboxes() if outbox.unsent]
-        if any(not outbox.failure_is_known for outbox in waiting):
-            _unsent.add(self)
-        elif waiting:
+        if not waiting:
+            return
+        if all(outbox.failure_is_known for outbox in waiting):
             _failed.add(self)
+        else:
+            _unsent.add(self)
 
     # --- leases -----------------------------------------------------------------------------------------------------
 

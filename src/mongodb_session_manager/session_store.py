@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TypeVar
@@ -285,6 +285,7 @@ class SessionStore:
             update = statements.rewrite(session, key, message_id, body, moment, tracking_id)
             before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
             if before is not None:
+                incarnation = before.get("incarnation")
                 break
             standing = self._explain(session, statements.position_projection(key, message_id))
             if not standing["exists"]:
@@ -299,8 +300,6 @@ class SessionStore:
             back_off(times)
         else:
             raise SessionConflictError(f"session_id={session.session_id!r}: lost every race for {message_id=}")
-        if incarnation is None:
-            incarnation = (self.find_one({"_id": session.session_id}, {"incarnation": 1}) or {}).get("incarnation")
         # An archiver may hold a copy of an embedded message that it has yet to commit.
         archived = incarnation and self.history.rewrite(
             session.session_id, incarnation, key, message_id, body, moment, tracking_id
@@ -535,22 +534,30 @@ class SessionStore:
         """Remove blobs that nobody names and segments of sessions that are gone; return how many."""
         return self.blobs.sweep(self._named, older_than_seconds) + self.history.sweep(self.collection.name)
 
-    def _named(self, session_id: str, incarnation: ObjectId, key: str, file_ids: Iterable[ObjectId]) -> set[ObjectId]:
+    def _named(
+        self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]
+    ) -> set[ObjectId]:
         """Return those of these files that the session still names; see ``BlobStore.sweep``."""
-        missing = set(file_ids)
-        named: set[ObjectId] = set()
         document = self.find_raw({"_id": session_id, "incarnation": incarnation}, {})
         if document is None:
-            return named
-        # The session document first, then its history: what moves meanwhile moves there.
-        for found in itertools.chain([document], self.history.raw_segments(session_id, incarnation, key)):
+            return set()
+        missing = dict(files)
+
+        def look_in(found: RawBSONDocument) -> None:
             content = bytes(found.raw)
-            there = {file_id for file_id in missing if file_id.binary in content}
-            named |= there
-            missing -= there
-            if not missing:
-                break
-        return named
+            for file_id in [file_id for file_id in missing if file_id.binary in content]:
+                del missing[file_id]
+
+        # The session document first, then its history: what moves meanwhile moves there.
+        look_in(document)
+        for message_id in sorted({message_id for message_id in missing.values() if message_id is not None}):
+            for segment in self.history.raw_segments_covering(session_id, incarnation, key, message_id):
+                look_in(segment)
+        # A commit that found others' messages before it has put its own elsewhere.
+        if missing:
+            for segment in self.history.raw_segments(session_id, incarnation, key):
+                look_in(segment)
+        return files.keys() - missing.keys()
 
     # --- the view ---------------------------------------------------------------------------------------------------
 

@@ -189,7 +189,7 @@ def rewrite_in_segment(
 
 def rewritten_projection(key: str, message_id: int, tracking_id: str | None) -> Document:
     """Return the projection of the messages that ``rewrite`` replaces."""
-    return {"messages": _rewritten(_messages(f"$agents.{key}"), message_id, tracking_id)}
+    return {"incarnation": 1, "messages": _rewritten(_messages(f"$agents.{key}"), message_id, tracking_id)}
 
 
 def rewritten_in_segment_projection(message_id: int, tracking_id: str | None) -> Document:

@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -383,7 +383,8 @@ class AgentWork(Outbox):
         self.last: Entry | None = None
         # By tracking id, oldest first. Restored messages join on first need: few are ever looked for.
         self._known: dict[str, list[Entry]] = {}
-        self._restored: dict[str, list[tuple[int, Any]]] = {}
+        self._restored: list[tuple[int, Any]] = []
+        self._restored_ids: set[str | None] = set()
         # What each field was last staged with, encoded. State is compared by identity and version first.
         self._staged: Document = {}
         self._riding: Document = {}
@@ -414,28 +415,29 @@ class AgentWork(Outbox):
             totals(operation.work.totals)
         self.last = entry
         if tracking_id := body.get("tracking_id"):
-            if same := self.known(tracking_id):
-                same.append(entry)
-            else:
-                self._known[tracking_id] = [entry]
+            self._known.setdefault(tracking_id, []).append(entry)
         self._fill()
         return entry
 
-    def know(self, messages: list[tuple[int, Any]]) -> None:
+    def know(self, message_ids: Sequence[int], messages: list[Any]) -> None:
         """Take note of the stored messages of the live conversation: their ids and what they became."""
-        for message in messages:
-            self._restored.setdefault(message[1].get("tracking_id"), []).append(message)
+        self._restored = list(zip(message_ids, messages, strict=True))
+        self._restored_ids = {message.get("tracking_id") for message in messages}
         if messages:
-            message_id, source = messages[-1]
-            same = self.known(source.get("tracking_id"))
-            self.last = same[-1] if same else Entry(message_id, source=source)
+            same = self.known(messages[-1].get("tracking_id"))
+            self.last = same[-1] if same else Entry(message_ids[-1], source=messages[-1])
 
     def known(self, tracking_id: str | None) -> list[Entry]:
         """Return the known messages with this ``tracking_id``, oldest first."""
         if not tracking_id:
             return []
-        if tracking_id in self._restored:
-            entries = [Entry(message_id, source=source) for message_id, source in self._restored.pop(tracking_id)]
+        if tracking_id in self._restored_ids:
+            self._restored_ids.remove(tracking_id)
+            entries = [
+                Entry(message_id, source=source)
+                for message_id, source in self._restored
+                if source.get("tracking_id") == tracking_id
+            ]
             self._known[tracking_id] = entries + self._known.get(tracking_id, [])
         return self._known.get(tracking_id, [])
 
@@ -464,10 +466,11 @@ class AgentWork(Outbox):
 
     def prune(self, live: list[Any]) -> None:
         """Forget messages that have left the live conversation, so that a long one does not fill the memory."""
-        if len(self._known) + len(self._restored) <= 2 * len(live) + 100:
+        if len(self._known) + len(self._restored_ids) <= 2 * len(live) + 100:
             return
         kept = {message.get("tracking_id") for message in live}
-        self._restored = {tracking_id: same for tracking_id, same in self._restored.items() if tracking_id in kept}
+        self._restored = [stored for stored in self._restored if stored[1].get("tracking_id") in kept]
+        self._restored_ids &= kept
         self._known = {
             tracking_id: entries
             for tracking_id, entries in self._known.items()
@@ -588,8 +591,7 @@ class AgentWork(Outbox):
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:
         """Take note of fields as they are stored."""
-        for name, value in fields.items():
-            self._staged[name] = encode(value)
+        self._staged.update(encode(fields))
 
     def watch_state(self, state: Any, stored: Any) -> None:
         """Take note that ``stored`` is what the store holds of ``state``, an ``AgentState``."""
