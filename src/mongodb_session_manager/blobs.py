@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypedDict, TypeVar
 
@@ -113,6 +113,11 @@ class PendingBlobs:
     def add(self, marker: dict[str, Any], data: bytes | str) -> None:
         """Take ``data``, for which ``marker`` stands in the encoded value."""
         self.blobs.append(Blob(marker, data))
+
+    def only(self, markers: Iterable[dict[str, Any]]) -> PendingBlobs:
+        """Return those of them for which one of these markers stands."""
+        kept = {id(marker) for marker in markers}
+        return replace(self, blobs=[blob for blob in self.blobs if id(blob.marker) in kept])
 
     @property
     def total_bytes(self) -> int:

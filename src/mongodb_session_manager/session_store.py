@@ -307,7 +307,9 @@ class SessionStore:
         if before is None and archived is None:
             raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
         # What the message was no longer names its blobs. A sweep finds those that a process leaves which ends here.
-        self.blobs.delete(blob_files([before, archived]).keys() - blob_files(body).keys())
+        left = [body, *(statements.left_by_rewriting(found, body) for found in (before, archived))]
+        unnamed = blob_files([before, archived]).keys() - blob_files(left).keys()
+        until_known(lambda: self.blobs.delete(unnamed))
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
