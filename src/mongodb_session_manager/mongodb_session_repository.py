@@ -154,13 +154,13 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session, key = _ref(session_id), _agent_key(session_agent.agent_id)
         blobs = self._pending_blobs()
-        work = statements.Commit(key, 0, creates=documents.agent_data(session_agent, blobs))
+        data = documents.agent_data(session_agent, blobs)
         self._store.upload(session, key, None, blobs)
-        update = statements.commit(session, work, now())
+        update = statements.commit(session, statements.Commit(key, 0, creates=data), now())
         is_there = {"agent_data": statements.agent_data_expression(key)}
         standing = self._store.guarded(session, update, is_there, lambda found: found["agent_data"] is not None)
         # The same one to the microsecond is this one: only the answer to the first attempt was lost.
-        if standing is not None and standing["agent_data"] != decode(documents.agent_data(session_agent)):
+        if standing is not None and standing["agent_data"] != decode(data, blobs.contents):
             raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
