@@ -511,14 +511,17 @@ class SessionStore:
 
     # --- blobs ------------------------------------------------------------------------------------------------------
 
-    def upload(self, session: SessionRef, key: str, message_id: int | None, blobs: PendingBlobs) -> None:
+    def upload(self, session: SessionRef, key: str, message_id: int | None, blobs: PendingBlobs) -> SessionRef:
         """Store the blobs of a message, or of the state of an agent, before the commit that names them.
+
+        Returns:
+            The session, of the life that the blobs belong to: the only one whose documents may name them.
 
         Raises:
             SessionNotFoundError: There is no such session.
         """
         if not blobs.blobs:
-            return
+            return session
         incarnation = session.incarnation
         while incarnation is None:
             incarnation = self._explain(session).get("incarnation")
@@ -531,6 +534,7 @@ class SessionStore:
             "message": message_id,
         }
         self.blobs.upload(blobs, owner)
+        return session._replace(incarnation=incarnation)
 
     def sweep(self, older_than_seconds: float) -> int:
         """Remove blobs that nobody names and segments of sessions that are gone; return how many."""
