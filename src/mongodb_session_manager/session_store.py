@@ -31,6 +31,7 @@ from .documents import Document, StoredAgent
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
     AgentNotFoundError,
+    BlobMissingError,
     MessageNotFoundError,
     SessionBusyError,
     SessionConflictError,
@@ -201,8 +202,15 @@ class SessionStore:
 
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
-        found = self._raw.find_one(query, projection)
-        return None if found is None else self._reader.decode(found)
+        missing: ObjectId | None = None
+        while (found := self._raw.find_one(query, projection)) is not None:
+            try:
+                return self._reader.decode(found)
+            except BlobMissingError as error:
+                if error.file_id == missing:
+                    raise
+                missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.
+        return None
 
     def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document whose values are not encoded: metadata, feedback."""

@@ -59,10 +59,19 @@ def said(messages: Any) -> list[str]:
 
 def named_files(database: Database[Any], collection: str = "sessions") -> dict[ObjectId, int]:
     """The files that anything stored names, with their lengths."""
+    sessions, history = (
+        database.get_collection(name, codec_options=CODEC_OPTIONS).find()
+        for name in (collection, f"{collection}_history")
+    )
     named: dict[ObjectId, int] = {}
-    for name in (collection, f"{collection}_history"):
-        for document in database.get_collection(name, codec_options=CODEC_OPTIONS).find():
-            named.update(blob_files(document))
+    lives = set()
+    for session in sessions:
+        named.update(blob_files(session))
+        lives.add((session["_id"], session["incarnation"]))
+    for segment in history:
+        # Those of lives that are over count no more.
+        if (segment["_id"]["session"], segment["_id"]["incarnation"]) in lives:
+            named.update(blob_files(segment))
     return named
 
 
