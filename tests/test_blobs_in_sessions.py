@@ -9,6 +9,7 @@ import asyncio
 import copy
 import itertools
 import random
+import sys
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,10 +39,17 @@ from support.blobs import (
 )
 from support.commands import CommandRecorder
 from support.equality import assert_same
+from support.failpoints import fail_command
 from support.flows import FLOWS, Flow
 from support.stores import MongoStore, run
 
-from mongodb_session_manager import BlobMissingError, MongoDBSessionManager, UnstorableValueError
+from mongodb_session_manager import (
+    BlobMissingError,
+    MongoDBSessionManager,
+    MongoDBSessionManagerFactory,
+    SessionConflictError,
+    UnstorableValueError,
+)
 from mongodb_session_manager.encoding import PLAIN_CODEC_OPTIONS
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
@@ -307,8 +315,6 @@ def test_the_repository_keeps_large_state_of_graphs_beside_the_session(app: Appl
 
 
 def test_creating_an_agent_that_is_there_is_a_conflict_however_large_its_state_is(app: Application) -> None:
-    from mongodb_session_manager import SessionConflictError
-
     app.manager().update_metadata({"begun": True})
     agent = SessionAgent("a", {"image": data(1, 16 * MEGABYTE)}, {})
     app.repository.create_agent("s", agent)
@@ -372,6 +378,23 @@ def test_a_message_appended_by_hand_without_the_image_that_strands_then_appends_
     manager.close()
     assert said(app.restored().messages) == ["look*", "Re: look"]
     assert_same(app.restored().messages, agent.messages)
+    assert_only_named_files_are_left(app.database)
+
+
+@both_durabilities
+def test_a_session_of_an_older_version_takes_images(app: Application, durability: str) -> None:
+    message = {"message_id": 0, "message": {"role": "user", "content": [{"text": "Hello"}]}}
+    agent = {"agent_data": {"agent_id": "assistant", "state": {}}, "messages": [message]}
+    older: dict[str, Any] = {"_id": "s", "session_id": "s", "session_type": "default", "agents": {"assistant": agent}}
+    app.database.sessions.insert_one(older)
+    big: Any = [{"text": "look"}, image(1, 128 * 1024)]
+    app.repository.update_message("s", "assistant", SessionMessage({"role": "user", "content": big}, 0))
+    manager = app.manager(durability=durability)
+    talker(manager)(shown("and this", 2))
+    manager.close()
+    restored = app.restored().messages
+    assert said(restored) == ["look*", "and this*", "Re: and this"]
+    assert restored[0]["content"] == big
     assert_only_named_files_are_left(app.database)
 
 
@@ -741,65 +764,77 @@ def test_a_message_whose_blob_is_not_whole_is_an_error_and_never_an_empty_messag
     assert said(app.restored().messages) == ["!", "Re: one", "two*", "Re: two"]
 
 
-class Threads(monitoring.CommandListener):
-    """Notes for each command of blobs which thread sent it, and whether the loop went on while it was under way."""
+class Heart(monitoring.CommandListener):
+    """Beats on the event loop; notes for each command its thread, and how often the heart beat meanwhile."""
 
     def __init__(self) -> None:
         self.beats = 0
-        self.seen: list[tuple[str, threading.Thread]] = []
+        self.names: list[str] = []
+        self.threads: set[threading.Thread] = set()
+        self.fewest_beats = sys.maxsize
+        self._began: dict[int, int] = {}
+
+    async def beat(self) -> None:
+        while True:
+            self.beats += 1
+            await asyncio.sleep(0.002)
 
     def started(self, event: monitoring.CommandStartedEvent) -> None:
-        collection = event.command.get(event.command_name)
-        if isinstance(collection, str) and "_blobs." in collection:
-            self.seen.append((event.command_name, threading.current_thread()))
+        if event.command_name in COMMANDS:
+            collection = event.command[event.command_name]
+            self.names.append(event.command_name + (" blobs" if "_blobs" in str(collection) else ""))
+            self.threads.add(threading.current_thread())
+            self._began[event.request_id] = self.beats
 
     def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
-        pass
+        if event.request_id in self._began:
+            self.fewest_beats = min(self.fewest_beats, self.beats - self._began.pop(event.request_id))
 
     def failed(self, event: monitoring.CommandFailedEvent) -> None:
         pass
 
 
+COMMANDS = ("find", "update", "insert", "findAndModify", "delete")
+
+
 @both_durabilities
-def test_a_turn_of_20_mb_and_its_restore_run_in_threads_and_the_loop_goes_on(
-    server: Any, database: Database[Any], durability: str
+def test_a_turn_of_20_mb_its_redaction_and_its_restore_run_in_threads_and_the_loop_goes_on(
+    server: Any, client: MongoClient[Any], database: Database[Any], durability: Any
 ) -> None:
-    watch = Threads()
+    heart = Heart()
     prompt: Any = [{"text": "Look."}, image(20, 20 * MEGABYTE)]
-    pauses: list[float] = []
 
-    async def beat() -> None:
-        loop = asyncio.get_running_loop()
-        last = loop.time()
-        while True:
-            await asyncio.sleep(0.002)
-            pauses.append(loop.time() - last)
-            last = loop.time()
-
-    async def turn(client: MongoClient[Any]) -> None:
-        from mongodb_session_manager import MongoDBSessionManagerFactory
-
-        factory = MongoDBSessionManagerFactory(
-            client=client, database_name=database.name, collection_name="sessions", durability=durability
-        )
-        beating = asyncio.create_task(beat())
-        async with await factory.open("s", agent_id="assistant") as manager:
-            agent = talker(manager)
-            async for _ in agent.stream_async(prompt):
+    async def requests(factory: MongoDBSessionManagerFactory) -> None:
+        beating = asyncio.create_task(heart.beat())
+        async with await factory.open("s", agent_id="assistant", durability=durability) as manager:
+            async for _ in talker(manager).stream_async(prompt):
                 pass
-        async with await factory.open("s", agent_id="assistant") as manager:
-            assert talker(manager).messages[0]["content"] == prompt
+        async with await factory.open("s", agent_id="assistant", durability=durability) as manager:
+            agent = talker(manager)
+            assert agent.messages[0]["content"] == prompt
+            manager.append_message({"role": "user", "content": shown("secret", 1)}, agent)
+            manager.redact_latest_message({"role": "user", "content": [{"text": "gone"}]}, agent)
+            await asyncio.to_thread(manager.flush)
         beating.cancel()
 
-    client: MongoClient[Any]
-    with MongoClient(server.uri, event_listeners=[watch]) as client:
-        asyncio.run(turn(client))
+    with ExitStack() as stack:
+        slow: MongoClient[Any] = MongoClient(server.uri, appname="slow", event_listeners=[heart])
+        factory = MongoDBSessionManagerFactory(
+            client=stack.enter_context(slow),
+            database_name=database.name,
+            collection_name="sessions",
+            blob_threshold_bytes=THRESHOLD,
+        )
+        stack.enter_context(fail_command(client, COMMANDS, app_name="slow", block_ms=100))
+        asyncio.run(requests(factory))
 
-    names = [name for name, _ in watch.seen]
-    # The file, three inserts of 8 MB at most; then the two answers that hold 20 MB.
-    assert [name for name in names if name != "createIndexes"] == ["update", "insert", "insert", "insert", "find"]
-    assert all(thread is not threading.main_thread() for _, thread in watch.seen)
-    assert len(pauses) > 20
+    # The file and three inserts of 8 MB at most. A turn that has collected 8 MB commits early.
+    begun = ["update blobs", *["insert blobs"] * 3, "update", "update"]
+    assert heart.names[: 2 + len(begun)] == ["find", "update", *begun]
+    assert heart.names[2 + len(begun) :][:2] == ["find", "find blobs"]
+    assert threading.main_thread() not in heart.threads
+    assert heart.fewest_beats >= 3, "a command held up the event loop"
+    assert said(talker(MongoDBSessionManager("s", None, database.name, "sessions", client)).messages)[2:] == ["gone"]
 
 
 # --- nobody reads somebody else's file ------------------------------------------------------------
