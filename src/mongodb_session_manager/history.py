@@ -22,7 +22,7 @@ from pymongo.errors import DuplicateKeyError
 
 from . import statements
 from .documents import Document
-from .errors import MongoDBSessionError
+from .errors import BlobMissingError, MongoDBSessionError
 from .reading import Reader
 from .sending import until_known
 
@@ -206,5 +206,12 @@ class History:
         plain: bool = False,
     ) -> list[Document]:
         decode = self._reader.plain if plain else self._reader.decode
-        found = self._raw.find(query, projection, sort=[("_id", -1 if newest_first else 1)], limit=limit)
-        return [decode(document) for document in found]
+        missing: ObjectId | None = None
+        while True:
+            found = self._raw.find(query, projection, sort=[("_id", -1 if newest_first else 1)], limit=limit)
+            try:
+                return [decode(document) for document in found]
+            except BlobMissingError as error:
+                if error.file_id == missing:
+                    raise
+                missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.

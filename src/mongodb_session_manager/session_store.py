@@ -31,6 +31,7 @@ from .documents import Document, StoredAgent
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
     AgentNotFoundError,
+    BlobMissingError,
     MessageNotFoundError,
     SessionBusyError,
     SessionConflictError,
@@ -215,8 +216,15 @@ class SessionStore:
 
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
-        found = self._raw.find_one(query, projection)
-        return None if found is None else self._reader.decode(found)
+        missing: ObjectId | None = None
+        while (found := self._raw.find_one(query, projection)) is not None:
+            try:
+                return self._reader.decode(found)
+            except BlobMissingError as error:
+                if error.file_id == missing:
+                    raise
+                missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.
+        return None
 
     def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document whose values are not encoded: metadata, feedback."""
@@ -321,7 +329,9 @@ class SessionStore:
         if before is None and archived is None:
             raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
         # What the message was no longer names its blobs. A sweep finds those that a process leaves which ends here.
-        self.blobs.delete(blob_files([before, archived]).keys() - blob_files(body).keys())
+        left = [body, *(statements.left_by_rewriting(found, body) for found in (before, archived))]
+        unnamed = blob_files([before, archived]).keys() - blob_files(left).keys()
+        until_known(lambda: self.blobs.delete(unnamed))
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
@@ -524,14 +534,17 @@ class SessionStore:
 
     # --- blobs ------------------------------------------------------------------------------------------------------
 
-    def upload(self, session: SessionRef, key: str, message_id: int | None, blobs: PendingBlobs) -> None:
+    def upload(self, session: SessionRef, key: str, message_id: int | None, blobs: PendingBlobs) -> SessionRef:
         """Store the blobs of a message, or of the state of an agent, before the commit that names them.
+
+        Returns:
+            The session, of the life that the blobs belong to: the only one whose documents may name them.
 
         Raises:
             SessionNotFoundError: There is no such session.
         """
         if not blobs.blobs:
-            return
+            return session
         incarnation = session.incarnation
         while incarnation is None:
             incarnation = self._explain(session).get("incarnation")
@@ -544,6 +557,7 @@ class SessionStore:
             "message": message_id,
         }
         self.blobs.upload(blobs, owner)
+        return session._replace(incarnation=incarnation)
 
     def sweep(self, older_than_seconds: float) -> int:
         """Remove blobs that nobody names and segments of sessions that are gone; return how many."""

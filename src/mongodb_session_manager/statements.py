@@ -197,6 +197,12 @@ def rewritten_in_segment_projection(message_id: int, tracking_id: str | None) ->
     return {"messages": _rewritten("$messages", message_id, tracking_id)}
 
 
+def left_by_rewriting(found: Document | None, body: Mapping[str, Any]) -> list[Document]:
+    """Return what is left of messages, as they were before, of which these parts were replaced."""
+    gone = {*body, "message", "extra"}
+    return [{k: v for k, v in message.items() if k not in gone} for message in (found or {}).get("messages", ())]
+
+
 def _rewritten(messages: Any, message_id: int, tracking_id: str | None) -> Document:
     which: Document = {"$eq": ["$$m.message_id", message_id]}
     if tracking_id is not None:

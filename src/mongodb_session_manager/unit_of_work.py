@@ -15,14 +15,14 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
 from .blobs import PendingBlobs
 from .command_pool import CommandPool, settle
 from .documents import Document, check_size
-from .encoding import encode, same, to_bson
+from .encoding import blob_markers, encode, same, to_bson
 from .errors import UnstorableValueError
 from .metrics import Totals
 from .session_store import SessionStore, now
@@ -456,9 +456,12 @@ class AgentWork(Outbox):
         with self.lock:
             operation = entry.commit
             if operation is not None:
+                before = entry.blobs
                 entry.body = {**{k: v for k, v in entry.body.items() if k != "extra"}, **body}
                 # Those of the old content are not to be sent again, either.
                 entry.blobs = blobs
+                if before is not None and (kept := before.only(blob_markers(entry.body))).blobs:
+                    entry.blobs = replace(kept, blobs=kept.blobs + (blobs.blobs if blobs is not None else []))
                 if not operation.started:
                     return False
             self.queue.append(RewriteOperation(self.key, entry, body, tracking_id, blobs))
