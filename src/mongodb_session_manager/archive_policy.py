@@ -47,9 +47,16 @@ class ArchivePolicy:
 
 @dataclass
 class DocumentSize:
-    """The size of a session document in bytes, as far as this process knows: as it was read, and grown since."""
+    """The size of a session document, as far as this process knows.
+
+    Attributes:
+        bytes: As it was read, and grown since.
+        make_room_above: Where a write would take it above this, room is made first. More than at first where little of
+            it can be archived.
+    """
 
     bytes: int = 0
+    make_room_above: int = MAKE_ROOM_ABOVE_BYTES
 
 
 @dataclass

@@ -125,6 +125,11 @@ class PendingBlobs:
         return replace(self, blobs=[blob for blob in self.blobs if id(blob.marker) in kept])
 
     @property
+    def uploaded(self) -> set[ObjectId]:
+        """The files of those that were uploaded."""
+        return {blob.marker["value"]["file"] for blob in self.blobs if blob.uploaded_at is not None}
+
+    @property
     def contents(self) -> dict[ObjectId, bytes]:
         """What ``BlobStore.fetch`` returns once they are uploaded."""
         return {blob.marker["value"]["file"]: blob.content for blob in self.blobs}

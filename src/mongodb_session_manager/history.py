@@ -19,6 +19,8 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import Primary
 
 from . import statements
 from .documents import Document
@@ -50,6 +52,7 @@ class History:
         self._raw: Collection[RawBSONDocument] = self.collection.with_options(
             codec_options=sessions.codec_options.with_options(document_class=RawBSONDocument)
         )
+        self._settled = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
         self._reader = reader
 
     def read(self, session_id: str, incarnation: ObjectId, key: str, start: int, stop: int) -> list[Document]:
@@ -114,7 +117,7 @@ class History:
                 )
             )
             found += [] if before is None else before["messages"]
-        return {"messages": found} if any(message["message_id"] == message_id for message in found) else None
+        return {"messages": found} if any(message.get("message_id") == message_id for message in found) else None
 
     def insert(self, segment: Mapping[str, Any]) -> bool:
         """Insert a segment; return False if there is one with its ``_id``."""
@@ -150,13 +153,13 @@ class History:
         while low <= high:
             begin, end = (statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
             found = self._find({"_id": {"$gte": begin, "$lte": end}}, bounds, newest_first=True, limit=1)
-            if position == message_id and found and found[0]["tracked"] and found[0]["last_id"] < message_id:
-                yield found[0]["_id"]
-            if found and found[0]["first_id"] <= message_id <= found[0]["last_id"]:
+            if not found or (last_id := found[0].get("last_id", -1)) < message_id:
+                if position == message_id and found and found[0]["tracked"]:
+                    yield found[0]["_id"]
+                low = position + 1
+            elif found[0].get("first_id", -1) <= message_id <= last_id:
                 yield found[0]["_id"]
                 return
-            if not found or found[0]["last_id"] < message_id:
-                low = position + 1
             else:
                 high = found[0]["_id"]["first"] - 1
             position = (low + high) // 2
@@ -166,13 +169,13 @@ class History:
     ) -> Iterator[RawBSONDocument]:
         """Yield the segment whose messages reach over this id, as it is stored."""
         for segment_id in self._covering(session_id, incarnation, key, message_id):
-            if (segment := self._raw.find_one({"_id": segment_id})) is not None:
+            if (segment := self._settled.find_one({"_id": segment_id})) is not None:
                 yield segment
 
     def raw_segments(self, session_id: str, incarnation: ObjectId, key: str) -> Iterator[RawBSONDocument]:
         """Yield all segments of an agent as they are stored."""
         low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
-        with self._raw.find({"_id": {"$gte": low, "$lte": high}}, sort=[("_id", 1)]) as found:
+        with self._settled.find({"_id": {"$gte": low, "$lte": high}}, sort=[("_id", 1)]) as found:
             yield from found
 
     def sweep(self, sessions: str, is_over: Callable[[str, ObjectId], bool]) -> int:
@@ -184,10 +187,11 @@ class History:
             sessions: Name of the collection of the session documents.
             is_over: Returns for certain whether a life is over.
         """
-        with self.collection.aggregate(statements.stale_segments(sessions), allowDiskUse=True) as stale:
+        settled = self.collection.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
+        with settled.aggregate(statements.stale_segments(sessions), allowDiskUse=True) as stale:
             for segment in stale:
                 self.delete_stale(segment["_id"], segment["edits"])
-        with self.collection.aggregate(statements.ended_lives(sessions), allowDiskUse=True) as lives:
+        with settled.aggregate(statements.ended_lives(sessions), allowDiskUse=True) as lives:
             return sum(
                 self.collection.delete_many(
                     {"_id": statements.segments_of(life["_id"]["session"], life["_id"]["incarnation"])}

@@ -265,7 +265,7 @@ class MongoDBSessionRepository(SessionRepository):
         body = documents.session_message_body(session_message, blobs)
         session = self._store.upload(session, key, message_id, blobs)
         moment = now()
-        self._store.rewrite(session, key, message_id, body, moment)
+        self._store.delete_blobs(self._store.rewrite(session, key, message_id, body, moment))
         session_message.updated_at = documents.to_iso(moment)
 
     def list_messages(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, MongoClient
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, PyMongoError, WriteError
+from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
@@ -104,6 +105,8 @@ class SessionStore:
             codec_options=PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
         )
         self._writes = self.collection.with_options(codec_options=PLAIN_CODEC_OPTIONS)
+        # What decides that something is deleted must be true for ever: no failover may take back what is read here.
+        self._settled = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
         self.blobs = BlobStore(self.collection.database, collection_name)
         self._reader = Reader(self.blobs)
         self.history = History(self._writes, self._reader)
@@ -232,8 +235,8 @@ class SessionStore:
         return None if found is None else self._reader.plain(found)
 
     def find_raw(self, query: Document, projection: Mapping[str, Any]) -> RawBSONDocument | None:
-        """Return one document as it is stored."""
-        return self._raw.find_one(query, projection)
+        """Return one document as it is stored, and will be after any failover."""
+        return self._settled.find_one(query, projection)
 
     def _insert_if_absent(self, document: Document) -> bool:
         """Insert a document unless there is one with its id; return whether this one was inserted."""
@@ -296,8 +299,11 @@ class SessionStore:
         body: Mapping[str, Any],
         moment: datetime,
         tracking_id: str | None = None,
-    ) -> None:
+    ) -> set[ObjectId]:
         """Replace parts of a stored message; see ``statements.rewrite``.
+
+        Returns:
+            The files of blobs that it no longer names, to be deleted.
 
         Raises:
             MessageNotFoundError: There is no such message.
@@ -328,10 +334,13 @@ class SessionStore:
         )
         if before is None and archived is None:
             raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
-        # What the message was no longer names its blobs. A sweep finds those that a process leaves which ends here.
         left = [body, *(statements.left_by_rewriting(found, body) for found in (before, archived))]
-        unnamed = blob_files([before, archived]).keys() - blob_files(left).keys()
-        until_known(lambda: self.blobs.delete(unnamed))
+        return blob_files([before, archived]).keys() - blob_files(left).keys()
+
+    def delete_blobs(self, file_ids: Iterable[ObjectId]) -> None:
+        """Delete blobs that nothing names any more. A sweep finds those of a process that ends before."""
+        ids = list(file_ids)
+        until_known(lambda: self.blobs.delete(ids))
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""

@@ -496,7 +496,7 @@ def adopt(agent_keys: Sequence[str]) -> list[Document]:
     }
     for key in agent_keys:
         agent = f"$agents.{key}"
-        messages = _messages(agent)
+        messages = _numbered(_messages(agent))
         beyond_last = {
             "$add": [
                 {"$ifNull": [{"$max": {"$map": {"input": messages, "as": "m", "in": "$$m.message_id"}}}, -1]},
@@ -679,6 +679,15 @@ SIZES: Document = {
     },
 }
 """Projection of the size of a session document and of each agent's embedded messages, in bytes."""
+
+
+def _numbered(messages: Document) -> Document:
+    """Return the expression that gives messages without a ``message_id`` their position as such."""
+    positions = {"$range": [0, {"$size": messages}]}
+    message = {"$arrayElemAt": [messages, "$$i"]}
+    numbered = {"$mergeObjects": [{"message_id": "$$i"}, message]}
+    kept = {"$cond": [{"$eq": [{"$type": message}, "object"]}, numbered, message]}
+    return {"$map": {"input": positions, "as": "i", "in": kept}}
 
 
 def _messages(agent: str) -> Document:
