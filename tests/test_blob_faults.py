@@ -115,8 +115,8 @@ WRITES = {
     "a turn with turn": {"update": 4, "insert": 3},
     "a redaction": {"update": 2, "insert": 1, "findAndModify": 1, "delete": 2},
     "a deletion": {"findAndModify": 1, "delete": 3},
-    # Files and chunks of four lives, and their segments.
-    "a sweep": {"delete": 12},
+    # Files and chunks of two lives, and their segments.
+    "a sweep": {"delete": 6},
 }
 
 

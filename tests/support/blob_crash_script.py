@@ -50,23 +50,22 @@ def begin(client: MongoClient[Any], database: str, collection: str) -> None:
 
 
 def begin_with_rubbish(client: MongoClient[Any], database: str, collection: str) -> None:
-    """The same, after four other lives of sessions of which only blobs and history are left."""
+    """The same, after two other lives of sessions of which only blobs and history are left."""
     for session_id in ("s", "other"):
-        for _ in range(2):
-            manager = MongoDBSessionManager(
-                session_id,
-                client=client,
-                database_name=database,
-                collection_name=collection,
-                blob_threshold_bytes=THRESHOLD,
-                archive_after_messages=2,
-                archive_block=2,
-            )
-            agent = talker(manager, conversation_manager=SlidingWindowConversationManager(window_size=2))
-            for n in range(3):
-                agent(shown(f"{n}", n))
-            manager.close()
-            client[database][collection].delete_many({"_id": session_id})
+        manager = MongoDBSessionManager(
+            session_id,
+            client=client,
+            database_name=database,
+            collection_name=collection,
+            blob_threshold_bytes=THRESHOLD,
+            archive_after_messages=2,
+            archive_block=2,
+        )
+        agent = talker(manager, conversation_manager=SlidingWindowConversationManager(window_size=2))
+        for n in range(3):
+            agent(shown(f"{n}", n))
+        manager.close()
+        client[database][collection].delete_many({"_id": session_id})
     begin(client, database, collection)
 
 
@@ -125,7 +124,7 @@ def run_child(uri: str, database: str, scenario: str, kill_at: KillAt, number: i
         try:
             prepare, act = SCENARIOS[scenario]
             client: MongoClient[Any]
-            with MongoClient(uri) as client:
+            with MongoClient(uri, w=1) as client:  # What is only prepared need not wait for other nodes.
                 prepare(client, database, collection)
             with MongoClient(uri, event_listeners=[Killer(kill_at, number, tell)]) as client:
                 act(client, database, collection, tell)
