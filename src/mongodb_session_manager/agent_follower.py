@@ -226,7 +226,8 @@ class AgentFollower:
                 return
         if self._expected is not None and message["role"] == "user":
             expected, self._expected = self._expected, None
-            if _is_same(expected, message):
+            refused = expected.entry.commit is None and expected.entry.message_id is None
+            if not refused and _is_same(expected, message):
                 self._recognise(expected, message)
                 return
         self._append(message, agent, from_agent=True)
@@ -286,8 +287,9 @@ class AgentFollower:
                 f"agent_id={self.work.agent_id!r} has no message to redact: its latest is not stored"
             )
         role = redact_message["role"]
-        blobs = self._pending_blobs()
-        content = encode(documents.text_blocks(redact_message["content"]), "redact_message['content']", blobs)
+        # Nothing of it becomes a blob: several messages may get it, and a blob belongs to one.
+        content = encode(documents.text_blocks(redact_message["content"]), "redact_message['content']")
+        documents.check_size({"content": content}, "redact_message")
         body: Document = {
             "role": role,
             "content": content,
@@ -298,7 +300,7 @@ class AgentFollower:
         # A prompt that was tried again may stand in the conversation twice, under one tracking id.
         same = self.work.known(tracking_id)
         entries = [*same, *(() if entry in same else (entry,))]
-        to_send = [self.work.change(redacted, body, tracking_id, blobs) for redacted in entries]
+        to_send = [self.work.change(redacted, body, tracking_id) for redacted in entries]
         return any(to_send)
 
     def _append(self, message: Message, agent: Any, *, from_agent: bool) -> None:

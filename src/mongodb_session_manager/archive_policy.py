@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAKE_ROOM_ABOVE_BYTES = 12 * 1024 * 1024
-"""MongoDB takes 16 MB in a document. Where a write would take it above this, room is made first."""
+MAKE_ROOM_ABOVE_BYTES = 6 * 1024 * 1024
+"""Where a write would take the session document above this, room is made first: long before MongoDB's 16 MB, for a
+server with a small cache may need minutes for one update of a document of that size."""
 
 
 # A page of messages reads whole segments from disk.
-_MAX_SEGMENT_BYTES = 1024 * 1024
+_MAX_SEGMENT_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,16 @@ class ArchivePolicy:
 
 @dataclass
 class DocumentSize:
-    """The size of a session document in bytes, as far as this process knows: as it was read, and grown since."""
+    """The size of a session document, as far as this process knows.
+
+    Attributes:
+        bytes: As it was read, and grown since.
+        make_room_above: Where a write would take it above this, room is made first. More than at first where little of
+            it can be archived.
+    """
 
     bytes: int = 0
+    make_room_above: int = MAKE_ROOM_ABOVE_BYTES
 
 
 @dataclass

@@ -23,8 +23,12 @@ from .history import History
 if TYPE_CHECKING:
     from .session_store import SessionStore
 
-# Where there is no room, this much of the document may be left.
-_MAKE_ROOM_TO_BYTES = 4 * 1024 * 1024
+# Where there is no room, this much of the document may be left. Each segment rewrites the rest of a large document, so
+# few large ones are made.
+_MAKE_ROOM_TO_BYTES = 2 * 1024 * 1024
+# What fits into a document for certain.
+_FULL_BYTES = 16 * 1024 * 1024 - 64 * 1024
+_MAKING_ROOM = ArchivePolicy(1, 8 * 1024 * 1024, 10_000)
 # MongoDB takes 16 MB in a segment, too; one message may have 15 MB, besides its metrics.
 _MAX_SEGMENT_BYTES = 15 * 1024 * 1024
 # An archiver that never gets its turn in this many attempts leaves it to another.
@@ -57,26 +61,33 @@ class Archiver:
         policy = ArchivePolicy(1, statements.MAX_FEEDBACK_BYTES, statements.MAX_FEEDBACKS // 2)
         self._step(session_id, incarnation, statements.FEEDBACKS, policy, force=True)
 
-    def make_room(self, session_id: str) -> bool:
-        """Archive whatever is embedded, live or not, until the session document is small again.
+    def make_room(self, session_id: str, needed: int = _FULL_BYTES) -> int | None:
+        """Archive what is embedded, live or not, until the session document is small again.
+
+        Args:
+            session_id: Which session.
+            needed: How many bytes are to be added to it; where they would not fit, the last message is archived.
 
         Returns:
-            Whether anything was archived.
+            The size it has then, in bytes, or None if nothing was archived.
         """
         made = False
-        policy = ArchivePolicy()
         while True:
             sizes = self._store.find_one({"_id": session_id}, statements.SIZES)
-            if sizes is None or sizes["bytes"] <= _MAKE_ROOM_TO_BYTES:
-                return made
-            if "incarnation" not in sizes or any("edits" not in agent for agent in sizes["agents"]):
+            if sizes is None:
+                return None
+            archivable = sum(int(agent["messages"]) for agent in sizes["agents"]) + int(sizes["feedbacks"])
+            little = sizes["bytes"] <= _MAKE_ROOM_TO_BYTES or archivable <= _MAKE_ROOM_TO_BYTES
+            if little and sizes["bytes"] + needed <= _FULL_BYTES:
+                return int(sizes["bytes"]) if made else None
+            if "incarnation" not in sizes or any("archived_count" not in agent for agent in sizes["agents"]):
                 self._store.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
                 continue
             bytes_by_key = {agent["key"]: int(agent["messages"]) for agent in sizes["agents"]}
             bytes_by_key[statements.FEEDBACKS] = int(sizes["feedbacks"])
             largest = max(bytes_by_key, key=bytes_by_key.__getitem__)
-            if self._step(session_id, sizes["incarnation"], largest, policy, force=True) is not True:
-                return made
+            if self._step(session_id, sizes["incarnation"], largest, _MAKING_ROOM, force=True) is not True:
+                return int(sizes["bytes"]) if made else None
             made = True
 
     def _step(
@@ -97,7 +108,7 @@ class Archiver:
                     self._history.delete_session(session_id, incarnation)
                 return None
             agent: Any = found["agent"]
-            if "edits" not in agent:
+            if "edits" not in agent or "archived_count" not in agent:
                 return None
             standing = Embedded(
                 archived=int(agent["archived_count"]),

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypedDict, TypeVar
 
@@ -93,6 +93,11 @@ class Blob:
     data: bytes | str = field(repr=False)
     uploaded_at: float | None = None
 
+    @property
+    def content(self) -> bytes:
+        """The bytes of its file."""
+        return self.data if isinstance(self.data, bytes) else self.data.encode("utf-8", "surrogatepass")
+
 
 @dataclass
 class PendingBlobs:
@@ -113,6 +118,21 @@ class PendingBlobs:
     def add(self, marker: dict[str, Any], data: bytes | str) -> None:
         """Take ``data``, for which ``marker`` stands in the encoded value."""
         self.blobs.append(Blob(marker, data))
+
+    def only(self, markers: Iterable[dict[str, Any]]) -> PendingBlobs:
+        """Return those of them for which one of these markers stands."""
+        kept = {id(marker) for marker in markers}
+        return replace(self, blobs=[blob for blob in self.blobs if id(blob.marker) in kept])
+
+    @property
+    def uploaded(self) -> set[ObjectId]:
+        """The files of those that were uploaded."""
+        return {blob.marker["value"]["file"] for blob in self.blobs if blob.uploaded_at is not None}
+
+    @property
+    def contents(self) -> dict[ObjectId, bytes]:
+        """What ``BlobStore.fetch`` returns once they are uploaded."""
+        return {blob.marker["value"]["file"]: blob.content for blob in self.blobs}
 
     @property
     def total_bytes(self) -> int:
@@ -289,7 +309,7 @@ class BlobStore:
 
     def _upload(self, blob: Blob, owner: BlobOwner) -> None:
         """Store one blob under a new id; each attempt has an id of its own, so that none finishes another's file."""
-        content = blob.data if isinstance(blob.data, bytes) else blob.data.encode("utf-8", "surrogatepass")
+        content = blob.content
         failed: list[ObjectId] = []
         while True:
             begun, file_id = clock(), ObjectId()

@@ -62,12 +62,12 @@ class CommandPool:
         """Run ``call`` in a thread and wait for it without holding up the event loop; see ``settle``."""
         return await settle(self.submit(call))
 
-    def close(self) -> None:
-        """Let the threads end when what they do is done. The pool can be used again."""
+    def close(self, *, wait: bool = False) -> None:
+        """Let the threads end when what they do is done, and perhaps wait for that. The pool can be used again."""
         # No lock: the garbage collector may call this while the same thread holds it.
         executor, self._executor = self._executor, None
         if executor is not None:
-            executor.shutdown(wait=False)
+            executor.shutdown(wait=wait)
 
 
 async def settle(future: Future[T]) -> T:

@@ -135,9 +135,14 @@ def blob_files(value: Any) -> dict[ObjectId, int]:
 
     Nothing a user stores is taken for a marker: ``encode`` leaves no dictionary with the key ``__encoded__`` as it is.
     """
-    files: dict[ObjectId, int] = {}
-    _collect_blob_files(value, files)
-    return files
+    return {marker["value"]["file"]: marker["value"]["length"] for marker in blob_markers(value)}
+
+
+def blob_markers(value: Any) -> list[dict[str, Any]]:
+    """Return the markers of blobs in a stored value, in its order; the very documents, not copies."""
+    markers: list[dict[str, Any]] = []
+    _collect_blob_markers(value, markers)
+    return markers
 
 
 def same(one: Any, other: Any) -> bool:
@@ -311,13 +316,13 @@ def _names_a_file(document: dict[str, Any]) -> bool:
     )
 
 
-def _collect_blob_files(value: Any, files: dict[ObjectId, int]) -> None:
+def _collect_blob_markers(value: Any, markers: list[dict[str, Any]]) -> None:
     if type(value) is dict:
         if _names_a_file(value):
-            files[value["value"]["file"]] = value["value"]["length"]
+            markers.append(value)
         else:
             for inner in value.values():
-                _collect_blob_files(inner, files)
+                _collect_blob_markers(inner, markers)
     elif type(value) is list:
         for item in value:
-            _collect_blob_files(item, files)
+            _collect_blob_markers(item, markers)

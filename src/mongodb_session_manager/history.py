@@ -19,14 +19,20 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import Primary
 
 from . import statements
 from .documents import Document
-from .errors import MongoDBSessionError
+from .errors import BlobMissingError, MongoDBSessionError
 from .reading import Reader
 from .sending import until_known
 
 _MAX_POSITION = 2**63 - 1
+
+
+class HistoryIncompleteError(MongoDBSessionError):
+    """Archived messages are not all there: their session was deleted while they were read."""
 
 
 class History:
@@ -46,13 +52,14 @@ class History:
         self._raw: Collection[RawBSONDocument] = self.collection.with_options(
             codec_options=sessions.codec_options.with_options(document_class=RawBSONDocument)
         )
+        self._settled = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
         self._reader = reader
 
     def read(self, session_id: str, incarnation: ObjectId, key: str, start: int, stop: int) -> list[Document]:
         """Return the messages from position ``start`` up to ``stop``, decoded; reads only the segments they are in.
 
         Raises:
-            MongoDBSessionError: They are not all there: the session is being deleted.
+            HistoryIncompleteError: They are not all there.
         """
 
         def where(first: int) -> Document:
@@ -66,7 +73,7 @@ class History:
             segments += self._find({"_id": rest}, page, plain=plain)
         messages = [message for segment in segments for message in segment["messages"]]
         if len(messages) != stop - start:
-            raise MongoDBSessionError(
+            raise HistoryIncompleteError(
                 f"session_id={session_id!r}: {len(messages)} of {stop - start} archived messages are there from "
                 f"position {start} on; the session was deleted meanwhile"
             )
@@ -96,7 +103,8 @@ class History:
         Returns:
             What it replaced, as it was stored, or None if no segment has it.
         """
-        for segment in self._covering(session_id, incarnation, key, message_id):
+        found: list[Document] = []
+        for segment in self._covering(session_id, incarnation, key, message_id, tracking_id):
             update = statements.rewrite_in_segment(segment, message_id, body, moment, tracking_id)
             projection = statements.rewritten_in_segment_projection(message_id, tracking_id)
             before: Document | None = until_known(
@@ -108,9 +116,8 @@ class History:
                     array_filters=update.array_filters,
                 )
             )
-            if before is not None:
-                return before
-        return None
+            found += [] if before is None else before["messages"]
+        return {"messages": found} if any(message.get("message_id") == message_id for message in found) else None
 
     def insert(self, segment: Mapping[str, Any]) -> bool:
         """Insert a segment; return False if there is one with its ``_id``."""
@@ -132,45 +139,59 @@ class History:
         """Delete all segments of one life of a session."""
         self.collection.delete_many({"_id": statements.segments_of(session_id, incarnation)})
 
-    def _covering(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Iterator[Document]:
-        """Yield the ``_id`` of the segment whose messages reach over this id."""
-        before = message_id
-        while before >= 0:
-            # No message stands at a position above its id: the last segment that begins there, or one before it.
-            low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, before))
-            found = self._find(
-                {"_id": {"$gte": low, "$lte": high}}, statements.SEGMENT_BOUNDS, newest_first=True, limit=1
-            )
-            if not found or found[0]["last_id"] < message_id:
-                return
-            if found[0]["first_id"] <= message_id:
+    def _covering(
+        self, session_id: str, incarnation: ObjectId, key: str, message_id: int, tracking_id: str | None = None
+    ) -> Iterator[Document]:
+        """Yield the ``_id`` of the segment whose messages reach over this id.
+
+        And before it that of the newest segment up to there, if a message of it has this ``tracking_id``.
+        """
+        bounds = statements.segment_bounds(tracking_id)
+        # No message stands at a position above its id, and where ids have no gaps, none below it. With gaps: halve.
+        low = 0
+        high = position = message_id
+        while low <= high:
+            begin, end = (statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
+            found = self._find({"_id": {"$gte": begin, "$lte": end}}, bounds, newest_first=True, limit=1)
+            if not found or (last_id := found[0].get("last_id", -1)) < message_id:
+                if position == message_id and found and found[0]["tracked"]:
+                    yield found[0]["_id"]
+                low = position + 1
+            elif found[0].get("first_id", -1) <= message_id <= last_id:
                 yield found[0]["_id"]
                 return
-            before = found[0]["_id"]["first"] - 1
+            else:
+                high = found[0]["_id"]["first"] - 1
+            position = (low + high) // 2
 
     def raw_segments_covering(
         self, session_id: str, incarnation: ObjectId, key: str, message_id: int
     ) -> Iterator[RawBSONDocument]:
         """Yield the segment whose messages reach over this id, as it is stored."""
         for segment_id in self._covering(session_id, incarnation, key, message_id):
-            if (segment := self._raw.find_one({"_id": segment_id})) is not None:
+            if (segment := self._settled.find_one({"_id": segment_id})) is not None:
                 yield segment
 
     def raw_segments(self, session_id: str, incarnation: ObjectId, key: str) -> Iterator[RawBSONDocument]:
         """Yield all segments of an agent as they are stored."""
         low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
-        with self._raw.find({"_id": {"$gte": low, "$lte": high}}, sort=[("_id", 1)]) as found:
+        with self._settled.find({"_id": {"$gte": low, "$lte": high}}, sort=[("_id", 1)]) as found:
             yield from found
 
     def sweep(self, sessions: str, is_over: Callable[[str, ObjectId], bool]) -> int:
         """Delete the segments of lives of sessions that are over; return how many. A life that is over never returns.
 
+        And what archivers that died have left and nobody can commit any more, because a message was edited since.
+
         Args:
             sessions: Name of the collection of the session documents.
             is_over: Returns for certain whether a life is over.
         """
-        lives = self.collection.aggregate(statements.ended_lives(sessions), allowDiskUse=True)
-        with lives:
+        settled = self.collection.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
+        with settled.aggregate(statements.stale_segments(sessions), allowDiskUse=True) as stale:
+            for segment in stale:
+                self.delete_stale(segment["_id"], segment["edits"])
+        with settled.aggregate(statements.ended_lives(sessions), allowDiskUse=True) as lives:
             return sum(
                 self.collection.delete_many(
                     {"_id": statements.segments_of(life["_id"]["session"], life["_id"]["incarnation"])}
@@ -189,5 +210,12 @@ class History:
         plain: bool = False,
     ) -> list[Document]:
         decode = self._reader.plain if plain else self._reader.decode
-        found = self._raw.find(query, projection, sort=[("_id", -1 if newest_first else 1)], limit=limit)
-        return [decode(document) for document in found]
+        missing: ObjectId | None = None
+        while True:
+            found = self._raw.find(query, projection, sort=[("_id", -1 if newest_first else 1)], limit=limit)
+            try:
+                return [decode(document) for document in found]
+            except BlobMissingError as error:
+                if error.file_id == missing:
+                    raise
+                missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.

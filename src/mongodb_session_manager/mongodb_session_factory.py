@@ -231,7 +231,7 @@ class MongoDBSessionManagerFactory:
             client = self._source.client_if_made
             if client is not None:
                 _flush_managers_on(client)
-                command_pool(client).close()
+                command_pool(client).close(wait=True)  # Archiving that is under way ends first.
         self._source.close()
 
     def __enter__(self) -> MongoDBSessionManagerFactory:

@@ -40,7 +40,7 @@ from .archive_policy import ArchivePolicy, DocumentSize
 from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs, check_threshold
 from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in_event_loop, settle
 from .documents import Document, StoredAgent
-from .encoding import encode, to_bson
+from .encoding import encode, same
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
 from .keys import check_id, check_metadata, check_metadata_paths, encode_key
 from .lease import SessionLease
@@ -142,7 +142,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._prefetched: dict[str, StoredAgent] = {}
         self._agents: dict[str, AgentFollower] = {}
         self._multi_agents: dict[str, Outbox] = {}
-        self._multi_agent_states: dict[str, bytes] = {}
+        self._multi_agent_states: dict[str, Any] = {}
         self._closed = False
 
     # --- Strands' hooks ---------------------------------------------------------------------------------------------
@@ -549,7 +549,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _begin_multi_agent(self, source: Any, state: Any) -> Sending | None:
         if state is None:
             return self._stage_multi_agent(source)
-        self._multi_agent_states[source.id] = to_bson({"state": encode(state)})
+        self._multi_agent_states[source.id] = encode(state)
         source.deserialize_state(state)
         return None
 
@@ -557,16 +557,16 @@ class MongoDBSessionManager(RepositorySessionManager):
         multi_agent_id = check_id(source.id, "multi_agent_id")
         where = f"multi_agent_id={multi_agent_id!r} state"
         state = source.serialize_state()
-        content = to_bson({"state": encode(state, where)})
+        encoded = encode(state, where)
         outbox = self._multi_agents.get(multi_agent_id)
         if outbox is None:
             outbox = Outbox(self._pool, self._store, self._session_ref, self._filled, self._sent)
             self._multi_agents[multi_agent_id] = outbox
-        if self._multi_agent_states.get(multi_agent_id) != content:
+        if not same(encoded, self._multi_agent_states.get(multi_agent_id)):
             blobs = PendingBlobs(self._blob_threshold)
             stored = encode(state, where, blobs)
             documents.check_size({"state": stored}, where)
-            self._multi_agent_states[multi_agent_id] = content
+            self._multi_agent_states[multi_agent_id] = encoded
             outbox.put(MultiAgentOperation(multi_agent_id, stored, blobs))
         return outbox.send()
 
@@ -649,6 +649,7 @@ class MongoDBSessionManager(RepositorySessionManager):
                 self._archive_if_due(follower.work)
             if follower.work.archiving is not None:
                 found.append(follower.work.archiving)
+                follower.work.archiving = None if follower.work.archiving.done() else follower.work.archiving
         return found
 
     def _filled(self) -> None:

@@ -154,13 +154,13 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session, key = _ref(session_id), _agent_key(session_agent.agent_id)
         blobs = self._pending_blobs()
-        work = statements.Commit(key, 0, creates=documents.agent_data(session_agent, blobs))
-        self._store.upload(session, key, None, blobs)
-        update = statements.commit(session, work, now())
+        data = documents.agent_data(session_agent, blobs)
+        session = self._store.upload(session, key, None, blobs)
+        update = statements.commit(session, statements.Commit(key, 0, creates=data), now())
         is_there = {"agent_data": statements.agent_data_expression(key)}
         standing = self._store.guarded(session, update, is_there, lambda found: found["agent_data"] is not None)
         # The same one to the microsecond is this one: only the answer to the first attempt was lost.
-        if standing is not None and standing["agent_data"] != decode(documents.agent_data(session_agent)):
+        if standing is not None and standing["agent_data"] != decode(data, blobs.contents):
             raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
@@ -185,7 +185,7 @@ class MongoDBSessionRepository(SessionRepository):
         fields = documents.agent_data(session_agent, blobs)
         del fields["created_at"]
         fields["updated_at"] = documents.to_iso(moment)
-        self._store.upload(session, key, None, blobs)
+        session = self._store.upload(session, key, None, blobs)
         update = statements.agent_fields(session, key, fields, moment)
         is_there = {"agent_data": statements.agent_data_expression(key)}
         if self._store.guarded(session, update, is_there, lambda found: found["agent_data"] is None) is not None:
@@ -218,7 +218,7 @@ class MongoDBSessionRepository(SessionRepository):
         updated_at = documents.parse_time(session_message.updated_at, moment)
         blobs = self._pending_blobs()
         body = documents.session_message_body(session_message, blobs)
-        self._store.upload(session, key, message_id, blobs)
+        session = self._store.upload(session, key, message_id, blobs)
         message = documents.message_document(message_id, body, created_at, updated_at)
         message["commit_id"] = ObjectId()
         update = statements.append_message(session, key, message, moment)
@@ -229,7 +229,7 @@ class MongoDBSessionRepository(SessionRepository):
         while True:
             position = statements.position_projection(key, message_id)
             standing = self._store.guarded(session, update, position, settled)
-            if standing is None or standing.get("commit_id") == message["commit_id"]:
+            if standing is None or self._store.commit_id_at(session, key, message_id, standing) == message["commit_id"]:
                 break  # The latter: it was stored, and only the answer to the first attempt was lost.
             if not standing["exists"]:
                 raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")
@@ -263,9 +263,9 @@ class MongoDBSessionRepository(SessionRepository):
         message_id = check_message_id(session_message.message_id)
         blobs = self._pending_blobs()
         body = documents.session_message_body(session_message, blobs)
-        self._store.upload(session, key, message_id, blobs)
+        session = self._store.upload(session, key, message_id, blobs)
         moment = now()
-        self._store.rewrite(session, key, message_id, body, moment)
+        self._store.delete_blobs(self._store.rewrite(session, key, message_id, body, moment))
         session_message.updated_at = documents.to_iso(moment)
 
     def list_messages(
@@ -300,7 +300,8 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session = _ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
-        self._store.put_multi_agent(session, multi_agent_id, self._multi_agent_state(session, multi_agent))
+        session, state = self._multi_agent_state(session, multi_agent)
+        self._store.put_multi_agent(session, multi_agent_id, state)
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Return the stored state of a graph or swarm, or None."""
@@ -318,7 +319,7 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session = _ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
-        state = self._multi_agent_state(session, multi_agent)
+        session, state = self._multi_agent_state(session, multi_agent)
         update = statements.multi_agent(session, multi_agent_id, state, now(), create=False)
         is_there = {"state": statements.multi_agent_state_expression(multi_agent_id)}
         if self._store.guarded(session, update, is_there, lambda found: found.get("state") is None) is not None:
@@ -420,13 +421,13 @@ class MongoDBSessionRepository(SessionRepository):
     def _pending_blobs(self) -> PendingBlobs:
         return PendingBlobs(BLOB_THRESHOLD_BYTES)
 
-    def _multi_agent_state(self, session: SessionRef, multi_agent: Any) -> Any:
+    def _multi_agent_state(self, session: SessionRef, multi_agent: Any) -> tuple[SessionRef, Any]:
+        """Return what is stored of a graph or swarm, its blobs uploaded, and the session for which they were."""
         blobs = self._pending_blobs()
         where = f"multi_agent_id={multi_agent.id!r} state"
         state = encode(multi_agent.serialize_state(), where, blobs)
         documents.check_size({"state": state}, where)
-        self._store.upload(session, "", None, blobs)
-        return state
+        return self._store.upload(session, "", None, blobs), state
 
     def _update_metadata(self, session: SessionRef, metadata: Document) -> None:
         if metadata:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, MongoClient
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, PyMongoError, WriteError
+from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
@@ -31,13 +32,14 @@ from .documents import Document, StoredAgent
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
     AgentNotFoundError,
+    BlobMissingError,
     MessageNotFoundError,
     SessionBusyError,
     SessionConflictError,
     SessionNotFoundError,
     UnstorableValueError,
 )
-from .history import History
+from .history import History, HistoryIncompleteError
 from .reading import Reader
 from .sending import back_off, until_known
 from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
@@ -103,6 +105,8 @@ class SessionStore:
             codec_options=PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
         )
         self._writes = self.collection.with_options(codec_options=PLAIN_CODEC_OPTIONS)
+        # What decides that something is deleted must be true for ever: no failover may take back what is read here.
+        self._settled = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
         self.blobs = BlobStore(self.collection.database, collection_name)
         self._reader = Reader(self.blobs)
         self.history = History(self._writes, self._reader)
@@ -176,8 +180,14 @@ class SessionStore:
                 start, stop = stored.embedded.removed, stored.embedded.archived
                 if start < stop:  # The live window reaches into the history.
                     stored.window_offset = start
-                    stored.window[:0] = self.history.read(session_id, opened.incarnation, key, start, stop)
-            return opened
+                    try:
+                        stored.window[:0] = self.history.read(session_id, opened.incarnation, key, start, stop)
+                    except HistoryIncompleteError:
+                        if not self.is_over(session_id, opened.incarnation):
+                            raise
+                        break  # It was deleted in between.
+            else:
+                return opened
 
     def adopt(self, session_id: str, agent_keys: Sequence[str]) -> None:
         """Give an older document its incarnation and counters: one command."""
@@ -209,8 +219,15 @@ class SessionStore:
 
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
-        found = self._raw.find_one(query, projection)
-        return None if found is None else self._reader.decode(found)
+        missing: ObjectId | None = None
+        while (found := self._raw.find_one(query, projection)) is not None:
+            try:
+                return self._reader.decode(found)
+            except BlobMissingError as error:
+                if error.file_id == missing:
+                    raise
+                missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.
+        return None
 
     def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document whose values are not encoded: metadata, feedback."""
@@ -218,8 +235,8 @@ class SessionStore:
         return None if found is None else self._reader.plain(found)
 
     def find_raw(self, query: Document, projection: Mapping[str, Any]) -> RawBSONDocument | None:
-        """Return one document as it is stored."""
-        return self._raw.find_one(query, projection)
+        """Return one document as it is stored, and will be after any failover."""
+        return self._settled.find_one(query, projection)
 
     def _insert_if_absent(self, document: Document) -> bool:
         """Insert a document unless there is one with its id; return whether this one was inserted."""
@@ -282,8 +299,11 @@ class SessionStore:
         body: Mapping[str, Any],
         moment: datetime,
         tracking_id: str | None = None,
-    ) -> None:
+    ) -> set[ObjectId]:
         """Replace parts of a stored message; see ``statements.rewrite``.
+
+        Returns:
+            The files of blobs that it no longer names, to be deleted.
 
         Raises:
             MessageNotFoundError: There is no such message.
@@ -314,8 +334,13 @@ class SessionStore:
         )
         if before is None and archived is None:
             raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
-        # What the message was no longer names its blobs. A sweep finds those that a process leaves which ends here.
-        self.blobs.delete(blob_files([before, archived]).keys() - blob_files(body).keys())
+        left = [body, *(statements.left_by_rewriting(found, body) for found in (before, archived))]
+        return blob_files([before, archived]).keys() - blob_files(left).keys()
+
+    def delete_blobs(self, file_ids: Iterable[ObjectId]) -> None:
+        """Delete blobs that nothing names any more. A sweep finds those of a process that ends before."""
+        ids = list(file_ids)
+        until_known(lambda: self.blobs.delete(ids))
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
@@ -342,7 +367,8 @@ class SessionStore:
         if limit == 0:
             return []
         # 32 bits are what $slice takes; no conversation has as many messages.
-        offset, limit = min(offset, _INT32_MAX), None if limit is None else min(limit, _INT32_MAX - offset)
+        offset = min(offset, _INT32_MAX)
+        limit = None if limit is None else min(limit, _INT32_MAX - offset)
         document = self.find_one({"_id": session_id}, statements.page_projection(key, offset, limit))
         if document is None:
             return []
@@ -481,7 +507,7 @@ class SessionStore:
             except (WriteError, DocumentTooLarge) as error:
                 if isinstance(error, WriteError) and error.code not in _DOCUMENT_TOO_LARGE:
                     raise
-                if isinstance(error, DocumentTooLarge) or not self.archiver.make_room(update.filter["_id"]):
+                if isinstance(error, DocumentTooLarge) or self.archiver.make_room(update.filter["_id"]) is None:
                     raise UnstorableValueError(
                         f"session_id={update.filter['_id']!r} has no room for this: MongoDB holds 16 MB in a document"
                     ) from error
@@ -517,14 +543,17 @@ class SessionStore:
 
     # --- blobs ------------------------------------------------------------------------------------------------------
 
-    def upload(self, session: SessionRef, key: str, message_id: int | None, blobs: PendingBlobs) -> None:
+    def upload(self, session: SessionRef, key: str, message_id: int | None, blobs: PendingBlobs) -> SessionRef:
         """Store the blobs of a message, or of the state of an agent, before the commit that names them.
+
+        Returns:
+            The session, of the life that the blobs belong to: the only one whose documents may name them.
 
         Raises:
             SessionNotFoundError: There is no such session.
         """
         if not blobs.blobs:
-            return
+            return session
         incarnation = session.incarnation
         while incarnation is None:
             incarnation = self._explain(session).get("incarnation")
@@ -537,12 +566,12 @@ class SessionStore:
             "message": message_id,
         }
         self.blobs.upload(blobs, owner)
+        return session._replace(incarnation=incarnation)
 
     def sweep(self, older_than_seconds: float) -> int:
         """Remove blobs that nobody names and segments of sessions that are gone; return how many."""
-        return self.blobs.sweep(self._named, older_than_seconds) + self.history.sweep(
-            self.collection.name, self.is_over
-        )
+        segments = self.history.sweep(self.collection.name, self.is_over)
+        return segments + self.blobs.sweep(self._named, older_than_seconds)
 
     def _named(
         self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]

@@ -184,7 +184,7 @@ def rewrite_in_segment(
 ) -> Update:
     """Return the update of a segment that replaces parts of a message in it; arguments as for ``rewrite``."""
     changes, array_filters = _rewriting("messages", message_id, body, now, tracking_id)
-    return Update({"_id": segment, "messages.message_id": message_id}, changes, array_filters)
+    return Update({"_id": segment}, changes, array_filters)
 
 
 def rewritten_projection(key: str, message_id: int, tracking_id: str | None) -> Document:
@@ -195,6 +195,12 @@ def rewritten_projection(key: str, message_id: int, tracking_id: str | None) -> 
 def rewritten_in_segment_projection(message_id: int, tracking_id: str | None) -> Document:
     """Return the projection of the messages that ``rewrite_in_segment`` replaces."""
     return {"messages": _rewritten("$messages", message_id, tracking_id)}
+
+
+def left_by_rewriting(found: Document | None, body: Mapping[str, Any]) -> list[Document]:
+    """Return what is left of messages, as they were before, of which these parts were replaced."""
+    gone = {*body, "message", "extra"}
+    return [{k: v for k, v in message.items() if k not in gone} for message in (found or {}).get("messages", ())]
 
 
 def _rewritten(messages: Any, message_id: int, tracking_id: str | None) -> Document:
@@ -490,7 +496,7 @@ def adopt(agent_keys: Sequence[str]) -> list[Document]:
     }
     for key in agent_keys:
         agent = f"$agents.{key}"
-        messages = _messages(agent)
+        messages = _numbered(_messages(agent))
         beyond_last = {
             "$add": [
                 {"$ifNull": [{"$max": {"$map": {"input": messages, "as": "m", "in": "$$m.message_id"}}}, -1]},
@@ -528,11 +534,19 @@ def segments_of(session_id: str, incarnation: ObjectId) -> Document:
     return {"$gte": {**of_session, "agent": MinKey()}, "$lte": {**of_session, "agent": MaxKey()}}
 
 
-SEGMENT_BOUNDS: Document = {
-    "first_id": {"$first": "$messages.message_id"},
-    "last_id": {"$last": "$messages.message_id"},
-}
-"""Projection of the lowest and the highest ``message_id`` of a segment."""
+def segment_bounds(tracking_id: str | None) -> Document:
+    """Return the projection of the lowest and the highest ``message_id`` of a segment.
+
+    And of whether it has a message with this ``tracking_id``.
+    """
+    tracked: Any = {"$literal": False}
+    if tracking_id is not None:
+        tracked = {"$in": [{"$literal": tracking_id}, "$messages.tracking_id"]}
+    return {
+        "first_id": {"$first": "$messages.message_id"},
+        "last_id": {"$last": "$messages.message_id"},
+        "tracked": tracked,
+    }
 
 
 def segment_page_projection(start: int, stop: int) -> Document:
@@ -597,6 +611,37 @@ def _rest(messages: str, count: int) -> Document:
     return {"$slice": [messages, count, {"$max": [1, {"$size": messages}]}]}
 
 
+def stale_segments(sessions: str) -> list[Document]:
+    """Return the pipeline on segments that yields ``{_id, edits}`` of those that nobody can commit any more."""
+    agents = {"$objectToArray": {"$ifNull": ["$agents", {}]}}
+    mine = {"$first": {"$filter": {"input": agents, "as": "a", "cond": {"$eq": ["$$a.k", "$$key"]}}}}
+    uncommitted = [{"$gte": ["$$first", "$agent.v.archived_count"]}, {"$lt": ["$$edits", "$agent.v.edits"]}]
+    return [
+        {
+            "$lookup": {
+                "from": sessions,
+                "localField": "_id.session",
+                "foreignField": "_id",
+                "let": {
+                    "incarnation": "$_id.incarnation",
+                    "key": "$_id.agent",
+                    "first": "$_id.first",
+                    "edits": "$edits",
+                },
+                "pipeline": [
+                    {"$match": {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}},
+                    {"$project": {"agent": mine}},
+                    {"$match": {"$expr": {"$and": uncommitted}}},
+                    {"$project": {"_id": 1}},
+                ],
+                "as": "stale",
+            }
+        },
+        {"$match": {"stale": {"$ne": []}}},
+        {"$project": {"edits": 1}},
+    ]
+
+
 def ended_lives(sessions: str) -> list[Document]:
     """Return the pipeline on segments that yields the lives of sessions that are over, ``{session, incarnation}``."""
     same_life = {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}
@@ -634,6 +679,15 @@ SIZES: Document = {
     },
 }
 """Projection of the size of a session document and of each agent's embedded messages, in bytes."""
+
+
+def _numbered(messages: Document) -> Document:
+    """Return the expression that gives messages without a ``message_id`` their position as such."""
+    positions = {"$range": [0, {"$size": messages}]}
+    message = {"$arrayElemAt": [messages, "$$i"]}
+    numbered = {"$mergeObjects": [{"message_id": "$$i"}, message]}
+    kept = {"$cond": [{"$eq": [{"$type": message}, "object"]}, numbered, message]}
+    return {"$map": {"input": positions, "as": "i", "in": kept}}
 
 
 def _messages(agent: str) -> Document:

@@ -13,16 +13,18 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+
+from bson import ObjectId
 
 from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
 from .blobs import PendingBlobs
 from .command_pool import CommandPool, settle
 from .documents import Document, check_size
-from .encoding import encode, same, to_bson
+from .encoding import blob_markers, encode, same, to_bson
 from .errors import UnstorableValueError
 from .metrics import Totals
 from .session_store import SessionStore, now
@@ -30,8 +32,14 @@ from .statements import Commit, SessionRef, late_metrics, message_projection
 
 _NEVER_STAGED = object()
 
+# What an agent's record may be without.
+_STATES = ("state", "conversation_manager_state", "_internal_state")
+
 # MongoDB takes 16 MB in an update; a message that would make a commit larger than this begins the next one.
 _COMMIT_BYTES = 15 * 1024 * 1024
+
+# Where there was little to archive, it is looked for again when the document has grown by this much.
+_ROOM_STEP_BYTES = 2 * 1024 * 1024
 
 
 class Operation(Protocol):
@@ -86,6 +94,7 @@ class AppendOperation:
     rebase: bool
     entries: list[Entry] = field(default_factory=list)
     bytes: int = 0
+    field_bytes: int = 0
     state_blobs: list[PendingBlobs] = field(default_factory=list)
     started: bool = False
     placed: bool = False
@@ -97,8 +106,10 @@ class AppendOperation:
             self.work.position = self.agent.position
         self.work.messages = [entry.body for entry in self.entries]
         document = self.agent.document
-        if document.bytes + self.bytes > MAKE_ROOM_ABOVE_BYTES and store.archiver.make_room(session.session_id):
-            document.bytes = 0  # Or whatever is left: it is known when the session is read again.
+        if document.bytes + self.bytes > document.make_room_above:
+            left = store.archiver.make_room(session.session_id, self.bytes)
+            document.bytes = document.bytes if left is None else left
+            document.make_room_above = max(MAKE_ROOM_ABOVE_BYTES, document.bytes + self.bytes + _ROOM_STEP_BYTES)
         for blobs in self.state_blobs:
             store.upload(session, self.work.key, None, blobs)
         for index, entry in enumerate(self.entries):
@@ -121,6 +132,7 @@ class RewriteOperation:
     body: Document
     tracking_id: str | None = None
     blobs: PendingBlobs | None = None
+    unnamed: set[ObjectId] = field(default_factory=set)
     started: bool = False
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
@@ -129,7 +141,9 @@ class RewriteOperation:
             return  # It was refused.
         if self.blobs is not None:
             store.upload(session, self.key, self.entry.message_id, self.blobs)
-        store.rewrite(session, self.key, self.entry.message_id, self.body, now(), self.tracking_id)
+        # Kept until they are deleted: what is sent again finds the message as it was rewritten.
+        self.unnamed |= store.rewrite(session, self.key, self.entry.message_id, self.body, now(), self.tracking_id)
+        store.delete_blobs(self.unnamed)
 
     def refuse(self) -> bool:
         """Drop it."""
@@ -452,15 +466,22 @@ class AgentWork(Outbox):
         Returns:
             Whether there is something to send now.
         """
+        unnamed: set[ObjectId] = set()
         with self.lock:
             operation = entry.commit
             if operation is not None:
+                before = entry.blobs
                 entry.body = {**{k: v for k, v in entry.body.items() if k != "extra"}, **body}
                 # Those of the old content are not to be sent again, either.
                 entry.blobs = blobs
+                if before is not None and (kept := before.only(blob_markers(entry.body))).blobs:
+                    entry.blobs = replace(kept, blobs=kept.blobs + (blobs.blobs if blobs is not None else []))
                 if not operation.started:
                     return False
-            self.queue.append(RewriteOperation(self.key, entry, body, tracking_id, blobs))
+                if before is not None and entry.blobs is not before:
+                    # A failed attempt may have uploaded them.
+                    unnamed = before.uploaded - (entry.blobs.uploaded if entry.blobs is not None else set())
+            self.queue.append(RewriteOperation(self.key, entry, body, tracking_id, blobs, unnamed))
         self._fill()
         return True
 
@@ -503,27 +524,54 @@ class AgentWork(Outbox):
             self.position = work.position + len(entries)
         embedded = self.embedded
         embedded.count += len(entries)
-        embedded.bytes += operation.bytes
-        self.document.bytes += operation.bytes
+        # A field that is stored anew takes the place of another.
+        embedded.bytes += operation.bytes - operation.field_bytes
+        self.document.bytes += operation.bytes - operation.field_bytes
         window = work.fields.get("conversation_manager_state")
         if isinstance(window, dict) and isinstance(removed := window.get("removed_message_count"), int):
             embedded.removed = removed
 
     def was_refused(self, operation: AppendOperation) -> bool:
-        """Take note that MongoDB has no room for a commit; return whether its messages are to be tried alone."""
+        """Take note that MongoDB has no room for a commit; return whether something of it is to be tried without it.
+
+        Given up are, in this order: changed fields, the state of a new agent, and messages, one by one.
+        """
         work, entries = operation.work, operation.entries
-        for name in work.fields:
-            self._staged.pop(name, None)
+        if work.fields and (entries or work.creates is not None):
+            self._forget_staged(work.fields)
+            work.fields = {}
+            return True
+        if work.creates is not None and any(work.creates[name] for name in _STATES):
+            self._forget_staged(_STATES)
+            work.creates = {**work.creates, **{name: {} for name in _STATES}}
+            operation.state_blobs = []
+            return True
+        self._forget_staged(work.fields)
         with self.lock:
-            if work.fields and entries:
-                work.fields = {}
+            if len(entries) > 1:
+                rest = AppendOperation(self, Commit(self.key, 0), operation.rebase, entries[1:])
+                for entry in rest.entries:
+                    entry.commit = rest
+                operation.entries = entries[:1]
+                self.queue.insert(1, rest)
                 return True
             for entry in entries:
                 entry.commit = entry.blobs = None
                 entry.body = {}
+                for same in self._known.values():
+                    if entry in same:
+                        same.remove(entry)
             if self.last in entries:
                 self.last = None  # It is stored nowhere; no other message is to be redacted in its place.
-        return False
+            operation.entries = []
+            return bool(entries) and work.creates is not None
+
+    def _forget_staged(self, names: Iterable[str]) -> None:
+        """Let fields that were not stored after all be found changed again."""
+        for name in names:
+            self._staged.pop(name, None)
+            if name == "state":
+                self._state_version = self._stored_state = None
 
     def drop(self) -> None:
         """Forget what is queued and what has changed."""
@@ -585,6 +633,7 @@ class AgentWork(Outbox):
                 return
             operation = self._open_append(size)
             operation.bytes += size
+            operation.field_bytes += size
             if blobs.blobs:
                 operation.state_blobs.append(blobs)
         self._fill()

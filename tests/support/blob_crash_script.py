@@ -1,0 +1,159 @@
+"""Run as a program: something is done with images in a process that is killed at each of its commands in turn.
+
+Usage: `python -m support.blob_crash_script URI DATABASE SCENARIO`. As in `support/crash_script.py`: for each command a
+child is killed before it is sent and another when its answer has come, until one is left to the end. Each child has a
+collection of its own. Prints a line of JSON per child, a `Crash` whose `session_id` is the name of the collection.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from pymongo import MongoClient
+from strands.agent.conversation_manager import SlidingWindowConversationManager
+
+from mongodb_session_manager import MongoDBSessionManager
+from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
+from support.blobs import THRESHOLD, shown, talker
+from support.crash_script import Crash, KillAt, Killer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def opened(client: MongoClient[Any], database: str, collection: str, **options: Any) -> MongoDBSessionManager:
+    return MongoDBSessionManager(
+        "s",
+        client=client,
+        database_name=database,
+        collection_name=collection,
+        blob_threshold_bytes=THRESHOLD,
+        **options,
+    )
+
+
+def repository_of(client: MongoClient[Any], database: str, collection: str) -> MongoDBSessionRepository:
+    return MongoDBSessionRepository(client=client, database_name=database, collection_name=collection)
+
+
+def begin(client: MongoClient[Any], database: str, collection: str) -> None:
+    """A turn with two images, before anything is killed."""
+    with opened(client, database, collection) as manager:
+        talker(manager)(shown("before", 1, 2))
+
+
+def begin_with_rubbish(client: MongoClient[Any], database: str, collection: str) -> None:
+    """The same, after two other lives of sessions of which only blobs and history are left."""
+    for session_id in ("s", "other"):
+        manager = MongoDBSessionManager(
+            session_id,
+            client=client,
+            database_name=database,
+            collection_name=collection,
+            blob_threshold_bytes=THRESHOLD,
+            archive_after_messages=2,
+            archive_block=2,
+        )
+        agent = talker(manager, conversation_manager=SlidingWindowConversationManager(window_size=2))
+        for n in range(3):
+            agent(shown(f"{n}", n))
+        manager.close()
+        client[database][collection].delete_many({"_id": session_id})
+    begin(client, database, collection)
+
+
+def take_a_turn(durability: str) -> Callable[..., None]:
+    def act(client: MongoClient[Any], database: str, collection: str, ack: Callable[[int], None]) -> None:
+        manager = opened(client, database, collection, durability=durability)
+        agent = talker(manager)
+        agent._model_state["screen"] = b"s" * 200
+        agent(shown("look", 3, 4))
+        ack(4)
+        manager.close()
+
+    return act
+
+
+def redact(client: MongoClient[Any], database: str, collection: str, ack: Callable[[int], None]) -> None:
+    manager = opened(client, database, collection)
+    agent = talker(manager)
+    manager.append_message({"role": "user", "content": shown("my secret", 3)}, agent)
+    ack(3)
+    manager.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, agent)
+    ack(4)
+    manager.close()
+
+
+def delete(client: MongoClient[Any], database: str, collection: str, ack: Callable[[int], None]) -> None:
+    repository_of(client, database, collection).delete_session("s")
+    ack(1)
+
+
+def sweep(client: MongoClient[Any], database: str, collection: str, ack: Callable[[int], None]) -> None:
+    repository_of(client, database, collection).sweep(-2)
+    ack(1)
+
+
+SCENARIOS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
+    "a turn with message": (begin, take_a_turn("message")),
+    "a turn with turn": (begin, take_a_turn("turn")),
+    "a redaction": (begin, redact),
+    "a deletion": (begin, delete),
+    "a sweep": (begin_with_rubbish, sweep),
+}
+
+
+def run_child(uri: str, database: str, scenario: str, kill_at: KillAt, number: int) -> Crash:
+    collection = f"{kill_at}_{number}"
+    assert threading.active_count() == 1
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+
+        def tell(value: Any) -> None:
+            os.write(writer, json.dumps(value).encode() + b"\n")
+
+        status = 1
+        try:
+            prepare, act = SCENARIOS[scenario]
+            client: MongoClient[Any]
+            with MongoClient(uri, w=1) as client:  # What is only prepared need not wait for other nodes.
+                prepare(client, database, collection)
+            with MongoClient(uri, event_listeners=[Killer(kill_at, number, tell)]) as client:
+                act(client, database, collection, tell)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with open(reader) as told:  # noqa: PTH123 - a file descriptor
+        values = [json.loads(line) for line in told]
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, -signal.SIGKILL), f"the child of {collection!r} ended with {status}"
+    return Crash(
+        collection,
+        command="".join(value for value in values if isinstance(value, str)),
+        acknowledged=max((value for value in values if isinstance(value, int)), default=0),
+        killed=status != 0,
+    )
+
+
+def main(uri: str, database: str, scenario: str) -> None:
+    moments: tuple[KillAt, KillAt] = ("started", "succeeded")
+    for number in count(1):
+        crashes = [run_child(uri, database, scenario, kill_at, number) for kill_at in moments]
+        for crash in crashes:
+            sys.stdout.write(json.dumps(asdict(crash)) + "\n")
+        sys.stdout.flush()
+        if not all(crash.killed for crash in crashes):
+            return
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
