@@ -52,9 +52,9 @@ class Archiver:
     def archive(self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy) -> Embedded | None:
         """Archive an agent's messages as long as that is due; return what it has left, or None if it is gone."""
         while True:
-            found = self._step(session_id, incarnation, key, policy, force=False)
-            if not isinstance(found, bool):
-                return found
+            moved, left = self._step(session_id, incarnation, key, policy, force=False)
+            if not moved or left is None or not left.due(policy, 0):
+                return left
 
     def archive_feedbacks(self, session_id: str, incarnation: ObjectId) -> None:
         """Archive the older feedbacks of a session that has no room for more."""
@@ -86,17 +86,18 @@ class Archiver:
             bytes_by_key = {agent["key"]: int(agent["messages"]) for agent in sizes["agents"]}
             bytes_by_key[statements.FEEDBACKS] = int(sizes["feedbacks"])
             largest = max(bytes_by_key, key=bytes_by_key.__getitem__)
-            if self._step(session_id, sizes["incarnation"], largest, _MAKING_ROOM, force=True) is not True:
+            moved, _ = self._step(session_id, sizes["incarnation"], largest, _MAKING_ROOM, force=True)
+            if not moved:
                 return int(sizes["bytes"]) if made else None
             made = True
 
     def _step(
         self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy, *, force: bool
-    ) -> bool | Embedded | None:
+    ) -> tuple[int, Embedded | None]:
         """Archive one block.
 
         Returns:
-            True if one was archived, else what the agent has embedded; None if the agent is gone.
+            How many messages were archived, and what the agent has embedded then; None if the agent is gone.
         """
         for _ in range(_MAX_ATTEMPTS):
             found = self._store.find_raw(
@@ -106,10 +107,10 @@ class Archiver:
                 if self._store.is_over(session_id, incarnation):
                     # What was inserted for this life of the session meanwhile goes with it.
                     self._history.delete_session(session_id, incarnation)
-                return None
+                return 0, None
             agent: Any = found["agent"]
             if "edits" not in agent or "archived_count" not in agent:
-                return None
+                return 0, None
             standing = Embedded(
                 archived=int(agent["archived_count"]),
                 count=int(agent["embedded"]),
@@ -121,15 +122,20 @@ class Archiver:
             if force:
                 count = count or len(messages)
                 if not count:
-                    return standing
+                    return 0, standing
             else:
                 standing.tried = standing.removed
                 grown = standing.grown(policy, int(found["bytes"]))
                 if not grown or count is None or count > standing.removed - standing.archived:
-                    return standing
-            if self._move(session_id, incarnation, key, standing.archived, int(agent["edits"]), messages[:count]):
-                return True
-        return Embedded()
+                    return 0, standing
+            moved = self._move(session_id, incarnation, key, standing.archived, int(agent["edits"]), messages[:count])
+            if moved:
+                standing.archived += moved
+                standing.count -= moved
+                standing.bytes -= sum(len(message.raw) for message in messages[:moved])
+                standing.tried = -1
+                return moved, standing
+        return 0, Embedded()
 
     def _move(
         self,
@@ -139,8 +145,12 @@ class Archiver:
         first: int,
         edits: int,
         messages: Sequence[RawBSONDocument],
-    ) -> bool:
-        """Make a segment of these messages and commit it; return whether that, or somebody else's, was committed."""
+    ) -> int:
+        """Make a segment of these messages and commit it, or somebody else's that is there.
+
+        Returns:
+            How many messages it has; 0 if none was committed.
+        """
         segment_id = statements.segment_id(session_id, incarnation, key, first)
         count = len(messages)
         segment: Document = {
@@ -153,15 +163,16 @@ class Archiver:
         if not self._history.insert(segment):
             there = self._history.standing(segment_id)
             if there is None:
-                return False
+                return 0
             if there["edits"] < edits:
                 # A message was edited since it was read, and `edits` only grows: nobody can commit it any more.
                 self._history.delete_stale(segment_id, int(there["edits"]))
-                return False
+                return 0
             if there["edits"] > edits:
-                return False  # It is newer than what was read here.
+                return 0  # It is newer than what was read here.
             count = int(there["count"])
-        return self._store.update(statements.archive(session_id, incarnation, key, first, count, edits))
+        committed = self._store.update(statements.archive(session_id, incarnation, key, first, count, edits))
+        return count if committed else 0
 
 
 def _cut(messages: Sequence[RawBSONDocument], policy: ArchivePolicy) -> int | None:

@@ -106,7 +106,7 @@ class PendingBlobs:
     Attributes:
         threshold: From how many bytes on a binary becomes a blob.
         text_threshold: From how many characters on a text becomes a blob.
-        max_text: A text of more characters is refused.
+        max_text: A text of more bytes is refused.
         blobs: What was taken out, in the order of the value.
     """
 

@@ -315,7 +315,7 @@ def check_size(value: Document | bytes, where: str) -> int:
     """
     if (size := len(value if isinstance(value, bytes) else to_bson(value))) > MAX_VALUE_BYTES:
         path, largest = ("", size) if isinstance(value, bytes) else _largest(value)
-        most = f"; most of it is {path}, {largest} bytes" if path else ""
+        most = f"; most of it is {path}, {largest} bytes" if path and 2 * largest > size else ""
         raise UnstorableValueError(f"{where} has {size} bytes{most}; at most {MAX_VALUE_BYTES} can be stored")
     return size
 

@@ -183,8 +183,10 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
     kind = type(value)
     if kind is str:
         if blobs is not None and len(value) >= blobs.text_threshold:
-            if len(value) > blobs.max_text:
-                size = len(value.encode("utf-8", "surrogatepass"))
+            # A character has up to four bytes.
+            if 4 * len(value) > blobs.max_text and (
+                (size := len(value.encode("utf-8", "surrogatepass"))) > blobs.max_text
+            ):
                 raise _Unstorable(f"it has {size} bytes; at most {blobs.max_text} can be stored")
             return _marker("text", value, 0, blobs)
         return value if value.isascii() else _encode_text(value)
