@@ -63,7 +63,7 @@ both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 
 # The commands of an archiving that finds three blocks due.
 BLOCK = ["find", "insert", "update"]
-ARCHIVING = [*BLOCK, *BLOCK, *BLOCK, "find"]
+ARCHIVING = BLOCK * 3
 COMMANDS = range(1, len(ARCHIVING) + 1)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -368,7 +370,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             except Exception as error:
                 # The others are waited for as well; one error stands for all, each keeps its own unit of work.
                 failure = failure or error
-        for archiving in self._archivings():
+        for archiving in itertools.chain(self._archivings(), self._archivings()):
             archiving.result()
         if failure is not None:
             raise failure
@@ -595,7 +597,7 @@ class MongoDBSessionManager(RepositorySessionManager):
                 await _settle(sending)
             except Exception as another:
                 failure = failure or another
-        for archiving in self._archivings():
+        for archiving in itertools.chain(self._archivings(), self._archivings()):
             await settle(archiving)
         if failure is not None:
             if error is None:
@@ -629,7 +631,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             work.archiving = self._pool.submit(lambda: self._archive(work))
 
     def _archive(self, work: AgentWork) -> None:
-        before, incarnation = work.embedded, self._incarnation
+        before, incarnation = replace(work.embedded), self._incarnation
         assert incarnation is not None
         try:
             left = self._store.archiver.archive(self.session_id, incarnation, work.key, self._archive_policy)
@@ -638,19 +640,23 @@ class MongoDBSessionManager(RepositorySessionManager):
             logger.warning("session_id=<%s>, error=<%s> | not archived", self.session_id, error)
             return
         if left is not None:
-            work.embedded = left
             self._document.bytes = max(0, self._document.bytes - before.bytes + left.bytes)
+            # And what was committed meanwhile.
+            left.count += work.embedded.count - before.count
+            left.bytes += work.embedded.bytes - before.bytes
+            left.removed = max(left.removed, work.embedded.removed)
+            work.embedded = left
 
-    def _archivings(self) -> list[Future[None]]:
-        """Begin to archive what is due; return what is under way."""
-        found = []
-        for follower in list(self._agents.values()):
+    def _archivings(self) -> Iterator[Future[None]]:
+        """Begin to archive what is due; yield what is under way. Twice, for more may be due when that has ended."""
+        followers = list(self._agents.values())
+        for follower in followers:
             if not follower.work.unsent:
                 self._archive_if_due(follower.work)
-            if follower.work.archiving is not None:
-                found.append(follower.work.archiving)
-                follower.work.archiving = None if follower.work.archiving.done() else follower.work.archiving
-        return found
+        for follower in followers:
+            archiving, follower.work.archiving = follower.work.archiving, None
+            if archiving is not None:
+                yield archiving
 
     def _filled(self) -> None:
         """Keep this manager alive, and known to the end of the process, while it holds something unsent."""
