@@ -274,7 +274,10 @@ class OurStore(_DocumentStore):
 
 
 def our_document(template: Mapping[str, Any], session_id: str, history: int) -> dict[str, Any]:
-    """Return this library's document of a session of ``history`` messages, from a shorter one that it wrote."""
+    """Return this library's document of a session of ``history`` messages, from a shorter one that it wrote.
+
+    The older messages are archived, as the library would have; their segments are left out, for no turn reads them.
+    """
     document: dict[str, Any] = copy.deepcopy(dict(template))
     document["_id"] = document["session_id"] = session_id
     record = document["agents"][AGENT_ID]
@@ -282,13 +285,15 @@ def our_document(template: Mapping[str, Any], session_id: str, history: int) -> 
     assert len(written) in (0, _TEMPLATE_MESSAGES), "one document holds the whole conversation"
     record["messages"] = []
     turn_ids = [ObjectId() for _ in range(history // 2)]
-    for message_id in range(history):
+    archived = max(0, history - _TEMPLATE_MESSAGES)
+    for message_id in range(archived, history):
         message = dict(written[message_id % len(written)])
         message.update(message_id=message_id, tracking_id=str(uuid.uuid4()), turn_id=turn_ids[message_id // 2])
         if "commit_id" in message:
             message["commit_id"] = ObjectId()
         record["messages"].append(message)
     record["message_count"] = history
+    record["archived_count"] = archived
     # The library may store a move of the window only with the next message, so the last one is not always stored.
     record["agent_data"]["conversation_manager_state"]["removed_message_count"] += history - len(written)
     return document
