@@ -6,10 +6,6 @@ sweep there is no other file or chunk.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -33,7 +29,7 @@ from support.blobs import (
     shown,
     talker,
 )
-from support.crash_script import Crash
+from support.crash_script import Crash, crashes
 from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import MongoDBSessionManager, SessionNotFoundError
@@ -77,23 +73,6 @@ def place(client: MongoClient[Any], database_name: str) -> Place:
 # --- a process that is killed ---------------------------------------------------------------------
 
 
-def crashes(uri: str, database_name: str, scenario: str) -> Iterator[Crash]:
-    """What became of each process, as soon as it is dead."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "support.blob_crash_script", uri, database_name, scenario],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as running:
-        assert running.stdout is not None
-        try:
-            for line in running.stdout:
-                yield Crash(**json.loads(line))
-            assert running.wait(60) == 0
-        finally:
-            running.kill()
-
-
 BEFORE = ["before**", "Re: before"]
 TURN = [*BEFORE, "look**", "Re: look"]
 # What may be stored after so many messages were acknowledged.
@@ -126,7 +105,7 @@ def test_a_process_killed_before_or_after_any_command_about_blobs_loses_and_leav
 ) -> None:
     database = place.client[place.database]
     hit: list[str] = []
-    for crash in crashes(server.uri, place.database, scenario):
+    for crash in crashes("blob_crash_script", server.uri, place.database, scenario):
         mine = place._replace(collection=crash.session_id)
         assert_every_named_file_is_whole(database, mine.collection)
         before = talker(mine.manager())

@@ -5,39 +5,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.crash_script import PROMPTS, SAID, TURN_ENDS, Crash, talker
+from support.crash_script import PROMPTS, SAID, TURN_ENDS, Crash, crashes, talker
 
 from mongodb_session_manager import MongoDBSessionManager
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pymongo import MongoClient
     from pymongo.database import Database
-
-
-def crashes(uri: str, database_name: str, durability: str) -> Iterator[Crash]:
-    """What became of each process, as soon as it is dead."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "support.crash_script", uri, database_name, durability],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as running:
-        assert running.stdout is not None
-        try:
-            for line in running.stdout:
-                yield Crash(**json.loads(line))
-            assert running.wait(60) == 0
-        finally:
-            running.kill()
 
 
 def texts(messages: Any) -> list[str]:
@@ -102,7 +79,7 @@ def test_a_process_killed_before_or_after_any_of_its_commands_loses_and_doubles_
     server: Any, client: MongoClient[Any], database: Database[Any], durability: str
 ) -> None:
     seen = []
-    for crash in crashes(server.uri, database.name, durability):
+    for crash in crashes("crash_script", server.uri, database.name, durability):
         seen.append(crash)
         assert_nothing_is_lost_or_doubled(database, crash, durability)
         assert_the_next_process_goes_on(client, database, crash)

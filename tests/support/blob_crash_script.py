@@ -7,13 +7,7 @@ collection of its own. Prints a line of JSON per child, a `Crash` whose `session
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
-import threading
-from dataclasses import asdict
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from pymongo import MongoClient
@@ -22,7 +16,7 @@ from strands.agent.conversation_manager import SlidingWindowConversationManager
 from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 from support.blobs import THRESHOLD, shown, talker
-from support.crash_script import Crash, KillAt, Killer
+from support.crash_script import Crash, KillAt, Killer, kill_at_every_command, run_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,49 +104,22 @@ SCENARIOS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
 }
 
 
-def run_child(uri: str, database: str, scenario: str, kill_at: KillAt, number: int) -> Crash:
-    collection = f"{kill_at}_{number}"
-    assert threading.active_count() == 1
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+def main(uri: str, database: str, scenario: str) -> None:
+    prepare, act = SCENARIOS[scenario]
 
-        def tell(value: Any) -> None:
-            os.write(writer, json.dumps(value).encode() + b"\n")
+    def child(kill_at: KillAt, number: int) -> Crash:
+        collection = f"{kill_at}_{number}"
 
-        status = 1
-        try:
-            prepare, act = SCENARIOS[scenario]
+        def scene(killer: Killer, tell: Callable[[Any], None]) -> None:
             client: MongoClient[Any]
             with MongoClient(uri, w=1) as client:  # What is only prepared need not wait for other nodes.
                 prepare(client, database, collection)
-            with MongoClient(uri, event_listeners=[Killer(kill_at, number, tell)]) as client:
+            with MongoClient(uri, event_listeners=[killer]) as client:
                 act(client, database, collection, tell)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with open(reader) as told:  # noqa: PTH123 - a file descriptor
-        values = [json.loads(line) for line in told]
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, -signal.SIGKILL), f"the child of {collection!r} ended with {status}"
-    return Crash(
-        collection,
-        command="".join(value for value in values if isinstance(value, str)),
-        acknowledged=max((value for value in values if isinstance(value, int)), default=0),
-        killed=status != 0,
-    )
 
+        return run_child(collection, scene, kill_at, number)
 
-def main(uri: str, database: str, scenario: str) -> None:
-    moments: tuple[KillAt, KillAt] = ("started", "succeeded")
-    for number in count(1):
-        crashes = [run_child(uri, database, scenario, kill_at, number) for kill_at in moments]
-        for crash in crashes:
-            sys.stdout.write(json.dumps(asdict(crash)) + "\n")
-        sys.stdout.flush()
-        if not all(crash.killed for crash in crashes):
-            return
+    kill_at_every_command(child)
 
 
 if __name__ == "__main__":

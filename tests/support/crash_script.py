@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from strands.hooks.registry import HookOrder
 from mongodb_session_manager import MongoDBSessionManager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 KillAt = Literal["started", "succeeded"]
 
@@ -128,8 +129,8 @@ def converse(uri: str, database_name: str, durability: Any, session_id: str, kil
         manager.close()
 
 
-def run_child(uri: str, database_name: str, durability: str, kill_at: KillAt, number: int) -> Crash:
-    session_id = f"{durability}, {kill_at} {number}"
+def run_child(name: str, act: Callable[[Killer, Callable[[Any], None]], None], kill_at: KillAt, number: int) -> Crash:
+    """Let a forked child act, and die at this command; ``act`` is given what kills it and what tells the parent."""
     assert threading.active_count() == 1
     reader, writer = os.pipe()
     pid = os.fork()
@@ -140,7 +141,7 @@ def run_child(uri: str, database_name: str, durability: str, kill_at: KillAt, nu
 
         status = 1
         try:
-            converse(uri, database_name, durability, session_id, Killer(kill_at, number, tell), tell)
+            act(Killer(kill_at, number, tell), tell)
             status = 0
         finally:
             os._exit(status)
@@ -148,24 +149,54 @@ def run_child(uri: str, database_name: str, durability: str, kill_at: KillAt, nu
     with open(reader) as told:  # noqa: PTH123 - a file descriptor
         values = [json.loads(line) for line in told]
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, -signal.SIGKILL), f"the child of {session_id!r} ended with {status}"
+    assert status in (0, -signal.SIGKILL), f"the child of {name!r} ended with {status}"
     return Crash(
-        session_id,
+        name,
         command="".join(value for value in values if isinstance(value, str)),
         acknowledged=max((value for value in values if isinstance(value, int)), default=0),
         killed=status != 0,
     )
 
 
-def main(uri: str, database_name: str, durability: str) -> None:
+def kill_at_every_command(child: Callable[[KillAt, int], Crash]) -> None:
+    """Print what became of each child, until one is not killed: it has sent all its commands."""
     moments: tuple[KillAt, KillAt] = ("started", "succeeded")
     for number in count(1):
-        crashes = [run_child(uri, database_name, durability, kill_at, number) for kill_at in moments]
-        for crash in crashes:
+        found = [child(kill_at, number) for kill_at in moments]
+        for crash in found:
             sys.stdout.write(json.dumps(asdict(crash)) + "\n")
         sys.stdout.flush()
-        if not all(crash.killed for crash in crashes):
+        if not all(crash.killed for crash in found):
             return
+
+
+def crashes(script: str, *arguments: str) -> Iterator[Crash]:
+    """What became of each process of such a script, a module of this package, as soon as it is dead."""
+    with subprocess.Popen(
+        [sys.executable, "-m", f"support.{script}", *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        try:
+            for line in running.stdout:
+                yield Crash(**json.loads(line))
+            assert running.wait(60) == 0
+        finally:
+            running.kill()
+
+
+def main(uri: str, database_name: str, durability: str) -> None:
+    def child(kill_at: KillAt, number: int) -> Crash:
+        session_id = f"{durability}, {kill_at} {number}"
+
+        def act(killer: Killer, tell: Callable[[Any], None]) -> None:
+            converse(uri, database_name, durability, session_id, killer, tell)
+
+        return run_child(session_id, act, kill_at, number)
+
+    kill_at_every_command(child)
 
 
 if __name__ == "__main__":
