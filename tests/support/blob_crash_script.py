@@ -112,7 +112,7 @@ def main(uri: str, database: str, scenario: str) -> None:
 
         def scene(killer: Killer, tell: Callable[[Any], None]) -> None:
             client: MongoClient[Any]
-            with MongoClient(uri, w=1) as client:  # What is only prepared need not wait for other nodes.
+            with MongoClient(uri) as client:  # Acknowledged by a majority: that is what a sweep reads.
                 prepare(client, database, collection)
             with MongoClient(uri, event_listeners=[killer]) as client:
                 act(client, database, collection, tell)
