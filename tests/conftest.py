@@ -28,8 +28,8 @@ settings.register_profile("ci", max_examples=1000, deadline=None, derandomize=Tr
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 SERVERS = ["external"] if os.environ.get("MONGODB_URI") else ["standalone", "replica_set"]
-# `failCommand`, see support/failpoints.py.
-PARAMETERS = {"enableTestCommands": 1}
+# `failCommand`, see support/failpoints.py; and what has expired is removed at once.
+PARAMETERS = {"enableTestCommands": 1, "ttlMonitorSleepSecs": 1}
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ was edited since it was read; else nobody can commit it any more, and it is dele
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from bson.raw_bson import RawBSONDocument
 from . import statements
 from .archive_policy import ArchivePolicy, Embedded
 from .documents import Document
+from .expiry import expiry_of_new_parts
 from .history import History
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Archiver:
                 grown = standing.grown(policy, int(found["bytes"]))
                 if not grown or count is None or count > standing.removed - standing.archived:
                     return 0, standing
-            moved = self._move(session_id, incarnation, key, standing.archived, int(agent["edits"]), messages[:count])
+            moved = self._move(session_id, found, key, standing.archived, int(agent["edits"]), messages[:count])
             if moved:
                 standing.archived += moved
                 standing.count -= moved
@@ -140,7 +141,7 @@ class Archiver:
     def _move(
         self,
         session_id: str,
-        incarnation: ObjectId,
+        session: Mapping[str, Any],
         key: str,
         first: int,
         edits: int,
@@ -151,7 +152,8 @@ class Archiver:
         Returns:
             How many messages it has; 0 if none was committed.
         """
-        segment_id = statements.segment_id(session_id, incarnation, key, first)
+        segment_id = statements.segment_id(session_id, session["incarnation"], key, first)
+        expires_at = expiry_of_new_parts(session)
         count = len(messages)
         segment: Document = {
             "_id": segment_id,
@@ -160,6 +162,8 @@ class Archiver:
             "created_at": self._clock(),
             "messages": messages,
         }
+        if expires_at is not None:
+            segment["expires_at"] = expires_at
         if not self._history.insert(segment):
             there = self._history.standing(segment_id)
             if there is None:
@@ -171,7 +175,10 @@ class Archiver:
             if there["edits"] > edits:
                 return 0  # It is newer than what was read here.
             count = int(there["count"])
-        committed = self._store.update(statements.archive(session_id, incarnation, key, first, count, edits))
+            if expires_at is not None:
+                # It may have been inserted when less was promised, and after the others were moved on.
+                self._history.keep_segment(segment_id, expires_at)
+        committed = self._store.update(statements.archive(session_id, session, key, first, count, edits))
         return count if committed else 0
 
 

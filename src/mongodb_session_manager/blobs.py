@@ -17,26 +17,25 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import logging
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypedDict, TypeVar
 
 import pymongo
 from bson import Int64, ObjectId
-from pymongo import ASCENDING, ReadPreference
+from pymongo import ASCENDING, IndexModel, ReadPreference
 from pymongo.database import Database
 from pymongo.errors import AutoReconnect, PyMongoError, ServerSelectionTimeoutError
 
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
 from .errors import BlobMissingError
-
-logger = logging.getLogger(__name__)
+from .indexes import EXPIRY_INDEX, ensure_indexes
+from .sending import until_known
 
 BLOB_THRESHOLD_BYTES = 128 * 1024
 """A binary of this size is a blob: beside an inline megabyte every later append costs ten times as much."""
@@ -226,11 +225,31 @@ class BlobStore:
 
     def delete_session(self, session_id: str, incarnation: ObjectId | None) -> None:
         """Delete all files of one life of a session, those of interrupted uploads included; None: of every life."""
+        self.delete(self.files_of(session_id, incarnation))
+
+    def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
+        """Let the blobs of one life of a session expire no sooner than this."""
+        self._change(self.files_of(session_id, incarnation), {}, {"$max": {"expires_at": until}})
+
+    def let_expire(self, file_ids: Iterable[ObjectId], until: datetime) -> None:
+        """Give an expiry to those of these files that have none."""
+        self._change(file_ids, {"expires_at": None}, {"$set": {"expires_at": until}})
+
+    def _change(self, file_ids: Iterable[ObjectId], which: dict[str, Any], change: dict[str, Any]) -> None:
+        """Change those of these files, and their chunks, of which this is true."""
+        for ids in _batches(file_ids, _IDS_PER_COMMAND):
+            chunks, files = {"files_id": {"$in": ids}, **which}, {"_id": {"$in": ids}, **which}
+            until_known(partial(self._chunks.update_many, chunks, change))
+            until_known(partial(self._files.update_many, files, change))
+
+    def files_of(self, session_id: str, incarnation: ObjectId | None) -> Iterator[ObjectId]:
+        """Yield the files of one life of a session, those of interrupted uploads included; None: of every life."""
         query: dict[str, Any] = {"metadata.session": {"$eq": session_id}}
         if incarnation is not None:
             query["metadata.incarnation"] = incarnation
         with contextlib.closing(self._files.find(query, {"_id": 1})) as files:
-            self.delete(file["_id"] for file in files)
+            for file in files:
+                yield file["_id"]
 
     # --- all sessions -----------------------------------------------------------------------------------------------
 
@@ -350,27 +369,9 @@ class BlobStore:
 
     def _ensure_indexes(self) -> None:
         """Create the indexes, once per process and bucket. A failure is logged: everything works without, slower."""
-        mine = self._names()
-        with _ensured_lock:
-            if mine in _ensured:
-                return
-            _ensured.add(mine)
-        try:
-            self._files.create_index(_OWNER_INDEX)
-            self._chunks.create_index([("files_id", ASCENDING), ("n", ASCENDING)], unique=True)
-        except PyMongoError as error:
-            with _ensured_lock:
-                _ensured.discard(mine)
-            logger.warning("bucket=<%s>, error=<%s> | indexes not created", self.bucket_name, error)
-        else:
-            # Under the name as well that it has now: the connection has told which servers there are.
-            with _ensured_lock:
-                _ensured.add(self._names())
-
-    def _names(self) -> tuple[frozenset[Any], str]:
-        """Return what tells this bucket from others of the process."""
-        servers = frozenset(self._files.database.client.topology_description.server_descriptions())
-        return servers, self._files.full_name
+        ensure_indexes(self._files, [IndexModel(_OWNER_INDEX), EXPIRY_INDEX])
+        by_file = IndexModel([("files_id", ASCENDING), ("n", ASCENDING)], unique=True)
+        ensure_indexes(self._chunks, [by_file, EXPIRY_INDEX])
 
 
 def check_threshold(value: object) -> int:
@@ -399,6 +400,3 @@ def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 
 _OWNER_INDEX = [("metadata.session", ASCENDING), ("metadata.incarnation", ASCENDING)]
-
-_ensured: set[tuple[frozenset[Any], str]] = set()
-_ensured_lock = threading.Lock()

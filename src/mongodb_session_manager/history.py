@@ -25,6 +25,7 @@ from pymongo.read_preferences import Primary
 from . import statements
 from .documents import Document
 from .errors import BlobMissingError, MongoDBSessionError
+from .indexes import EXPIRY_INDEX, ensure_indexes
 from .reading import Reader
 from .sending import until_known
 
@@ -121,6 +122,8 @@ class History:
 
     def insert(self, segment: Mapping[str, Any]) -> bool:
         """Insert a segment; return False if there is one with its ``_id``."""
+        if "expires_at" in segment:
+            ensure_indexes(self.collection, [EXPIRY_INDEX])
         try:
             until_known(lambda: self.collection.insert_one(dict(segment)))
         except DuplicateKeyError:
@@ -130,6 +133,21 @@ class History:
     def standing(self, segment_id: Document) -> Document | None:
         """Return ``{count, edits}`` of a segment, or None if there is none."""
         return self.collection.find_one({"_id": segment_id}, {"_id": 0, "count": 1, "edits": 1})
+
+    def keep_segment(self, segment_id: Document, until: datetime) -> None:
+        """Let a segment expire no sooner than this."""
+        self.collection.update_one({"_id": segment_id}, statements.keep_parts(until))
+
+    def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
+        """Let all segments of one life of a session expire no sooner than this."""
+        which = {"_id": statements.segments_of(session_id, incarnation)}
+        until_known(lambda: self.collection.update_many(which, statements.keep_parts(until)))
+
+    def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
+        """Give an expiry to those segments of one life of a session that have none."""
+        which = {"_id": statements.segments_of(session_id, incarnation), "expires_at": None}
+        if until_known(lambda: self.collection.update_many(which, {"$set": {"expires_at": until}})).modified_count:
+            ensure_indexes(self.collection, [EXPIRY_INDEX])
 
     def delete_stale(self, segment_id: Document, edits: int) -> None:
         """Delete a segment that was read at this many edits and can never be committed any more."""

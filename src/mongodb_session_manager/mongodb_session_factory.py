@@ -43,6 +43,7 @@ class MongoDBSessionManagerFactory:
         session_type: Stored with new sessions.
         durability: ``"message"`` stores each message at once, ``"turn"`` a whole turn in one write.
         on_conflict: ``"rebase"`` appends behind what another process wrote meanwhile, ``"raise"`` raises.
+        ttl_hours: A session ends by itself so many hours after its last activity; None: it does not.
         archive_after_messages: Embedded messages from which an agent is archived from.
         archive_after_bytes: Embedded bytes from which an agent is archived from.
         archive_block: How many messages are archived at once.
@@ -68,6 +69,7 @@ class MongoDBSessionManagerFactory:
         session_type: str = "default",
         durability: Durability = "message",
         on_conflict: OnConflict = "rebase",
+        ttl_hours: float | None = None,
         archive_after_messages: int = ArchivePolicy.after_messages,
         archive_after_bytes: int = ArchivePolicy.after_bytes,
         archive_block: int = ArchivePolicy.block,
@@ -93,6 +95,7 @@ class MongoDBSessionManagerFactory:
             "session_type": session_type,
             "durability": durability,
             "on_conflict": on_conflict,
+            "ttl_hours": ttl_hours,
             "archive_after_messages": archive_after_messages,
             "archive_after_bytes": archive_after_bytes,
             "archive_block": archive_block,
@@ -156,16 +159,23 @@ class MongoDBSessionManagerFactory:
             self._database_name if database_name is None else database_name,
             self._collection_name if collection_name is None else collection_name,
             tuple(parameters["metadata_fields"] or ()),
+            parameters["ttl_hours"],
         )
         return MongoDBSessionManager(session_id, client=client, _repository=repository, **parameters)
 
     def _repository(self, client: MongoClient[Any], *place: Any) -> MongoDBSessionRepository:
-        """Return the repository that the managers of one database and collection share."""
+        """Return the repository that the managers of one database, collection and ttl share."""
         repository = self._repositories.get(place)
         if repository is None or repository.client is not client:  # The latter: this is a forked child.
-            database_name, collection_name, metadata_fields = place
+            database_name, collection_name, metadata_fields, ttl_hours = place
             repository = MongoDBSessionRepository(
-                None, database_name, collection_name, client, list(metadata_fields), _ensure_indexes_now=False
+                None,
+                database_name,
+                collection_name,
+                client,
+                list(metadata_fields),
+                ttl_hours=ttl_hours,
+                _ensure_indexes_now=False,
             )
             self._repositories[place] = repository
         return repository

@@ -44,6 +44,7 @@ from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in
 from .documents import Document, StoredAgent
 from .encoding import encode, same
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
+from .expiry import check_ttl, first_expiry
 from .keys import check_id, check_metadata, check_metadata_paths, encode_key
 from .lease import SessionLease
 from .mongodb_session_repository import MongoDBSessionRepository
@@ -81,6 +82,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             which its conversation manager has taken out of the live conversation, move to ``<collection>_history``.
         archive_after_bytes: Or with this many bytes of them.
         archive_block: How many messages move at once; fewer, where they have half of ``archive_after_bytes``.
+        ttl_hours: The session ends by itself so many hours after its last activity; None: it does not. Each write
+            decides that anew, so give the same to all that write to a collection.
         blob_threshold_bytes: A binary of this size, wherever it is in a message or in state, is kept in GridFS, in
             ``<collection>_blobs``, and so is a text of 1 MB.
         on_conflict: What to do if another process has stored messages of the same agent meanwhile. ``"rebase"``
@@ -92,7 +95,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         InvalidIdentifierError: The session id is empty or holds a slash, a NUL or a lone surrogate.
         TypeError: The session id is no string, or ``client`` is an ``AsyncMongoClient``.
         ValueError: Neither ``connection_string`` nor ``client``; ``w=0``; an unknown ``durability``; a threshold
-            below 1.
+            below 1; ``ttl_hours`` not above 0.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         session_type: str = "default",
         durability: Durability = "message",
         on_conflict: OnConflict = "rebase",
+        ttl_hours: float | None = None,
         archive_after_messages: int = ArchivePolicy.after_messages,
         archive_after_bytes: int = ArchivePolicy.after_bytes,
         archive_block: int = ArchivePolicy.block,
@@ -122,6 +126,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         _check_on_conflict(on_conflict)
         self._archive_policy = ArchivePolicy(archive_after_messages, archive_after_bytes, archive_block)
         self._blob_threshold = check_threshold(blob_threshold_bytes)
+        self._ttl = check_ttl(ttl_hours)
         # A factory's managers share one: it holds no state, and making one takes 0.1 ms.
         self.session_repository: MongoDBSessionRepository = _repository or MongoDBSessionRepository(
             connection_string,
@@ -129,6 +134,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             collection_name,
             client,
             list(metadata_fields or ()),
+            ttl_hours=ttl_hours,
             _ensure_indexes_now=False,
             **client_options,
         )
@@ -140,6 +146,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._pool: CommandPool = command_pool(self._store.client)
         self._incarnation: ObjectId | None = None
         self._document = DocumentSize()
+        # A ttl came to a session that had none: what belongs to it expires with it from the next turn's end on.
+        self._parts_should_expire = False
         self._lease_token: str | None = None
         self._prefetched: dict[str, StoredAgent] = {}
         self._agents: dict[str, AgentFollower] = {}
@@ -315,7 +323,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._ensure_open()
         session = self.session_repository.read_session(self.session_id)
         if session is None:
-            raise SessionNotFoundError(f"session_id={self.session_id!r} was deleted")
+            raise SessionNotFoundError(f"session_id={self.session_id!r} was deleted, or has expired")
         return session
 
     def update_metadata(self, metadata: Mapping[str, Any]) -> None:
@@ -488,7 +496,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             moment = now()
             document = documents.new_session(
                 self.session_id, self._session_type, self._application_name, moment, moment
-            )
+            ) | first_expiry(moment, self._ttl)
             if new_agent is not None and add_new_agent(document, keys[0], new_agent, self._blob_threshold):
                 created.append(document)
             return document
@@ -496,9 +504,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         # A session that this manager has seen and that is gone was deleted: it is not brought back.
         opened = self._store.open(self.session_id, keys, create if self._incarnation is None else None)
         if opened is None or self._incarnation not in (None, opened.incarnation):
-            raise SessionNotFoundError(f"session_id={self.session_id!r} was deleted")
+            raise SessionNotFoundError(f"session_id={self.session_id!r} was deleted, or has expired")
         self._incarnation = opened.incarnation
         self._document.bytes = opened.bytes
+        self._parts_should_expire = self._ttl is not None and not opened.parts_expire
         if any(document["incarnation"] == opened.incarnation for document in created):
             return {keys[0]: _CREATED}
         return opened.agents
@@ -512,7 +521,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         return self._session_ref()
 
     def _session_ref(self) -> SessionRef:
-        return SessionRef(self.session_id, self._incarnation, self._lease_token)
+        return SessionRef(self.session_id, self._incarnation, self._lease_token, self._ttl)
 
     def _follower(self, agent: Any) -> AgentFollower:
         follower = self._agents.get(agent.agent_id)
@@ -627,13 +636,17 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _archive_if_due(self, work: AgentWork) -> None:
         """Begin to archive in a thread what has left the live conversation, if there is enough of it."""
         under_way = work.archiving is not None and not work.archiving.done()
-        if not under_way and work.embedded.due(self._archive_policy, self._document.bytes):
+        due = self._parts_should_expire or work.embedded.due(self._archive_policy, self._document.bytes)
+        if due and not under_way:
             work.archiving = self._pool.submit(lambda: self._archive(work))
 
     def _archive(self, work: AgentWork) -> None:
         before, incarnation = replace(work.embedded), self._incarnation
         assert incarnation is not None
         try:
+            if self._parts_should_expire:
+                self._parts_should_expire = False
+                self._store.let_parts_expire(self._session_ref())
             left = self._store.archiver.archive(self.session_id, incarnation, work.key, self._archive_policy)
         except PyMongoError as error:
             # Nothing is lost by that, and it stays due: the next turn, here or in another process, tries again.

@@ -25,6 +25,7 @@ from .errors import (
     SessionExistsError,
     UnstorableValueError,
 )
+from .expiry import check_ttl, first_expiry
 from .keys import (
     check_feedback,
     check_id,
@@ -51,6 +52,8 @@ class MongoDBSessionRepository(SessionRepository):
         collection_name: Collection of the sessions.
         client: A client to borrow; whoever made it closes it.
         metadata_fields: Metadata fields to index; a dot addresses a nested field.
+        ttl_hours: A session ends by itself so many hours after it was written to last; None: it does not. Each write
+            decides that anew for its session, so give the same to whatever writes to a collection.
         **kwargs: Options of the ``MongoClient`` that is made from ``connection_string``. Beside ``client`` they have no
             effect, which a warning says.
 
@@ -60,7 +63,8 @@ class MongoDBSessionRepository(SessionRepository):
         collection: The collection of the session documents.
 
     Raises:
-        ValueError: Neither ``connection_string`` nor ``client``; the write concern is ``w=0``.
+        ValueError: Neither ``connection_string`` nor ``client``; the write concern is ``w=0``; ``ttl_hours`` is not
+            above 0.
         TypeError: ``client`` is an ``AsyncMongoClient``.
     """
 
@@ -72,10 +76,12 @@ class MongoDBSessionRepository(SessionRepository):
         client: MongoClient[Any] | None = None,
         metadata_fields: list[str] | None = None,
         *,
+        ttl_hours: float | None = None,
         _ensure_indexes_now: bool = True,
         **kwargs: Any,
     ) -> None:
         fields = check_metadata_paths(metadata_fields or [])
+        self._ttl = check_ttl(ttl_hours)
         self._owns_client = client is None
         if client is not None and kwargs:
             warnings.warn(f"a borrowed client keeps its options; ignored: {', '.join(sorted(kwargs))}", stacklevel=2)
@@ -117,7 +123,10 @@ class MongoDBSessionRepository(SessionRepository):
         updated_at = documents.parse_time(session.updated_at, moment)
         session_type = str(getattr(session.session_type, "value", session.session_type))
         try:
-            self._store.insert(documents.new_session(session_id, session_type, None, created_at, updated_at))
+            self._store.insert(
+                documents.new_session(session_id, session_type, None, created_at, updated_at)
+                | first_expiry(moment, self._ttl)
+            )
         except DuplicateKeyError as error:
             raise SessionExistsError(f"session_id={session_id!r} exists") from error
         session.created_at, session.updated_at = documents.to_iso(created_at), documents.to_iso(updated_at)
@@ -126,12 +135,12 @@ class MongoDBSessionRepository(SessionRepository):
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
         """Return the session's id, type and times, or None if it does not exist."""
         header = {"session_id": 1, "session_type": 1, "created_at": 1, "updated_at": 1}
-        document = self._store.find_one({"_id": check_id(session_id, "session_id")}, header)
+        document = self._store.find_one(statements.live(check_id(session_id, "session_id")), header)
         return None if document is None else documents.to_session(document)
 
     def session_exists(self, session_id: str) -> bool:
         """Return whether there is a session with this id."""
-        return self._store.find_one({"_id": check_id(session_id, "session_id")}, {"_id": 1}) is not None
+        return self._store.find_one(statements.live(check_id(session_id, "session_id")), {"_id": 1}) is not None
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
         """Delete a session with all that belongs to it.
@@ -140,7 +149,7 @@ class MongoDBSessionRepository(SessionRepository):
             SessionNotFoundError: There is no such session.
             SessionBusyError: A process holds its lease.
         """
-        self._store.delete(_ref(session_id))
+        self._store.delete(self._ref(session_id))
 
     # --- agents -----------------------------------------------------------------------------------------------------
 
@@ -152,7 +161,7 @@ class MongoDBSessionRepository(SessionRepository):
             SessionConflictError: The session has this agent. It was left as it is.
             UnstorableValueError: Its state holds something that cannot be stored.
         """
-        session, key = _ref(session_id), _agent_key(session_agent.agent_id)
+        session, key = self._ref(session_id), _agent_key(session_agent.agent_id)
         blobs = self._pending_blobs()
         data = documents.agent_data(session_agent, blobs)
         session = self._store.upload(session, key, None, blobs)
@@ -179,7 +188,7 @@ class MongoDBSessionRepository(SessionRepository):
             AgentNotFoundError: The session has no such agent.
             UnstorableValueError: Its state holds something that cannot be stored.
         """
-        session, key = _ref(session_id), _agent_key(session_agent.agent_id)
+        session, key = self._ref(session_id), _agent_key(session_agent.agent_id)
         moment = now()
         blobs = self._pending_blobs()
         fields = documents.agent_data(session_agent, blobs)
@@ -211,7 +220,7 @@ class MongoDBSessionRepository(SessionRepository):
             InvalidIdentifierError: The ``message_id`` is no ``int`` or negative.
             UnstorableValueError: The message holds something that cannot be stored.
         """
-        session, key = _ref(session_id), _agent_key(agent_id)
+        session, key = self._ref(session_id), _agent_key(agent_id)
         message_id = check_message_id(session_message.message_id)
         moment = now()
         created_at = documents.parse_time(session_message.created_at, moment)
@@ -259,7 +268,7 @@ class MongoDBSessionRepository(SessionRepository):
             MessageNotFoundError: The agent has no such message, or the session no such agent.
             InvalidIdentifierError: The ``message_id`` is no ``int`` or negative.
         """
-        session, key = _ref(session_id), _agent_key(agent_id)
+        session, key = self._ref(session_id), _agent_key(agent_id)
         message_id = check_message_id(session_message.message_id)
         blobs = self._pending_blobs()
         body = documents.session_message_body(session_message, blobs)
@@ -298,7 +307,7 @@ class MongoDBSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: There is no such session.
         """
-        session = _ref(session_id)
+        session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         session, state = self._multi_agent_state(session, multi_agent)
         self._store.put_multi_agent(session, multi_agent_id, state)
@@ -317,7 +326,7 @@ class MongoDBSessionRepository(SessionRepository):
             SessionNotFoundError: There is no such session.
             AgentNotFoundError: The session has no such graph or swarm.
         """
-        session = _ref(session_id)
+        session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         session, state = self._multi_agent_state(session, multi_agent)
         update = statements.multi_agent(session, multi_agent_id, state, now(), create=False)
@@ -335,11 +344,12 @@ class MongoDBSessionRepository(SessionRepository):
             InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, or holds a NUL.
             UnstorableValueError: A value cannot be stored.
         """
-        self._update_metadata(_ref(session_id), check_metadata(metadata))
+        self._update_metadata(self._ref(session_id), check_metadata(metadata))
 
     def get_metadata(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
-        document = self._store.find_plain({"_id": check_id(session_id, "session_id")}, {"_id": 0, "metadata": 1})
+        which = statements.live(check_id(session_id, "session_id"))
+        document = self._store.find_plain(which, {"_id": 0, "metadata": 1})
         return {} if document is None else {"metadata": document.get("metadata") or {}}
 
     def delete_metadata(self, session_id: str, metadata_keys: list[str]) -> None:
@@ -349,7 +359,7 @@ class MongoDBSessionRepository(SessionRepository):
             SessionNotFoundError: There is no such session.
             InvalidIdentifierError: As for ``update_metadata``.
         """
-        self._delete_metadata(_ref(session_id), check_metadata_paths(metadata_keys))
+        self._delete_metadata(self._ref(session_id), check_metadata_paths(metadata_keys))
 
     # --- feedback ---------------------------------------------------------------------------------------------------
 
@@ -361,7 +371,7 @@ class MongoDBSessionRepository(SessionRepository):
             InvalidIdentifierError: A key cannot be stored.
             UnstorableValueError: A value cannot be stored.
         """
-        session = _ref(session_id)
+        session = self._ref(session_id)
         self._add_feedback(lambda: session, feedback)
 
     def get_feedbacks(self, session_id: str) -> list[dict[str, Any]]:
@@ -418,6 +428,9 @@ class MongoDBSessionRepository(SessionRepository):
 
     # --- shared with the manager ------------------------------------------------------------------------------------
 
+    def _ref(self, session_id: str) -> SessionRef:
+        return SessionRef(check_id(session_id, "session_id"), ttl=self._ttl)
+
     def _pending_blobs(self) -> PendingBlobs:
         return PendingBlobs(BLOB_THRESHOLD_BYTES)
 
@@ -447,15 +460,11 @@ class MongoDBSessionRepository(SessionRepository):
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.
         keys = {"$map": {"input": {"$objectToArray": {"$ifNull": ["$agents", {}]}}, "as": "a", "in": "$$a.k"}}
-        document = self._store.find_one({"_id": session_id}, {"_id": 0, "keys": keys})
+        document = self._store.find_one(statements.live(session_id), {"_id": 0, "keys": keys})
         return [decode_key(key) for key in (document or {}).get("keys") or []]
 
     def _count_messages(self, session_id: str, agent_id: str) -> int:
         return self._store.count_messages(session_id, encode_key(agent_id))
-
-
-def _ref(session_id: str) -> SessionRef:
-    return SessionRef(check_id(session_id, "session_id"))
 
 
 def _agent_key(agent_id: str) -> str:

@@ -7,8 +7,6 @@ a write that matches nothing is explained by one read and ends in the error that
 from __future__ import annotations
 
 import itertools
-import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -18,7 +16,7 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, MongoClient
 from pymongo.collection import Collection
-from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, PyMongoError, WriteError
+from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, WriteError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
@@ -39,12 +37,12 @@ from .errors import (
     SessionNotFoundError,
     UnstorableValueError,
 )
+from .expiry import EXPIRED, FOREVER, expiry_of_new_parts, parts_kept_until
 from .history import History, HistoryIncompleteError
+from .indexes import EXPIRY_INDEX, ensure_indexes
 from .reading import Reader
 from .sending import back_off, until_known
 from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -63,11 +61,13 @@ class OpenedSession:
     Attributes:
         incarnation: The life of the session that was opened.
         bytes: Size of the session document.
+        parts_expire: Whether segments and blobs of the session have an expiry.
         agents: By key; an agent that the session does not have has ``agent_data`` None.
     """
 
     incarnation: ObjectId
     bytes: int
+    parts_expire: bool
     agents: dict[str, StoredAgent]
 
 
@@ -118,31 +118,10 @@ class SessionStore:
 
     def ensure_indexes(self) -> None:
         """Create the indexes, once per process and collection. A failure is logged, as the specification says."""
-        if self._indexes_ensured:
-            return
-        self._indexes_ensured = True
-        mine = self._names()
-        with _ensured_lock:
-            if mine in _ensured:
-                return
-            _ensured.add(mine)
-        names = ["created_at", "updated_at", *(f"metadata.{name}" for name in self._metadata_fields)]
-        try:
-            self.collection.create_indexes([IndexModel([(name, ASCENDING)]) for name in names])
-        except PyMongoError as error:
-            self._indexes_ensured = False
-            with _ensured_lock:
-                _ensured.discard(mine)
-            logger.warning("collection=<%s>, error=<%s> | indexes not created", self.collection.full_name, error)
-        else:
-            # Under the name as well that it has now: the connection has told which servers there are.
-            with _ensured_lock:
-                _ensured.add(self._names())
-
-    def _names(self) -> tuple[frozenset[Any], str, tuple[str, ...]]:
-        """Return what tells this collection and its indexes from others of the process."""
-        servers = frozenset(self.client.topology_description.server_descriptions())
-        return servers, self.collection.full_name, self._metadata_fields
+        if not self._indexes_ensured:
+            names = ["created_at", "updated_at", *(f"metadata.{name}" for name in self._metadata_fields)]
+            indexes = [IndexModel([(name, ASCENDING)]) for name in names]
+            self._indexes_ensured = ensure_indexes(self.collection, [*indexes, EXPIRY_INDEX])
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
@@ -154,7 +133,8 @@ class SessionStore:
         Args:
             session_id: Which session.
             agent_keys: Keys of the agents whose windows are wanted.
-            create: Makes the document to insert where there is none: one command more.
+            create: Makes the document to insert where there is none: one command more. A session that has expired
+                and is still there counts as none; the new one takes its place.
 
         Returns:
             The session, or None if there is none and ``create`` is None.
@@ -162,19 +142,20 @@ class SessionStore:
         projection = statements.open_projection(agent_keys)
         while True:
             document = self.find_one({"_id": session_id}, projection)
-            if document is None:
+            if document is None or document["expired"]:
                 if create is None:
                     return None
                 new = create()
-                if self._insert_if_absent(new):
+                if self._insert_if_absent(new) if document is None else self.replace_expired(new):
                     agents = {key: StoredAgent(agent_data=None) for key in agent_keys}
-                    return OpenedSession(new["incarnation"], 0, agents)
+                    return OpenedSession(new["incarnation"], 0, "parts_expire_at" in new, agents)
                 continue
             found = dict(zip(agent_keys, document["agents_opened"], strict=True))
             if "incarnation" not in document or any(a is not None and "message_count" not in a for a in found.values()):
                 self.adopt(session_id, agent_keys)
                 continue
-            opened = OpenedSession(document["incarnation"], int(document["bytes"]), {})
+            parts_expire = document.get("parts_expire_at") is not None
+            opened = OpenedSession(document["incarnation"], int(document["bytes"]), parts_expire, {})
             for key, agent in found.items():
                 stored = opened.agents[key] = _stored_agent(agent)
                 start, stop = stored.embedded.removed, stored.embedded.archived
@@ -199,15 +180,39 @@ class SessionStore:
         Raises:
             DuplicateKeyError: There is one with this id.
         """
-        self.collection.insert_one(document)
+        try:
+            self.collection.insert_one(document)
+        except DuplicateKeyError:
+            if not self.replace_expired(document):
+                raise
+
+    def replace_expired(self, document: Document) -> bool:
+        """Put a new session into the place of one that has expired; return False if that is not there, or not expired.
+
+        What belonged to the expired one is deleted as well.
+        """
+        before: Document | None = until_known(
+            lambda: self.collection.find_one_and_replace(
+                statements.expired(document["_id"]), document, {"incarnation": 1}
+            )
+        )
+        if before is not None and "incarnation" in before:
+            self._delete_parts(document["_id"], before["incarnation"])
+        return before is not None
 
     def delete(self, session: SessionRef) -> None:
         """Delete a session, then its history. What a process leaves that dies in between, a sweep removes."""
-        while (found := self.collection.find_one_and_delete(session.filter(), {"incarnation": 1})) is None:
+        projection = {"incarnation": 1, "expired": EXPIRED}
+        while (found := self.collection.find_one_and_delete(session.filter(), projection)) is None:
             self._explain(session)
         if "incarnation" in found:
-            self.history.delete_session(session.session_id, found["incarnation"])
-            self.blobs.delete_session(session.session_id, found["incarnation"])
+            self._delete_parts(session.session_id, found["incarnation"])
+        if found["expired"]:
+            raise _expired(session)
+
+    def _delete_parts(self, session_id: str, incarnation: ObjectId) -> None:
+        self.history.delete_session(session_id, incarnation)
+        self.blobs.delete_session(session_id, incarnation)
 
     def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
         """Return whether a life of a session is over, for certain: before what belonged to it is deleted.
@@ -345,7 +350,7 @@ class SessionStore:
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
         projection = {"_id": 0, "agent_data": statements.agent_data_expression(key)}
-        document = self.find_one({"_id": session_id}, projection)
+        document = self.find_one(statements.live(session_id), projection)
         return (document or {}).get("agent_data")
 
     def read_message(self, session_id: str, key: str, message_id: int) -> Document | None:
@@ -354,7 +359,7 @@ class SessionStore:
             **statements.position_projection(key, message_id),
             **statements.message_projection(key, message_id),
         }
-        document = self.find_one({"_id": session_id}, projection)
+        document = self.find_one(statements.live(session_id), projection)
         if document is None or not document["exists"]:
             return None
         if document["messages"]:
@@ -369,7 +374,7 @@ class SessionStore:
         # 32 bits are what $slice takes; no conversation has as many messages.
         offset = min(offset, _INT32_MAX)
         limit = None if limit is None else min(limit, _INT32_MAX - offset)
-        document = self.find_one({"_id": session_id}, statements.page_projection(key, offset, limit))
+        document = self.find_one(statements.live(session_id), statements.page_projection(key, offset, limit))
         if document is None:
             return []
         messages: list[Document] = document["messages"]
@@ -381,7 +386,7 @@ class SessionStore:
 
     def count_messages(self, session_id: str, key: str) -> int:
         """Return how many messages an agent's conversation has."""
-        document = self.find_one({"_id": session_id}, {"_id": 0, "count": statements.count_expression(key)})
+        document = self.find_one(statements.live(session_id), {"_id": 0, "count": statements.count_expression(key)})
         return int((document or {}).get("count") or 0)
 
     def set_metadata(self, session: SessionRef, metadata: Mapping[str, Any]) -> None:
@@ -417,7 +422,8 @@ class SessionStore:
 
     def get_feedbacks(self, session_id: str) -> list[Document]:
         """Return a session's feedbacks, decoded, oldest first."""
-        document = self.find_plain({"_id": session_id}, {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1})
+        projection = {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1}
+        document = self.find_plain(statements.live(session_id), projection)
         if document is None:
             return []
         feedbacks: list[Document] = document.get("feedbacks") or []
@@ -438,7 +444,7 @@ class SessionStore:
     def read_multi_agent(self, session_id: str, multi_agent_id: str) -> Any:
         """Return the stored state of a graph or swarm, decoded, or None."""
         state = statements.multi_agent_state_expression(multi_agent_id)
-        document = self.find_one({"_id": session_id}, {"_id": 0, "state": state})
+        document = self.find_one(statements.live(session_id), {"_id": 0, "state": state})
         return None if document is None else document.get("state")
 
     def guarded(
@@ -525,7 +531,10 @@ class SessionStore:
         return self.history.read_message(session_id, standing["incarnation"], key, message_id)
 
     def _explain(self, session: SessionRef, projection: Mapping[str, Any] = statements.STANDING) -> Document:
-        """Read why a write did not match; raise the error for it, or return how things stand."""
+        """Read why a write did not match; raise the error for it, or return how things stand.
+
+        Where it was the expiry that did not fit, it does now.
+        """
         standing = self.find_one({"_id": session.session_id}, projection)
         if standing is None:
             raise SessionNotFoundError(f"session_id={session.session_id!r} does not exist")
@@ -533,13 +542,52 @@ class SessionStore:
             raise SessionNotFoundError(
                 f"session_id={session.session_id!r} was deleted; another has begun under this id"
             )
+        if standing["expired"]:
+            raise _expired(session)
         lease = standing.get("lease")
         left = (lease["expires_at"] - standing["now"]).total_seconds() if lease else 0.0
         if session.lease_token is not None and (lease is None or lease["token"] != session.lease_token or left <= 0):
             raise SessionBusyError(f"session_id={session.session_id!r}: the lease of this manager has run out")
         if session.lease_token is None and left > 0:
             raise SessionBusyError(f"session_id={session.session_id!r} is leased by another process", left)
+        self._see_to_expiry(session, standing)
         return standing
+
+    # --- expiry -----------------------------------------------------------------------------------------------------
+
+    def _see_to_expiry(self, session: SessionRef, standing: Document) -> None:
+        """Let the parts of a session live on where this writer would let the session outlive them."""
+        session_id, promised = session.session_id, standing.get("parts_expire_at")
+        if session.ttl is not None:
+            if promised is None or promised >= now() + session.ttl:
+                return
+            until = parts_kept_until(now(), session.ttl)
+        elif standing.get("expires_at") is None:
+            return
+        elif promised is None:
+            self.update(statements.end_expiry(session_id, standing))
+            return
+        else:
+            until = FOREVER
+        # Or where somebody else is moving them to, or has died over it.
+        until = max(until, standing.get("parts_moving_to") or until)
+        if self.update(statements.announce_parts(session_id, standing, until)):
+            self.history.keep(session_id, standing["incarnation"], until)
+            self.blobs.keep(session_id, standing["incarnation"], until)
+            self.update(statements.promise_parts(session_id, standing, until, expires=session.ttl is not None))
+
+    def let_parts_expire(self, session: SessionRef) -> None:
+        """Give an expiry to the parts of a session that has got a ttl when it had some already.
+
+        The session document comes first: from then on nobody lets the session live longer than that without moving
+        its parts on, and what is moved on is not touched here.
+        """
+        assert session.ttl is not None
+        assert session.incarnation is not None
+        until = parts_kept_until(now(), session.ttl)
+        if self.update(statements.begin_expiry_of_parts(session.session_id, session.incarnation, until)):
+            self.history.let_expire(session.session_id, session.incarnation, until)
+            self.blobs.let_expire(self.blobs.files_of(session.session_id, session.incarnation), until)
 
     # --- blobs ------------------------------------------------------------------------------------------------------
 
@@ -566,6 +614,9 @@ class SessionStore:
             "message": message_id,
         }
         self.blobs.upload(blobs, owner)
+        # Their expiry is read now that they are stored: whoever moves the parts on after that finds them.
+        if session.ttl is not None and (until := expiry_of_new_parts(self._explain(session))) is not None:
+            self.blobs.let_expire(blobs.uploaded, until)
         return session._replace(incarnation=incarnation)
 
     def sweep(self, older_than_seconds: float) -> int:
@@ -639,6 +690,10 @@ def now() -> datetime:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
+def _expired(session: SessionRef) -> SessionNotFoundError:
+    return SessionNotFoundError(f"session_id={session.session_id!r} has expired")
+
+
 def _stored_agent(found: Document | None) -> StoredAgent:
     if found is None:
         return StoredAgent(agent_data=None)
@@ -655,7 +710,3 @@ def _stored_agent(found: Document | None) -> StoredAgent:
         window=found["window"],
         embedded=embedded,
     )
-
-
-_ensured: set[tuple[frozenset[Any], str, tuple[str, ...]]] = set()
-_ensured_lock = threading.Lock()

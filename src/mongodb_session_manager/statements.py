@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from bson import MaxKey, MinKey, ObjectId
 
 from .documents import Document, message_document, new_agent
 from .encoding import to_bson
+from .expiry import EXPIRED, NOT_EXPIRED
 from .keys import encode_key
 from .metrics import Totals
 
@@ -40,14 +41,16 @@ class SessionRef(NamedTuple):
         session_id: The session's id.
         incarnation: The life of the session that was opened; None where any will do (the repository's own methods).
         lease_token: The token of the lease this writer holds, if it does.
+        ttl: How long the session lives from this writer's activity on; None: until it is deleted.
     """
 
     session_id: str
     incarnation: ObjectId | None = None
     lease_token: str | None = None
+    ttl: timedelta | None = None
 
     def filter(self, **conditions: Any) -> Document:
-        """Return the filter that every write of this writer carries."""
+        """Return the filter by which the server decides whether this writer may write at all."""
         document: Document = {"_id": self.session_id}
         if self.incarnation is not None:
             document["incarnation"] = self.incarnation
@@ -60,11 +63,41 @@ class SessionRef(NamedTuple):
         document.update(conditions)
         return document
 
-    def filter_that(self, condition: Document, **conditions: Any) -> Document:
-        """Return the same filter with one more condition, an expression."""
+    def write(
+        self,
+        now: datetime,
+        changes: Document,
+        conditions: Mapping[str, Any],
+        array_filters: list[Document] | None = None,
+        that: Document | None = None,
+    ) -> Update:
+        """Return an update of the session's content: it moves ``updated_at`` and ``expires_at``, too.
+
+        It matches no session that has expired, none whose parts would expire before it, and, for a writer without a
+        ttl, none that expires; ``SessionStore`` then sees to it.
+
+        Args:
+            now: The time of the change.
+            changes: What else changes.
+            conditions: What must be true of the session.
+            array_filters: Array filters of the changes.
+            that: An expression that must be true besides.
+        """
         document = self.filter(**conditions)
-        document["$expr"] = {"$and": [document["$expr"], condition]}
-        return document
+        expressions = [document["$expr"]]
+        changed = changes.setdefault("$set", {})
+        changed["updated_at"] = now
+        if self.ttl is None:
+            document["expires_at"] = None
+        else:
+            changed["expires_at"] = expires_at = now + self.ttl
+            document["parts_expire_at"] = {"$not": {"$lt": expires_at}}
+            expressions.append(NOT_EXPIRED)
+        if that is not None:
+            expressions.append(that)
+        if len(expressions) > 1:
+            document["$expr"] = {"$and": expressions}
+        return Update(document, changes, array_filters)
 
 
 FEEDBACKS = "$feedbacks"
@@ -120,29 +153,27 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
     ]
     if messages:
         messages[0]["commit_id"] = work.commit_id
-    changed: Document = {"updated_at": now}
+    changed: Document = {}
     if work.creates is not None:
         record = new_agent({**work.creates, **work.fields}, now)
         record["message_count"] = len(messages)
         record["usage"] = _nested({**work.totals.increments, **work.totals.maxima})
         record["messages"] = messages
         changed[agent] = record
-        return Update(
-            session.filter(**{agent: {"$exists": False}}),
-            {"$set": changed, "$addToSet": {"agent_ids": work.creates["agent_id"]}},
-        )
+        changes = {"$set": changed, "$addToSet": {"agent_ids": work.creates["agent_id"]}}
+        return session.write(now, changes, {agent: {"$exists": False}})
     changed[f"{agent}.updated_at"] = now
     for name, value in work.fields.items():
         changed[f"{agent}.agent_data.{name}"] = value
     if not messages:
-        return Update(session.filter(**{agent: {"$exists": True}}), {"$set": changed})
+        return session.write(now, {"$set": changed}, {agent: {"$exists": True}})
     update: Document = {"$set": changed, "$push": {f"{agent}.messages": {"$each": messages}}}
     update["$inc"] = {f"{agent}.message_count": len(messages)}
     for path, amount in work.totals.increments.items():
         update["$inc"][f"{agent}.usage.{path}"] = amount
     if work.totals.maxima:
         update["$max"] = {f"{agent}.usage.{path}": value for path, value in work.totals.maxima.items()}
-    return Update(session.filter(**{f"{agent}.message_count": work.position}), update)
+    return session.write(now, update, {f"{agent}.message_count": work.position})
 
 
 def rewrite(
@@ -165,18 +196,16 @@ def rewrite(
     """
     agent = f"agents.{key}"
     changes, array_filters = _rewriting(f"{agent}.messages", message_id, body, now, tracking_id)
-    changes["$set"].update({f"{agent}.updated_at": now, "updated_at": now})
+    changes["$set"][f"{agent}.updated_at"] = now
     changes["$inc"] = {f"{agent}.edits": 1}
-    return Update(session.filter(**{f"{agent}.messages.message_id": message_id}), changes, array_filters)
+    return session.write(now, changes, {f"{agent}.messages.message_id": message_id}, array_filters)
 
 
 def edit_archived(session: SessionRef, key: str, now: datetime) -> Update:
     """Return the update that announces the change of a message that is archived, if the writer may make it."""
     agent = f"agents.{key}"
-    return Update(
-        session.filter(**{f"{agent}.archived_count": {"$gt": 0}}),
-        {"$set": {f"{agent}.updated_at": now, "updated_at": now}, "$inc": {f"{agent}.edits": 1}},
-    )
+    changes = {"$set": {f"{agent}.updated_at": now}, "$inc": {f"{agent}.edits": 1}}
+    return session.write(now, changes, {f"{agent}.archived_count": {"$gt": 0}})
 
 
 def rewrite_in_segment(
@@ -230,7 +259,7 @@ def late_metrics(
     agent = f"agents.{key}"
     lacking = {"message_id": message_id, "event_loop_metrics": {"$exists": False}}
     update: Document = {
-        "$set": {f"{agent}.messages.$[m].event_loop_metrics": metrics, "updated_at": now},
+        "$set": {f"{agent}.messages.$[m].event_loop_metrics": metrics},
         "$inc": {
             f"{agent}.edits": 1,
             **{f"{agent}.usage.{path}": n for path, n in totals.increments.items()},
@@ -238,38 +267,26 @@ def late_metrics(
     }
     if totals.maxima:
         update["$max"] = {f"{agent}.usage.{path}": value for path, value in totals.maxima.items()}
-    return Update(
-        session.filter(**{f"{agent}.messages": {"$elemMatch": lacking}}),
-        update,
-        array_filters=[{"m.message_id": message_id}],
-    )
+    return session.write(now, update, {f"{agent}.messages": {"$elemMatch": lacking}}, [{"m.message_id": message_id}])
 
 
 def agent_fields(session: SessionRef, key: str, fields: Mapping[str, Any], now: datetime) -> Update:
     """Return the update that replaces fields of a stored agent."""
     agent = f"agents.{key}"
     changed = {f"{agent}.agent_data.{name}": value for name, value in fields.items()}
-    return Update(
-        session.filter(**{agent: {"$exists": True}}),
-        {"$set": {**changed, f"{agent}.updated_at": now, "updated_at": now}},
-    )
+    changed[f"{agent}.updated_at"] = now
+    return session.write(now, {"$set": changed}, {agent: {"$exists": True}})
 
 
 def append_message(session: SessionRef, key: str, message: Document, now: datetime) -> Update:
     """Return the update that appends one message with an id of the caller's; later ids may be any higher ones."""
     agent = f"agents.{key}"
-    return Update(
-        session.filter(**{f"{agent}.message_count": {"$lte": message["message_id"]}}),
-        {
-            "$push": {f"{agent}.messages": message},
-            "$set": {
-                f"{agent}.message_count": message["message_id"] + 1,
-                f"{agent}.updated_at": now,
-                "updated_at": now,
-            },
-            "$inc": {f"{agent}.usage.messages": 1},
-        },
-    )
+    changes = {
+        "$push": {f"{agent}.messages": message},
+        "$set": {f"{agent}.message_count": message["message_id"] + 1, f"{agent}.updated_at": now},
+        "$inc": {f"{agent}.usage.messages": 1},
+    }
+    return session.write(now, changes, {f"{agent}.message_count": {"$lte": message["message_id"]}})
 
 
 def multi_agent(session: SessionRef, multi_agent_id: str, state: Any, now: datetime, *, create: bool) -> Update:
@@ -279,16 +296,14 @@ def multi_agent(session: SessionRef, multi_agent_id: str, state: Any, now: datet
         changed: Document = {entry: {"state": state, "created_at": now, "updated_at": now}}
     else:
         changed = {f"{entry}.state": state, f"{entry}.updated_at": now}
-    return Update(session.filter(**{entry: {"$exists": not create}}), {"$set": {**changed, "updated_at": now}})
+    return session.write(now, {"$set": changed}, {entry: {"$exists": not create}})
 
 
 def set_metadata(session: SessionRef, metadata: Mapping[str, Any], now: datetime) -> Update:
     """Return the update that sets these metadata fields and leaves the others."""
     has_room = {"$lte": [metadata_size_expression(metadata), MAX_METADATA_BYTES]}
-    return Update(
-        session.filter_that(has_room),
-        {"$set": {**{f"metadata.{key}": value for key, value in metadata.items()}, "updated_at": now}},
-    )
+    changed = {f"metadata.{key}": value for key, value in metadata.items()}
+    return session.write(now, {"$set": changed}, {}, that=has_room)
 
 
 def metadata_size_expression(metadata: Mapping[str, Any]) -> Document:
@@ -305,15 +320,13 @@ def metadata_size_expression(metadata: Mapping[str, Any]) -> Document:
 
 def unset_metadata(session: SessionRef, keys: Iterable[str], now: datetime) -> Update:
     """Return the update that removes these metadata fields."""
-    return Update(session.filter(), {"$unset": {f"metadata.{key}": "" for key in keys}, "$set": {"updated_at": now}})
+    return session.write(now, {"$unset": {f"metadata.{key}": "" for key in keys}}, {})
 
 
 def add_feedback(session: SessionRef, feedback: Document, now: datetime) -> Update:
     """Return the update that appends one feedback, if there is room and the one with its ``commit_id`` is not there."""
-    return Update(
-        session.filter_that({"$not": _FEEDBACKS_ARE_FULL}, **{"feedbacks.commit_id": {"$ne": feedback["commit_id"]}}),
-        {"$push": {"feedbacks": feedback}, "$set": {"updated_at": now}},
-    )
+    new = {"feedbacks.commit_id": {"$ne": feedback["commit_id"]}}
+    return session.write(now, {"$push": {"feedbacks": feedback}}, new, that={"$not": _FEEDBACKS_ARE_FULL})
 
 
 def feedback_projection(feedback: Document) -> Document:
@@ -349,6 +362,7 @@ def take_lease(session: SessionRef, owner: str, token: str, seconds: float) -> U
             "_id": session.session_id,
             "incarnation": session.incarnation,
             "$or": [{"$expr": free}, {"lease.token": token}],
+            "$expr": NOT_EXPIRED,
         },
         # $unset first: $set merges into a document that is there.
         [{"$unset": "lease"}, {"$set": {"lease": lease}}],
@@ -365,6 +379,54 @@ def release_lease(session_id: str, token: str) -> Update:
     return Update({"_id": session_id, "lease.token": token}, {"$unset": {"lease": ""}})
 
 
+# --- expiry ---------------------------------------------------------------------------------------------------------
+
+
+def live(session_id: str) -> Document:
+    """Return the filter of a session that has not expired."""
+    return {"_id": session_id, "$expr": NOT_EXPIRED}
+
+
+def expired(session_id: str) -> Document:
+    """Return the filter of a session that has expired and was not removed yet."""
+    return {"_id": session_id, "$expr": EXPIRED}
+
+
+def announce_parts(session_id: str, standing: Mapping[str, Any], until: datetime) -> Update:
+    """Return the update that says where the parts of a session are moved to, if nobody has said more meanwhile."""
+    return Update(_as_promised(session_id, standing), {"$set": {"parts_moving_to": until}})
+
+
+def promise_parts(session_id: str, standing: Mapping[str, Any], until: datetime, *, expires: bool) -> Update:
+    """Return the update that says that the parts were moved on; and that the session itself expires no more."""
+    changes: Document = {"$set": {"parts_expire_at": until}, "$unset": {"parts_moving_to": ""}}
+    if not expires:
+        changes["$unset"]["expires_at"] = ""
+    return Update(_as_promised(session_id, {**standing, "parts_moving_to": until}), changes)
+
+
+def end_expiry(session_id: str, standing: Mapping[str, Any]) -> Update:
+    """Return the update by which a session expires no more whose parts never did."""
+    return Update(_as_promised(session_id, standing), {"$unset": {"expires_at": ""}})
+
+
+def begin_expiry_of_parts(session_id: str, incarnation: ObjectId, until: datetime) -> Update:
+    """Return the update that says when the parts of an expiring session go, if they had no expiry so far."""
+    which = _as_promised(session_id, {"incarnation": incarnation})
+    return Update({**which, "expires_at": {"$lte": until}}, {"$set": {"parts_expire_at": until}})
+
+
+def _as_promised(session_id: str, standing: Mapping[str, Any]) -> Document:
+    """Return the filter of a session of whose parts still the same is said; None matches a field that is not there."""
+    names = ("incarnation", "parts_expire_at", "parts_moving_to")
+    return {"_id": session_id, **{name: standing.get(name) for name in names}}
+
+
+def keep_parts(until: datetime) -> Document:
+    """Return the change by which parts of a session expire no sooner than this."""
+    return {"$max": {"expires_at": until}}
+
+
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
@@ -377,6 +439,8 @@ def open_projection(agent_keys: Sequence[str]) -> Document:
     return {
         "incarnation": 1,
         "bytes": {"$bsonSize": "$$ROOT"},
+        "expired": EXPIRED,
+        "parts_expire_at": 1,
         "agents_opened": [_agent_window(key) for key in agent_keys],
     }
 
@@ -429,7 +493,15 @@ def position_projection(key: str, message_id: int) -> Document:
     }
 
 
-STANDING: Document = {"incarnation": 1, "lease": 1, "now": "$$NOW"}
+STANDING: Document = {
+    "incarnation": 1,
+    "lease": 1,
+    "expired": EXPIRED,
+    "expires_at": 1,
+    "parts_expire_at": 1,
+    "parts_moving_to": 1,
+    "now": "$$NOW",
+}
 """Projection of what decides whether a write is allowed at all."""
 
 
@@ -567,6 +639,7 @@ def block_projection(key: str, block: int) -> Document:
         archived = _number("$feedbacks_archived")
         size = {"$size": _FEEDBACKS}
         return {
+            **_PARTS,
             "bytes": {"$bsonSize": "$$ROOT"},
             "agent": {
                 "archived_count": archived,
@@ -580,6 +653,7 @@ def block_projection(key: str, block: int) -> Document:
     agent = f"$agents.{key}"
     messages = _messages(agent)
     return {
+        **_PARTS,
         "bytes": {"$bsonSize": "$$ROOT"},
         "agent": {
             "archived_count": f"{agent}.archived_count",
@@ -592,12 +666,16 @@ def block_projection(key: str, block: int) -> Document:
     }
 
 
-def archive(session_id: str, incarnation: ObjectId, key: str, first: int, count: int, edits: int) -> Update:
+_PARTS = {"incarnation": 1, "parts_expire_at": 1, "parts_moving_to": 1}
+
+
+def archive(session_id: str, standing: Mapping[str, Any], key: str, first: int, count: int, edits: int) -> Update:
     """Return the update that commits a segment: it drops exactly its messages from the session document.
 
-    It asks for no lease: what a conversation holds does not change by this, only where.
+    It asks for no lease: what a conversation holds does not change by this, only where. The segment's expiry is what
+    was read of the session, ``standing``; that must still be so.
     """
-    which: Document = {"_id": session_id, "incarnation": incarnation}
+    which = _as_promised(session_id, standing)
     if key == FEEDBACKS:
         which["feedbacks_archived"] = first if first else {"$in": [None, 0]}
         return Update(which, [{"$set": {"feedbacks": _rest("$feedbacks", count), "feedbacks_archived": first + count}}])

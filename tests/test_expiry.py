@@ -1,0 +1,544 @@
+"""Sessions that end by themselves: when, what goes with them, and that a live one never loses a part."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pymongo import MongoClient
+from strands.agent.conversation_manager import SlidingWindowConversationManager
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+from support.blobs import THRESHOLD, said, shown, talker
+from support.commands import CommandRecorder
+from support.crash_script import crashes
+from support.histories import HISTORY, SESSIONS, SMALL, Interruption, by_hand, manager_of, stored
+from support.waiting import eventually
+
+from mongodb_session_manager import (
+    MongoDBSessionManager,
+    MongoDBSessionManagerFactory,
+    SessionNotFoundError,
+)
+from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pymongo.database import Database
+
+PARTS = (HISTORY, "sessions_blobs.files", "sessions_blobs.chunks")
+FOREVER = datetime(9999, 12, 31, tzinfo=timezone.utc)
+both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
+
+
+@pytest.fixture
+def database(client: MongoClient[dict[str, Any]], database_name: str) -> Iterator[Database[dict[str, Any]]]:
+    """This test's own database, with times in UTC; MongoDB removes nothing by itself meanwhile."""
+    with monitor(client, ttlMonitorEnabled=False):
+        yield client.get_database(database_name, codec_options=client.codec_options.with_options(tz_aware=True))
+
+
+@contextmanager
+def monitor(client: MongoClient[Any], **parameters: Any) -> Iterator[None]:
+    """Set up how MongoDB removes what has expired."""
+    before = {name: client.admin.command("getParameter", 1, **{name: 1})[name] for name in parameters}
+    client.admin.command({"setParameter": 1, **parameters})
+    yield
+    client.admin.command({"setParameter": 1, **before})
+
+
+@pytest.fixture
+def opened(client: MongoClient[Any], database: Database[Any]) -> Callable[..., MongoDBSessionManager]:
+    """Makes managers as processes do; each archives and makes blobs early."""
+
+    def open_session(session_id: str = "s", ttl_hours: float | None = 10, **options: Any) -> MongoDBSessionManager:
+        defaults: dict[str, Any] = {**SMALL, "blob_threshold_bytes": THRESHOLD, "client": client}
+        options = {**defaults, **options}
+        return manager_of(options.pop("client"), database.name, session_id, ttl_hours=ttl_hours, **options)
+
+    return open_session
+
+
+def repository(client: MongoClient[Any], database: Database[Any], ttl_hours: float | None) -> MongoDBSessionRepository:
+    return MongoDBSessionRepository(
+        client=client, database_name=database.name, collection_name=SESSIONS, ttl_hours=ttl_hours
+    )
+
+
+def document(database: Database[Any], session_id: str = "s") -> dict[str, Any]:
+    found = database[SESSIONS].find_one({"_id": session_id})
+    assert found is not None
+    return found
+
+
+def let_pass(database: Database[Any], hours: float, session_id: str = "s") -> None:
+    """Let so much time pass for a session and its parts: what is stored of it moves into the past."""
+    back = timedelta(hours=hours)
+    incarnation = document(database, session_id)["incarnation"]
+
+    def earlier(field: str) -> list[dict[str, Any]]:
+        moved = {"$subtract": [f"${field}", round(back.total_seconds() * 1000)]}
+        return [{"$set": {field: {"$cond": [{"$lt": [f"${field}", FOREVER]}, moved, f"${field}"]}}}]
+
+    for field in ("expires_at", "parts_expire_at", "updated_at"):
+        database[SESSIONS].update_one({"_id": session_id, field: {"$exists": True}}, earlier(field))
+    files = database[PARTS[1]].distinct("_id", {"metadata.incarnation": incarnation})
+    owned: list[dict[str, Any]] = [
+        {"_id.incarnation": incarnation},
+        {"_id": {"$in": files}},
+        {"files_id": {"$in": files}},
+    ]
+    for name, mine in zip(PARTS, owned, strict=True):
+        database[name].update_many({**mine, "expires_at": {"$exists": True}}, earlier("expires_at"))
+
+
+def parts(database: Database[Any]) -> list[dict[str, Any]]:
+    return [found for name in PARTS for found in database[name].find({}, {"data": 0, "messages": 0})]
+
+
+def assert_parts_outlive(database: Database[Any], session_id: str = "s") -> None:
+    """What must be true at every moment: no part goes before it was promised to, and no promise before the session."""
+    for session in database[SESSIONS].find({"_id": session_id}):
+        promised = session.get("parts_expire_at", FOREVER)
+        assert promised >= session.get("expires_at", FOREVER), "the session may outlive its parts"
+        files = database[PARTS[1]].distinct("_id", {"metadata.incarnation": session["incarnation"]})
+        for name, mine in zip(
+            PARTS,
+            ({"_id.incarnation": session["incarnation"]}, {"_id": {"$in": files}}, {"files_id": {"$in": files}}),
+            strict=True,
+        ):
+            for part in database[name].find(mine):
+                if name == HISTORY:
+                    counts = session["agents"].get(part["_id"]["agent"], {}).get("archived_count", 0)
+                    if part["_id"]["first"] >= counts:
+                        continue  # Nobody has committed it yet.
+                assert part.get("expires_at", FOREVER) >= promised, name
+
+
+def converse(manager: MongoDBSessionManager, turns: int = 6, images: int = 1) -> Any:
+    """Take turns that are archived from, each with images; return the agent."""
+    agent = windowed(manager)
+    for n in range(turns):
+        agent(shown(f"prompt {n}", *range(images)))
+    manager.flush()
+    return agent
+
+
+def windowed(manager: MongoDBSessionManager) -> Any:
+    return talker(manager, conversation_manager=SlidingWindowConversationManager(window_size=4))
+
+
+# --- the parameter --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), 10**9])
+def test_a_ttl_that_is_no_time_is_refused_everywhere(client: MongoClient[Any], wrong: Any) -> None:
+    for make in (
+        lambda: MongoDBSessionManager("s", client=client, ttl_hours=wrong),
+        lambda: MongoDBSessionManagerFactory(client=client, ttl_hours=wrong),
+        lambda: MongoDBSessionRepository(client=client, ttl_hours=wrong),
+    ):
+        with pytest.raises(ValueError, match="ttl_hours"):
+            make()
+
+
+@pytest.mark.parametrize("wrong", ["1", True, timedelta(hours=1)])
+def test_a_ttl_that_is_no_number_is_refused(client: MongoClient[Any], wrong: Any) -> None:
+    with pytest.raises(TypeError, match="ttl_hours"):
+        MongoDBSessionManager("s", client=client, ttl_hours=wrong)
+
+
+def test_a_factory_gives_its_ttl_to_its_managers_and_their_repository(
+    client: MongoClient[Any], database: Database[Any]
+) -> None:
+    with MongoDBSessionManagerFactory(
+        client=client, database_name=database.name, collection_name=SESSIONS, ttl_hours=10
+    ) as factory:
+        one, other = factory.create_session_manager("one"), factory.create_session_manager("other", ttl_hours=None)
+        one.update_metadata({"a": 1})
+        other.update_metadata({"a": 1})
+        one.session_repository.update_metadata("one", {"b": 1})
+        other.session_repository.update_metadata("other", {"b": 1})
+    assert "expires_at" in document(database, "one")
+    assert "expires_at" not in document(database, "other")
+
+
+# --- activity -------------------------------------------------------------------------------------------------------
+
+
+@both_durabilities
+def test_a_ttl_costs_no_command(
+    server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager], durability: str
+) -> None:
+    recorder = CommandRecorder()
+    with MongoClient(server.uri, event_listeners=[recorder]) as client:
+        sent = {}
+        for ttl_hours in (None, 10):
+            # New, so that no index is made for one of them only.
+            opened("first", ttl_hours, client=client).update_metadata({"a": 1})
+            recorder.clear()
+            for _ in range(2):
+                with opened(f"s {ttl_hours}", ttl_hours, client=client, durability=durability) as manager:
+                    talker(manager)("hello")
+            sent[ttl_hours] = recorder.names
+    assert sent[10] == sent[None]
+
+
+def test_a_session_expires_one_ttl_after_its_last_activity(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    agent = talker(opened())
+    new = document(database)
+    agent("hello")
+    used = document(database)
+    for found in (new, used):
+        assert found["expires_at"] == found["updated_at"] + timedelta(hours=10)
+    assert new["parts_expire_at"] == new["updated_at"] + timedelta(hours=20)
+    assert used["parts_expire_at"] == new["parts_expire_at"]
+
+
+WRITES: dict[str, Callable[[MongoDBSessionRepository], object]] = {
+    "metadata": lambda r: r.update_metadata("s", {"a": 1}),
+    "metadata removed": lambda r: r.delete_metadata("s", ["a"]),
+    "feedback": lambda r: r.add_feedback("s", {"rating": "up"}),
+    "new agent": lambda r: r.create_agent("s", SessionAgent("another", {}, {})),
+    "agent": lambda r: r.update_agent("s", SessionAgent("assistant", {"a": 1}, {})),
+    "message": lambda r: r.create_message("s", "assistant", SessionMessage(by_hand("one more"), 50)),
+    "replaced message": lambda r: r.update_message("s", "assistant", SessionMessage(by_hand("another"), 11)),
+    "replaced archived message": lambda r: r.update_message("s", "assistant", SessionMessage(by_hand("another"), 0)),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_every_write_of_a_repository_is_an_activity(
+    client: MongoClient[Any],
+    database: Database[Any],
+    opened: Callable[..., MongoDBSessionManager],
+    write: str,
+) -> None:
+    with opened() as manager:
+        converse(manager)
+    let_pass(database, 9)
+    WRITES[write](repository(client, database, 10))
+    found = document(database)
+    assert found["expires_at"] == found["updated_at"] + timedelta(hours=10)
+    assert_parts_outlive(database)
+
+
+# --- a session that is past its time --------------------------------------------------------------------------------
+
+
+def test_a_session_past_its_time_counts_as_absent(
+    client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    with opened() as manager:
+        converse(manager)
+        manager.add_feedback({"rating": "up"})
+    let_pass(database, 10)
+    found = repository(client, database, 10)
+    assert found.read_session("s") is None
+    assert not found.session_exists("s")
+    assert found.read_agent("s", "assistant") is None
+    assert found.read_message("s", "assistant", 0) is None
+    assert found.read_message("s", "assistant", 11) is None
+    assert found.list_messages("s", "assistant") == []
+    assert found.get_metadata("s") == {}
+    assert found.get_feedbacks("s") == []
+    assert found.read_multi_agent("s", "graph") is None
+    reader = opened()
+    assert reader.list_agents() == []
+    assert reader.get_message_count("assistant") == 0
+    before = document(database)
+    for write in WRITES.values():
+        with pytest.raises(SessionNotFoundError):
+            write(found)
+        with pytest.raises(SessionNotFoundError):
+            write(repository(client, database, None))
+    assert document(database) == before
+
+
+def test_what_a_manager_writes_after_the_end_of_its_session_is_refused_and_brings_nothing_back(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    manager = opened()
+    agent = talker(manager)
+    agent("hello")
+    let_pass(database, 10)
+    before = document(database)
+    with pytest.raises(SessionNotFoundError, match="expired"):
+        manager.update_metadata({"a": 1})
+    with pytest.raises(Exception, match="expired"):
+        agent("still there?")
+    with pytest.raises(SessionNotFoundError):
+        manager.lease(5).__enter__()
+    with pytest.raises(SessionNotFoundError):
+        manager.close()
+    assert document(database) == before
+
+
+@both_durabilities
+def test_an_id_that_is_resumed_after_the_end_is_a_new_session_and_nothing_is_left_of_the_old(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager], durability: str
+) -> None:
+    late = opened(durability=durability)
+    converse(late, images=1).state.set("color", "red")
+    late.update_metadata({"a": 1})
+    old = document(database)
+    let_pass(database, 10)
+    manager = opened(durability=durability)
+    agent = windowed(manager)
+    assert agent.messages == []
+    assert agent.state.get() == {}
+    assert manager.get_metadata() == {"metadata": {}}
+    new = document(database)
+    assert new["incarnation"] != old["incarnation"]
+    assert new["expires_at"] > datetime.now(timezone.utc)
+    assert parts(database) == []
+    with pytest.raises(SessionNotFoundError):
+        late.update_metadata({"late": True})
+    agent(shown("a new life", 1))
+    assert said(windowed(opened()).messages) == ["a new life*", "Re: a new life"]
+    assert_parts_outlive(database)
+
+
+def test_an_expired_session_is_created_anew_by_a_repository_and_deleted_like_an_absent_one(
+    client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    found = repository(client, database, 10)
+    with opened() as manager:
+        converse(manager)
+    let_pass(database, 10)
+    # Its times are the caller's; what it lives from is now.
+    old = Session("s", SessionType.AGENT, created_at="2020-01-01T00:00:00Z", updated_at="2020-01-01T00:00:00Z")
+    found.create_session(old)
+    assert found.session_exists("s")
+    assert document(database)["agents"] == {}
+    assert parts(database) == []
+    let_pass(database, 10)
+    with pytest.raises(SessionNotFoundError):
+        found.delete_session("s")
+    assert database[SESSIONS].find_one() is None
+
+
+def test_of_two_that_resume_an_expired_session_at_once_both_get_the_same_new_one(
+    server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    with opened() as manager:
+        converse(manager)
+    for number in itertools.count(1):
+        let_pass(database, 10)
+        interruption = Interruption()
+        with MongoClient(server.uri, event_listeners=[interruption]) as client:
+            first, other = opened(client=client), opened()
+            interruption.arm("started", number, lambda other=other: other.update_metadata({"other": True}))  # type: ignore[misc]
+            first.update_metadata({"first": True})
+            assert interruption.error is None
+            done = len(interruption.commands) < number
+            if done:
+                other.update_metadata({"other": True})
+            found = document(database)
+            assert found["metadata"] == {"first": True, "other": True}, number
+            assert parts(database) == []
+        if done:
+            return
+
+
+def test_mongodb_removes_a_session_and_all_its_parts(
+    client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    with opened() as manager, opened("kept") as other, opened("endless", None) as third:
+        for each in (manager, other, third):
+            converse(each)
+    kept = {name: database[name].count_documents({}) * 2 // 3 for name in PARTS}
+    let_pass(database, 10)
+    with monitor(client, ttlMonitorEnabled=True):
+        # The session document goes first; its parts wait for their own time.
+        eventually(lambda: database[SESSIONS].find_one({"_id": "s"}) is None)
+        assert {name: database[name].count_documents({}) for name in PARTS} == {
+            name: count * 3 // 2 for name, count in kept.items()
+        }
+        for name in PARTS:
+            ours = {"expires_at": {"$lt": datetime.now(timezone.utc) + timedelta(hours=10.5)}}
+            database[name].update_many(ours, {"$set": {"expires_at": datetime.now(timezone.utc)}})
+        eventually(lambda: {name: database[name].count_documents({}) for name in PARTS} == kept)
+    assert said(windowed(opened("kept")).messages) == said(windowed(opened("endless", None)).messages) != []
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+def test_parts_expire_about_one_ttl_after_their_session(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    with opened() as manager:
+        converse(manager)
+        expires_at = document(database)["expires_at"]
+    found = parts(database)
+    assert {name for name in PARTS if database[name].count_documents({})} == set(PARTS)
+    for part in found:
+        assert timedelta(hours=9.9) < part["expires_at"] - expires_at < timedelta(hours=10.1)
+    assert_parts_outlive(database)
+
+
+@both_durabilities
+def test_parts_move_on_when_less_than_one_ttl_is_left_and_only_then(
+    server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager], durability: str
+) -> None:
+    recorder = CommandRecorder()
+    with MongoClient(server.uri, event_listeners=[recorder]) as client:
+        with opened(durability=durability) as manager:
+            converse(manager)
+        for hours, moved in ((8.5, 0), (3, 3), (5, 0), (8, 3)):
+            let_pass(database, hours)
+            with opened(client=client, durability=durability) as manager:
+                agent = windowed(manager)
+                recorder.clear()
+                agent("hello")
+                many = [c for c in recorder.commands.named("update") if c.command["updates"][0].get("multi")]
+                assert len(many) == moved, hours
+                # A turn that is far from it sends what it always sends.
+                if not moved:
+                    assert set(recorder.names) <= {"update", "find", "insert"}
+            assert_parts_outlive(database)
+    assert len(stored(database).messages) == 20
+
+
+def test_a_writer_with_a_longer_ttl_takes_the_parts_along(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    with opened(ttl_hours=1) as manager:
+        converse(manager)
+    with opened(ttl_hours=100) as manager:
+        windowed(manager)("hello")
+    assert document(database)["expires_at"] > datetime.now(timezone.utc) + timedelta(hours=99)
+    assert_parts_outlive(database)
+    with opened(ttl_hours=1) as manager:
+        windowed(manager)("hello")
+    # It ends sooner now, and its parts are kept until they would have gone.
+    assert document(database)["expires_at"] < datetime.now(timezone.utc) + timedelta(hours=2)
+    assert_parts_outlive(database)
+    let_pass(database, 1)
+    assert windowed(opened(ttl_hours=1)).messages == []
+
+
+def test_a_session_without_a_ttl_gets_one_at_its_next_activity_and_so_do_its_parts(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    with opened(ttl_hours=None) as manager:
+        converse(manager)
+    assert not any("expires_at" in part for part in parts(database))
+    assert "expires_at" not in document(database)
+    with opened() as manager:
+        windowed(manager)("hello")
+    assert document(database)["expires_at"] > datetime.now(timezone.utc)
+    assert all("expires_at" in part for part in parts(database))
+    assert_parts_outlive(database)
+
+
+@both_durabilities
+def test_a_session_loses_its_ttl_at_its_next_activity_and_keeps_its_parts(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager], durability: str
+) -> None:
+    with opened() as manager:
+        converse(manager)
+    with opened(ttl_hours=None, durability=durability) as manager:
+        windowed(manager)(shown("hello", 7))
+    assert "expires_at" not in document(database)
+    assert_parts_outlive(database)
+    let_pass(database, 10**4)
+    assert_parts_outlive(database)
+    with opened(ttl_hours=None) as manager:
+        assert said(windowed(manager).messages)[-1] == "Re: hello"
+
+
+@pytest.mark.parametrize(
+    ("ttl", "other_ttl"), [(10, 10), (10, None), (None, 10), (10, 1), (1, 100), (100, 10), (None, None)]
+)
+@pytest.mark.parametrize("moment", ["started", "succeeded"])
+def test_whatever_another_process_does_between_two_commands_no_live_session_loses_a_part(
+    server: Any,
+    database: Database[Any],
+    opened: Callable[..., MongoDBSessionManager],
+    ttl: float | None,
+    other_ttl: float | None,
+    moment: str,
+) -> None:
+    """One takes a turn with an image and archives; another does the same, with another ttl, at any moment of that."""
+    for number in itertools.count(1):
+        session_id = f"{number}"
+        with opened(session_id, 10) as manager:
+            converse(manager, turns=4)
+        # Little is left, so that whoever writes next moves the parts on.
+        let_pass(database, 9.5, session_id)
+        interruption = Interruption()
+
+        def other(session_id: str = session_id) -> None:
+            with opened(session_id, other_ttl) as manager:
+                windowed(manager)(shown("other", 2))
+
+        with MongoClient(server.uri, event_listeners=[interruption]) as client:
+            with opened(session_id, ttl, client=client) as manager:
+                agent = windowed(manager)
+                interruption.arm(moment, number, other)
+                agent(shown("first", 1))
+                agent(shown("again", 1))
+            assert interruption.error is None
+            done = len(interruption.commands) < number
+        assert_parts_outlive(database, session_id)
+        windowed(opened(session_id, ttl))
+        if done:
+            assert number > 8
+            return
+
+
+def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leaves_nothing(
+    server: Any, client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    killed = []
+    for crash in crashes("expiry_crash_script", server.uri, database.name):
+        killed.append(crash.command)
+        assert_parts_outlive(database, crash.session_id)
+        with opened(crash.session_id) as manager:
+            agent = windowed(manager)
+            heard = len(stored(database, crash.session_id).messages)
+            assert heard in ((14,) if not crash.killed else (12, 13, 14)), crash
+            agent(shown("go on", 9))
+        assert_parts_outlive(database, crash.session_id)
+        assert said(windowed(opened(crash.session_id)).messages)[-2:] == ["go on*", "Re: go on"]
+    # Twice each: two collections of blobs and one of segments, what says so before and after, and the commits.
+    assert killed.count("update") >= 2 * (3 + 2 + 2)
+
+
+def test_after_any_sequence_of_processes_with_any_ttl_no_live_session_loses_a_part(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    chance = random.Random(7)
+    expected: list[str] = []
+    for step in range(60):
+        ttl = chance.choice([None, 1, 10, 100])
+        with opened("s", ttl) as manager:
+            before = document(database).get("expires_at") if step else None
+            agent = windowed(manager)
+            if before is not None and before <= datetime.now(timezone.utc):
+                expected.clear()
+            assert said(agent.messages) == expected[-4:], step
+            agent(shown(f"{step}", step))
+            expected += [f"{step}*", f"Re: {step}"]
+        assert_parts_outlive(database)
+        let_pass(database, chance.choice([0.1, 0.5, 0.9, 1.1, 5, 9]))
+        assert_parts_outlive(database)
+
+
+def test_indexes_that_let_mongodb_remove_what_has_expired(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    with ExitStack() as stack:
+        converse(stack.enter_context(opened()))
+    for name in (SESSIONS, *PARTS):
+        index = database[name].index_information()["expires_at_ttl"]
+        assert index["key"] == [("expires_at", 1)]
+        assert index["expireAfterSeconds"] == 0
