@@ -11,7 +11,10 @@ import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient
 from strands import Agent, tool
+from strands.bidi import BidiAgent
 from strands.hooks import AfterInvocationEvent, BeforeInvocationEvent
+from support.bidi_model import HANG_UP, ScriptedBidiModel
+from support.flows import call, spoken, written
 from support.histories import SESSIONS, by_hand, manager_of
 
 from mongodb_session_manager import MongoDBSessionManager, TokenCounts, UnstorableValueError
@@ -127,13 +130,18 @@ def test_counts_and_timing_hold_together_and_the_last_that_was_said_counts(
     opened: OPEN, database: Database[Any]
 ) -> None:
     manager = opened()
-    agent = agent_of(manager, reply("Slowly.", 3, 1, latency_ms=60_000))
+    agent = agent_of(manager, *(reply("One.", 3, 1, latency_ms=60_000) for _ in range(2)))
     manager.set_token_counts(1, 1)
     manager.start_timing()
     manager.set_token_counts(20, 45)
     agent("1")
-    assert metrics(database)[1][:3] == (20, 45, 65)  # type: ignore[index]
-    assert 1 <= metrics(database)[1][3] < 60_000  # type: ignore[index]
+    manager.set_token_counts(20, 45)
+    manager.start_timing()
+    manager.start_timing()
+    agent("2")
+    for number in (1, 3):
+        assert metrics(database)[number][:3] == (20, 45, 65)  # type: ignore[index]
+        assert 1 <= metrics(database)[number][3] < 60_000  # type: ignore[index]
 
 
 def test_cached_tokens_that_were_reported_go_with_the_counts_they_belonged_to(
@@ -241,6 +249,19 @@ def test_a_redacted_answer_keeps_the_counts_that_were_set(opened: OPEN, database
     agent("Secret?")
     manager.redact_latest_message(by_hand("[gone]", "assistant"), agent)
     assert metrics(database) == [None, (20, 45, 65, 20)]
+    assert_summary_is_their_sum(manager, database)
+
+
+def test_a_voice_agents_next_answer_takes_it_though_its_text_comes_later(opened: OPEN, database: Database[Any]) -> None:
+    manager = opened()
+    agent = BidiAgent(ScriptedBidiModel(), agent_id="a", session_manager=manager)
+    manager.set_token_counts(20, 45)
+    call("Hello", [*spoken("assistant", "Good morning.", "t1"), *written("How are you?", "t2"), HANG_UP])(agent)
+    manager.set_token_counts(1, 2)
+    call("Hello?", [HANG_UP])(agent)
+    call("Bye", [*written("Bye!", "t3"), HANG_UP])(agent)
+    found = [one for one in metrics(database) if one is not None]
+    assert found == [(20, 45, 65, 0)]
     assert_summary_is_their_sum(manager, database)
 
 

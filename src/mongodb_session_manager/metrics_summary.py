@@ -8,6 +8,7 @@ as nothing.
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class ModelPrice:
                 continue
             if not isinstance(price, (int, float)) or isinstance(price, bool):
                 raise TypeError(f"the price {name} must be a number, not {type(price).__name__}")
-            if not 0 <= price < math.inf:
+            if not 0 <= price <= sys.float_info.max:
                 raise ValueError(f"the price {name} must be a finite number of at least 0, not {price!r}")
 
 
@@ -338,12 +339,12 @@ def _cost(tokens: TokenCounts, price: ModelPrice) -> float | None:
     cached = tokens.cache_read + tokens.cache_write
     beside_input = max(0, tokens.total - tokens.input - tokens.output)
     uncached = max(0, tokens.input - max(0, cached - beside_input))
-    cost = uncached * price.input + tokens.output * price.output
+    cost = uncached * float(price.input) + tokens.output * float(price.output)
     for count, cache_price in ((tokens.cache_read, price.cache_read), (tokens.cache_write, price.cache_write)):
         if count:
             if cache_price is None:
                 return None
-            cost += count * cache_price
+            cost += count * float(cache_price)
     return cost / _TOKENS_OF_A_PRICE
 
 
