@@ -27,7 +27,7 @@ from .documents import Document, MongoDBSessionAgent, StoredAgent
 from .encoding import encode, same
 from .errors import MongoDBSessionError
 from .metrics import ToolCall, Totals, message_metrics, usage_since
-from .metrics_override import MetricsOverride, Said
+from .metrics_override import Given, MetricsOverride
 from .session_store import now
 from .unit_of_work import AgentWork, Entry, LateMetricsOperation
 
@@ -56,12 +56,12 @@ class Lacking:
 
     Attributes:
         entry: Where it waits or is stored.
-        said: What the application has said of it, if it has.
+        given: What the application has said of it, if it has.
         metrics: What is stored of its cost by that.
     """
 
     entry: Entry
-    said: Said | None
+    given: Given | None
     metrics: Document | None
 
 
@@ -276,11 +276,11 @@ class AgentFollower:
         body.setdefault("tracking_id", str(uuid.uuid4()))
         self._turn_id = self._turn_id or ObjectId()
         body["turn_id"] = self._last_turn_id = self._turn_id
-        own = metrics = said = None
+        own = metrics = given = None
         if role == "assistant":
             own = metrics = _own_metrics(message, None)
-            if self._override and (said := self._override.take()):
-                metrics = said.replace_in(own)
+            if self._override and (given := self._override.take()):
+                metrics = given.replace_in(own)
         if metrics is not None:
             body["event_loop_metrics"] = metrics
 
@@ -296,7 +296,7 @@ class AgentFollower:
         elif role == "assistant":
             self._expected = None
             if own is None:
-                self._lacking_metrics = Lacking(entry, said, metrics)
+                self._lacking_metrics = Lacking(entry, given, metrics)
 
     def redact_latest(self, redact_message: Message) -> bool:
         """Replace the content of the message that was appended last; return whether that is to be sent now.
@@ -349,8 +349,8 @@ class AgentFollower:
             self._model_call_ms = None
             if metrics is not None and from_agent:
                 self._count(metrics)
-            if from_agent and self._override and (said := self._override.take()):
-                metrics = said.replace_in(metrics)
+            if from_agent and self._override and (given := self._override.take()):
+                metrics = given.replace_in(metrics)
             if metrics is not None:
                 body["event_loop_metrics"] = metrics
         elif not carries_results:
@@ -441,9 +441,9 @@ class AgentFollower:
         self._lacking_metrics = None
         self._count(metrics)
         totals = Totals()
-        if lacking.said is None:
+        if lacking.given is None:
             totals.add_model_call(_model_id(agent), metrics)
-        elif lacking.said.tokens is None:
+        elif lacking.given.tokens is None:
             # Its time is stored, and it is counted as an answer; what it lacks are its tokens.
             assert lacking.metrics is not None
             metrics = {**metrics, "accumulated_metrics": lacking.metrics["accumulated_metrics"]}

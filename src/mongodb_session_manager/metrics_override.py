@@ -1,7 +1,7 @@
 """What the application says of the next answer in place of what its provider reports: token counts, a stopwatch.
 
 A manager and the followers of its agents share one ``MetricsOverride``. Whichever answer is stored next takes what was
-said; the end of a turn forgets what no answer has taken.
+given; the end of a turn forgets what no answer has taken.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ succeed any more. It is also what JSON and floating point hold exactly."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What was said of one answer.
+class Given:
+    """What was given for one answer.
 
     Attributes:
         tokens: Its input and output tokens, or None.
@@ -53,40 +53,40 @@ class Said:
 
 
 class MetricsOverride:
-    """Holds what was said until an answer takes it. False while there is nothing."""
+    """Holds what was given until an answer takes it. False while there is nothing."""
 
     def __init__(self) -> None:
         # At most one. Two agents may end their answers in two threads: `pop` gives it to one of them.
-        self._said: list[Said] = []
+        self._given: list[Given] = []
 
     def __bool__(self) -> bool:
-        return bool(self._said)
+        return bool(self._given)
 
     def set_tokens(self, input_tokens: int, output_tokens: int) -> None:
         """Say how many tokens the next answer has used.
 
         Raises:
             TypeError: A count is no ``int``.
-            ValueError: A count is negative or above ``MAX_TOKENS``. What was said before holds.
+            ValueError: A count is negative or above ``MAX_TOKENS``. What was given before holds.
         """
         for name, count in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
             if not isinstance(count, int) or isinstance(count, bool):
                 raise TypeError(f"{name} must be an int, not {type(count).__name__}")
             if not 0 <= count <= MAX_TOKENS:
                 raise ValueError(f"{name} must be from 0 to 2**53, not {count}")
-        self._said = [replace(self.take() or Said(), tokens=(int(input_tokens), int(output_tokens)))]
+        self._given = [replace(self.take() or Given(), tokens=(int(input_tokens), int(output_tokens)))]
 
     def start_timing(self) -> None:
         """Start the stopwatch of the next answer, or start it anew."""
-        self._said = [replace(self.take() or Said(), began=time.perf_counter())]
+        self._given = [replace(self.take() or Given(), began=time.perf_counter())]
 
-    def take(self) -> Said | None:
-        """Return what was said, and forget it."""
+    def take(self) -> Given | None:
+        """Return what was given, and forget it."""
         try:
-            return self._said.pop()
+            return self._given.pop()
         except IndexError:
             return None
 
     def forget(self) -> None:
-        """Forget what was said."""
-        self._said.clear()
+        """Forget what was given."""
+        self._given.clear()
