@@ -387,6 +387,27 @@ def test_metrics_that_come_late_are_counted_once_when_their_answer_is_lost(
     assert (model["inputTokens"], model["outputTokens"], model["totalTokens"], model["calls"]) == (3, 4, 7, 1)
 
 
+def test_tokens_that_come_late_to_a_timed_answer_are_counted_once_when_their_answer_is_lost(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+) -> None:
+    proxy = proxies()
+    manager = process(uri=proxy.uri)
+    agent = talker(manager)
+    manager.append_message(by_hand("before"), agent)
+    manager.start_timing()
+    manager.append_message({"role": "assistant", "content": [{"text": "by hand"}]}, agent)
+    agent.event_loop_metrics.accumulated_usage.update(inputTokens=3, outputTokens=4, totalTokens=7)
+    proxy.cut(Cut("update", "before its answer arrives"))
+
+    manager.sync_agent(agent)
+
+    assert proxy.cut_commands == ["update"]
+    usage = database.sessions.find_one({})["agents"]["assistant"]["usage"]  # type: ignore[index]
+    (model,) = usage["models"].values()
+    assert (model["inputTokens"], model["outputTokens"], model["totalTokens"], model["calls"]) == (3, 4, 7, 1)
+    assert model["latency"]["count"] == 1
+
+
 # --- a database that stays away
 
 

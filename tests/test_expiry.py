@@ -249,6 +249,7 @@ def test_a_session_past_its_time_counts_as_absent(
     assert found.get_metadata("s") == {}
     assert found.get_feedbacks("s") == []
     assert found.read_multi_agent("s", "graph") is None
+    assert found.get_metrics_summary("s").messages == 0
     reader = opened()
     assert reader.list_agents() == []
     assert reader.get_message_count("assistant") == 0

@@ -14,6 +14,16 @@ from .errors import (
     UnstorableValueError,
 )
 from .lease import SessionLease
+from .metrics_summary import (
+    AgentMetrics,
+    FeedbackCounts,
+    LatencyMetrics,
+    MetricsSummary,
+    ModelMetrics,
+    ModelPrice,
+    TokenCounts,
+    ToolMetrics,
+)
 from .mongodb_connection_pool import MongoDBConnectionPool
 from .mongodb_session_factory import (
     MongoDBSessionManagerFactory,
@@ -25,10 +35,16 @@ from .mongodb_session_manager import MongoDBSessionManager, create_mongodb_sessi
 from .mongodb_session_repository import MongoDBSessionRepository
 
 __all__ = [
+    "AgentMetrics",
     "AgentNotFoundError",
     "BlobMissingError",
+    "FeedbackCounts",
     "InvalidIdentifierError",
+    "LatencyMetrics",
     "MessageNotFoundError",
+    "MetricsSummary",
+    "ModelMetrics",
+    "ModelPrice",
     "MongoDBConnectionPool",
     "MongoDBSessionAgent",
     "MongoDBSessionError",
@@ -40,6 +56,8 @@ __all__ = [
     "SessionExistsError",
     "SessionLease",
     "SessionNotFoundError",
+    "TokenCounts",
+    "ToolMetrics",
     "UnstorableValueError",
     "close_global_factory",
     "create_mongodb_session_manager",

@@ -27,6 +27,7 @@ from .documents import Document, MongoDBSessionAgent, StoredAgent
 from .encoding import encode, same
 from .errors import MongoDBSessionError
 from .metrics import ToolCall, Totals, message_metrics, usage_since
+from .metrics_override import Given, MetricsOverride
 from .session_store import now
 from .unit_of_work import AgentWork, Entry, LateMetricsOperation
 
@@ -49,20 +50,37 @@ class Expected:
     body: Document
 
 
+@dataclass(frozen=True)
+class Lacking:
+    """An answer that was appended by hand, without what Strands counts of it.
+
+    Attributes:
+        entry: Where it waits or is stored.
+        given: What the application has said of it, if it has.
+        metrics: What is stored of its cost by that.
+    """
+
+    entry: Entry
+    given: Given | None
+    metrics: Document | None
+
+
 class AgentFollower:
     """Turns the events of one agent into its unit of work.
 
     Args:
         work: The agent's unit of work.
         by_turn: Whether messages wait for the end of their turn (``durability="turn"``).
+        override: What the application has said of the next answer, of whichever agent of the manager.
 
     Attributes:
         work: The agent's unit of work.
         outer_error: An exception that was being handled when the turn began: not the turn's own.
     """
 
-    def __init__(self, work: AgentWork, *, by_turn: bool) -> None:
+    def __init__(self, work: AgentWork, *, by_turn: bool, override: MetricsOverride) -> None:
         self.work = work
+        self._override = override
         self.outer_error: BaseException | None = None
         self._by_turn = by_turn
         self._where = f"agent_id={work.agent_id!r} message"
@@ -76,7 +94,7 @@ class AgentFollower:
         self._said: list[Message] = []
         # Appended by hand: the user's message Strands is about to append, the answer that lacks metrics.
         self._expected: Expected | None = None
-        self._lacking_metrics: Entry | None = None
+        self._lacking_metrics: Lacking | None = None
         self._counted_usage: dict[str, float] = {}
         self._counted_latency: float = 0
         self._window_settings: Document | None = None
@@ -179,6 +197,7 @@ class AgentFollower:
     def end_turn(self, agent: Any) -> BaseException | None:
         """Take note that an invocation is over; return the error that ended it, if one did."""
         self._in_turn = False
+        self._override.forget()
         self.work.prune(agent.messages)
         error, outer_error = sys.exc_info()[1], self.outer_error
         self.outer_error = None
@@ -257,7 +276,11 @@ class AgentFollower:
         body.setdefault("tracking_id", str(uuid.uuid4()))
         self._turn_id = self._turn_id or ObjectId()
         body["turn_id"] = self._last_turn_id = self._turn_id
-        metrics = _own_metrics(message, None) if role == "assistant" else None
+        own = metrics = given = None
+        if role == "assistant":
+            own = metrics = _own_metrics(message, None)
+            if self._override and (given := self._override.take()):
+                metrics = given.replace_in(own)
         if metrics is not None:
             body["event_loop_metrics"] = metrics
 
@@ -272,8 +295,8 @@ class AgentFollower:
             self._expected = Expected(entry, text, body)
         elif role == "assistant":
             self._expected = None
-            if metrics is None:
-                self._lacking_metrics = entry
+            if own is None:
+                self._lacking_metrics = Lacking(entry, given, metrics)
 
     def redact_latest(self, redact_message: Message) -> bool:
         """Replace the content of the message that was appended last; return whether that is to be sent now.
@@ -324,10 +347,12 @@ class AgentFollower:
                 self._said.append(message)
             metrics = _own_metrics(message, self._model_call_ms)
             self._model_call_ms = None
+            if metrics is not None and from_agent:
+                self._count(metrics)
+            if from_agent and self._override and (given := self._override.take()):
+                metrics = given.replace_in(metrics)
             if metrics is not None:
                 body["event_loop_metrics"] = metrics
-                if from_agent:
-                    self._count(metrics)
         elif not carries_results:
             self._said = []
         calls = self._finished_calls(message) if carries_results else []
@@ -405,8 +430,8 @@ class AgentFollower:
 
     def stage_late_metrics(self, agent: Any) -> None:
         """Give an answer that was appended by hand the metrics by which the agent's have grown, once."""
-        entry = self._lacking_metrics
-        if entry is None:
+        lacking = self._lacking_metrics
+        if lacking is None:
             return
         grown = usage_since(_accumulated_usage(agent), self._counted_usage)
         latency = max(0.0, _accumulated_latency(agent) - self._counted_latency)
@@ -416,8 +441,16 @@ class AgentFollower:
         self._lacking_metrics = None
         self._count(metrics)
         totals = Totals()
-        totals.add_model_call(_model_id(agent), metrics)
-        self.work.put(LateMetricsOperation(self.work.key, entry, metrics, totals))
+        if lacking.given is None:
+            totals.add_model_call(_model_id(agent), metrics)
+        elif lacking.given.tokens is None:
+            # Its time is stored, and it is counted as an answer; what it lacks are its tokens.
+            assert lacking.metrics is not None
+            metrics = {**metrics, "accumulated_metrics": lacking.metrics["accumulated_metrics"]}
+            totals.add_tokens(_model_id(agent), metrics)
+        else:
+            return  # The application knows better.
+        self.work.put(LateMetricsOperation(self.work.key, lacking.entry, metrics, totals, lacking.metrics))
 
     def _count(self, metrics: Document) -> None:
         for name, value in metrics["accumulated_usage"].items():

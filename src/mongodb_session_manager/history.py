@@ -80,6 +80,31 @@ class History:
             )
         return messages
 
+    def ratings(self, session_id: str, incarnation: ObjectId, stop: int, agent_id: str | None) -> list[Any]:
+        """Return the ratings of the archived feedbacks, up to position ``stop``; None for one without.
+
+        Args:
+            session_id: The session.
+            incarnation: Its life.
+            stop: How many feedbacks are archived.
+            agent_id: Only those of feedbacks that name this agent; None for all.
+
+        Raises:
+            HistoryIncompleteError: They are not all there.
+        """
+        begin, end = (
+            statements.segment_id(session_id, incarnation, statements.FEEDBACKS, first) for first in (0, stop)
+        )
+        projection = statements.segment_ratings_projection(agent_id)
+        segments = self._find({"_id": {"$gte": begin, "$lt": end}}, projection, plain=True)
+        found = sum(segment["count"] for segment in segments)
+        if found != stop:
+            raise HistoryIncompleteError(
+                f"session_id={session_id!r}: {found} of {stop} archived feedbacks are there; the session was deleted "
+                "meanwhile"
+            )
+        return [rating for segment in segments for rating in segment["ratings"]]
+
     def read_message(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Document | None:
         """Return one message, decoded, or None if no segment has it."""
         for segment in self._covering(session_id, incarnation, key, message_id):

@@ -61,10 +61,8 @@ class Totals:
     def add_model_call(self, model: str | None, metrics: Mapping[str, Any]) -> None:
         """Count what one answer of a model used; ``metrics`` is a stored ``event_loop_metrics``."""
         path = f"models.{encode_key(model or 'unknown')}"
+        self.add_tokens(model, metrics)
         amounts = {f"{path}.calls": 1}
-        for name, amount in metrics["accumulated_usage"].items():
-            if name in _TOKENS:
-                amounts[f"{path}.{name}"] = amount
         latency = metrics["accumulated_metrics"].get("latencyMs", 0)
         if latency > 0:
             amounts[f"{path}.latency.count"] = 1
@@ -73,6 +71,13 @@ class Totals:
             self.maxima[f"{path}.latency.max"] = max(latency, self.maxima.get(f"{path}.latency.max", 0))
         for name, amount in amounts.items():
             self.increments[name] = self.increments.get(name, 0) + amount
+
+    def add_tokens(self, model: str | None, metrics: Mapping[str, Any]) -> None:
+        """Count the tokens of an answer, and not the answer."""
+        path = f"models.{encode_key(model or 'unknown')}"
+        for name, amount in metrics["accumulated_usage"].items():
+            if name in _TOKENS:
+                self.add(f"{path}.{name}", amount)
 
     def add_tool_call(self, call: ToolCall) -> None:
         """Count one finished call of a tool."""

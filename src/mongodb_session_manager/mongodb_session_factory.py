@@ -216,6 +216,22 @@ class MongoDBSessionManagerFactory:
         await command_pool(self.client).run(partial(manager._prefetch, agent_ids))
         return manager
 
+    def check_session_exists(
+        self, session_id: str, database_name: str | None = None, collection_name: str | None = None
+    ) -> bool:
+        """Return whether there is a session with this id. Begins none.
+
+        Args:
+            session_id: The session.
+            database_name: As for `create_session_manager`.
+            collection_name: As for `create_session_manager`.
+
+        Raises:
+            RuntimeError: The factory has been closed.
+            InvalidIdentifierError: The session id cannot be used.
+        """
+        return self.create_session_manager(session_id, database_name, collection_name).check_session_exists()
+
     def get_connection_stats(self) -> PoolStats:
         """Return what the connections of the shared client are doing. See `PoolStats` for each field.
 

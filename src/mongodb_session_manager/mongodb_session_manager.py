@@ -47,6 +47,8 @@ from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundErro
 from .expiry import check_ttl, first_expiry
 from .keys import check_id, check_metadata, check_metadata_paths, encode_key
 from .lease import SessionLease
+from .metrics_override import MetricsOverride
+from .metrics_summary import MetricsSummary, ModelPrice
 from .mongodb_session_repository import MongoDBSessionRepository
 from .session_store import SessionStore, now
 from .statements import SessionRef, renew_lease
@@ -139,6 +141,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             **client_options,
         )
         self._durability = durability
+        self._override = MetricsOverride()
         self._on_conflict = on_conflict
         self._application_name = application_name
         self._session_type = session_type
@@ -359,6 +362,61 @@ class MongoDBSessionManager(RepositorySessionManager):
         """Return how many messages an agent's stored conversation has; 0 if there is no such agent."""
         return self.session_repository._count_messages(self.session_id, check_id(agent_id, "agent_id"))
 
+    def check_session_exists(self) -> bool:
+        """Return whether the session is stored. It is not begun by that."""
+        return self.session_repository.session_exists(self.session_id)
+
+    # --- metrics ----------------------------------------------------------------------------------------------------
+
+    def get_metrics_summary(
+        self, agent_id: str | None = None, *, prices: Mapping[str, ModelPrice] | None = None
+    ) -> MetricsSummary:
+        """Return what the session has used: tokens, latencies (ms), tools, costs; and how people rated it.
+
+        One small read, however long the session is, and what is not stored yet is not in it: with
+        ``durability="turn"`` the turn that is under way.
+
+        Args:
+            agent_id: Only this agent, and only feedbacks that have this ``agent_id``; None for the whole session.
+            prices: By model id, per million tokens; without them, and for a model that is not among them, ``cost`` is
+                None.
+
+        Returns:
+            The summary; ``MetricsSummary`` tells each field, and ``LatencyMetrics`` how exact percentiles are. Of a
+            session or an agent that does not exist all counts are 0.
+
+        Raises:
+            TypeError: ``prices`` is no mapping of model ids to ``ModelPrice``.
+            InvalidIdentifierError: The agent's id cannot be used.
+        """
+        return self.session_repository.get_metrics_summary(self.session_id, agent_id, prices=prices)
+
+    def set_token_counts(self, input_tokens: int, output_tokens: int) -> None:
+        """Say how many tokens the next answer has used; that is stored and counted in place of what is reported.
+
+        It holds for the next assistant message of any agent of this manager, also for one that is appended by hand; in
+        a turn with tools that is the message that calls them. What no answer has taken by the end of a turn is
+        forgotten. Cached tokens that the provider reports beside are not stored then.
+
+        Args:
+            input_tokens: Tokens sent to the model, from 0 to 2**53.
+            output_tokens: Tokens that it generated, likewise.
+
+        Raises:
+            TypeError: A count is no ``int``.
+            ValueError: A count is negative or above 2**53.
+        """
+        self._override.set_tokens(input_tokens, output_tokens)
+
+    def start_timing(self) -> None:
+        """Start a stopwatch: the latency of the next answer is the time from here to its message, in milliseconds.
+
+        It holds for the same answer as ``set_token_counts``. Called again before that, it starts anew.
+        """
+        self._override.start_timing()
+
+    # --- storing, closing -------------------------------------------------------------------------------------------
+
     def flush(self, on_conflict: OnConflict | None = None) -> None:
         """Store everything that is not stored yet, and wait until it is.
 
@@ -542,7 +600,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             self._sent,
         )
         work.rebase = self._on_conflict == "rebase"
-        return AgentFollower(work, by_turn=self._durability == "turn")
+        return AgentFollower(work, by_turn=self._durability == "turn", override=self._override)
 
     def _restore(self, follower: AgentFollower, agent: Any, stored: StoredAgent) -> None:
         def read_from(offset: int) -> list[Document]:

@@ -35,6 +35,7 @@ from .keys import (
     decode_key,
     encode_key,
 )
+from .metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
 from .session_store import SessionStore, now
 from .statements import SessionRef
 
@@ -378,6 +379,36 @@ class MongoDBSessionRepository(SessionRepository):
         """Return a session's feedbacks, oldest first; ``[]`` if it has none or does not exist."""
         feedbacks = self._store.get_feedbacks(check_id(session_id, "session_id"))
         return [{key: value for key, value in feedback.items() if key != "commit_id"} for feedback in feedbacks]
+
+    # --- metrics ----------------------------------------------------------------------------------------------------
+
+    def get_metrics_summary(
+        self, session_id: str, agent_id: str | None = None, *, prices: Mapping[str, ModelPrice] | None = None
+    ) -> MetricsSummary:
+        """Return what a session has used: tokens, latencies (ms), tools, costs; and how people rated it.
+
+        It is one small read, however long the session is: the running totals that grow with every message, and the
+        ratings. (One more where feedbacks are archived.) So it holds what was archived or redacted, too.
+
+        Args:
+            session_id: The session.
+            agent_id: Only this agent, and only feedbacks that have this ``agent_id``; None for the whole session.
+            prices: By model id, per million tokens; without them, and for a model that is not among them, ``cost`` is
+                None.
+
+        Returns:
+            The summary; ``MetricsSummary`` tells each field, and ``LatencyMetrics`` how exact percentiles are. Of a
+            session or an agent that does not exist all counts are 0.
+
+        Raises:
+            TypeError: ``prices`` is no mapping of model ids to ``ModelPrice``.
+            InvalidIdentifierError: An id cannot be used.
+        """
+        checked = check_prices(prices)
+        if agent_id is not None:
+            check_id(agent_id, "agent_id")
+        usages, ratings = self._store.read_metrics(check_id(session_id, "session_id"), agent_id)
+        return summarise(usages, ratings, checked)
 
     # --- for operators ----------------------------------------------------------------------------------------------
 

@@ -432,6 +432,17 @@ class SessionStore:
             feedbacks[:0] = self.history.read(session_id, document["incarnation"], FEEDBACKS, 0, archived)
         return feedbacks
 
+    def read_metrics(self, session_id: str, agent_id: str | None) -> tuple[list[tuple[str, Any]], list[Any]]:
+        """Return each agent's key and running totals, and the rating of each feedback; of one agent, or of all."""
+        document = self.find_plain(statements.live(session_id), statements.metrics_projection(agent_id))
+        if document is None:
+            return [], []
+        ratings: list[Any] = document["ratings"]
+        archived = int(document["feedbacks_archived"])
+        if archived:
+            ratings += self.history.ratings(session_id, document["incarnation"], archived, agent_id)
+        return [(agent["key"], agent.get("usage")) for agent in document["agents"]], ratings
+
     def put_multi_agent(self, session: SessionRef, multi_agent_id: str, state: Any) -> None:
         """Store the state of a graph or swarm, of one that is stored already or of a new one."""
         for create in itertools.cycle((False, True)):

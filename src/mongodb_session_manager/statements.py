@@ -253,11 +253,17 @@ def _rewriting(
 
 
 def late_metrics(
-    session: SessionRef, key: str, message_id: int, metrics: Document, totals: Totals, now: datetime
+    session: SessionRef,
+    key: str,
+    message_id: int,
+    metrics: Document,
+    totals: Totals,
+    now: datetime,
+    before: Document | None = None,
 ) -> Update:
-    """Return the update that gives a stored message its metrics, once."""
+    """Return the update that gives a stored message its metrics, once: in the place of none, or of those ``before``."""
     agent = f"agents.{key}"
-    lacking = {"message_id": message_id, "event_loop_metrics": {"$exists": False}}
+    lacking = {"message_id": message_id, "event_loop_metrics": {"$exists": False} if before is None else before}
     update: Document = {
         "$set": {f"{agent}.messages.$[m].event_loop_metrics": metrics},
         "$inc": {
@@ -553,8 +559,58 @@ def multi_agent_state_expression(multi_agent_id: str) -> str:
 
 def count_expression(key: str) -> Document:
     """Return the expression for the number of an agent's messages: those archived and those embedded."""
-    agent = f"$agents.{key}"
-    return {"$add": [_number(f"{agent}.archived_count"), {"$size": _messages(agent)}]}
+    return _count(f"$agents.{key}")
+
+
+def metrics_projection(agent_id: str | None) -> Document:
+    """Return the projection of what a summary of metrics needs: the agents' running totals, the feedbacks' ratings.
+
+    Args:
+        agent_id: Only this agent's, and only of feedbacks that name it; None for all.
+    """
+    if agent_id is None:
+        every = {"$objectToArray": {"$ifNull": ["$agents", {}]}}
+        agents: Document = {"$map": {"input": every, "as": "a", "in": {"key": "$$a.k", "usage": _usage("$$a.v")}}}
+    else:
+        key = encode_key(agent_id)
+        agent = f"$agents.{key}"
+        one = {"key": {"$literal": key}, "usage": _usage(agent)}
+        agents = {"$cond": [{"$eq": [{"$type": agent}, "object"]}, [one], []]}
+    return {
+        "_id": 0,
+        "incarnation": 1,
+        "feedbacks_archived": _number("$feedbacks_archived"),
+        "agents": agents,
+        "ratings": _ratings(_FEEDBACKS, agent_id),
+    }
+
+
+def segment_ratings_projection(agent_id: str | None) -> Document:
+    """Return the projection of a segment of feedbacks to their ratings; ``agent_id`` as for ``metrics_projection``."""
+    return {"_id": 0, "count": 1, "ratings": _ratings("$messages", agent_id)}
+
+
+def _ratings(feedbacks: Any, agent_id: str | None) -> Document:
+    if agent_id is not None:
+        named = {"$eq": ["$$f.agent_id", {"$literal": agent_id}]}
+        feedbacks = {"$filter": {"input": feedbacks, "as": "f", "cond": named}}
+    return {"$map": {"input": feedbacks, "as": "f", "in": "$$f.rating"}}
+
+
+def _usage(agent: str) -> Document:
+    """Return the expression for an agent's running totals.
+
+    An older document has none, and what it tells of tokens are totals of an ``Agent`` object, good for no sum; so what
+    is counted there is messages and turns.
+    """
+    has_results = {
+        "$or": [{"$gt": [f"$$m.{content}.toolResult", []]} for content in ("content", "message.content")]  # Not empty.
+    }
+    from_user = {"$eq": [{"$ifNull": ["$$m.role", "$$m.message.role"]}, "user"]}
+    prompts = {
+        "$filter": {"input": _messages(agent), "as": "m", "cond": {"$and": [from_user, {"$not": [has_results]}]}}
+    }
+    return {"$ifNull": [f"{agent}.usage", {"messages": _count(agent), "turns": {"$size": prompts}}]}
 
 
 def adopt(agent_keys: Sequence[str]) -> list[Document]:
@@ -580,6 +636,7 @@ def adopt(agent_keys: Sequence[str]) -> list[Document]:
             "message_count": {"$ifNull": [f"{agent}.message_count", {"$max": [beyond_last, {"$size": messages}]}]},
             "archived_count": _number(f"{agent}.archived_count"),
             "edits": _number(f"{agent}.edits"),
+            "usage": _usage(agent),
         }
         fields[f"agents.{key}"] = {
             "$cond": [
@@ -770,6 +827,10 @@ def _numbered(messages: Document) -> Document:
 
 def _messages(agent: str) -> Document:
     return {"$cond": [{"$isArray": f"{agent}.messages"}, f"{agent}.messages", []]}
+
+
+def _count(agent: str) -> Document:
+    return {"$add": [_number(f"{agent}.archived_count"), {"$size": _messages(agent)}]}
 
 
 def _number(path: str) -> Document:

@@ -152,22 +152,27 @@ class RewriteOperation:
 
 @dataclass(eq=False)
 class LateMetricsOperation:
-    """The metrics of a message that was stored without them."""
+    """The metrics of a message that was stored without them, or with a part of them: those ``before``."""
 
     key: str
     entry: Entry
     metrics: Document
     totals: Totals
+    before: Document | None = None
     started: bool = False
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the metrics, unless the message has some by now."""
         if self.entry.message_id is None:
             return  # It was refused.
-        update = late_metrics(session, self.key, self.entry.message_id, self.metrics, self.totals, now())
+        update = late_metrics(session, self.key, self.entry.message_id, self.metrics, self.totals, now(), self.before)
         there = message_projection(self.key, self.entry.message_id)
-        # It has metrics by now, or is gone; or else only a lease had stood in the way.
-        store.guarded(session, update, there, lambda found: all("event_loop_metrics" in m for m in found["messages"]))
+
+        def settled(found: Document) -> bool:
+            return all(message.get("event_loop_metrics") != self.before for message in found["messages"])
+
+        # It has other metrics by now, or is gone; or else only a lease had stood in the way.
+        store.guarded(session, update, there, settled)
 
     def refuse(self) -> bool:
         """Drop it."""
