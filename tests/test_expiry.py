@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from contextlib import ExitStack, contextmanager
@@ -15,10 +16,12 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 from support.blobs import THRESHOLD, said, shown, talker
 from support.commands import CommandRecorder
 from support.crash_script import crashes
-from support.histories import HISTORY, SESSIONS, SMALL, Interruption, by_hand, manager_of, stored
+from support.histories import HISTORY, NEVER, SESSIONS, SMALL, Interruption, by_hand, manager_of, stored
 from support.waiting import eventually
+from support.wire_proxy import Cut, WireProxy
 
 from mongodb_session_manager import (
+    MessageNotFoundError,
     MongoDBSessionManager,
     MongoDBSessionManagerFactory,
     SessionNotFoundError,
@@ -63,6 +66,10 @@ def opened(client: MongoClient[Any], database: Database[Any]) -> Callable[..., M
     return open_session
 
 
+def utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
 def repository(client: MongoClient[Any], database: Database[Any], ttl_hours: float | None) -> MongoDBSessionRepository:
     return MongoDBSessionRepository(
         client=client, database_name=database.name, collection_name=SESSIONS, ttl_hours=ttl_hours
@@ -84,7 +91,7 @@ def let_pass(database: Database[Any], hours: float, session_id: str = "s") -> No
         moved = {"$subtract": [f"${field}", round(back.total_seconds() * 1000)]}
         return [{"$set": {field: {"$cond": [{"$lt": [f"${field}", FOREVER]}, moved, f"${field}"]}}}]
 
-    for field in ("expires_at", "parts_expire_at", "updated_at"):
+    for field in ("expires_at", "parts_expire_at", "parts_moving_to", "updated_at"):
         database[SESSIONS].update_one({"_id": session_id, field: {"$exists": True}}, earlier(field))
     files = database[PARTS[1]].distinct("_id", {"metadata.incarnation": incarnation})
     owned: list[dict[str, Any]] = [
@@ -105,6 +112,7 @@ def assert_parts_outlive(database: Database[Any], session_id: str = "s") -> None
     for session in database[SESSIONS].find({"_id": session_id}):
         promised = session.get("parts_expire_at", FOREVER)
         assert promised >= session.get("expires_at", FOREVER), "the session may outlive its parts"
+        assert ("ttl_hours" in session) == ("expires_at" in session)
         files = database[PARTS[1]].distinct("_id", {"metadata.incarnation": session["incarnation"]})
         for name, mine in zip(
             PARTS,
@@ -297,7 +305,7 @@ def test_an_id_that_is_resumed_after_the_end_is_a_new_session_and_nothing_is_lef
     assert manager.get_metadata() == {"metadata": {}}
     new = document(database)
     assert new["incarnation"] != old["incarnation"]
-    assert new["expires_at"] > datetime.now(timezone.utc)
+    assert new["expires_at"] > utc_now()
     assert parts(database) == []
     with pytest.raises(SessionNotFoundError):
         late.update_metadata({"late": True})
@@ -363,10 +371,179 @@ def test_mongodb_removes_a_session_and_all_its_parts(
             name: count * 3 // 2 for name, count in kept.items()
         }
         for name in PARTS:
-            ours = {"expires_at": {"$lt": datetime.now(timezone.utc) + timedelta(hours=10.5)}}
-            database[name].update_many(ours, {"$set": {"expires_at": datetime.now(timezone.utc)}})
+            ours = {"expires_at": {"$lt": utc_now() + timedelta(hours=10.5)}}
+            database[name].update_many(ours, {"$set": {"expires_at": utc_now()}})
         eventually(lambda: {name: database[name].count_documents({}) for name in PARTS} == kept)
     assert said(windowed(opened("kept")).messages) == said(windowed(opened("endless", None)).messages) != []
+
+
+def test_a_resume_after_the_end_does_not_need_the_parts_that_are_gone(
+    client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    with opened() as manager:
+        converse(manager)
+    let_pass(database, 10)
+    for name in PARTS:
+        database[name].delete_many({})
+    with pytest.raises(SessionNotFoundError, match="expired"):
+        repository(client, database, 10).create_agent("s", SessionAgent("assistant", {}, {}))
+    with pytest.raises(SessionNotFoundError, match="expired"):
+        repository(client, database, 10).update_agent("s", SessionAgent("assistant", {}, {}))
+    assert windowed(opened()).messages == []
+
+
+@pytest.mark.parametrize("again", ["create_session", "open"])
+def test_a_new_session_in_the_place_of_an_expired_one_is_there_once_though_its_answer_was_lost(
+    client: MongoClient[Any],
+    database: Database[Any],
+    opened: Callable[..., MongoDBSessionManager],
+    again: str,
+) -> None:
+    with opened() as manager:
+        converse(manager)
+    let_pass(database, 10)
+    client.admin.command("ping")
+    assert client.address is not None
+    cut_off: MongoClient[Any]
+    with WireProxy(*client.address) as proxy, MongoClient(proxy.uri, retryWrites=False) as cut_off:
+        proxy.cut(Cut("update", "before its answer arrives"))
+        if again == "open":
+            opened(client=cut_off).update_metadata({"new": True})
+        else:
+            repository(cut_off, database, 10).create_session(Session("s", SessionType.AGENT))
+        assert proxy.cut_commands == ["update"]
+    assert document(database)["agents"] == {}
+    assert parts(database) == []
+
+
+def test_an_expired_session_that_mongodb_removes_while_it_is_created_anew_is_created(
+    server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    for number in itertools.count(1):
+        with opened() as manager:
+            manager.update_metadata({"a": 1})
+        let_pass(database, 10)
+        interruption = Interruption()
+        with MongoClient(server.uri, event_listeners=[interruption]) as client:
+            found = repository(client, database, 10)
+            interruption.arm(
+                "started", number, lambda: database[SESSIONS].delete_many({"expires_at": {"$lt": utc_now()}})
+            )
+            found.create_session(Session("s", SessionType.AGENT))
+            assert document(database)["metadata"] == {}
+            found.delete_session("s")
+            if len(interruption.commands) < number:
+                return
+
+
+def test_nobody_brings_a_session_back_that_ends_while_its_expiry_is_taken_away(
+    server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    for number in itertools.count(1):
+        session_id = f"{number}"
+        with opened(session_id) as manager:
+            converse(manager)
+        interruption = Interruption()
+
+        def end(session_id: str = session_id) -> None:
+            let_pass(database, 30, session_id)
+            for name in PARTS:
+                database[name].delete_many({"expires_at": {"$lt": utc_now()}})
+
+        with MongoClient(server.uri, event_listeners=[interruption]) as client:
+            manager = opened(session_id, None, client=client)
+            manager.list_agents()
+            interruption.arm("started", number, end)
+            try:
+                manager.update_metadata({"a": 1})
+            except SessionNotFoundError:
+                assert "a" not in document(database, session_id)["metadata"]
+                assert "expires_at" in document(database, session_id)
+            else:
+                assert len(repository(client, database, None).list_messages(session_id, "assistant")) in (12, 0)
+            assert interruption.error is None
+            if len(interruption.commands) < number:
+                assert number > 6
+                return
+
+
+@pytest.mark.parametrize("foreign", ["2030-01-01", 1_893_456_000])
+def test_an_expires_at_of_somebody_elses_that_is_no_date_ends_nothing(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager], foreign: Any
+) -> None:
+    with opened(ttl_hours=None) as manager:
+        talker(manager)("hello")
+    database[SESSIONS].update_one({"_id": "s"}, {"$set": {"expires_at": foreign}})
+    with opened(ttl_hours=None) as manager:
+        talker(manager)("again")
+    assert len(document(database)["agents"]["assistant"]["messages"]) == 4
+    assert document(database)["expires_at"] == foreign
+
+
+def test_an_expires_at_of_the_applications_own_is_left_to_it(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    with opened(ttl_hours=None) as manager:
+        talker(manager)("hello")
+    own = datetime(2100, 1, 1, tzinfo=timezone.utc)
+    database[SESSIONS].update_one({"_id": "s"}, {"$set": {"expires_at": own}})
+    with opened(ttl_hours=None) as manager:
+        talker(manager)("again")
+    assert document(database)["expires_at"] == own
+
+
+def test_what_could_not_be_stored_because_the_session_has_ended_is_told_once(
+    server: Any, database: Database[Any]
+) -> None:
+    factory = MongoDBSessionManagerFactory(server.uri, database.name, SESSIONS, ttl_hours=10, durability="turn")
+    manager = factory.create_session_manager("s")
+    agent = talker(manager)
+    agent("hello")
+    let_pass(database, 10)
+    with pytest.raises(Exception, match="expired"):
+        agent("again")
+    with pytest.raises(SessionNotFoundError):
+        factory.close()
+    factory.close()
+    assert factory.closed
+
+
+def test_leaving_with_after_the_end_of_a_session_closes_the_manager(server: Any, database: Database[Any]) -> None:
+    def expire(manager: MongoDBSessionManager) -> None:
+        agent = talker(manager)
+        agent("hello")
+        let_pass(database, 10)
+        with pytest.raises(Exception, match="expired"):
+            agent("again")
+
+    def make() -> MongoDBSessionManager:
+        return MongoDBSessionManager("s", server.uri, database.name, SESSIONS, ttl_hours=10)
+
+    manager = make()
+    with pytest.raises(SessionNotFoundError), manager:
+        expire(manager)
+    manager.close()
+
+    async def in_async_code() -> MongoDBSessionManager:
+        async with make() as manager:
+            await asyncio.to_thread(expire, manager)
+        return manager
+
+    with pytest.raises(SessionNotFoundError):
+        asyncio.run(in_async_code())
+
+
+def test_a_write_that_is_refused_for_another_reason_leaves_the_expiry_as_it_is(
+    client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    with opened() as manager:
+        converse(manager)
+    before = document(database)
+    with pytest.raises(MessageNotFoundError):
+        repository(client, database, None).update_message("s", "assistant", SessionMessage(by_hand("?"), 99))
+    with opened(ttl_hours=None) as manager, manager.lease(1):
+        pass
+    assert document(database)["expires_at"] == before["expires_at"]
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
@@ -415,12 +592,12 @@ def test_a_writer_with_a_longer_ttl_takes_the_parts_along(
         converse(manager)
     with opened(ttl_hours=100) as manager:
         windowed(manager)("hello")
-    assert document(database)["expires_at"] > datetime.now(timezone.utc) + timedelta(hours=99)
+    assert document(database)["expires_at"] > utc_now() + timedelta(hours=99)
     assert_parts_outlive(database)
     with opened(ttl_hours=1) as manager:
         windowed(manager)("hello")
     # It ends sooner now, and its parts are kept until they would have gone.
-    assert document(database)["expires_at"] < datetime.now(timezone.utc) + timedelta(hours=2)
+    assert document(database)["expires_at"] < utc_now() + timedelta(hours=2)
     assert_parts_outlive(database)
     let_pass(database, 1)
     assert windowed(opened(ttl_hours=1)).messages == []
@@ -435,8 +612,20 @@ def test_a_session_without_a_ttl_gets_one_at_its_next_activity_and_so_do_its_par
     assert "expires_at" not in document(database)
     with opened() as manager:
         windowed(manager)("hello")
-    assert document(database)["expires_at"] > datetime.now(timezone.utc)
+    assert document(database)["expires_at"] > utc_now()
     assert all("expires_at" in part for part in parts(database))
+    assert_parts_outlive(database)
+
+
+def test_a_ttl_that_came_and_went_before_the_parts_had_any_expiry_is_gone(
+    client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    with opened(ttl_hours=None) as manager:
+        converse(manager)
+    repository(client, database, 10).update_metadata("s", {"a": 1})
+    assert "expires_at" in document(database)
+    repository(client, database, None).update_metadata("s", {"b": 1})
+    assert "expires_at" not in document(database)
     assert_parts_outlive(database)
 
 
@@ -478,8 +667,9 @@ def test_whatever_another_process_does_between_two_commands_no_live_session_lose
         interruption = Interruption()
 
         def other(session_id: str = session_id) -> None:
-            with opened(session_id, other_ttl) as manager:
-                windowed(manager)(shown("other", 2))
+            for turn in range(2):
+                with opened(session_id, other_ttl) as manager:
+                    windowed(manager)(shown(f"other {turn}", turn))
 
         with MongoClient(server.uri, event_listeners=[interruption]) as client:
             with opened(session_id, ttl, client=client) as manager:
@@ -514,6 +704,62 @@ def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leave
     assert killed.count("update") >= 2 * (3 + 2 + 2)
 
 
+@pytest.mark.parametrize("ttl", [None, 100])
+def test_a_blob_that_is_stored_while_older_ones_get_their_expiry_is_kept_as_long_as_its_session(
+    server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager], ttl: float | None
+) -> None:
+    for number in itertools.count(1):
+        session_id = f"{number}"
+        with opened(session_id, None) as manager:
+            converse(manager, turns=4)
+        interruption = Interruption()
+
+        def other(session_id: str = session_id) -> None:
+            for turn in range(2):
+                with opened(session_id, ttl) as manager:
+                    windowed(manager)(shown(f"other {turn}", turn))
+
+        with MongoClient(server.uri, event_listeners=[interruption]) as client:
+            with opened(session_id, 1, client=client) as manager:
+                agent = windowed(manager)
+                interruption.arm("succeeded", number, other)
+                agent("hello")
+            assert interruption.error is None
+            done = len(interruption.commands) < number
+        assert_parts_outlive(database, session_id)
+        if done:
+            return
+
+
+def test_a_segment_that_mongodb_removes_before_it_is_adopted_is_made_again(
+    server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
+) -> None:
+    for number in itertools.count(1):
+        session_id = f"{number}"
+        with opened(session_id, **NEVER) as manager:
+            agent = windowed(manager)
+            for n in range(6):
+                agent(f"prompt {n}")
+        found = document(database, session_id)
+        key = {"session": session_id, "incarnation": found["incarnation"], "agent": "assistant", "first": 0}
+        left = found["agents"]["assistant"]["messages"][:4]
+        database[HISTORY].insert_one({"_id": key, "count": 4, "edits": 0, "messages": left, "expires_at": utc_now()})
+        interruption = Interruption()
+        with MongoClient(server.uri, event_listeners=[interruption]) as client:
+            with opened(session_id, client=client) as manager:
+                agent = windowed(manager)
+                interruption.arm(
+                    "started", number, lambda: database[HISTORY].delete_many({"expires_at": {"$lt": utc_now()}})
+                )
+                agent("hello")
+            assert interruption.error is None
+            done = len(interruption.commands) < number
+        assert_parts_outlive(database, session_id)
+        assert len(stored(database, session_id).messages) == 14
+        if done:
+            return
+
+
 def test_after_any_sequence_of_processes_with_any_ttl_no_live_session_loses_a_part(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -524,7 +770,7 @@ def test_after_any_sequence_of_processes_with_any_ttl_no_live_session_loses_a_pa
         with opened("s", ttl) as manager:
             before = document(database).get("expires_at") if step else None
             agent = windowed(manager)
-            if before is not None and before <= datetime.now(timezone.utc):
+            if before is not None and before <= utc_now():
                 expected.clear()
             assert said(agent.messages) == expected[-4:], step
             agent(shown(f"{step}", step))

@@ -165,7 +165,8 @@ class Archiver:
         if expires_at is not None:
             segment["expires_at"] = expires_at
         if not self._history.insert(segment):
-            there = self._history.standing(segment_id)
+            # It may have been inserted when less was promised, and after the others were moved on.
+            there = self._history.standing(segment_id, expires_at)
             if there is None:
                 return 0
             if there["edits"] < edits:
@@ -175,9 +176,6 @@ class Archiver:
             if there["edits"] > edits:
                 return 0  # It is newer than what was read here.
             count = int(there["count"])
-            if expires_at is not None:
-                # It may have been inserted when less was promised, and after the others were moved on.
-                self._history.keep_segment(segment_id, expires_at)
         committed = self._store.update(statements.archive(session_id, session, key, first, count, edits))
         return count if committed else 0
 

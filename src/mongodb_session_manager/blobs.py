@@ -227,29 +227,69 @@ class BlobStore:
         """Delete all files of one life of a session, those of interrupted uploads included; None: of every life."""
         self.delete(self.files_of(session_id, incarnation))
 
-    def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
-        """Let the blobs of one life of a session expire no sooner than this."""
-        self._change(self.files_of(session_id, incarnation), {}, {"$max": {"expires_at": until}})
+    def keep(self, file_ids: Iterable[ObjectId], until: datetime) -> None:
+        """Let these files expire no sooner than this."""
+        self._change(file_ids, {}, {"$max": {"expires_at": until}})
 
     def let_expire(self, file_ids: Iterable[ObjectId], until: datetime) -> None:
         """Give an expiry to those of these files that have none."""
         self._change(file_ids, {"expires_at": None}, {"$set": {"expires_at": until}})
 
-    def _change(self, file_ids: Iterable[ObjectId], which: dict[str, Any], change: dict[str, Any]) -> None:
-        """Change those of these files, and their chunks, of which this is true."""
-        for ids in _batches(file_ids, _IDS_PER_COMMAND):
-            chunks, files = {"files_id": {"$in": ids}, **which}, {"_id": {"$in": ids}, **which}
-            until_known(partial(self._chunks.update_many, chunks, change))
-            until_known(partial(self._files.update_many, files, change))
+    def keep_session(self, session_id: str, incarnation: ObjectId, until: datetime, now: datetime) -> None:
+        """Let the blobs of one life of a session expire no sooner than this, one update for each collection.
 
-    def files_of(self, session_id: str, incarnation: ObjectId | None) -> Iterator[ObjectId]:
-        """Yield the files of one life of a session, those of interrupted uploads included; None: of every life."""
-        query: dict[str, Any] = {"metadata.session": {"$eq": session_id}}
-        if incarnation is not None:
-            query["metadata.incarnation"] = incarnation
+        Those without an expiry get it if they were stored before ``now``, by the server's clock. One that was stored
+        since belongs to a session that has lost its ttl meanwhile, or gets its expiry from whoever is storing it.
+        """
+        files = self._files.find(self._of(session_id, incarnation), {"uploadDate": 1})
+        with contextlib.closing(files):
+            for found in _batches(files, _IDS_PER_COMMAND):
+                older = [file["_id"] for file in found if file["uploadDate"] < now]
+                sooner = [{"expires_at": {"$lt": until}}]
+                self._change(
+                    [file["_id"] for file in found],
+                    {"$or": [*sooner, {"expires_at": None, "_id": {"$in": older}}]},
+                    {"$set": {"expires_at": until}},
+                    {"$or": [*sooner, {"expires_at": None, "files_id": {"$in": older}}]},
+                )
+
+    def _change(
+        self,
+        file_ids: Iterable[ObjectId],
+        which: dict[str, Any],
+        change: dict[str, Any],
+        which_chunks: dict[str, Any] | None = None,
+    ) -> None:
+        """Change those of these files, and their chunks, of which this is true."""
+        self._ensure_indexes()
+        for ids in _batches(file_ids, _IDS_PER_COMMAND):
+            chunks = {"files_id": {"$in": ids}, **(which if which_chunks is None else which_chunks)}
+            until_known(partial(self._chunks.update_many, chunks, change))
+            until_known(partial(self._files.update_many, {"_id": {"$in": ids}, **which}, change))
+
+    def files_of(
+        self, session_id: str, incarnation: ObjectId | None, *, before: datetime | None = None
+    ) -> Iterator[ObjectId]:
+        """Yield the files of one life of a session, those of interrupted uploads included.
+
+        Args:
+            session_id: The session.
+            incarnation: The life; None: every one.
+            before: Only files whose upload began earlier, by the server's clock.
+        """
+        query = self._of(session_id, incarnation)
+        if before is not None:
+            query["uploadDate"] = {"$lt": before}
         with contextlib.closing(self._files.find(query, {"_id": 1})) as files:
             for file in files:
                 yield file["_id"]
+
+    @staticmethod
+    def _of(session_id: str, incarnation: ObjectId | None) -> dict[str, Any]:
+        query: dict[str, Any] = {"metadata.session": {"$eq": session_id}}
+        if incarnation is not None:
+            query["metadata.incarnation"] = incarnation
+        return query
 
     # --- all sessions -----------------------------------------------------------------------------------------------
 
@@ -277,7 +317,7 @@ class BlobStore:
         Returns:
             How many files were removed, those included of which only chunks were left.
         """
-        before = self._server_time() - timedelta(seconds=older_than_seconds)
+        before = self.server_time() - timedelta(seconds=older_than_seconds)
         removed = 0
         for files in _batches(self._older_files(before), _IDS_PER_COMMAND):
             owners: dict[tuple[str, ObjectId, str], dict[ObjectId, int | None]] = {}
@@ -319,7 +359,8 @@ class BlobStore:
             for group in found:
                 yield group["_id"]
 
-    def _server_time(self) -> datetime:
+    def server_time(self) -> datetime:
+        """Return the time of the server's clock."""
         answer = self._files.database.command("hello", codec_options=CODEC_OPTIONS)
         moment: datetime = answer["localTime"]
         return moment

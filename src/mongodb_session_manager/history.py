@@ -155,13 +155,17 @@ class History:
             return False  # Or it is this one, and only the answer to the first attempt was lost.
         return True
 
-    def standing(self, segment_id: Document) -> Document | None:
-        """Return ``{count, edits}`` of a segment, or None if there is none."""
-        return self.collection.find_one({"_id": segment_id}, {"_id": 0, "count": 1, "edits": 1})
-
-    def keep_segment(self, segment_id: Document, until: datetime) -> None:
-        """Let a segment expire no sooner than this."""
-        self.collection.update_one({"_id": segment_id}, statements.keep_parts(until))
+    def standing(self, segment_id: Document, expires_at: datetime | None) -> Document | None:
+        """Return ``{count, edits}`` of a segment, or None if there is none; it expires no sooner than this."""
+        projection = {"_id": 0, "count": 1, "edits": 1}
+        if expires_at is None:
+            return self.collection.find_one({"_id": segment_id}, projection)
+        found: Document | None = until_known(
+            lambda: self.collection.find_one_and_update(
+                {"_id": segment_id}, statements.keep_parts(expires_at), projection
+            )
+        )
+        return found
 
     def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
         """Let all segments of one life of a session expire no sooner than this."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .documents import Document
+from .expiry import NOT_EXPIRED
 from .statements import FEEDBACKS
 
 
@@ -15,6 +16,7 @@ def pipeline(sessions: str, history: str) -> list[Document]:
     """
     agents = {"$objectToArray": {"$ifNull": ["$agents", {}]}}
     embedded: list[Document] = [
+        {"$match": {"$expr": NOT_EXPIRED}},
         {"$project": {"application_name": 1, "session_type": 1, "agent": agents}},
         {"$unwind": "$agent"},
         {"$unwind": "$agent.v.messages"},
@@ -22,7 +24,7 @@ def pipeline(sessions: str, history: str) -> list[Document]:
     ]
     mine = {"$filter": {"input": agents, "as": "a", "cond": {"$eq": ["$$a.k", "$$key"]}}}
     session: list[Document] = [
-        {"$match": {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}},
+        {"$match": {"$expr": {"$and": [{"$eq": ["$incarnation", "$$incarnation"]}, NOT_EXPIRED]}}},
         {"$project": {"application_name": 1, "session_type": 1, "agent": {"$first": mine}}},
         # A segment counts as soon as its session says so.
         {"$match": {"$expr": {"$lt": ["$$first", "$agent.v.archived_count"]}}},

@@ -12,6 +12,7 @@ from .archive_policy import ArchivePolicy
 from .blobs import BLOB_THRESHOLD_BYTES
 from .clients import check_client
 from .command_pool import command_pool
+from .errors import SessionNotFoundError
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
 from .mongodb_session_repository import MongoDBSessionRepository
@@ -165,7 +166,8 @@ class MongoDBSessionManagerFactory:
 
     def _repository(self, client: MongoClient[Any], *place: Any) -> MongoDBSessionRepository:
         """Return the repository that the managers of one database, collection and ttl share."""
-        repository = self._repositories.get(place)
+        shared = place[-1] == self._defaults["ttl_hours"]  # Of other ttls there may be any number.
+        repository = self._repositories.get(place) if shared else None
         if repository is None or repository.client is not client:  # The latter: this is a forked child.
             database_name, collection_name, metadata_fields, ttl_hours = place
             repository = MongoDBSessionRepository(
@@ -177,7 +179,8 @@ class MongoDBSessionManagerFactory:
                 ttl_hours=ttl_hours,
                 _ensure_indexes_now=False,
             )
-            self._repositories[place] = repository
+            if shared:
+                self._repositories[place] = repository
         return repository
 
     async def open(
@@ -250,8 +253,9 @@ class MongoDBSessionManagerFactory:
         Raises:
             pymongo.errors.PyMongoError: Something could not be stored. The factory stays open and the manager
                 keeps it: call ``close()`` again.
-            MongoDBSessionError: The same, for a reason that will not pass: the session was deleted, or written by
-                somebody else with ``on_conflict="raise"``. The manager's ``reload`` gives up what is unstored.
+            MongoDBSessionError: The same, for a reason that will not pass: the session was deleted or has expired, and
+                what was unstored is given up; or it was written by somebody else with ``on_conflict="raise"``, and
+                the manager's ``reload`` gives it up.
         """
         if isinstance(self._source, OwnedClient) and not self._source.closed:
             client = self._source.client_if_made
@@ -295,6 +299,9 @@ def _flush_managers_on(client: MongoClient[Any]) -> None:
     for manager in managers_with_unsent_work(client):
         try:
             manager.flush()
+        except SessionNotFoundError as error:
+            manager._give_up()  # Told once; another attempt to close need not fail over it.
+            failure = failure or error
         except Exception as error:
             failure = failure or error
     if failure is not None:

@@ -489,8 +489,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             try:
                 self.flush()
             except SessionNotFoundError:
-                for outbox in self._outboxes():
-                    outbox.drop()  # The session was deleted: nothing of this can ever be stored.
+                self._give_up()
                 self._close()
                 raise
             self._close()
@@ -525,6 +524,11 @@ class MongoDBSessionManager(RepositorySessionManager):
             await self._settle_beside(error)
             await self._pool.run(self._close)
 
+    def _give_up(self) -> None:
+        """Forget what is unsaved: the session is gone, and nothing of this can ever be stored."""
+        for outbox in self._outboxes():
+            outbox.drop()
+
     def _close(self) -> None:
         if self._holds_work():
             return  # It could not be stored; the client stays open, so that `close()` can be called again.
@@ -547,7 +551,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _open(self, keys: Sequence[str], new_agent: Any) -> dict[str, StoredAgent]:
         """Read the session and these agents; begin the session if there is none, with the agent that needs it."""
-        self._store.ensure_indexes()
+        self._store.ensure_indexes(expiring=self._ttl is not None)
         created: list[Document] = []
 
         def create() -> Document:
@@ -652,6 +656,9 @@ class MongoDBSessionManager(RepositorySessionManager):
         try:
             self.flush()
         except Exception as failure:
+            if isinstance(failure, SessionNotFoundError):
+                self._give_up()
+                self._close()
             if error is None:
                 raise
             _add_note(error, failure)
@@ -667,6 +674,9 @@ class MongoDBSessionManager(RepositorySessionManager):
         for archiving in itertools.chain(self._archivings(), self._archivings()):
             await settle(archiving)
         if failure is not None:
+            if isinstance(failure, SessionNotFoundError):
+                self._give_up()
+                await self._pool.run(self._close)
             if error is None:
                 raise failure
             _add_note(error, failure)
@@ -703,8 +713,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         assert incarnation is not None
         try:
             if self._parts_should_expire:
-                self._parts_should_expire = False
                 self._store.let_parts_expire(self._session_ref())
+                self._parts_should_expire = False
             left = self._store.archiver.archive(self.session_id, incarnation, work.key, self._archive_policy)
         except PyMongoError as error:
             # Nothing is lost by that, and it stays due: the next turn, here or in another process, tries again.

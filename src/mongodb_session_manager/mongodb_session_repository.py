@@ -190,12 +190,12 @@ class MongoDBSessionRepository(SessionRepository):
             UnstorableValueError: Its state holds something that cannot be stored.
         """
         session, key = self._ref(session_id), _agent_key(session_agent.agent_id)
-        moment = now()
         blobs = self._pending_blobs()
         fields = documents.agent_data(session_agent, blobs)
         del fields["created_at"]
-        fields["updated_at"] = documents.to_iso(moment)
         session = self._store.upload(session, key, None, blobs)
+        moment = now()
+        fields["updated_at"] = documents.to_iso(moment)
         update = statements.agent_fields(session, key, fields, moment)
         is_there = {"agent_data": statements.agent_data_expression(key)}
         if self._store.guarded(session, update, is_there, lambda found: found["agent_data"] is None) is not None:
@@ -231,7 +231,7 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._store.upload(session, key, message_id, blobs)
         message = documents.message_document(message_id, body, created_at, updated_at)
         message["commit_id"] = ObjectId()
-        update = statements.append_message(session, key, message, moment)
+        update = statements.append_message(session, key, message, now())
 
         def settled(standing: Document) -> bool:
             return not standing["exists"] or standing.get("message_count", message_id + 1) > message_id
@@ -455,7 +455,7 @@ class MongoDBSessionRepository(SessionRepository):
 
     def _ensure_indexes(self) -> None:
         """Create the indexes, once per process and collection. A failure is logged, not raised."""
-        self._store.ensure_indexes()
+        self._store.ensure_indexes(expiring=self._ttl is not None)
 
     # --- shared with the manager ------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from .errors import (
     SessionNotFoundError,
     UnstorableValueError,
 )
-from .expiry import EXPIRED, FOREVER, expiry_of_new_parts, parts_kept_until
+from .expiry import EXPIRED, FOREVER, expiry_of_new_parts, parts_kept_until, parts_needed_until
 from .history import History, HistoryIncompleteError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .reading import Reader
@@ -112,16 +112,22 @@ class SessionStore:
         self.history = History(self._writes, self._reader)
         self.archiver = Archiver(self, self.history, now)
         self._metadata_fields = tuple(metadata_fields)
-        self._indexes_ensured = False
+        self._indexes_ensured: set[bool] = set()
 
     # --- indexes ----------------------------------------------------------------------------------------------------
 
-    def ensure_indexes(self) -> None:
-        """Create the indexes, once per process and collection. A failure is logged, as the specification says."""
-        if not self._indexes_ensured:
+    def ensure_indexes(self, *, expiring: bool = False) -> None:
+        """Create the indexes, once per process and collection. A failure is logged, as the specification says.
+
+        Args:
+            expiring: Whether sessions expire: one command more, the first time.
+        """
+        if expiring not in self._indexes_ensured:
             names = ["created_at", "updated_at", *(f"metadata.{name}" for name in self._metadata_fields)]
-            indexes = [IndexModel([(name, ASCENDING)]) for name in names]
-            self._indexes_ensured = ensure_indexes(self.collection, [*indexes, EXPIRY_INDEX])
+            ensured = ensure_indexes(self.collection, [IndexModel([(name, ASCENDING)]) for name in names])
+            # By itself: it might be at odds with one of the application's own.
+            if ensured and (not expiring or ensure_indexes(self.collection, [EXPIRY_INDEX])):
+                self._indexes_ensured.add(expiring)
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
@@ -146,7 +152,7 @@ class SessionStore:
                 if create is None:
                     return None
                 new = create()
-                if self._insert_if_absent(new) if document is None else self.replace_expired(new):
+                if self._insert_if_absent(new) if document is None else self._replace_expired(document, new):
                     agents = {key: StoredAgent(agent_data=None) for key in agent_keys}
                     return OpenedSession(new["incarnation"], 0, "parts_expire_at" in new, agents)
                 continue
@@ -175,44 +181,60 @@ class SessionStore:
         self.collection.update_one({"_id": session_id}, statements.adopt(agent_keys))
 
     def insert(self, document: Document) -> None:
-        """Insert a new session document.
+        """Insert a new session document, in the place of one that has expired, too.
 
         Raises:
-            DuplicateKeyError: There is one with this id.
+            DuplicateKeyError: There is a session with this id.
         """
-        try:
-            self.collection.insert_one(document)
-        except DuplicateKeyError:
-            if not self.replace_expired(document):
-                raise
+        session_id = document["_id"]
+        while True:
+            try:
+                self.collection.insert_one(document)
+            except DuplicateKeyError:
+                there = self.find_one({"_id": session_id}, {"incarnation": 1, "expired": EXPIRED})
+                if there is None:
+                    continue  # It was removed just now.
+                if there.get("incarnation") == document["incarnation"]:
+                    return  # It is this one: only the answer to the first attempt was lost.
+                if not there["expired"]:
+                    raise
+                if not self._replace_expired(there, document):
+                    continue
+            return
 
-    def replace_expired(self, document: Document) -> bool:
-        """Put a new session into the place of one that has expired; return False if that is not there, or not expired.
+    def _replace_expired(self, expired: Document, document: Document) -> bool:
+        """Put a new session into the place of one that has expired, and delete what belonged to that.
 
-        What belonged to the expired one is deleted as well.
+        Returns:
+            False if that is no longer there.
         """
-        before: Document | None = until_known(
-            lambda: self.collection.find_one_and_replace(
-                statements.expired(document["_id"]), document, {"incarnation": 1}
-            )
-        )
-        if before is not None and "incarnation" in before:
-            self._delete_parts(document["_id"], before["incarnation"])
-        return before is not None
+        session_id, before = document["_id"], expired.get("incarnation")
+        which = statements.expired(session_id, before)
+        replaced = until_known(lambda: self.collection.replace_one(which, document)).matched_count
+        # If not, perhaps only the answer to the first attempt was lost.
+        mine = {"_id": session_id, "incarnation": document["incarnation"]}
+        if not replaced and self.find_one(mine, {"_id": 1}) is None:
+            return False
+        self._delete_parts(session_id, before)
+        return True
 
     def delete(self, session: SessionRef) -> None:
         """Delete a session, then its history. What a process leaves that dies in between, a sweep removes."""
-        projection = {"incarnation": 1, "expired": EXPIRED}
-        while (found := self.collection.find_one_and_delete(session.filter(), projection)) is None:
-            self._explain(session)
-        if "incarnation" in found:
-            self._delete_parts(session.session_id, found["incarnation"])
-        if found["expired"]:
-            raise _expired(session)
+        try:
+            while (found := self.collection.find_one_and_delete(session.filter(), {"incarnation": 1})) is None:
+                self._explain(session)
+        except SessionNotFoundError:
+            # It is absent, and what MongoDB has not removed yet goes now.
+            which = {"_id": session.session_id, "$expr": EXPIRED}
+            if (expired := self.collection.find_one_and_delete(which, {"incarnation": 1})) is not None:
+                self._delete_parts(session.session_id, expired.get("incarnation"))
+            raise
+        self._delete_parts(session.session_id, found.get("incarnation"))
 
-    def _delete_parts(self, session_id: str, incarnation: ObjectId) -> None:
-        self.history.delete_session(session_id, incarnation)
-        self.blobs.delete_session(session_id, incarnation)
+    def _delete_parts(self, session_id: str, incarnation: ObjectId | None) -> None:
+        if incarnation is not None:  # An older document has none of either.
+            self.history.delete_session(session_id, incarnation)
+            self.blobs.delete_session(session_id, incarnation)
 
     def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
         """Return whether a life of a session is over, for certain: before what belonged to it is deleted.
@@ -293,6 +315,7 @@ class SessionStore:
                         f"from message_id={work.position} on"
                     )
                 work.position = standing["message_count"]
+            self._see_to_expiry(session, standing)
             back_off(lost_races)
         raise SessionConflictError(f"session_id={session.session_id!r}, agent {work.key!r}: lost every race")
 
@@ -330,6 +353,7 @@ class SessionStore:
                 # The session document is changed first: it decides who may make a change.
                 if self.update(statements.edit_archived(session, key, moment)):
                     break
+            self._see_to_expiry(session, standing)
             back_off(times)
         else:
             raise SessionConflictError(f"session_id={session.session_id!r}: lost every race for {message_id=}")
@@ -445,11 +469,10 @@ class SessionStore:
 
     def put_multi_agent(self, session: SessionRef, multi_agent_id: str, state: Any) -> None:
         """Store the state of a graph or swarm, of one that is stored already or of a new one."""
+        is_there = {"exists": {"$ne": [{"$type": statements.multi_agent_state_expression(multi_agent_id)}, "missing"]}}
         for create in itertools.cycle((False, True)):
-            if (
-                self.guarded(session, statements.multi_agent(session, multi_agent_id, state, now(), create=create), {})
-                is None
-            ):
+            update = statements.multi_agent(session, multi_agent_id, state, now(), create=create)
+            if self.guarded(session, update, is_there, lambda found, new=create: found["exists"] == new) is None:  # type: ignore[misc]
                 return
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str) -> Any:
@@ -486,7 +509,8 @@ class SessionStore:
             standing = self._explain(session, {**statements.STANDING, **(condition or {})})
             if condition is not None and settled(standing):
                 return standing
-            # Only a lease had stood in the way, and has ended since.
+            # Only a lease had stood in the way, and has ended since; or its expiry.
+            self._see_to_expiry(session, standing)
             back_off(times)
         raise SessionConflictError(f"session_id={session.session_id!r}: an update matched nothing and nothing says why")
 
@@ -542,11 +566,8 @@ class SessionStore:
         return self.history.read_message(session_id, standing["incarnation"], key, message_id)
 
     def _explain(self, session: SessionRef, projection: Mapping[str, Any] = statements.STANDING) -> Document:
-        """Read why a write did not match; raise the error for it, or return how things stand.
-
-        Where it was the expiry that did not fit, it does now.
-        """
-        standing = self.find_one({"_id": session.session_id}, projection)
+        """Read why a write did not match; raise the error for it, or return how things stand."""
+        standing = self.find_one({"_id": session.session_id}, statements.unless_expired(projection))
         if standing is None:
             raise SessionNotFoundError(f"session_id={session.session_id!r} does not exist")
         if session.incarnation is not None and standing.get("incarnation") != session.incarnation:
@@ -561,7 +582,6 @@ class SessionStore:
             raise SessionBusyError(f"session_id={session.session_id!r}: the lease of this manager has run out")
         if session.lease_token is None and left > 0:
             raise SessionBusyError(f"session_id={session.session_id!r} is leased by another process", left)
-        self._see_to_expiry(session, standing)
         return standing
 
     # --- expiry -----------------------------------------------------------------------------------------------------
@@ -570,12 +590,12 @@ class SessionStore:
         """Let the parts of a session live on where this writer would let the session outlive them."""
         session_id, promised = session.session_id, standing.get("parts_expire_at")
         if session.ttl is not None:
-            if promised is None or promised >= now() + session.ttl:
+            if promised is None or promised >= parts_needed_until(now() + session.ttl, session.ttl):
                 return
             until = parts_kept_until(now(), session.ttl)
-        elif standing.get("expires_at") is None:
+        elif standing.get("ttl_hours") is None:
             return
-        elif promised is None:
+        elif promised is None or promised >= FOREVER:
             self.update(statements.end_expiry(session_id, standing))
             return
         else:
@@ -584,21 +604,22 @@ class SessionStore:
         until = max(until, standing.get("parts_moving_to") or until)
         if self.update(statements.announce_parts(session_id, standing, until)):
             self.history.keep(session_id, standing["incarnation"], until)
-            self.blobs.keep(session_id, standing["incarnation"], until)
-            self.update(statements.promise_parts(session_id, standing, until, expires=session.ttl is not None))
+            self.blobs.keep_session(session_id, standing["incarnation"], until, standing["now"])
+            self.update(statements.promise_parts(session_id, standing, until))
 
     def let_parts_expire(self, session: SessionRef) -> None:
         """Give an expiry to the parts of a session that has got a ttl when it had some already.
 
         The session document comes first: from then on nobody lets the session live longer than that without moving
-        its parts on, and what is moved on is not touched here.
+        its parts on, and a part that was moved on, or made since, is not touched here.
         """
         assert session.ttl is not None
         assert session.incarnation is not None
-        until = parts_kept_until(now(), session.ttl)
-        if self.update(statements.begin_expiry_of_parts(session.session_id, session.incarnation, until)):
-            self.history.let_expire(session.session_id, session.incarnation, until)
-            self.blobs.let_expire(self.blobs.files_of(session.session_id, session.incarnation), until)
+        session_id, incarnation = session.session_id, session.incarnation
+        began, until = self.blobs.server_time(), parts_kept_until(now(), session.ttl)
+        if self.update(statements.begin_expiry_of_parts(session_id, incarnation, until)):
+            self.history.let_expire(session_id, incarnation, until)
+            self.blobs.let_expire(self.blobs.files_of(session_id, incarnation, before=began), until)
 
     # --- blobs ------------------------------------------------------------------------------------------------------
 
@@ -625,9 +646,15 @@ class SessionStore:
             "message": message_id,
         }
         self.blobs.upload(blobs, owner)
-        # Their expiry is read now that they are stored: whoever moves the parts on after that finds them.
-        if session.ttl is not None and (until := expiry_of_new_parts(self._explain(session))) is not None:
-            self.blobs.let_expire(blobs.uploaded, until)
+        if session.ttl is not None:
+            # Their expiry is read now that they are stored: whoever moves the parts on after that finds them.
+            which = statements.life(session.session_id, incarnation)
+            standing = self.find_raw(which, {"parts_expire_at": 1, "parts_moving_to": 1})
+            if standing is None:
+                self.delete_blobs(blobs.uploaded)
+                self._explain(session)
+            elif (until := expiry_of_new_parts(standing)) is not None:
+                self.blobs.keep(blobs.uploaded, until)
         return session._replace(incarnation=incarnation)
 
     def sweep(self, older_than_seconds: float) -> int:

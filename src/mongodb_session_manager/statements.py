@@ -17,7 +17,7 @@ from bson import MaxKey, MinKey, ObjectId
 
 from .documents import Document, message_document, new_agent
 from .encoding import to_bson
-from .expiry import EXPIRED, NOT_EXPIRED
+from .expiry import EXPIRED, NOT_EXPIRED, in_hours, parts_needed_until
 from .keys import encode_key
 from .metrics import Totals
 
@@ -54,12 +54,11 @@ class SessionRef(NamedTuple):
         document: Document = {"_id": self.session_id}
         if self.incarnation is not None:
             document["incarnation"] = self.incarnation
-        # Compared by the server's clock. A missing field sorts before every date, so no lease passes, too.
         if self.lease_token is None:
-            document["$expr"] = {"$lte": ["$lease.expires_at", "$$NOW"]}
+            document["$expr"] = _MAY_WRITE
         else:
             document["lease.token"] = self.lease_token
-            document["$expr"] = {"$gt": ["$lease.expires_at", "$$NOW"]}
+            document["$expr"] = _MAY_WRITE_WITH_LEASE
         document.update(conditions)
         return document
 
@@ -73,8 +72,8 @@ class SessionRef(NamedTuple):
     ) -> Update:
         """Return an update of the session's content: it moves ``updated_at`` and ``expires_at``, too.
 
-        It matches no session that has expired, none whose parts would expire before it, and, for a writer without a
-        ttl, none that expires; ``SessionStore`` then sees to it.
+        It matches no session whose parts would not outlive it, and, for a writer without a ttl, none that has one;
+        ``SessionStore`` then sees to it.
 
         Args:
             now: The time of the change.
@@ -84,20 +83,22 @@ class SessionRef(NamedTuple):
             that: An expression that must be true besides.
         """
         document = self.filter(**conditions)
-        expressions = [document["$expr"]]
         changed = changes.setdefault("$set", {})
         changed["updated_at"] = now
         if self.ttl is None:
-            document["expires_at"] = None
+            document["ttl_hours"] = None
         else:
+            changed["ttl_hours"] = in_hours(self.ttl)
             changed["expires_at"] = expires_at = now + self.ttl
-            document["parts_expire_at"] = {"$not": {"$lt": expires_at}}
-            expressions.append(NOT_EXPIRED)
+            document["parts_expire_at"] = {"$not": {"$lt": parts_needed_until(expires_at, self.ttl)}}
         if that is not None:
-            expressions.append(that)
-        if len(expressions) > 1:
-            document["$expr"] = {"$and": expressions}
+            document["$expr"] = {"$and": [document["$expr"], that]}
         return Update(document, changes, array_filters)
+
+
+# Compared by the server's clock. A missing field sorts before every date, so no lease passes, too.
+_MAY_WRITE: Document = {"$and": [{"$lte": ["$lease.expires_at", "$$NOW"]}, NOT_EXPIRED]}
+_MAY_WRITE_WITH_LEASE: Document = {"$and": [{"$gt": ["$lease.expires_at", "$$NOW"]}, NOT_EXPIRED]}
 
 
 FEEDBACKS = "$feedbacks"
@@ -393,33 +394,46 @@ def live(session_id: str) -> Document:
     return {"_id": session_id, "$expr": NOT_EXPIRED}
 
 
-def expired(session_id: str) -> Document:
-    """Return the filter of a session that has expired and was not removed yet."""
-    return {"_id": session_id, "$expr": EXPIRED}
+def life(session_id: str, incarnation: ObjectId) -> Document:
+    """Return the filter of one life of a session that has not expired."""
+    return {"_id": session_id, "incarnation": incarnation, "$expr": NOT_EXPIRED}
+
+
+def expired(session_id: str, incarnation: ObjectId | None) -> Document:
+    """Return the filter of a life of a session that has expired and was not removed yet."""
+    return {"_id": session_id, "incarnation": incarnation, "$expr": EXPIRED}
+
+
+def unless_expired(projection: Mapping[str, Any]) -> Document:
+    """Return the projection with None for every expression of it if the session has expired: its blobs may be gone."""
+    return {
+        name: value if value == 1 or name in STANDING else {"$cond": [EXPIRED, None, value]}
+        for name, value in projection.items()
+    }
 
 
 def announce_parts(session_id: str, standing: Mapping[str, Any], until: datetime) -> Update:
     """Return the update that says where the parts of a session are moved to, if nobody has said more meanwhile."""
-    return Update(_as_promised(session_id, standing), {"$set": {"parts_moving_to": until}})
+    which = {**_as_promised(session_id, standing), "$expr": NOT_EXPIRED}
+    return Update(which, {"$set": {"parts_moving_to": until}})
 
 
-def promise_parts(session_id: str, standing: Mapping[str, Any], until: datetime, *, expires: bool) -> Update:
-    """Return the update that says that the parts were moved on; and that the session itself expires no more."""
-    changes: Document = {"$set": {"parts_expire_at": until}, "$unset": {"parts_moving_to": ""}}
-    if not expires:
-        changes["$unset"]["expires_at"] = ""
-    return Update(_as_promised(session_id, {**standing, "parts_moving_to": until}), changes)
+def promise_parts(session_id: str, standing: Mapping[str, Any], until: datetime) -> Update:
+    """Return the update that says that the parts were moved on."""
+    which = {**_as_promised(session_id, {**standing, "parts_moving_to": until}), "$expr": NOT_EXPIRED}
+    return Update(which, {"$set": {"parts_expire_at": until}, "$unset": {"parts_moving_to": ""}})
 
 
 def end_expiry(session_id: str, standing: Mapping[str, Any]) -> Update:
-    """Return the update by which a session expires no more whose parts never did."""
-    return Update(_as_promised(session_id, standing), {"$unset": {"expires_at": ""}})
+    """Return the update by which a session expires no more; its parts are kept for ever, or never had an expiry."""
+    which = {**_as_promised(session_id, standing), "$expr": NOT_EXPIRED}
+    return Update(which, {"$unset": {"expires_at": "", "ttl_hours": ""}})
 
 
 def begin_expiry_of_parts(session_id: str, incarnation: ObjectId, until: datetime) -> Update:
     """Return the update that says when the parts of an expiring session go, if they had no expiry so far."""
-    which = _as_promised(session_id, {"incarnation": incarnation})
-    return Update({**which, "expires_at": {"$lte": until}}, {"$set": {"parts_expire_at": until}})
+    which = {**_as_promised(session_id, {"incarnation": incarnation}), "$expr": NOT_EXPIRED}
+    return Update({**which, "expires_at": {"$lt": until}}, {"$set": {"parts_expire_at": until}})
 
 
 def _as_promised(session_id: str, standing: Mapping[str, Any]) -> Document:
@@ -447,7 +461,7 @@ def open_projection(agent_keys: Sequence[str]) -> Document:
         "bytes": {"$bsonSize": "$$ROOT"},
         "expired": EXPIRED,
         "parts_expire_at": 1,
-        "agents_opened": [_agent_window(key) for key in agent_keys],
+        "agents_opened": {"$cond": [EXPIRED, [], [_agent_window(key) for key in agent_keys]]},
     }
 
 
@@ -503,7 +517,7 @@ STANDING: Document = {
     "incarnation": 1,
     "lease": 1,
     "expired": EXPIRED,
-    "expires_at": 1,
+    "ttl_hours": 1,
     "parts_expire_at": 1,
     "parts_moving_to": 1,
     "now": "$$NOW",
