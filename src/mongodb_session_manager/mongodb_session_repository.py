@@ -369,6 +369,17 @@ class MongoDBSessionRepository(SessionRepository):
         feedbacks = self._store.get_feedbacks(check_id(session_id, "session_id"))
         return [{key: value for key, value in feedback.items() if key != "commit_id"} for feedback in feedbacks]
 
+    # --- guardrails -------------------------------------------------------------------------------------------------
+
+    def get_guardrail_events(self, session_id: str) -> list[dict[str, Any]]:
+        """Return what guardrails did in a session, oldest first; ``[]`` if nothing or if it does not exist.
+
+        Returns:
+            The newest 100: ``{id, agent_id, message_id, role, action, created_at, stop_reason?, guardrail_id?,
+            guardrail_version?, policies}``; see ``docs/guardrails.md``.
+        """
+        return self._store.get_guardrail_events(check_id(session_id, "session_id"))
+
     # --- for operators ----------------------------------------------------------------------------------------------
 
     def sweep(self, older_than_seconds: float = 24 * 3600) -> int:
