@@ -20,7 +20,9 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 from strands import Agent, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
+from strands.bidi import BidiAgent
 from strands.types.session import SessionMessage
+from support.bidi_model import ScriptedBidiModel
 from support.commands import CommandRecorder
 from support.equality import assert_same
 from support.failpoints import fail_command
@@ -451,6 +453,17 @@ def test_a_callback_handler_may_record_the_trace_of_any_model(office: Office, du
     assert office.events()[-1]["policies"] == POLICIES
 
 
+def test_a_message_of_a_bidirectional_agent_is_recorded_likewise(office: Office) -> None:
+    with office.manager() as manager:
+        agent = BidiAgent(model=ScriptedBidiModel(), agent_id="assistant", session_manager=manager)
+        manager.append_message(by_hand(PROMPT), agent)
+        manager.record_guardrail_trace(TRACE, agent)
+        manager.redact_latest_message(by_hand(REDACTED), agent)
+
+    assert [(event["message_id"], event["policies"]) for event in office.events()] == [(0, POLICIES)]
+    office.nothing_at_rest(*MATCHES)
+
+
 # --- traces of any form
 
 
@@ -566,6 +579,20 @@ def test_a_reader_that_goes_away_before_the_trace_leaves_no_text_behind(office: 
         eventually(lambda: b"bubblegum" not in at_rest(office.database))
 
     assert [(event["action"], event["policies"]) for event in office.events()] == [("redacted", [])]
+
+
+def test_a_redaction_after_a_model_call_that_failed_waits_for_no_trace(office: Office) -> None:
+    manager = office.manager()
+    agent = guarded(manager, RuntimeError("the provider is down"))
+
+    async def request() -> None:
+        with pytest.raises(RuntimeError, match="down"):
+            await agent.invoke_async(PROMPT)
+        manager.redact_latest_message(by_hand(REDACTED), agent)
+
+    asyncio.run(request())
+    eventually(lambda: b"bubblegum" not in at_rest(office.database))
+    manager.close()
 
 
 # --- once, whatever happens

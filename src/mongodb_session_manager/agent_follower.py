@@ -233,8 +233,6 @@ class AgentFollower:
     def guardrail_said(self, facts: Document) -> None:
         """Take note of what a guardrail says of its intervention; redactions that wait to be sent get it, too."""
         self._guardrail_facts = {**self._guardrail_facts, **facts}
-        if "policies" in facts:
-            self.awaits_trace = False
         for index, event in enumerate(self._redactions):
             completed = self._redactions[index] = {**event, **facts}
             self.work.complete(event, completed)
