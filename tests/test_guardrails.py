@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.util import find_spec
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pymongo.database import Database
 
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
+reads_traces = pytest.mark.skipif(find_spec("strands.middleware") is None, reason="Strands 1.62 made it public")
 
 APP_NAME = "guardrails"
 REDACTED = "[User input redacted.]"
@@ -212,6 +214,7 @@ def listed(event: dict[str, Any], message_id: int) -> dict[str, Any]:
 # --- what is recorded
 
 
+@reads_traces
 @both_durabilities
 @pytest.mark.parametrize("model", [GuardedModel, NotStreaming])
 def test_a_redaction_says_which_policies_fired_with_the_message_and_in_the_session(
@@ -248,6 +251,7 @@ def test_nothing_that_a_policy_matched_is_stored_or_ever_sent_besides_the_prompt
     assert [word for word in MATCHES if word.encode() in carried] == (in_the_prompt if durability == "message" else [])
 
 
+@reads_traces
 @both_durabilities
 def test_an_answer_that_a_guardrail_has_masked_or_blocked_is_recorded_without_a_redaction(
     office: Office, durability: Any
@@ -305,6 +309,7 @@ def test_a_guardrail_that_only_watches_and_an_agent_without_one_record_nothing(o
         assert "guardrail" not in str(document)
 
 
+@reads_traces
 def test_what_a_guardrail_said_of_one_answer_is_not_said_of_the_next(office: Office) -> None:
     with office.manager() as manager:
         unexplained = ScriptedReply(text="No.", redact_user=REDACTED)
@@ -754,6 +759,7 @@ def test_a_session_lists_the_newest_events_counts_them_all_and_stays_writable(of
     assert all("guardrail_event" in message for message in office.messages())
 
 
+@reads_traces
 def test_the_view_of_all_messages_counts_policies_across_sessions(office: Office) -> None:
     for session_id in ("a", "b"):
         with office.manager(session_id, **SMALL) as manager:

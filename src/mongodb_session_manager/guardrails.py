@@ -6,7 +6,6 @@ own output. So nothing is copied from it but what is named here, and of that onl
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -23,7 +22,6 @@ MAX_GUARDRAIL_EVENTS = 100
 """So many of the newest interventions are listed in the session document."""
 
 _MAX_POLICIES = 20
-_MAX_FOUND = 1000
 _MAX_TEXT = 100
 
 # Policy, its list in an assessment, the field that only those who configured the guardrail fill, a type of our own.
@@ -98,14 +96,14 @@ def facts_in_stream(event: Any) -> Document:
 
 def _assessments(found: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the assessments of the input, one for each guardrail, or of the output, a list for each."""
-    for one in itertools.islice(_mapping(found).values(), _MAX_FOUND):
-        yield from map(_mapping, one[:_MAX_FOUND] if isinstance(one, list) else [one])
+    for one in _mapping(found).values():
+        yield from map(_mapping, one if isinstance(one, list) else [one])
 
 
 def _fired(assessment: Mapping[str, Any], source: str) -> Iterator[Document]:
     for policy, name, naming, kind in _LISTS:
         found = _mapping(assessment.get(policy)).get(name)
-        for one in map(_mapping, found[:_MAX_FOUND] if isinstance(found, list) else ()):
+        for one in map(_mapping, found if isinstance(found, list) else ()):
             detected, action = one.get("detected"), _constant(one.get("action"))
             # A trace may list what was looked for and not found.
             if detected is False or (detected is not True and action in (None, "NONE")):
