@@ -46,6 +46,7 @@ class ScriptedReply:
         error: Raised after everything above has been streamed.
         redact_user: Replaces what the user said, as a guardrail of Amazon Bedrock does.
         redact_assistant: Replaces what the model said, likewise.
+        guardrail_trace: What the guardrail found, as Amazon Bedrock says it with the usage, last of all.
         stop_reason: Why the model stopped; by default `guardrail_intervened` after a redaction, `tool_use`
             with tool calls, else `end_turn`.
         usage: Token counts (`inputTokens`, `outputTokens`, `totalTokens`, `cacheReadInputTokens`, …); by
@@ -61,6 +62,7 @@ class ScriptedReply:
     error: Exception | None = None
     redact_user: str | None = None
     redact_assistant: str | None = None
+    guardrail_trace: Mapping[str, Any] | None = None
     stop_reason: StopReason | None = None
     usage: Mapping[str, int] | None = None
     latency_ms: int = 25
@@ -213,7 +215,10 @@ def _closing_chunks(reply: ScriptedReply, messages: Messages) -> Iterator[Stream
     if reply.redact_assistant is not None:
         yield {"redactContent": {"redactAssistantContentMessage": reply.redact_assistant}}
     usage = reply.usage if reply.usage is not None else _estimated_usage(reply, messages)
-    yield cast("StreamEvent", {"metadata": {"usage": dict(usage), "metrics": {"latencyMs": reply.latency_ms}}})
+    metadata: dict[str, Any] = {"usage": dict(usage), "metrics": {"latencyMs": reply.latency_ms}}
+    if reply.guardrail_trace is not None:
+        metadata["trace"] = {"guardrail": reply.guardrail_trace}
+    yield cast("StreamEvent", {"metadata": metadata})
 
 
 def _estimated_usage(reply: ScriptedReply, messages: Messages) -> dict[str, int]:

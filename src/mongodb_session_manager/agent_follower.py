@@ -26,6 +26,7 @@ from .blobs import PendingBlobs
 from .documents import Document, MongoDBSessionAgent, StoredAgent
 from .encoding import encode, same
 from .errors import MongoDBSessionError
+from .guardrails import INTERVENED, facts_of_stop_reason, guardrail_event
 from .metrics import ToolCall, Totals, message_metrics, usage_since
 from .metrics_override import Given, MetricsOverride
 from .session_store import now
@@ -76,12 +77,14 @@ class AgentFollower:
     Attributes:
         work: The agent's unit of work.
         outer_error: An exception that was being handled when the turn began: not the turn's own.
+        awaits_trace: Whether a guardrail's trace may still come in the model call under way.
     """
 
     def __init__(self, work: AgentWork, *, by_turn: bool, override: MetricsOverride) -> None:
         self.work = work
         self._override = override
         self.outer_error: BaseException | None = None
+        self.awaits_trace = False
         self._by_turn = by_turn
         self._where = f"agent_id={work.agent_id!r} message"
         self._agent: Callable[[], Any] = lambda: None
@@ -102,6 +105,10 @@ class AgentFollower:
         self._model_call_ms: float | None = None
         self._tool_call_began: dict[str, float] = {}
         self._tool_calls: dict[str, ToolCall] = {}
+        # The answer of a model call in which a guardrail intervened; what is known of that, and the redactions it made.
+        self._intervened: Message | None = None
+        self._guardrail_facts: Document = {}
+        self._redactions: list[Document] = []
 
     # --- the beginning ----------------------------------------------------------------------------------------------
 
@@ -198,6 +205,7 @@ class AgentFollower:
         """Take note that an invocation is over; return the error that ended it, if one did."""
         self._in_turn = False
         self._override.forget()
+        self._forget_guardrail()
         self.work.prune(agent.messages)
         error, outer_error = sys.exc_info()[1], self.outer_error
         self.outer_error = None
@@ -213,11 +221,15 @@ class AgentFollower:
     def model_call_begins(self) -> None:
         """Start the clock for a provider that reports no latency."""
         self._model_call_began = time.perf_counter()
+        self._intervened = None
 
-    def model_call_ends(self) -> None:
-        """Stop it."""
+    def model_call_ends(self, message: Message | None, stop_reason: str | None) -> None:
+        """Stop it, and take note of an answer whose model call a guardrail has stopped."""
         if self._model_call_began is not None:
             self._model_call_ms = (time.perf_counter() - self._model_call_began) * 1000
+        if stop_reason == INTERVENED:
+            self._intervened = message
+            self.guardrail_said(facts_of_stop_reason(stop_reason))
 
     def tool_call_begins(self, tool_use_id: str) -> None:
         """Start the clock of a tool."""
@@ -228,6 +240,25 @@ class AgentFollower:
         began = self._tool_call_began.pop(tool_use_id, None)
         took = None if began is None else round((time.perf_counter() - began) * 1000, 3)
         self._tool_calls[tool_use_id] = ToolCall(name, milliseconds=took)
+
+    # --- guardrails -------------------------------------------------------------------------------------------------
+
+    def watch_for_trace(self, facts: Document) -> None:
+        """Take note that a model call begins whose stream may hold a guardrail's trace, and what is known before."""
+        self._forget_guardrail()
+        self._guardrail_facts = facts
+        self.awaits_trace = True
+
+    def guardrail_said(self, facts: Document) -> None:
+        """Take note of what a guardrail says of its intervention; redactions that wait to be sent get it, too."""
+        self._guardrail_facts = {**self._guardrail_facts, **facts}
+        for index, event in enumerate(self._redactions):
+            completed = self._redactions[index] = {**event, **facts}
+            self.work.complete(event, completed)
+
+    def _forget_guardrail(self) -> None:
+        self._guardrail_facts = {}
+        self._redactions = []
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -313,17 +344,26 @@ class AgentFollower:
         # Nothing of it becomes a blob: several messages may get it, and a blob belongs to one.
         content = encode(documents.text_blocks(redact_message["content"]), "redact_message['content']")
         documents.check_size({"content": content}, "redact_message")
+        event = guardrail_event("redacted", role, now(), self._guardrail_facts)
         body: Document = {
             "role": role,
             "content": content,
             "redact_message": {"role": role, "content": content},
-            "guardrail_event": {"action": "redacted", "role": role, "created_at": now()},
+            "guardrail_event": event,
         }
         tracking_id = redact_message.get("tracking_id")
         # A prompt that was tried again may stand in the conversation twice, under one tracking id.
         same = self.work.known(tracking_id)
-        entries = [*same, *(() if entry in same else (entry,))]
-        to_send = [self.work.change(redacted, body, tracking_id) for redacted in entries]
+        entries = [*(other for other in same if other is not entry), entry]
+        # One redaction, one event in the session, however often the message stands in the conversation.
+        to_send = [
+            self.work.change(redacted, body, tracking_id, guardrail_event=event if redacted is entry else None)
+            for redacted in entries
+        ]
+        if self._in_turn:
+            self._redactions.append(event)
+        else:
+            self._forget_guardrail()
         return any(to_send)
 
     def _append(self, message: Message, agent: Any, *, from_agent: bool) -> None:
@@ -355,6 +395,11 @@ class AgentFollower:
                 body["event_loop_metrics"] = metrics
         elif not carries_results:
             self._said = []
+        event = None
+        if role == "assistant" and from_agent:
+            if message is self._intervened:
+                event = body["guardrail_event"] = guardrail_event("intervened", role, now(), self._guardrail_facts)
+            self._forget_guardrail()
         calls = self._finished_calls(message) if carries_results else []
 
         def add_totals(totals: Totals) -> None:
@@ -364,7 +409,7 @@ class AgentFollower:
             for call in calls:
                 totals.add_tool_call(call)
 
-        self.work.append(body, size, message, add_totals, blobs)
+        self.work.append(body, size, message, add_totals, blobs, event)
 
     def _pending_blobs(self) -> PendingBlobs:
         return PendingBlobs(self.work.blob_threshold)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import itertools
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
@@ -17,6 +18,7 @@ import pymongo
 from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
+from strands import Agent
 from strands.bidi.hooks import BidiAgentStopEvent, BidiResponseStopEvent
 from strands.hooks import (
     AfterInvocationEvent,
@@ -45,6 +47,7 @@ from .documents import Document, StoredAgent
 from .encoding import encode, same
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
 from .expiry import check_ttl, first_expiry
+from .guardrails import facts_in_stream, facts_of_config, facts_of_trace
 from .keys import check_id, check_metadata, check_metadata_paths, encode_key
 from .lease import SessionLease
 from .metrics_override import MetricsOverride
@@ -54,6 +57,11 @@ from .session_store import SessionStore, now
 from .statements import SessionRef, renew_lease
 from .unit_of_work import AgentWork, MultiAgentOperation, Outbox, Sending
 
+try:
+    from strands.middleware import InvokeModelStage
+except ImportError:  # Strands keeps it to itself before 1.62.
+    InvokeModelStage = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 
 Durability = Literal["message", "turn"]
@@ -61,6 +69,9 @@ OnConflict = Literal["rebase", "raise"]
 
 # How long the end of the interpreter may be held up to store what is unsent.
 _AT_EXIT_SECONDS = 30
+
+# How long a redaction waits, at most, to be told why.
+_TRACE_SECONDS = 1.0
 
 
 class MongoDBSessionManager(RepositorySessionManager):
@@ -169,7 +180,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         add(BeforeInvocationEvent, lambda event: self._follower(event.agent).begin_turn(), order=last)
         # The clocks run as close to the call as they can.
         add(BeforeModelCallEvent, lambda event: self._follower(event.agent).model_call_begins(), order=last)
-        add(AfterModelCallEvent, lambda event: self._follower(event.agent).model_call_ends(), order=first)
+        add(AfterModelCallEvent, self._model_call_ends, order=first)
         add(BeforeToolCallEvent, self._tool_call_begins, order=last)
         add(AfterToolCallEvent, self._tool_call_ends, order=first)
         add(MessageAddedEvent, self._message_added)
@@ -180,6 +191,11 @@ class MongoDBSessionManager(RepositorySessionManager):
         add(MultiAgentInitializedEvent, self._multi_agent_initialized)
         add(AfterNodeCallEvent, self._multi_agent_changed)
         add(AfterMultiAgentInvocationEvent, self._multi_agent_changed)
+
+    def _model_call_ends(self, event: AfterModelCallEvent) -> None:
+        answer = event.stop_response
+        message, stop_reason = (None, None) if answer is None else (answer.message, answer.stop_reason)
+        self._follower(event.agent).model_call_ends(message, stop_reason)
 
     def _tool_call_begins(self, event: BeforeToolCallEvent) -> None:
         self._follower(event.agent).tool_call_begins(event.tool_use["toolUseId"])
@@ -229,6 +245,20 @@ class MongoDBSessionManager(RepositorySessionManager):
     async def _multi_agent_changed(self, event: AfterNodeCallEvent | AfterMultiAgentInvocationEvent) -> None:
         await _settle(self._stage_multi_agent(event.source))
 
+    async def _watch_model(
+        self, context: Any, next_fn: Callable[[Any], AsyncGenerator[Any, None]]
+    ) -> AsyncGenerator[Any, None]:
+        """Look in the stream of a model that has a guardrail for what the guardrail says: no hook is told."""
+        follower = self._follower(context.agent)
+        follower.watch_for_trace(facts_of_config(_model_config(context.model)))
+        try:
+            async for event in next_fn(context):
+                if facts := facts_in_stream(event):
+                    follower.guardrail_said(facts)
+                yield event
+        finally:
+            follower.awaits_trace = False
+
     # --- Strands' methods -------------------------------------------------------------------------------------------
 
     def initialize(self, agent: Any, **kwargs: Any) -> None:
@@ -256,6 +286,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         else:
             self._restore(follower, agent, stored)
         self._agents[agent_id] = follower
+        if InvokeModelStage is not None and isinstance(agent, Agent) and facts_of_config(_model_config(agent.model)):
+            agent.add_middleware(InvokeModelStage, self._watch_model)
         if agent.messages and stored.agent_data is None:
             self._send_now(follower.work)
 
@@ -290,8 +322,29 @@ class MongoDBSessionManager(RepositorySessionManager):
             MongoDBSessionError: The agent has no message, or its latest was refused and is stored nowhere.
         """
         follower = self._follower(agent)
-        if follower.redact_latest(redact_message):
+        if not follower.redact_latest(redact_message):
+            return
+        if follower.awaits_trace and in_event_loop():
+            # The guardrail says why in the next chunk of the stream, and the next hook sends both. Whoever reads the
+            # stream may be slow to ask for that chunk.
+            asyncio.get_running_loop().call_later(_TRACE_SECONDS, self._send_now, follower.work)
+        else:
             self._send_now(follower.work)
+
+    def record_guardrail_trace(self, trace: Mapping[str, Any], agent: Any) -> None:
+        """Take note of which policies of a guardrail fired; what it redacts or stops next is stored with them.
+
+        The traces of models whose configuration names a ``guardrail_id`` are noted without that. Nothing that a policy
+        matched is kept, and nothing is sent: call it before ``redact_latest_message``, or during a model call.
+
+        Args:
+            trace: As Amazon Bedrock forms it: ``{"guardrail": {"inputAssessment": …, "outputAssessments": …}}``.
+            agent: An agent that was built with this session manager.
+
+        Raises:
+            AgentNotFoundError: The agent was not built with this session manager.
+        """
+        self._follower(agent).guardrail_said(facts_of_trace(trace))
 
     def sync_agent(self, agent: Any, **kwargs: Any) -> None:
         """Store what has changed in the agent and is not stored yet; after a turn that is nothing.
@@ -353,6 +406,10 @@ class MongoDBSessionManager(RepositorySessionManager):
     def get_feedbacks(self) -> list[dict[str, Any]]:
         """Return the session's feedbacks, oldest first, each with its ``created_at``."""
         return self.session_repository.get_feedbacks(self.session_id)
+
+    def get_guardrail_events(self) -> list[dict[str, Any]]:
+        """Return what guardrails did in the session, oldest first; see the repository's method of this name."""
+        return self.session_repository.get_guardrail_events(self.session_id)
 
     def list_agents(self) -> list[str]:
         """Return the ids of the agents that the session has, in the order in which they joined it."""
@@ -816,6 +873,11 @@ def _wait(sending: Sending | None) -> None:
 async def _settle(sending: Sending | None) -> None:
     if sending is not None:
         await sending.settle()
+
+
+def _model_config(model: Any) -> Any:
+    get_config = getattr(model, "get_config", None)
+    return None if get_config is None else get_config()
 
 
 def _check_on_conflict(on_conflict: str) -> None:

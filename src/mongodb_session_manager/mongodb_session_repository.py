@@ -410,6 +410,17 @@ class MongoDBSessionRepository(SessionRepository):
         usages, ratings = self._store.read_metrics(check_id(session_id, "session_id"), agent_id)
         return summarise(usages, ratings, checked)
 
+    # --- guardrails -------------------------------------------------------------------------------------------------
+
+    def get_guardrail_events(self, session_id: str) -> list[dict[str, Any]]:
+        """Return what guardrails did in a session, oldest first; ``[]`` if nothing or if it does not exist.
+
+        Returns:
+            The newest 100: ``{id, agent_id, message_id, role, action, created_at, stop_reason?, guardrail_id?,
+            guardrail_version?, policies}``; see ``docs/guardrails.md``.
+        """
+        return self._store.get_guardrail_events(check_id(session_id, "session_id"))
+
     # --- for operators ----------------------------------------------------------------------------------------------
 
     def sweep(self, older_than_seconds: float = 24 * 3600) -> int:

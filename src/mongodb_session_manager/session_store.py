@@ -327,8 +327,9 @@ class SessionStore:
         body: Mapping[str, Any],
         moment: datetime,
         tracking_id: str | None = None,
+        guardrail_event: Document | None = None,
     ) -> set[ObjectId]:
-        """Replace parts of a stored message; see ``statements.rewrite``.
+        """Replace parts of a stored message; see ``statements.rewrite``. An intervention is listed once.
 
         Returns:
             The files of blobs that it no longer names, to be deleted.
@@ -338,20 +339,24 @@ class SessionStore:
         """
         incarnation = session.incarnation
         for times in range(_MAX_REBASES):
-            update = statements.rewrite(session, key, message_id, body, moment, tracking_id)
+            update = statements.rewrite(session, key, message_id, body, moment, tracking_id, guardrail_event)
             before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
             if before is not None:
                 incarnation = before.get("incarnation")
                 break
-            standing = self._explain(session, statements.position_projection(key, message_id))
+            condition = statements.position_projection(key, message_id)
+            standing = self._explain(session, {**condition, **statements.listed_projection(guardrail_event)})
             if not standing["exists"]:
                 raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {key!r}")
+            if standing.get("listed"):
+                guardrail_event = None  # It had arrived: only its answer was lost. The rest may be done again.
+                continue
             incarnation = standing.get("incarnation")
             if not standing["embedded"]:
                 if not standing["archived_count"] or message_id >= standing["message_count"]:
                     raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
                 # The session document is changed first: it decides who may make a change.
-                if self.update(statements.edit_archived(session, key, moment)):
+                if self.update(statements.edit_archived(session, key, message_id, moment, guardrail_event)):
                     break
             self._see_to_expiry(session, standing)
             back_off(times)
@@ -466,6 +471,11 @@ class SessionStore:
         if archived:
             ratings += self.history.ratings(session_id, document["incarnation"], archived, agent_id)
         return [(agent["key"], agent.get("usage")) for agent in document["agents"]], ratings
+
+    def get_guardrail_events(self, session_id: str) -> list[Document]:
+        """Return the interventions that are listed in a session, oldest first."""
+        document = self.find_plain(statements.live(session_id), {"_id": 0, "guardrail_events": 1})
+        return (document or {}).get("guardrail_events") or []
 
     def put_multi_agent(self, session: SessionRef, multi_agent_id: str, state: Any) -> None:
         """Store the state of a graph or swarm, of one that is stored already or of a new one."""

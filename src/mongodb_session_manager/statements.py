@@ -18,7 +18,8 @@ from bson import MaxKey, MinKey, ObjectId
 from .documents import Document, message_document, new_agent
 from .encoding import to_bson
 from .expiry import EXPIRED, NOT_EXPIRED, in_hours, parts_needed_until
-from .keys import encode_key
+from .guardrails import MAX_GUARDRAIL_EVENTS
+from .keys import decode_key, encode_key
 from .metrics import Totals
 
 # What a live agent needs of a stored message. Times, metrics and commit ids stay on the server: they are a third of
@@ -128,6 +129,7 @@ class Commit:
         creates: The agent's whole ``agent_data`` if the agent is not stored yet, else None.
         fields: Fields of ``agent_data`` that have changed, since it was created here or read, encoded.
         totals: Growth of the running totals; rides with messages, never alone.
+        guardrail_events: Interventions of a guardrail, each with the index of its message in ``messages``.
         commit_id: Stored on the first message, so that a commit of unknown outcome can be recognised.
     """
 
@@ -137,6 +139,7 @@ class Commit:
     creates: Document | None = None
     fields: Document = field(default_factory=dict)
     totals: Totals = field(default_factory=Totals)
+    guardrail_events: list[tuple[int, Document]] = field(default_factory=list)
     commit_id: ObjectId = field(default_factory=ObjectId)
 
     @property
@@ -155,6 +158,7 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
     if messages:
         messages[0]["commit_id"] = work.commit_id
     changed: Document = {}
+    interventions = [_intervention(work.key, work.position + index, event) for index, event in work.guardrail_events]
     if work.creates is not None:
         record = new_agent({**work.creates, **work.fields}, now)
         record["message_count"] = len(messages)
@@ -162,7 +166,7 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
         record["messages"] = messages
         changed[agent] = record
         changes = {"$set": changed, "$addToSet": {"agent_ids": work.creates["agent_id"]}}
-        return session.write(now, changes, {agent: {"$exists": False}})
+        return session.write(now, _recording(interventions, changes), {agent: {"$exists": False}})
     changed[f"{agent}.updated_at"] = now
     for name, value in work.fields.items():
         changed[f"{agent}.agent_data.{name}"] = value
@@ -174,7 +178,7 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
         update["$inc"][f"{agent}.usage.{path}"] = amount
     if work.totals.maxima:
         update["$max"] = {f"{agent}.usage.{path}": value for path, value in work.totals.maxima.items()}
-    return session.write(now, update, {f"{agent}.message_count": work.position})
+    return session.write(now, _recording(interventions, update), {f"{agent}.message_count": work.position})
 
 
 def rewrite(
@@ -184,6 +188,7 @@ def rewrite(
     body: Mapping[str, Any],
     now: datetime,
     tracking_id: str | None = None,
+    guardrail_event: Document | None = None,
 ) -> Update:
     """Return the update that replaces parts of a stored message where it stands.
 
@@ -194,19 +199,53 @@ def rewrite(
         body: Fields to replace; what it does not name (times, metrics, ids) is kept.
         now: The message's new ``updated_at``.
         tracking_id: Every message with this id as well: a retried prompt may stand in the conversation twice.
+        guardrail_event: An intervention to list in the session. Where it is listed already, the update does not match.
     """
     agent = f"agents.{key}"
     changes, array_filters = _rewriting(f"{agent}.messages", message_id, body, now, tracking_id)
     changes["$set"][f"{agent}.updated_at"] = now
     changes["$inc"] = {f"{agent}.edits": 1}
-    return session.write(now, changes, {f"{agent}.messages.message_id": message_id}, array_filters)
+    is_there = {f"{agent}.messages.message_id": message_id, **_not_listed(guardrail_event)}
+    interventions = [_intervention(key, message_id, guardrail_event)] if guardrail_event is not None else []
+    return session.write(now, _recording(interventions, changes), is_there, array_filters)
 
 
-def edit_archived(session: SessionRef, key: str, now: datetime) -> Update:
-    """Return the update that announces the change of a message that is archived, if the writer may make it."""
+def edit_archived(
+    session: SessionRef, key: str, message_id: int, now: datetime, guardrail_event: Document | None = None
+) -> Update:
+    """Return the update that announces the change of a message that is archived, if the writer may make it.
+
+    Arguments as for ``rewrite``.
+    """
     agent = f"agents.{key}"
-    changes = {"$set": {f"{agent}.updated_at": now}, "$inc": {f"{agent}.edits": 1}}
-    return session.write(now, changes, {f"{agent}.archived_count": {"$gt": 0}})
+    changes: Document = {"$set": {f"{agent}.updated_at": now}, "$inc": {f"{agent}.edits": 1}}
+    is_there = {f"{agent}.archived_count": {"$gt": 0}, **_not_listed(guardrail_event)}
+    interventions = [_intervention(key, message_id, guardrail_event)] if guardrail_event is not None else []
+    return session.write(now, _recording(interventions, changes), is_there)
+
+
+def listed_projection(guardrail_event: Document | None) -> Document:
+    """Return the projection that tells whether an intervention is listed in the session."""
+    if guardrail_event is None:
+        return {}
+    return {"listed": {"$in": [guardrail_event["id"], {"$ifNull": ["$guardrail_events.id", []]}]}}
+
+
+def _not_listed(guardrail_event: Document | None) -> Document:
+    return {} if guardrail_event is None else {"guardrail_events.id": {"$ne": guardrail_event["id"]}}
+
+
+def _intervention(key: str, message_id: int, guardrail_event: Document) -> Document:
+    return {**guardrail_event, "agent_id": decode_key(key), "message_id": message_id}
+
+
+def _recording(interventions: list[Document], update: Document) -> Document:
+    """Return the update, which lists these interventions in the session as well, the newest ones only."""
+    if interventions:
+        newest = {"$each": interventions, "$slice": -MAX_GUARDRAIL_EVENTS}
+        update["$push"] = {**update.get("$push", {}), "guardrail_events": newest}
+        update["$inc"] = {**update.get("$inc", {}), "guardrail_event_count": len(interventions)}
+    return update
 
 
 def rewrite_in_segment(

@@ -71,9 +71,10 @@ class Entry:
         source: The live message object it came from.
         blobs: What of it is too large for the session document, while it waits.
         commit: The operation that carries it while it waits.
+        guardrail_events: What is to be listed in the session of it, while it waits.
     """
 
-    __slots__ = ("blobs", "body", "commit", "message_id", "source")
+    __slots__ = ("blobs", "body", "commit", "guardrail_events", "message_id", "source")
 
     def __init__(
         self, message_id: int | None, *, source: Any, body: Document | None = None, blobs: PendingBlobs | None = None
@@ -83,6 +84,7 @@ class Entry:
         self.source = source
         self.blobs = blobs
         self.commit: AppendOperation | None = None
+        self.guardrail_events: tuple[Document, ...] = ()
 
 
 @dataclass(eq=False)
@@ -105,6 +107,7 @@ class AppendOperation:
             self.placed = True
             self.work.position = self.agent.position
         self.work.messages = [entry.body for entry in self.entries]
+        self.work.guardrail_events = [(i, event) for i, e in enumerate(self.entries) for event in e.guardrail_events]
         document = self.agent.document
         if document.bytes + self.bytes > document.make_room_above:
             left = store.archiver.make_room(session.session_id, self.bytes)
@@ -133,6 +136,7 @@ class RewriteOperation:
     tracking_id: str | None = None
     blobs: PendingBlobs | None = None
     unnamed: set[ObjectId] = field(default_factory=set)
+    guardrail_event: Document | None = None
     started: bool = False
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
@@ -142,7 +146,9 @@ class RewriteOperation:
         if self.blobs is not None:
             store.upload(session, self.key, self.entry.message_id, self.blobs)
         # Kept until they are deleted: what is sent again finds the message as it was rewritten.
-        self.unnamed |= store.rewrite(session, self.key, self.entry.message_id, self.body, now(), self.tracking_id)
+        self.unnamed |= store.rewrite(
+            session, self.key, self.entry.message_id, self.body, now(), self.tracking_id, self.guardrail_event
+        )
         store.delete_blobs(self.unnamed)
 
     def refuse(self) -> bool:
@@ -362,6 +368,11 @@ class Outbox:
         self._sent()
 
 
+def _completed(body: Document, guardrail_event: Document, completed: Document) -> Document:
+    # A copy: what is in flight is not changed.
+    return {**body, "guardrail_event": completed} if body.get("guardrail_event") is guardrail_event else body
+
+
 _outboxes: weakref.WeakSet[Outbox] = weakref.WeakSet()
 
 
@@ -422,11 +433,19 @@ class AgentWork(Outbox):
     # --- messages ---------------------------------------------------------------------------------------------------
 
     def append(
-        self, body: Document, size: int, source: Any, totals: Callable[[Totals], None], blobs: PendingBlobs | None
+        self,
+        body: Document,
+        size: int,
+        source: Any,
+        totals: Callable[[Totals], None],
+        blobs: PendingBlobs | None,
+        guardrail_event: Document | None = None,
     ) -> Entry:
         """Put a message of ``size`` bytes, besides its blobs, into the next commit."""
         body["created_at"] = now()
         entry = Entry(None, source=source, body=body, blobs=blobs)
+        if guardrail_event is not None:
+            entry.guardrail_events = (guardrail_event,)
         with self.lock:
             entry.commit = operation = self._open_append(size)
             operation.entries.append(entry)
@@ -461,7 +480,12 @@ class AgentWork(Outbox):
         return self._known.get(tracking_id, [])
 
     def change(
-        self, entry: Entry, body: Document, tracking_id: str | None = None, blobs: PendingBlobs | None = None
+        self,
+        entry: Entry,
+        body: Document,
+        tracking_id: str | None = None,
+        blobs: PendingBlobs | None = None,
+        guardrail_event: Document | None = None,
     ) -> bool:
         """Replace parts of a message: where it waits, if it was never sent, else where it is stored.
 
@@ -477,6 +501,8 @@ class AgentWork(Outbox):
             if operation is not None:
                 before = entry.blobs
                 entry.body = {**{k: v for k, v in entry.body.items() if k != "extra"}, **body}
+                if guardrail_event is not None and not operation.started:
+                    entry.guardrail_events += (guardrail_event,)
                 # Those of the old content are not to be sent again, either.
                 entry.blobs = blobs
                 if before is not None and (kept := before.only(blob_markers(entry.body))).blobs:
@@ -486,9 +512,24 @@ class AgentWork(Outbox):
                 if before is not None and entry.blobs is not before:
                     # A failed attempt may have uploaded them.
                     unnamed = before.uploaded - (entry.blobs.uploaded if entry.blobs is not None else set())
-            self.queue.append(RewriteOperation(self.key, entry, body, tracking_id, blobs, unnamed))
+            self.queue.append(RewriteOperation(self.key, entry, body, tracking_id, blobs, unnamed, guardrail_event))
         self._fill()
         return True
+
+    def complete(self, guardrail_event: Document, completed: Document) -> None:
+        """Put more that is known of an intervention in its place, wherever it is not sent yet."""
+        with self.lock:
+            for operation in self.queue:
+                if isinstance(operation, RewriteOperation):
+                    operation.body = _completed(operation.body, guardrail_event, completed)
+                    if operation.guardrail_event is guardrail_event:
+                        operation.guardrail_event = completed
+                elif isinstance(operation, AppendOperation):
+                    for entry in operation.entries:
+                        entry.body = _completed(entry.body, guardrail_event, completed)
+                        entry.guardrail_events = tuple(
+                            completed if event is guardrail_event else event for event in entry.guardrail_events
+                        )
 
     def prune(self, live: list[Any]) -> None:
         """Forget messages that have left the live conversation, so that a long one does not fill the memory."""
