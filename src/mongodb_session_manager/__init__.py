@@ -23,6 +23,7 @@ from .mongodb_session_factory import (
 )
 from .mongodb_session_manager import MongoDBSessionManager, create_mongodb_session_manager
 from .mongodb_session_repository import MongoDBSessionRepository
+from .session_listing import SessionHeader, SessionPage
 
 __all__ = [
     "AgentNotFoundError",
@@ -38,8 +39,10 @@ __all__ = [
     "SessionBusyError",
     "SessionConflictError",
     "SessionExistsError",
+    "SessionHeader",
     "SessionLease",
     "SessionNotFoundError",
+    "SessionPage",
     "UnstorableValueError",
     "close_global_factory",
     "create_mongodb_session_manager",

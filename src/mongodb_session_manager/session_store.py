@@ -23,7 +23,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
-from . import messages_view, statements
+from . import messages_view, session_listing, statements
 from .archive_policy import Embedded
 from .archiving import Archiver
 from .blobs import BlobOwner, BlobStore, PendingBlobs
@@ -42,6 +42,7 @@ from .errors import (
 from .history import History, HistoryIncompleteError
 from .reading import Reader
 from .sending import back_off, until_known
+from .session_listing import Listing, SessionPage
 from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,8 @@ class SessionStore:
             _ensured.add(mine)
         names = ["created_at", "updated_at", *(f"metadata.{name}" for name in self._metadata_fields)]
         try:
-            self.collection.create_indexes([IndexModel([(name, ASCENDING)]) for name in names])
+            keys = [[(name, ASCENDING)] for name in names] + session_listing.indexes(self._metadata_fields)
+            self.collection.create_indexes([IndexModel(key) for key in keys])
         except PyMongoError as error:
             self._indexes_ensured = False
             with _ensured_lock:
@@ -247,6 +249,23 @@ class SessionStore:
             # Two first requests at once: this upsert lost the race for the id. Now it matches.
             result = self._send(update, upsert=True)
         return result.upserted_id is not None
+
+    def list_sessions(self, asked: Listing) -> SessionPage:
+        """Return a page of headers: one command.
+
+        One more where the beginning of a conversation is archived that a title needs, and one more where the former
+        page ended among sessions with the same time.
+        """
+        found: list[Document] = []
+        for query in asked.filters:
+            # One more than asked for tells whether there is a next page.
+            if (missing := asked.limit + 1 - len(found)) > 0:
+                cursor = self._raw.find(
+                    query, session_listing.PROJECTION, sort=asked.order.sort, limit=missing, allow_disk_use=True
+                )
+                found += map(self._reader.plain, cursor)
+        segments = [segment for one in found[: asked.limit] if (segment := session_listing.first_segment(one))]
+        return session_listing.page(asked, found, self.history.first_user_texts(segments))
 
     # --- writes -----------------------------------------------------------------------------------------------------
 

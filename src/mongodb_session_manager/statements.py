@@ -365,6 +365,18 @@ def release_lease(session_id: str, token: str) -> Update:
     return Update({"_id": session_id, "lease.token": token}, {"$unset": {"lease": ""}})
 
 
+# --- expiry ---------------------------------------------------------------------------------------------------------
+
+
+def not_expired() -> Document:
+    """Return the condition that a session has not expired, by the server's clock. One without an end never does.
+
+    MongoDB removes what has expired a minute or more later. The condition leads to no index, and away from none.
+    """
+    ends = {"$eq": [{"$type": "$expires_at"}, "date"]}
+    return {"$expr": {"$cond": [ends, {"$gt": ["$expires_at", "$$NOW"]}, True]}}
+
+
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
@@ -493,6 +505,9 @@ def adopt(agent_keys: Sequence[str]) -> list[Document]:
     fields: Document = {
         "incarnation": {"$ifNull": ["$incarnation", ObjectId()]},
         "schema_version": {"$ifNull": ["$schema_version", 1]},
+        "agent_ids": {
+            "$concatArrays": [_AGENT_IDS, {"$filter": {"input": _AGENTS_THERE, "as": "id", "cond": _UNLISTED}}]
+        },
     }
     for key in agent_keys:
         agent = f"$agents.{key}"
@@ -518,6 +533,18 @@ def adopt(agent_keys: Sequence[str]) -> list[Document]:
             ]
         }
     return [{"$set": fields}]
+
+
+# Older documents lack `agent_ids`; one to which an agent was added since has some of them.
+_AGENT_IDS: Document = {"$cond": [{"$isArray": "$agent_ids"}, "$agent_ids", []]}
+_AGENTS_THERE: Document = {
+    "$map": {
+        "input": {"$objectToArray": {"$ifNull": ["$agents", {}]}},
+        "as": "a",
+        "in": {"$ifNull": ["$$a.v.agent_data.agent_id", "$$a.k"]},
+    }
+}
+_UNLISTED: Document = {"$not": [{"$in": ["$$id", _AGENT_IDS]}]}
 
 
 # --- history --------------------------------------------------------------------------------------------------------
