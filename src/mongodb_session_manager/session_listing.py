@@ -36,7 +36,7 @@ TITLE_CHARACTERS = 80
 """A title made of the user's words has at most this many characters."""
 
 # What is read of a text for a title; runs of white space in it will shrink.
-_READ_CHARACTERS = 5 * TITLE_CHARACTERS
+_READ_CHARACTERS = 2 * TITLE_CHARACTERS
 # A text that is stored as bytes cannot be cut by the server; a longer one is passed over.
 _READ_BYTES = 16 * 1024
 
