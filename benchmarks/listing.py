@@ -193,8 +193,11 @@ def appends(world: World, rounds: int) -> tuple[Samples, Samples]:
     positions: dict[tuple[str, str], int] = {}
     body = {"role": "user", "content": [{"text": support.TEXT}]}
     for turn in range(rounds):
-        document = world.plain.find_one({"_id": f"session-{chance.randrange(world.count):06}"}, {"agents.k": 0})
+        which = {"_id": f"session-{chance.randrange(world.count):06}"}
+        # Both are read, so that neither is the one that lies in the server's cache.
+        document = world.ours.collection.find_one(which)
         assert document is not None
+        assert world.plain.find_one(which) is not None
         (key,) = document["agents"]
         for name, repository in chance.sample([("ours", world.ours), ("plain", world.without)], 2):
             position = positions.setdefault((name, document["_id"]), MESSAGES)

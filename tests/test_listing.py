@@ -84,6 +84,7 @@ def all_pages(repository: MongoDBSessionRepository, **asked: Any) -> list[Sessio
     pages = [repository.list_sessions(**asked)]
     while pages[-1].cursor is not None:
         pages.append(repository.list_sessions(**asked, cursor=pages[-1].cursor))
+        assert len(pages) < 100, "the pages have no end"
     return pages
 
 
