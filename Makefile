@@ -42,6 +42,7 @@ benchmarks: $(INSTALLED) ## What a turn and a long session cost, beside other st
 	$(BIN)/python benchmarks/event_loop.py
 	$(BIN)/python benchmarks/long_sessions.py
 	$(BIN)/python benchmarks/summary.py
+	$(BIN)/python benchmarks/listing.py
 
 constraints: ## Pin the versions anew (needs uv).
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-emit-index-url --quiet --output-file constraints.txt

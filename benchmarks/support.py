@@ -32,7 +32,7 @@ from strands.session.snapshot_session_manager import SnapshotSessionManager
 from strands_mongodb_storage import MongoDBStorage
 from strands_session_mongodb import MongoDBSessionManager as RivalSessionManager
 
-from mongodb_session_manager import MongoDBSessionManagerFactory
+from mongodb_session_manager import MongoDBSessionManagerFactory, session_listing
 from mongodb_session_manager.mongodb_connection_pool import DEFAULT_OPTIONS
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -493,7 +493,8 @@ class ReplayStore(_DocumentStore):
         self._scripts: dict[int, _Script] = {}
         self._messages: Messages = []
         # Every write of ours keeps these as well; they belong to the command's cost, not to the library's.
-        self.collection.create_indexes([IndexModel([(name, ASCENDING)]) for name in ("created_at", "updated_at")])
+        keys = [[(name, ASCENDING)] for name in ("created_at", "updated_at")]
+        self.collection.create_indexes([IndexModel(key) for key in keys + session_listing.indexes(())])
 
     def manager(self, session_id: str, *, counted: bool = False) -> None:
         return None

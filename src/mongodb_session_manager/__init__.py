@@ -33,6 +33,7 @@ from .mongodb_session_factory import (
 )
 from .mongodb_session_manager import MongoDBSessionManager, create_mongodb_session_manager
 from .mongodb_session_repository import MongoDBSessionRepository
+from .session_listing import SessionHeader, SessionPage
 
 __all__ = [
     "AgentMetrics",
@@ -54,8 +55,10 @@ __all__ = [
     "SessionBusyError",
     "SessionConflictError",
     "SessionExistsError",
+    "SessionHeader",
     "SessionLease",
     "SessionNotFoundError",
+    "SessionPage",
     "TokenCounts",
     "ToolMetrics",
     "UnstorableValueError",

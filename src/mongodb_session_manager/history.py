@@ -10,7 +10,7 @@ session, agent, position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary
 
-from . import statements
+from . import session_listing, statements
 from .documents import Document
 from .errors import BlobMissingError, MongoDBSessionError
 from .indexes import EXPIRY_INDEX, ensure_indexes
@@ -144,6 +144,17 @@ class History:
             )
             found += [] if before is None else before["messages"]
         return {"messages": found} if any(message.get("message_id") == message_id for message in found) else None
+
+    def first_user_texts(self, segments: Sequence[Document]) -> dict[str, Any]:
+        """Return the first user text of each of these segments, by session id, cut, as it is stored: one command.
+
+        Args:
+            segments: Their ``_id``, one for each session.
+        """
+        if not segments:
+            return {}
+        found = self.collection.find({"_id": {"$in": list(segments)}}, session_listing.SEGMENT_PROJECTION)
+        return {segment["_id"]["session"]: segment["text"] for segment in found}
 
     def insert(self, segment: Mapping[str, Any]) -> bool:
         """Insert a segment; return False if there is one with its ``_id``."""

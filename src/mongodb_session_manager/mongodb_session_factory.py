@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
     from .mongodb_session_manager import Durability, OnConflict
+    from .session_listing import SessionPage
 
 
 class MongoDBSessionManagerFactory:
@@ -234,6 +235,38 @@ class MongoDBSessionManagerFactory:
             InvalidIdentifierError: The session id cannot be used.
         """
         return self.create_session_manager(session_id, database_name, collection_name).check_session_exists()
+
+    def list_sessions(
+        self, *, database_name: str | None = None, collection_name: str | None = None, **filters: Any
+    ) -> SessionPage:
+        """Return a page of stored sessions: their headers, no conversation.
+
+        It waits for MongoDB; in async code: ``await asyncio.to_thread(factory.list_sessions, limit=20)``.
+
+        Args:
+            database_name: As for `create_session_manager`.
+            collection_name: As for `create_session_manager`.
+            **filters: As for ``MongoDBSessionRepository.list_sessions``: ``metadata``, ``application_name``,
+                ``session_type``, ``agent_id``, ``created_from``, ``created_before``, ``updated_from``,
+                ``updated_before``, ``sort_by``, ``newest_first``, ``limit``, ``cursor``. The factory's own
+                ``application_name`` and ``session_type`` are no filters.
+
+        Raises:
+            RuntimeError: The factory has been closed.
+            TypeError: A filter is unknown; or as for ``MongoDBSessionRepository.list_sessions``, like all below.
+            ValueError: A time, ``sort_by``, ``limit`` or ``cursor`` is wrong.
+            InvalidIdentifierError: A metadata key or ``agent_id`` cannot be used.
+            UnstorableValueError: A value to compare with is none that MongoDB knows.
+        """
+        repository = self._repository(
+            self.client,
+            self._database_name if database_name is None else database_name,
+            self._collection_name if collection_name is None else collection_name,
+            tuple(self._defaults["metadata_fields"] or ()),
+            self._defaults["ttl_hours"],
+        )
+        repository._ensure_indexes()
+        return repository.list_sessions(**filters)
 
     def get_connection_stats(self) -> PoolStats:
         """Return what the connections of the shared client are doing. See `PoolStats` for each field.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from bson import ObjectId
@@ -14,7 +15,7 @@ from pymongo.errors import DuplicateKeyError
 from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 
-from . import documents, statements
+from . import documents, session_listing, statements
 from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .clients import open_client
 from .documents import Document, MongoDBSessionAgent
@@ -36,6 +37,7 @@ from .keys import (
     encode_key,
 )
 from .metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
+from .session_listing import SessionPage, SortBy
 from .session_store import SessionStore, now
 from .statements import SessionRef
 
@@ -151,6 +153,74 @@ class MongoDBSessionRepository(SessionRepository):
             SessionBusyError: A process holds its lease.
         """
         self._store.delete(self._ref(session_id))
+
+    def list_sessions(
+        self,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        application_name: str | None = None,
+        session_type: str | None = None,
+        agent_id: str | None = None,
+        created_from: datetime | None = None,
+        created_before: datetime | None = None,
+        updated_from: datetime | None = None,
+        updated_before: datetime | None = None,
+        sort_by: SortBy = "created_at",
+        newest_first: bool = True,
+        limit: int = session_listing.DEFAULT_LIMIT,
+        cursor: str | None = None,
+    ) -> SessionPage:
+        """Return a page of the sessions that meet all of these filters: their headers, no conversation.
+
+        Pages by ``created_at`` show every session once that is there from the first page to the last, whatever is
+        written meanwhile. By ``updated_at`` a session that changes meanwhile moves: it may be shown again or, where it
+        moves to a page that was read already, not at all; the first page, read anew, has it. Sessions that have
+        expired are not listed. Which filters an index serves: ``docs/listing.md``.
+
+        Args:
+            metadata: Fields and the values they must equal; a dot addresses a nested field. A value is never an
+                operator: ``{"$gt": ""}`` finds what equals just that. None also finds sessions without the field, and
+                a value those that have it in an array.
+            application_name: Only sessions of this application.
+            session_type: Only sessions of this type.
+            agent_id: Only sessions that have this agent.
+            created_from: Only sessions that began at this time or later; it has a time zone. The server keeps
+                milliseconds.
+            created_before: Only sessions that began before this time.
+            updated_from: Only sessions that last changed at this time or later.
+            updated_before: Only sessions that last changed before this time.
+            sort_by: ``"created_at"`` or ``"updated_at"``.
+            newest_first: Whether the latest comes first; else the earliest.
+            limit: How many sessions at most, from 1 to 100.
+            cursor: ``cursor`` of the former page. Give the same filters with it; only the order is checked.
+
+        Returns:
+            The page; ``cursor`` is None on the last one.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: A time has no time zone; ``sort_by`` or ``limit`` is none of these; ``cursor`` is damaged, or
+                of a list in another order.
+            InvalidIdentifierError: A metadata key or ``agent_id`` cannot be used.
+            UnstorableValueError: A value to compare with is none that MongoDB knows.
+        """
+        asked = session_listing.listing(
+            metadata=metadata,
+            application_name=application_name,
+            session_type=session_type,
+            agent_id=agent_id,
+            created_from=created_from,
+            created_before=created_before,
+            updated_from=updated_from,
+            updated_before=updated_before,
+            sort_by=sort_by,
+            newest_first=newest_first,
+            limit=limit,
+            cursor=cursor,
+        )
+        for condition in asked.conditions:
+            _check_storable(condition, "filter")
+        return self._store.list_sessions(asked)
 
     # --- agents -----------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
-from . import messages_view, statements
+from . import messages_view, session_listing, statements
 from .archive_policy import Embedded
 from .archiving import Archiver
 from .blobs import BlobOwner, BlobStore, PendingBlobs
@@ -42,6 +42,7 @@ from .history import History, HistoryIncompleteError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .reading import Reader
 from .sending import back_off, until_known
+from .session_listing import Listing, SessionPage
 from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
 
 T = TypeVar("T")
@@ -124,7 +125,8 @@ class SessionStore:
         """
         if expiring not in self._indexes_ensured:
             names = ["created_at", "updated_at", *(f"metadata.{name}" for name in self._metadata_fields)]
-            ensured = ensure_indexes(self.collection, [IndexModel([(name, ASCENDING)]) for name in names])
+            keys = [[(name, ASCENDING)] for name in names] + session_listing.indexes(self._metadata_fields)
+            ensured = ensure_indexes(self.collection, [IndexModel(key) for key in keys])
             # By itself: it might be at odds with one of the application's own.
             if ensured and (not expiring or ensure_indexes(self.collection, [EXPIRY_INDEX])):
                 self._indexes_ensured.add(expiring)
@@ -274,6 +276,23 @@ class SessionStore:
             # Two first requests at once: this upsert lost the race for the id. Now it matches.
             result = self._send(update, upsert=True)
         return result.upserted_id is not None
+
+    def list_sessions(self, asked: Listing) -> SessionPage:
+        """Return a page of headers: one command.
+
+        One more where the beginning of a conversation is archived that a title needs, and one more where the former
+        page ended among sessions with the same time.
+        """
+        found: list[Document] = []
+        for query in asked.filters:
+            # One more than asked for tells whether there is a next page.
+            if (missing := asked.limit + 1 - len(found)) > 0:
+                cursor = self._raw.find(
+                    query, session_listing.PROJECTION, sort=asked.order.sort, limit=missing, allow_disk_use=True
+                )
+                found += map(self._reader.plain, cursor)
+        segments = [segment for one in found[: asked.limit] if (segment := session_listing.first_segment(one))]
+        return session_listing.page(asked, found, self.history.first_user_texts(segments))
 
     # --- writes -----------------------------------------------------------------------------------------------------
 

@@ -674,6 +674,9 @@ def adopt(agent_keys: Sequence[str]) -> list[Document]:
     fields: Document = {
         "incarnation": {"$ifNull": ["$incarnation", ObjectId()]},
         "schema_version": {"$ifNull": ["$schema_version", 1]},
+        "agent_ids": {
+            "$concatArrays": [_AGENT_IDS, {"$filter": {"input": _AGENTS_THERE, "as": "id", "cond": _UNLISTED}}]
+        },
     }
     for key in agent_keys:
         agent = f"$agents.{key}"
@@ -700,6 +703,18 @@ def adopt(agent_keys: Sequence[str]) -> list[Document]:
             ]
         }
     return [{"$set": fields}]
+
+
+# Older documents lack `agent_ids`; one to which an agent was added since has some of them.
+_AGENT_IDS: Document = {"$cond": [{"$isArray": "$agent_ids"}, "$agent_ids", []]}
+_AGENTS_THERE: Document = {
+    "$map": {
+        "input": {"$objectToArray": {"$ifNull": ["$agents", {}]}},
+        "as": "a",
+        "in": {"$ifNull": ["$$a.v.agent_data.agent_id", "$$a.k"]},
+    }
+}
+_UNLISTED: Document = {"$not": [{"$in": ["$$id", _AGENT_IDS]}]}
 
 
 # --- history --------------------------------------------------------------------------------------------------------
