@@ -14,6 +14,7 @@ from .errors import (
     UnstorableValueError,
 )
 from .lease import SessionLease
+from .metadata_cache import SessionMetadataCache
 from .mongodb_connection_pool import MongoDBConnectionPool
 from .mongodb_session_factory import (
     MongoDBSessionManagerFactory,
@@ -39,6 +40,7 @@ __all__ = [
     "SessionConflictError",
     "SessionExistsError",
     "SessionLease",
+    "SessionMetadataCache",
     "SessionNotFoundError",
     "UnstorableValueError",
     "close_global_factory",

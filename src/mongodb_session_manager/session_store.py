@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, MongoClient
+from pymongo.change_stream import ChangeStream
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, PyMongoError, WriteError
 from pymongo.read_concern import ReadConcern
@@ -40,9 +41,10 @@ from .errors import (
     UnstorableValueError,
 )
 from .history import History, HistoryIncompleteError
+from .metadata_cache import MetadataAsRead
 from .reading import Reader
 from .sending import back_off, until_known
-from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
+from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, MessageLink, SessionRef, Update
 
 logger = logging.getLogger(__name__)
 
@@ -403,13 +405,64 @@ class SessionStore:
                 f"{standing['size']} bytes; at most {MAX_METADATA_BYTES} can be stored"
             )
 
-    def add_feedback(self, session: SessionRef, feedback: Document, moment: datetime) -> None:
-        """Append a feedback, once; older ones move into the history where there are many."""
-        update = statements.add_feedback(session, feedback, moment)
-        projection = statements.feedback_projection(feedback)
-        while standing := self.guarded(session, update, projection, lambda found: found["stored"] or found["full"]):
+    def read_metadata(self, session_id: str) -> MetadataAsRead | None:
+        """Return a session's metadata as it is stored, and of which life of it."""
+        found = self._raw.find_one({"_id": session_id}, {"_id": 0, "incarnation": 1, "metadata": 1})
+        return None if found is None else MetadataAsRead(found.get("incarnation"), found.raw)
+
+    def metadata(self, content: bytes) -> Document:
+        """Return the values of metadata that were read as they are stored."""
+        return self._reader.plain(RawBSONDocument(content)).get("metadata") or {}
+
+    def watch_metadata(self, max_await_ms: int) -> ChangeStream[Document]:
+        """Open a stream of the changes after which a session's metadata may be other than before.
+
+        Args:
+            max_await_ms: How long the server waits for a change before it says that there is none.
+        """
+        return self.collection.watch(statements.METADATA_CHANGES, max_await_time_ms=max_await_ms)
+
+    def add_feedback(self, session: SessionRef, feedback: Document, link: MessageLink | None, moment: datetime) -> None:
+        """Append a feedback, once; older ones move into the history where there are many.
+
+        Args:
+            session: Whose.
+            feedback: The feedback.
+            link: What it is about, if that is to be checked: by the same command, unless that is archived and the
+                agent's ids have gaps.
+            moment: Now.
+
+        Raises:
+            AgentNotFoundError: The session has no such agent.
+            MessageNotFoundError: The agent has no such message.
+        """
+
+        def explained(found: Document) -> bool:
+            return bool(found["stored"] or found["full"] or not found["linked"])
+
+        while standing := self.guarded(
+            session,
+            statements.add_feedback(session, feedback, link, moment),
+            statements.feedback_projection(feedback, link),
+            explained,
+        ):
             if standing["stored"]:
                 return
+            if link is not None and not standing["linked"]:
+                if not standing["exists"]:
+                    raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {link.agent_key!r}")
+                if "message_count" not in standing:
+                    self.adopt(session.session_id, [link.agent_key])
+                    continue
+                message_id = link.message_id
+                if message_id is None or not self._archived(session.session_id, link.agent_key, message_id, standing):
+                    raise MessageNotFoundError(
+                        f"session_id={session.session_id!r}, agent {link.agent_key!r} has no message_id={message_id}"
+                    )
+                # Messages do not go away while this life of the session lasts.
+                link = link._replace(message_id=None)
+                session = session._replace(incarnation=standing["incarnation"])
+                continue
             if standing.get("incarnation") is None:
                 self.adopt(session.session_id, [])
                 continue
