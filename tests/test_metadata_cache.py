@@ -607,6 +607,29 @@ def test_each_collection_in_use_is_watched_once_and_none_when_the_factory_is_clo
     assert here.cache.stats()["watching"] == 0
 
 
+def test_watching_leaves_half_of_the_connections_to_everybody_else(
+    watching: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = watching(cache(watch=True), maxPoolSize=3)
+    others = here.manager("s", collection_name="others")
+    for n in range(3):
+        others.update_metadata({"n": n})
+        assert others.get_metadata() == others.get_metadata() == {"metadata": {"n": n}}
+
+    assert here.stats["watching"] == len(watching_threads()) == 1
+    assert len([record for record in caplog.records if "maxPoolSize=<3>" in record.message]) == 1
+
+
+@pytest.mark.parametrize("option", ["timeoutMS", "socketTimeoutMS"])
+def test_a_client_with_short_timeouts_is_watched_for_without_interruption(watching: Any, option: str) -> None:
+    here = watching(cache(watch=True), **{option: 400})
+    with here.recorder.recording() as commands:
+        eventually(lambda: len(commands.named("getMore")) >= 3)
+
+    assert commands.named("aggregate") == []
+    assert not commands.failures
+
+
 def test_a_cache_that_nobody_holds_any_more_is_not_watched_for(replica_set: LocalMongoDB, name: str) -> None:
     client: MongoClient[Any]
     with MongoClient(replica_set.uri) as client:

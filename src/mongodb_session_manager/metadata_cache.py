@@ -88,9 +88,9 @@ class SessionMetadataCache:
         max_entries: How many sessions' metadata are held; beyond that the one that was not used for longest goes.
         ttl_seconds: For how many seconds after it was read a value may be served.
         watch: Also learn of changes that other processes make, from a change stream: one daemon thread and one
-            connection for each collection in use. Change streams need a replica set or a sharded cluster. Elsewhere,
-            where the user may not open one, and while one is lost, the time limit alone holds, which is logged;
-            ``stats()["watching"]`` tells.
+            connection for each collection in use, of half of ``maxPoolSize`` at most. Change streams need a replica
+            set or a sharded cluster. Elsewhere, where the user may not open one, and while one is lost, the time
+            limit alone holds, which is logged; ``stats()["watching"]`` tells.
 
     Raises:
         TypeError: ``max_entries`` is no ``int``, ``ttl_seconds`` no number, ``watch`` no ``bool``.
@@ -121,7 +121,7 @@ class SessionMetadataCache:
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._reads: dict[_Key, set[_Read]] = {}
         self._writes: dict[_Key, int] = {}
-        self._watchers: dict[SessionPlace, Watcher] = {}
+        self._watchers: dict[SessionPlace, Watcher | None] = {}
         self._hits = self._misses = self._evictions = self._expirations = self._invalidations = 0
 
     def stats(self) -> MetadataCacheStats:
@@ -135,7 +135,7 @@ class SessionMetadataCache:
                 "evictions": self._evictions,
                 "expirations": self._expirations,
                 "invalidations": self._invalidations,
-                "watching": sum(watcher.live for watcher in self._watchers.values()),
+                "watching": sum(watcher is not None and watcher.live for watcher in self._watchers.values()),
             }
 
     def clear(self) -> None:
@@ -234,12 +234,17 @@ class SessionMetadataCache:
         for read in self._reads.get(key, ()):
             read.void = True
 
-    def _watch(self, place: SessionPlace, start: Callable[[], Watcher]) -> None:
-        """Have a collection watched, unless it is."""
+    def _watch(self, place: SessionPlace, start: Callable[[int], Watcher | None]) -> None:
+        """Have a collection watched, unless it is.
+
+        Args:
+            place: The collection.
+            start: Begins it, given how many are watched already, or returns None if it is not to be.
+        """
         if self._watches and place not in self._watchers:
             with self._lock:
                 if place not in self._watchers and self._owner is not None:
-                    self._watchers[place] = start()
+                    self._watchers[place] = start(sum(watcher is not None for watcher in self._watchers.values()))
 
     def _attach(self, owner: object) -> None:
         """Note which factory uses this cache.
@@ -256,7 +261,8 @@ class SessionMetadataCache:
     def _detach(self) -> None:
         """End what watches, and forget everything. Another factory may use the cache then."""
         with self._lock:
-            watchers, self._watchers = list(self._watchers.values()), {}
+            watchers = [watcher for watcher in self._watchers.values() if watcher is not None]
+            self._watchers = {}
             self._owner = None
         for watcher in watchers:
             watcher.stop()

@@ -27,6 +27,29 @@ _LONGEST_PAUSE_SECONDS = 30.0
 _REFUSED = frozenset((13, 18, 59, 115, 40573))
 
 
+def watch(
+    cache: SessionMetadataCache, place: SessionPlace, store: SessionStore, watched: int
+) -> MetadataWatcher | None:
+    """Begin to watch a collection; return None where that would leave too few connections for other commands.
+
+    Args:
+        cache: What is to forget.
+        place: The collection.
+        store: Its commands.
+        watched: How many collections are watched already, each with a connection that waits for changes.
+    """
+    most = store.client.options.pool_options.max_pool_size
+    if most and watched >= most // 2:
+        logger.warning(
+            "collection=<%s>, maxPoolSize=<%d> | not watched, half of the connections at most are spared for that: "
+            "only the time limit of the cache holds",
+            ".".join(place),
+            most,
+        )
+        return None
+    return MetadataWatcher(cache, place, store)
+
+
 class MetadataWatcher:
     """Follows the changes of one collection and has a cache forget what they concern. Starts at once.
 

@@ -36,7 +36,7 @@ from .keys import (
     encode_key,
 )
 from .metadata_cache import SessionMetadataCache, SessionPlace
-from .metadata_watch import MetadataWatcher
+from .metadata_watch import watch
 from .session_store import SessionStore, now
 from .statements import MessageLink, SessionRef
 
@@ -458,7 +458,7 @@ class MongoDBSessionRepository(SessionRepository):
         cache = self._metadata_cache
         if cache is None:
             return self.get_metadata(session_id)
-        cache._watch(self._place, lambda: MetadataWatcher(cache, self._place, self._store))
+        cache._watch(self._place, lambda watched: watch(cache, self._place, self._store, watched))
         content = cache._read(self._place, session_id, incarnation, lambda: self._store.read_metadata(session_id))
         return {} if content is None else {"metadata": self._store.metadata(content)}
 

@@ -418,8 +418,13 @@ class SessionStore:
         """Open a stream of the changes after which a session's metadata may be other than before.
 
         Args:
-            max_await_ms: How long the server waits for a change before it says that there is none.
+            max_await_ms: How long the server waits for a change before it says that there is none; less where the
+                client's ``timeoutMS`` or ``socketTimeoutMS`` is shorter.
         """
+        options = self.client.options
+        for seconds in (options.timeout, options.pool_options.socket_timeout):
+            if seconds:
+                max_await_ms = min(max_await_ms, max(1, int(seconds * 500)))
         return self.collection.watch(statements.METADATA_CHANGES, max_await_time_ms=max_await_ms)
 
     def add_feedback(self, session: SessionRef, feedback: Document, link: MessageLink | None, moment: datetime) -> None:
