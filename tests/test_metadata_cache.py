@@ -307,6 +307,35 @@ def test_nothing_is_kept_that_was_read_while_a_write_was_under_way(process: Any)
     assert here.stats["entries"] == 1
 
 
+def test_what_was_known_before_is_not_served_once_a_write_may_have_been_carried_out(process: Any) -> None:
+    here = process(cache())
+    writer = here.manager()
+    writer.update_metadata({"n": 1})
+    assert here.metadata() == {"n": 1}
+
+    with ThreadPoolExecutor(1) as threads, here.gate.holding("update") as writing:
+        write = threads.submit(writer.update_metadata, {"n": 2})
+        writing.wait()
+        assert here.metadata() == {"n": 2}
+        writing.released.set()
+        write.result()
+
+
+def test_a_slow_reader_does_not_put_back_what_was_cleared_meanwhile(process: Any, database: Database[Any]) -> None:
+    here = process(cache())
+    here.manager().update_metadata({"n": 1})
+
+    with ThreadPoolExecutor(1) as threads:
+        with here.gate.holding("find") as held:
+            slow = threads.submit(here.metadata)
+            held.wait()
+            database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.n": 2}})
+            here.cache.clear()
+        assert slow.result() == {"n": 1}
+
+    assert here.metadata() == {"n": 2}
+
+
 def test_two_writes_at_once_keep_the_cache_out_until_both_are_done(process: Any) -> None:
     here = process(cache())
     first, second = here.manager(), here.manager()
@@ -444,6 +473,24 @@ def test_after_the_factory_is_closed_managers_of_a_borrowed_client_ask_the_datab
         database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.n": 3}})
 
         assert manager.get_metadata() == {"metadata": {"n": 3}}
+
+
+def test_a_read_that_comes_too_late_leaves_nothing_in_the_cache_for_the_next_factory(
+    server: Any, database_name: str
+) -> None:
+    mine = cache(watch=True)
+    borrowed: MongoClient[Any]
+    with MongoClient(server.uri) as borrowed:
+        factory = MongoDBSessionManagerFactory(None, database_name, SESSIONS, borrowed, metadata_cache=mine)
+        manager = factory.create_session_manager("s")
+        manager.update_metadata({"n": 1})
+        factory.close()
+        # A thread that had taken hold of the cache before it was closed, and goes on only now.
+        manager.session_repository._metadata_cache = mine
+
+        assert manager.get_metadata() == {"metadata": {"n": 1}}
+
+    assert (mine.stats()["entries"], watching_threads()) == (0, [])
 
 
 @pytest.mark.parametrize(

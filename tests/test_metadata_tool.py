@@ -258,6 +258,23 @@ def test_an_allowed_key_and_what_lies_below_it_can_be_written(manager: MongoDBSe
     assert stored(manager) == {**METADATA, "customer": customer, "topic": {"since": 2026}}
 
 
+def test_an_error_of_the_server_does_not_show_the_model_a_value_that_it_may_not_read(
+    manager: MongoDBSessionManager,
+) -> None:
+    manager.update_metadata({"card": "4111", "list": [1]})
+
+    results = asked(
+        manager,
+        {"action": "set", "metadata": {"card.kind": "debit"}},
+        {"action": "set", "metadata": {"list.name": 1}},
+        readable=[],
+        writable=["card.kind", "list"],
+    )
+
+    assert [(status, "no object" in text, "4111" in text) for status, text in results] == [("error", True, False)] * 2
+    assert stored(manager) == {"card": "4111", "list": [1]}
+
+
 @pytest.mark.parametrize("name", ["readable", "writable"])
 def test_a_list_of_keys_that_is_none_is_refused_rather_than_allowing_or_forbidding_everything(
     manager: MongoDBSessionManager, name: str

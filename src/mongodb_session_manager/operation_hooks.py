@@ -4,51 +4,32 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+MetadataHook = Callable[..., Any]
+"""``hook(original, action, session_id, **kwargs)``, called instead of an operation on the metadata of a session.
 
-class MetadataHook(Protocol):
-    """Called instead of an operation on the metadata of a manager's session; a plain function, not ``async``.
+- ``action``: ``"update"``, with ``metadata`` (a dictionary) in ``kwargs``, ``"delete"``, with ``keys`` (a list), or
+  ``"get"``. ``session_manager``, the manager, is always there.
+- ``original``: the operation: ``original(metadata)``, ``original(keys)``, ``original()``.
+- What it returns is what the caller of ``"get"`` gets, a dictionary; else it is ignored.
 
-    What the caller gave has been checked before, and what is passed to ``original`` is checked again. Not calling
-    ``original`` vetoes: nothing is stored. An exception goes to the caller; what ``original`` had stored by then stays.
-    It runs in the caller's thread; where an agent's tool is the caller, in a thread beside the event loop.
-    """
+What the caller gave has been checked before, and what is passed to ``original`` is checked again. Not calling
+``original`` vetoes: nothing is stored. An exception goes to the caller; what ``original`` had stored by then stays. A
+plain function, not an ``async`` one; it runs in the caller's thread, and where an agent's tool is the caller, in one
+beside the event loop.
+"""
 
-    def __call__(self, original: Callable[..., Any], action: str, session_id: str, **kwargs: Any) -> Any:
-        """Do the operation, or something else.
-
-        Args:
-            original: The operation: ``original(metadata)``, ``original()`` or ``original(keys)``.
-            action: ``"update"``, ``"get"`` or ``"delete"``.
-            session_id: The session.
-            **kwargs: ``session_manager``, the manager; for ``"update"`` ``metadata``, a dictionary; for ``"delete"``
-                ``keys``, a list.
-
-        Returns:
-            For ``"get"`` what the caller is to get: ``original()``, or another dictionary. Else it is ignored.
-        """
-
-
-class FeedbackHook(Protocol):
-    """Called instead of ``add_feedback`` of a manager; what is said of ``MetadataHook`` holds here as well."""
-
-    def __call__(self, original: Callable[..., Any], action: str, session_id: str, **kwargs: Any) -> Any:
-        """Store the feedback, or do something else.
-
-        Args:
-            original: ``original(feedback)`` stores it.
-            action: ``"add"``.
-            session_id: The session.
-            **kwargs: ``feedback``, a dictionary; ``session_manager``, the manager.
-        """
-
+FeedbackHook = Callable[..., Any]
+"""The same around ``add_feedback``: ``action`` is ``"add"``, ``feedback`` (a dictionary) is in ``kwargs``, and
+``original(feedback)`` stores it.
+"""
 
 T = TypeVar("T")
 
 
 def check_hook(hook: T, name: str) -> T:
-    """Return the hook if it can be called.
+    """Return the hook if it can be called, or is None.
 
     Raises:
         TypeError: It cannot, or it is ``async``: then it would never run, and everything would be vetoed.

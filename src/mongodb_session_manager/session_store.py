@@ -54,6 +54,7 @@ T = TypeVar("T")
 _MAX_REBASES = 500
 _INT32_MAX = 2**31 - 1
 _NAMESPACE_EXISTS = 48
+_PATH_NOT_VIABLE = 28
 # What MongoDB answers where an update would make a document larger than 16 MB.
 _DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
 
@@ -390,7 +391,8 @@ class SessionStore:
         """Set metadata fields and leave the others.
 
         Raises:
-            UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``.
+            UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``, or what lies above
+                a dotted key is no object.
         """
         update = statements.set_metadata(session, metadata, now())
         growth = statements.metadata_size_expression(metadata)
@@ -398,7 +400,15 @@ class SessionStore:
         def has_no_room(standing: Document) -> bool:
             return bool(standing["size"] > MAX_METADATA_BYTES)
 
-        standing = self.guarded(session, update, {"size": growth}, has_no_room)
+        try:
+            standing = self.guarded(session, update, {"size": growth}, has_no_room)
+        except WriteError as error:
+            if error.code != _PATH_NOT_VIABLE:
+                raise
+            # The server's own message quotes the value that is there; an agent may not be allowed to see it.
+            raise UnstorableValueError(
+                f"session_id={session.session_id!r}: one of {', '.join(map(repr, metadata))} lies below what is no object"
+            ) from error
         if standing is not None:
             raise UnstorableValueError(
                 f"session_id={session.session_id!r}: with {', '.join(map(repr, metadata))} its metadata would have "
