@@ -406,8 +406,9 @@ class SessionStore:
             if error.code != _PATH_NOT_VIABLE:
                 raise
             # The server's own message quotes the value that is there; an agent may not be allowed to see it.
+            keys = ", ".join(map(repr, metadata))
             raise UnstorableValueError(
-                f"session_id={session.session_id!r}: one of {', '.join(map(repr, metadata))} lies below what is no object"
+                f"session_id={session.session_id!r}: one of {keys} lies below a value that is no object"
             ) from error
         if standing is not None:
             raise UnstorableValueError(
