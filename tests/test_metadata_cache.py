@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import subprocess
@@ -63,6 +64,9 @@ class Process:
     @property
     def stats(self) -> Any:
         return self.factory.get_connection_stats()["metadata_cache"]
+
+    def close(self) -> None:
+        self.factory.close()
 
     def reads(self) -> int:
         return len(self.recorder.commands.named("find"))
@@ -622,6 +626,28 @@ def test_while_the_stream_is_lost_nothing_old_is_kept_and_it_is_opened_again(
         eventually(lambda: here.stats["watching"] == 1)
         there.manager().update_metadata({"n": 4})
         eventually(lambda: here.metadata() == {"n": 4})
+
+    assert len([record for record in caplog.records if "interrupted" in record.message]) == 1
+
+
+def test_a_stream_that_cannot_be_opened_yet_is_told_of_once_and_opened_when_it_can_be(
+    watching: Any, replica_set: LocalMongoDB, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = watching()
+    there.manager().update_metadata({"n": 1})
+    admin: MongoClient[Any]
+    with (
+        MongoClient(replica_set.uri, appname="tests") as admin,
+        contextlib.closing(Process(replica_set.uri, name, cache(watch=True), appname="no stream yet")) as here,
+    ):
+        with fail_command(admin, "aggregate", app_name="no stream yet", error_code=280):
+            assert here.metadata() == {"n": 1}
+            eventually(lambda: len(here.recorder.commands.named("aggregate").failures) >= 2)
+            assert here.metadata() == {"n": 1}
+            there.manager().update_metadata({"n": 2})
+
+        eventually(lambda: here.stats["watching"] == 1)
+        assert here.metadata() == {"n": 2}  # What was read before the stream was open may be old.
 
     assert len([record for record in caplog.records if "interrupted" in record.message]) == 1
 

@@ -80,13 +80,13 @@ class MetadataWatcher:
         self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
-        pause = 0.0
+        pause, told = 0.0, False
         while not self._ended.wait(pause):
             pause = min(max(2 * pause, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
             try:
                 with self._store.watch_metadata(_AWAIT_MS) as stream:
                     self._forget_all()
-                    self.live = True
+                    self.live, told = True, False
                     while stream.alive and not self._ended.is_set():
                         event = stream.try_next()
                         cache = self._cache()
@@ -106,8 +106,8 @@ class MetadataWatcher:
                             error,
                         )
                         return
-                    # Said when it is lost, not at each attempt to open it again.
-                    if self.live:
+                    if not told:  # Once for each loss, not at each attempt to open it again.
+                        told = True
                         logger.warning(
                             "collection=<%s>, error=<%s> | watching is interrupted", ".".join(self._place), error
                         )
