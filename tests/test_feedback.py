@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import pytest
 from pymongo import MongoClient
 from strands.types.session import SessionAgent, SessionMessage
 from support.commands import CommandRecorder
+from support.gates import Gate
 from support.histories import SESSIONS, SMALL, manager_of, talker
 
 from mongodb_session_manager import (
@@ -247,6 +250,31 @@ def test_an_archived_message_is_looked_for_in_the_history_where_ids_have_gaps(ap
         repository.add_feedback("s", {"agent_id": "assistant", "message_id": 6})
 
     assert [feedback["message_id"] for feedback in app.stored()] == [5]
+
+
+def test_feedback_on_a_message_that_was_deleted_while_it_was_looked_for_is_not_given_to_the_next_session(
+    app: Application, server: Any
+) -> None:
+    with_gaps(app)._store.archiver.make_room("s", 16 * 1024 * 1024)
+    gate = Gate()
+    slow: MongoClient[Any]
+    with MongoClient(server.uri, event_listeners=[gate]) as slow, ThreadPoolExecutor(1) as threads:
+        repository = MongoDBSessionRepository(client=slow, database_name=app.database.name, collection_name=SESSIONS)
+        with contextlib.ExitStack() as held:
+            read = held.enter_context(gate.holding("find"))
+            adding = threads.submit(repository.add_feedback, "s", {"agent_id": "assistant", "message_id": 5})
+            for _ in range(2):  # How it stands, where it would be in the history, and the message itself.
+                read.wait()
+                following = held.enter_context(gate.holding("find"))
+                read.released.set()
+                read = following
+            read.wait()
+            app.repository.delete_session("s")
+            with_gaps(app)
+        with pytest.raises(SessionNotFoundError):
+            adding.result()
+
+    assert app.stored() == []
 
 
 def test_feedback_on_messages_of_an_older_document_is_stored(app: Application) -> None:
