@@ -24,6 +24,7 @@ from mongodb_session_manager import (
     MessageNotFoundError,
     MongoDBSessionManager,
     MongoDBSessionManagerFactory,
+    SessionMetadataCache,
     SessionNotFoundError,
 )
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
@@ -235,6 +236,22 @@ def test_every_write_of_a_repository_is_an_activity(
     found = document(database)
     assert found["expires_at"] == found["updated_at"] + timedelta(hours=10)
     assert_parts_outlive(database)
+
+
+def test_a_cache_of_metadata_shows_nothing_of_a_session_past_its_time(
+    client: MongoClient[Any], database: Database[Any]
+) -> None:
+    with MongoDBSessionManagerFactory(
+        client=client,
+        database_name=database.name,
+        collection_name=SESSIONS,
+        ttl_hours=0.5 / 3600,
+        metadata_cache=SessionMetadataCache(),
+    ) as factory:
+        factory.create_session_manager("s").update_metadata({"a": 1})
+        reader = factory.create_session_manager("s")
+        assert reader.get_metadata() == {"metadata": {"a": 1}}
+        eventually(lambda: reader.get_metadata() == {}, 10)
 
 
 # --- a session that is past its time --------------------------------------------------------------------------------

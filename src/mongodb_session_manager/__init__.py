@@ -14,6 +14,7 @@ from .errors import (
     UnstorableValueError,
 )
 from .lease import SessionLease
+from .metadata_cache import SessionMetadataCache
 from .metrics_summary import (
     AgentMetrics,
     FeedbackCounts,
@@ -57,6 +58,7 @@ __all__ = [
     "SessionExistsError",
     "SessionHeader",
     "SessionLease",
+    "SessionMetadataCache",
     "SessionNotFoundError",
     "SessionPage",
     "TokenCounts",

@@ -84,14 +84,23 @@ def decode_key(key: str) -> str:
 def check_feedback(feedback: object) -> dict[str, Any]:
     """Return ``feedback`` if every key can be stored. Nothing in it is addressed by a path, so no key holds a dot.
 
+    ``agent_id`` and ``message_id``, where they are in it and not None, say what it is about.
+
     Raises:
-        TypeError: It is not a mapping, or a key is not a string.
-        InvalidIdentifierError: A key is empty, begins with ``$``, or holds a dot, a NUL or a lone surrogate.
+        TypeError: It is not a mapping, or a key or the ``agent_id`` is not a string.
+        InvalidIdentifierError: A key is empty, begins with ``$``, or holds a dot, a NUL or a lone surrogate; the
+            ``agent_id`` or ``message_id`` is none, or the latter comes without the former.
         UnstorableValueError: It is nested too deeply.
     """
     if not isinstance(feedback, Mapping):
         raise TypeError(f"feedback must be a mapping, not {type(feedback).__name__}")
     _check_nested(feedback, "feedback")
+    if feedback.get("agent_id") is not None:
+        check_id(feedback["agent_id"], "agent_id")
+    if feedback.get("message_id") is not None:
+        check_message_id(feedback["message_id"])
+        if feedback.get("agent_id") is None:
+            raise InvalidIdentifierError("a feedback with a message_id needs the agent_id whose message it is")
     return dict(feedback)
 
 

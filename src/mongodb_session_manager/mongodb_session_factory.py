@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ._pool_statistics import PoolReport, PoolStats
 from .archive_policy import ArchivePolicy
@@ -13,6 +13,7 @@ from .blobs import BLOB_THRESHOLD_BYTES
 from .clients import check_client
 from .command_pool import command_pool
 from .errors import SessionNotFoundError
+from .metadata_cache import MetadataCacheStats, SessionMetadataCache
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
 from .mongodb_session_repository import MongoDBSessionRepository
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
     from .mongodb_session_manager import Durability, OnConflict
+    from .operation_hooks import FeedbackHook, MetadataHook
     from .session_listing import SessionPage
 
 
@@ -50,12 +52,17 @@ class MongoDBSessionManagerFactory:
         archive_after_bytes: Embedded bytes from which an agent is archived from.
         archive_block: How many messages are archived at once.
         blob_threshold_bytes: Size from which on a binary is kept in GridFS.
+        metadata_hook: Called instead of a manager's operations on metadata.
+        feedback_hook: Called instead of a manager's ``add_feedback``.
+        metadata_cache: Answers ``get_metadata`` of the managers from memory; not a manager's parameter. Without one
+            each call asks the database.
         **kwargs: Any option of ``MongoClient``; these win over the connection string.
 
     Raises:
         ValueError: Neither ``connection_string`` nor ``client``; ``w=0``; an unknown ``durability`` or
-            ``on_conflict``.
-        TypeError: Options beside a borrowed client, which has its own; or an ``AsyncMongoClient``.
+            ``on_conflict``; a ``metadata_cache`` that another factory uses.
+        TypeError: Options beside a borrowed client, which has its own; or an ``AsyncMongoClient``; or a
+            ``metadata_cache`` that is none.
         pymongo.errors.ConfigurationError: An option or the connection string is unusable.
     """
 
@@ -76,8 +83,13 @@ class MongoDBSessionManagerFactory:
         archive_after_bytes: int = ArchivePolicy.after_bytes,
         archive_block: int = ArchivePolicy.block,
         blob_threshold_bytes: int = BLOB_THRESHOLD_BYTES,
+        metadata_hook: MetadataHook | None = None,
+        feedback_hook: FeedbackHook | None = None,
+        metadata_cache: SessionMetadataCache | None = None,
         **kwargs: Any,
     ) -> None:
+        if metadata_cache is not None and not isinstance(metadata_cache, SessionMetadataCache):
+            raise TypeError(f"metadata_cache must be a SessionMetadataCache, not {type(metadata_cache).__name__}")
         if client is None:
             if connection_string is None:
                 raise ValueError("give a connection_string, or a client to borrow")
@@ -102,12 +114,20 @@ class MongoDBSessionManagerFactory:
             "archive_after_bytes": archive_after_bytes,
             "archive_block": archive_block,
             "blob_threshold_bytes": blob_threshold_bytes,
+            "metadata_hook": metadata_hook,
+            "feedback_hook": feedback_hook,
         }
+        self._metadata_cache: SessionMetadataCache | None = None
         self._repositories: dict[tuple[Any, ...], MongoDBSessionRepository] = {}
         try:
+            if metadata_cache is not None:
+                metadata_cache._attach(self)
+                self._metadata_cache = metadata_cache
             # What no manager would take is refused when the application starts, not at the first request.
             self.create_session_manager("defaults")
         except BaseException:
+            if self._metadata_cache is not None:
+                self._metadata_cache._detach()
             self._source.close()
             raise
 
@@ -180,6 +200,7 @@ class MongoDBSessionManagerFactory:
                 ttl_hours=ttl_hours,
                 _ensure_indexes_now=False,
             )
+            repository._metadata_cache = self._metadata_cache
             if shared:
                 self._repositories[place] = repository
         return repository
@@ -268,14 +289,18 @@ class MongoDBSessionManagerFactory:
         repository._ensure_indexes()
         return repository.list_sessions(**filters)
 
-    def get_connection_stats(self) -> PoolStats:
+    def get_connection_stats(self) -> FactoryStats:
         """Return what the connections of the shared client are doing. See `PoolStats` for each field.
 
         It sends nothing, except that the first call asks for the server's version and waits at most 0.1 s.
         Of a borrowed client the counts are ``None``, unless this library made it or it carries a
-        ``PoolStatistics``. After ``close`` they are the last ones.
+        ``PoolStatistics``. After ``close`` they are the last ones. With a ``metadata_cache`` its own are under that
+        key; see `MetadataCacheStats`.
         """
-        return self._source.stats()
+        stats = cast("FactoryStats", dict(self._source.stats()))
+        if self._metadata_cache is not None:
+            stats["metadata_cache"] = self._metadata_cache.stats()
+        return stats
 
     def close(self) -> None:
         """Close the client, if the factory made it. Does nothing the second time.
@@ -295,6 +320,11 @@ class MongoDBSessionManagerFactory:
             if client is not None:
                 _flush_managers_on(client)
                 command_pool(client).close(wait=True)  # Archiving that is under way ends first.
+        if self._metadata_cache is not None and not self._source.closed:
+            # Managers of a borrowed client may go on; they ask the database.
+            for repository in list(self._repositories.values()):
+                repository._metadata_cache = None
+            self._metadata_cache._detach()
         self._source.close()
 
     def __enter__(self) -> MongoDBSessionManagerFactory:
@@ -309,6 +339,13 @@ class MongoDBSessionManagerFactory:
     ) -> None:
         """Close the factory."""
         self.close()
+
+
+class FactoryStats(PoolStats, total=False):
+    """What `MongoDBSessionManagerFactory.get_connection_stats` returns."""
+
+    metadata_cache: MetadataCacheStats
+    """Of the factory's ``SessionMetadataCache``; missing where it has none."""
 
 
 class _BorrowedClient:

@@ -35,6 +35,7 @@ from strands.hooks import (
 from strands.hooks.events import AfterMultiAgentInvocationEvent, AfterNodeCallEvent, MultiAgentInitializedEvent
 from strands.hooks.registry import HookOrder
 from strands.session.repository_session_manager import RepositorySessionManager
+from strands.tools.decorator import DecoratedFunctionTool
 from strands.types.content import Message
 from strands.types.session import Session
 
@@ -48,11 +49,13 @@ from .encoding import encode, same
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
 from .expiry import check_ttl, first_expiry
 from .guardrails import facts_in_stream, facts_of_config, facts_of_trace
-from .keys import check_id, check_metadata, check_metadata_paths, encode_key
+from .keys import check_feedback, check_id, check_metadata, check_metadata_paths, encode_key
 from .lease import SessionLease
+from .metadata_tool import metadata_tool
 from .metrics_override import MetricsOverride
 from .metrics_summary import MetricsSummary, ModelPrice
 from .mongodb_session_repository import MongoDBSessionRepository
+from .operation_hooks import FeedbackHook, MetadataHook, check_hook
 from .session_store import SessionStore, now
 from .statements import SessionRef, renew_lease
 from .unit_of_work import AgentWork, MultiAgentOperation, Outbox, Sending
@@ -101,12 +104,16 @@ class MongoDBSessionManager(RepositorySessionManager):
             ``<collection>_blobs``, and so is a text of 1 MB.
         on_conflict: What to do if another process has stored messages of the same agent meanwhile. ``"rebase"``
             appends behind them; ``"raise"`` raises ``SessionConflictError`` and keeps the unit of work.
+        metadata_hook: Called instead of each of ``update_metadata``, ``get_metadata`` and ``delete_metadata``, also
+            where an agent's tool is what calls them; see ``operation_hooks.MetadataHook``.
+        feedback_hook: Called instead of ``add_feedback``; see ``operation_hooks.FeedbackHook``.
         **client_options: Options of the ``MongoClient`` that is made from ``connection_string``; beside ``client``
             they have no effect, which a warning says.
 
     Raises:
         InvalidIdentifierError: The session id is empty or holds a slash, a NUL or a lone surrogate.
-        TypeError: The session id is no string, or ``client`` is an ``AsyncMongoClient``.
+        TypeError: The session id is no string, ``client`` is an ``AsyncMongoClient``, or a hook is no function or an
+            ``async`` one.
         ValueError: Neither ``connection_string`` nor ``client``; ``w=0``; an unknown ``durability``; a threshold
             below 1; ``ttl_hours`` not above 0.
     """
@@ -129,6 +136,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         archive_after_bytes: int = ArchivePolicy.after_bytes,
         archive_block: int = ArchivePolicy.block,
         blob_threshold_bytes: int = BLOB_THRESHOLD_BYTES,
+        metadata_hook: MetadataHook | None = None,
+        feedback_hook: FeedbackHook | None = None,
         _repository: MongoDBSessionRepository | None = None,
         **client_options: Any,
     ) -> None:
@@ -140,6 +149,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._archive_policy = ArchivePolicy(archive_after_messages, archive_after_bytes, archive_block)
         self._blob_threshold = check_threshold(blob_threshold_bytes)
         self._ttl = check_ttl(ttl_hours)
+        self._metadata_hook = check_hook(metadata_hook, "metadata_hook")
+        self._feedback_hook = check_hook(feedback_hook, "feedback_hook")
         # A factory's managers share one: it holds no state, and making one takes 0.1 ms.
         self.session_repository: MongoDBSessionRepository = _repository or MongoDBSessionRepository(
             connection_string,
@@ -389,19 +400,101 @@ class MongoDBSessionManager(RepositorySessionManager):
             InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, or holds a NUL.
             UnstorableValueError: A value cannot be stored.
         """
-        self.session_repository._update_metadata(self._open_ref(), check_metadata(metadata))
+
+        def update(metadata: Mapping[str, Any]) -> None:
+            checked = check_metadata(metadata)
+            self.session_repository._update_metadata(self._open_ref(), checked)
+
+        if self._metadata_hook is None:
+            update(metadata)
+        else:
+            given = check_metadata(metadata)
+            self._metadata_hook(update, "update", self.session_id, metadata=given, session_manager=self)
 
     def get_metadata(self) -> dict[str, Any]:
-        """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
-        return self.session_repository.get_metadata(self.session_id)
+        """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist.
+
+        With a ``SessionMetadataCache`` what another process has written may be missing for its ``ttl_seconds``; what
+        was written through this factory is not.
+        """
+
+        def get() -> dict[str, Any]:
+            return self.session_repository._read_metadata(self.session_id, self._incarnation)
+
+        if self._metadata_hook is None:
+            return get()
+        found = self._metadata_hook(get, "get", self.session_id, session_manager=self)
+        if not isinstance(found, dict):
+            raise TypeError(f"metadata_hook returned {type(found).__name__} for 'get': it must return a dict")
+        return found
 
     def delete_metadata(self, metadata_keys: Sequence[str]) -> None:
-        """Remove metadata fields of the session; those that are not there are no error."""
-        self.session_repository._delete_metadata(self._open_ref(), check_metadata_paths(metadata_keys))
+        """Remove metadata fields of the session; those that are not there are no error.
+
+        Raises:
+            InvalidIdentifierError: As for ``update_metadata``.
+        """
+
+        def delete(keys: Sequence[str]) -> None:
+            checked = check_metadata_paths(keys)
+            self.session_repository._delete_metadata(self._open_ref(), checked)
+
+        if self._metadata_hook is None:
+            delete(metadata_keys)
+        else:
+            given = check_metadata_paths(metadata_keys)
+            self._metadata_hook(delete, "delete", self.session_id, keys=given, session_manager=self)
+
+    def get_metadata_tool(
+        self, readable: Sequence[str] | None = None, writable: Sequence[str] | None = None
+    ) -> DecoratedFunctionTool[Any, Any]:
+        """Return a tool named ``manage_metadata``, with which an agent reads and changes this session's metadata.
+
+        ``Agent(tools=[manager.get_metadata_tool(readable=["customer"], writable=[])], …)``. What the model does
+        passes through ``metadata_hook``. What is refused, and what fails, the model is told as the tool's error.
+
+        Args:
+            readable: Keys that the model may see; a key allows all below it, ``customer`` also ``customer.name``, but
+                not what it lies in. None: all. Other keys are not shown even where everything is asked for.
+            writable: Keys that it may set and delete, likewise. None: all.
+
+        Raises:
+            TypeError: A list of keys is none, or a key is not a string.
+            InvalidIdentifierError: A key can be none; see ``update_metadata``.
+        """
+        return metadata_tool(self, readable, writable)
 
     def add_feedback(self, feedback: Mapping[str, Any]) -> None:
-        """Append what a person said: typically ``rating`` and ``comment``; ``created_at`` is added."""
-        self.session_repository._add_feedback(self._open_ref, feedback)
+        """Append what a person said: typically ``rating`` and ``comment``; ``created_at`` is added.
+
+        With ``agent_id`` in it, it is about that agent, with ``message_id`` besides, about that message of the agent.
+
+        Raises:
+            AgentNotFoundError: It is about an agent that is not stored in this session. Nothing was written.
+            MessageNotFoundError: It is about a message that the agent does not have, or that is not stored yet.
+            InvalidIdentifierError: A key cannot be stored; ``message_id`` is no ``int``, negative, or without
+                ``agent_id``.
+            UnstorableValueError: A value cannot be stored.
+        """
+
+        def add(feedback: Mapping[str, Any]) -> None:
+            # Where it is about an agent, there is no use in beginning a session that would not have it.
+            about_agent = check_feedback(feedback).get("agent_id") is not None
+            session = self._session_ref if about_agent else self._open_ref
+            try:
+                self.session_repository._add_feedback(session, feedback)
+            except SessionNotFoundError as error:
+                if not about_agent or self._incarnation is not None:
+                    raise
+                raise AgentNotFoundError(
+                    f"session_id={self.session_id!r} has no agent_id={feedback['agent_id']!r}: it does not exist yet"
+                ) from error
+
+        if self._feedback_hook is None:
+            add(feedback)
+        else:
+            given = check_feedback(feedback)
+            self._feedback_hook(add, "add", self.session_id, session_manager=self, feedback=given)
 
     def get_feedbacks(self) -> list[dict[str, Any]]:
         """Return the session's feedbacks, oldest first, each with its ``created_at``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -36,10 +37,12 @@ from .keys import (
     decode_key,
     encode_key,
 )
+from .metadata_cache import SessionMetadataCache, SessionPlace
+from .metadata_watch import watch
 from .metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
 from .session_listing import SessionPage, SortBy
 from .session_store import SessionStore, now
-from .statements import SessionRef
+from .statements import MessageLink, SessionRef
 
 
 class MongoDBSessionRepository(SessionRepository):
@@ -101,6 +104,9 @@ class MongoDBSessionRepository(SessionRepository):
         self.client: MongoClient[Any] = client
         self.collection: Collection[Document] = self._store.collection
         self.database: Database[Document] = self.collection.database
+        self._place = SessionPlace(database_name, collection_name)
+        # Set by a factory, for its managers' reads; every write here keeps it true.
+        self._metadata_cache: SessionMetadataCache | None = None
         if _ensure_indexes_now:
             self._ensure_indexes()
 
@@ -152,7 +158,9 @@ class MongoDBSessionRepository(SessionRepository):
             SessionNotFoundError: There is no such session.
             SessionBusyError: A process holds its lease.
         """
-        self._store.delete(self._ref(session_id))
+        session = self._ref(session_id)
+        with self._changing_metadata(session_id):
+            self._store.delete(session)
 
     def list_sessions(
         self,
@@ -437,9 +445,14 @@ class MongoDBSessionRepository(SessionRepository):
     def add_feedback(self, session_id: str, feedback: dict[str, Any]) -> None:
         """Append a feedback, typically ``rating`` and ``comment`` and any fields; ``created_at`` is added.
 
+        With ``agent_id`` in it, it is about that agent, with ``message_id`` besides, about that message of the agent.
+
         Raises:
             SessionNotFoundError: There is no such session.
-            InvalidIdentifierError: A key cannot be stored.
+            AgentNotFoundError: It is about an agent that the session does not have.
+            MessageNotFoundError: It is about a message that the agent does not have.
+            InvalidIdentifierError: A key cannot be stored; ``message_id`` is no ``int``, negative, or without
+                ``agent_id``.
             UnstorableValueError: A value cannot be stored.
         """
         session = self._ref(session_id)
@@ -557,17 +570,35 @@ class MongoDBSessionRepository(SessionRepository):
     def _update_metadata(self, session: SessionRef, metadata: Document) -> None:
         if metadata:
             _check_storable(metadata, "metadata")
-            self._store.set_metadata(session, metadata)
+            with self._changing_metadata(session.session_id):
+                self._store.set_metadata(session, metadata)
 
     def _delete_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
         if keys:
-            self._store.guarded(session, statements.unset_metadata(session, keys, now()))
+            with self._changing_metadata(session.session_id):
+                self._store.guarded(session, statements.unset_metadata(session, keys, now()))
+
+    def _read_metadata(self, session_id: str, incarnation: ObjectId | None) -> dict[str, Any]:
+        """Return what ``get_metadata`` returns, from the cache if there is one."""
+        cache = self._metadata_cache
+        if cache is None:
+            return self.get_metadata(session_id)
+        cache._watch(self._place, lambda watched: watch(cache, self._place, self._store, watched))
+        content = cache._read(self._place, session_id, incarnation, lambda: self._store.read_metadata(session_id))
+        return {} if content is None else {"metadata": self._store.metadata(content)}
+
+    def _changing_metadata(self, session_id: str) -> AbstractContextManager[None]:
+        cache = self._metadata_cache
+        return nullcontext() if cache is None else cache._changing(self._place, session_id)
 
     def _add_feedback(self, session: Callable[[], SessionRef], feedback: Mapping[str, Any]) -> None:
         moment = now()
         stored = {**check_feedback(feedback), "created_at": moment, "commit_id": ObjectId()}
         _check_storable(stored, "feedback")
-        self._store.add_feedback(session(), stored, moment)
+        link = None
+        if stored.get("agent_id") is not None:
+            link = MessageLink(encode_key(stored["agent_id"]), stored.get("message_id"))
+        self._store.add_feedback(session(), stored, link, moment)
 
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.

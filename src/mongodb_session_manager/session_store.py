@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, MongoClient
+from pymongo.change_stream import ChangeStream
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, WriteError
 from pymongo.read_concern import ReadConcern
@@ -40,10 +41,11 @@ from .errors import (
 from .expiry import EXPIRED, FOREVER, expiry_of_new_parts, parts_kept_until, parts_needed_until
 from .history import History, HistoryIncompleteError
 from .indexes import EXPIRY_INDEX, ensure_indexes
+from .metadata_cache import MetadataAsRead
 from .reading import Reader
 from .sending import back_off, until_known
 from .session_listing import Listing, SessionPage
-from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
+from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, MessageLink, SessionRef, Update
 
 T = TypeVar("T")
 
@@ -51,6 +53,7 @@ T = TypeVar("T")
 _MAX_REBASES = 500
 _INT32_MAX = 2**31 - 1
 _NAMESPACE_EXISTS = 48
+_PATH_NOT_VIABLE = 28
 # What MongoDB answers where an update would make a document larger than 16 MB.
 _DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
 
@@ -441,7 +444,8 @@ class SessionStore:
         """Set metadata fields and leave the others.
 
         Raises:
-            UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``.
+            UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``, or what lies above
+                a dotted key is no object.
         """
         update = statements.set_metadata(session, metadata, now())
         growth = statements.metadata_size_expression(metadata)
@@ -449,20 +453,91 @@ class SessionStore:
         def has_no_room(standing: Document) -> bool:
             return bool(standing["size"] > MAX_METADATA_BYTES)
 
-        standing = self.guarded(session, update, {"size": growth}, has_no_room)
+        try:
+            standing = self.guarded(session, update, {"size": growth}, has_no_room)
+        except WriteError as error:
+            if error.code != _PATH_NOT_VIABLE:
+                raise
+            # The server's own message quotes the value that is there; an agent may not be allowed to see it.
+            keys = ", ".join(map(repr, metadata))
+            raise UnstorableValueError(
+                f"session_id={session.session_id!r}: one of {keys} lies below a value that is no object"
+            ) from error
         if standing is not None:
             raise UnstorableValueError(
                 f"session_id={session.session_id!r}: with {', '.join(map(repr, metadata))} its metadata would have "
                 f"{standing['size']} bytes; at most {MAX_METADATA_BYTES} can be stored"
             )
 
-    def add_feedback(self, session: SessionRef, feedback: Document, moment: datetime) -> None:
-        """Append a feedback, once; older ones move into the history where there are many."""
-        update = statements.add_feedback(session, feedback, moment)
-        projection = statements.feedback_projection(feedback)
-        while standing := self.guarded(session, update, projection, lambda found: found["stored"] or found["full"]):
+    def read_metadata(self, session_id: str) -> MetadataAsRead | None:
+        """Return a session's metadata as it is stored, and of which life of it."""
+        left = {"$cond": [{"$eq": [{"$type": "$expires_at"}, "date"]}, {"$subtract": ["$expires_at", "$$NOW"]}, None]}
+        projection = {"_id": 0, "incarnation": 1, "metadata": 1, "milliseconds_left": left}
+        found = self._raw.find_one(statements.live(session_id), projection)
+        if found is None:
+            return None
+        milliseconds = found["milliseconds_left"]
+        seconds = None if milliseconds is None else milliseconds / 1000
+        return MetadataAsRead(found.get("incarnation"), found.raw, seconds)
+
+    def metadata(self, content: bytes) -> Document:
+        """Return the values of metadata that were read as they are stored."""
+        return self._reader.plain(RawBSONDocument(content)).get("metadata") or {}
+
+    def watch_metadata(self, max_await_ms: int) -> ChangeStream[Document]:
+        """Open a stream of the changes after which a session's metadata may be other than before.
+
+        Args:
+            max_await_ms: How long the server waits for a change before it says that there is none; less where the
+                client's ``timeoutMS`` or ``socketTimeoutMS`` is shorter.
+        """
+        options = self.client.options
+        for seconds in (options.timeout, options.pool_options.socket_timeout):
+            if seconds:
+                max_await_ms = min(max_await_ms, max(1, int(seconds * 500)))
+        return self.collection.watch(statements.METADATA_CHANGES, max_await_time_ms=max_await_ms)
+
+    def add_feedback(self, session: SessionRef, feedback: Document, link: MessageLink | None, moment: datetime) -> None:
+        """Append a feedback, once; older ones move into the history where there are many.
+
+        Args:
+            session: Whose.
+            feedback: The feedback.
+            link: What it is about, if that is to be checked: by the same command, unless that is archived and the
+                agent's ids have gaps.
+            moment: Now.
+
+        Raises:
+            AgentNotFoundError: The session has no such agent.
+            MessageNotFoundError: The agent has no such message.
+        """
+
+        def explained(found: Document) -> bool:
+            return bool(found["stored"] or found["full"] or not found["linked"])
+
+        while standing := self.guarded(
+            session,
+            statements.add_feedback(session, feedback, link, moment),
+            statements.feedback_projection(feedback, link),
+            explained,
+        ):
             if standing["stored"]:
                 return
+            if link is not None and not standing["linked"]:
+                if not standing["exists"]:
+                    raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {link.agent_key!r}")
+                if "message_count" not in standing:
+                    self.adopt(session.session_id, [link.agent_key])
+                    continue
+                message_id = link.message_id
+                if message_id is None or not self._archived(session.session_id, link.agent_key, message_id, standing):
+                    raise MessageNotFoundError(
+                        f"session_id={session.session_id!r}, agent {link.agent_key!r} has no message_id={message_id}"
+                    )
+                # Messages do not go away while this life of the session lasts.
+                link = link._replace(message_id=None)
+                session = session._replace(incarnation=standing["incarnation"])
+                continue
             if standing.get("incarnation") is None:
                 self.adopt(session.session_id, [])
                 continue

@@ -369,17 +369,98 @@ def unset_metadata(session: SessionRef, keys: Iterable[str], now: datetime) -> U
     return session.write(now, {"$unset": {f"metadata.{key}": "" for key in keys}}, {})
 
 
-def add_feedback(session: SessionRef, feedback: Document, now: datetime) -> Update:
-    """Return the update that appends one feedback, if there is room and the one with its ``commit_id`` is not there."""
+METADATA_CHANGES: list[Document] = [
+    {
+        "$match": {
+            "$or": [
+                # Deletions and replacements, and what ends a stream: the collection was dropped or renamed.
+                {"operationType": {"$nin": ["insert", "update"]}},
+                {
+                    "$expr": {
+                        "$anyElementTrue": {
+                            "$map": {
+                                "input": {
+                                    "$concatArrays": [
+                                        {
+                                            "$map": {
+                                                "input": {
+                                                    "$objectToArray": {
+                                                        "$ifNull": ["$updateDescription.updatedFields", {}]
+                                                    }
+                                                },
+                                                "as": "f",
+                                                "in": "$$f.k",
+                                            }
+                                        },
+                                        {"$ifNull": ["$updateDescription.removedFields", []]},
+                                        {"$ifNull": ["$updateDescription.truncatedArrays.field", []]},
+                                    ]
+                                },
+                                "as": "path",
+                                "in": {"$regexMatch": {"input": "$$path", "regex": r"^metadata(\.|$)"}},
+                            }
+                        }
+                    }
+                },
+            ]
+        }
+    },
+    {"$project": {"documentKey": 1}},
+]
+"""Pipeline of a change stream that yields the changes after which a session's metadata may be other than before."""
+
+
+class MessageLink(NamedTuple):
+    """What a feedback is about.
+
+    Attributes:
+        agent_key: Key of the agent.
+        message_id: The message; None where it is about the agent, or where the message is known to exist.
+    """
+
+    agent_key: str
+    message_id: int | None = None
+
+    def exists(self) -> Document:
+        """Return the expression for whether the session has it, as far as its document tells: false if archived."""
+        agent = f"$agents.{self.agent_key}"
+        is_there: Document = {"$eq": [{"$type": agent}, "object"]}
+        if self.message_id is None:
+            return is_there
+        count, messages = f"{agent}.message_count", _messages(agent)
+        ids = {"$map": {"input": messages, "as": "m", "in": "$$m.message_id"}}
+        # As many messages as ids were given out: each id is one, wherever it is. A repository's ids may have gaps.
+        gapless = {"$eq": [count, {"$add": [_number(f"{agent}.archived_count"), {"$size": messages}]}]}
+        counted = {"$and": [{"$gt": [_number(count), self.message_id]}, gapless]}
+        return {"$and": [is_there, {"$or": [counted, {"$in": [self.message_id, ids]}]}]}
+
+
+def add_feedback(session: SessionRef, feedback: Document, link: MessageLink | None, now: datetime) -> Update:
+    """Return the update that appends one feedback, if there is room and the one with its ``commit_id`` is not there.
+
+    And if what it is about is there.
+    """
+    condition: Document = {"$not": _FEEDBACKS_ARE_FULL}
+    if link is not None:
+        condition = {"$and": [condition, link.exists()]}
     new = {"feedbacks.commit_id": {"$ne": feedback["commit_id"]}}
-    return session.write(now, {"$push": {"feedbacks": feedback}}, new, that={"$not": _FEEDBACKS_ARE_FULL})
+    return session.write(now, {"$push": {"feedbacks": feedback}}, new, that=condition)
 
 
-def feedback_projection(feedback: Document) -> Document:
-    """Return the projection that tells whether a feedback is stored, and if not, whether there is no room for it."""
+def feedback_projection(feedback: Document, link: MessageLink | None) -> Document:
+    """Return the projection that tells whether a feedback is stored, and if not, why.
+
+    Either there is no room for it, or what it is about is not ``linked``.
+    """
+    position: Document = {}
+    if link is not None:
+        # Of the agent alone it says as much; no message has the id -1.
+        position = position_projection(link.agent_key, -1 if link.message_id is None else link.message_id)
     return {
+        **position,
         "stored": {"$in": [feedback["commit_id"], {"$ifNull": ["$feedbacks.commit_id", []]}]},
         "full": _FEEDBACKS_ARE_FULL,
+        "linked": {"$literal": True} if link is None else link.exists(),
     }
 
 

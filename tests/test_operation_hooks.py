@@ -1,0 +1,278 @@
+"""`metadata_hook` and `feedback_hook`: the application takes part in what is done, or forbids it."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from offline_model import OfflineScriptedModel, ToolCall
+from pymongo import MongoClient
+from strands import Agent
+from support.commands import CommandRecorder
+from support.histories import SESSIONS
+
+from mongodb_session_manager import (
+    InvalidIdentifierError,
+    MessageNotFoundError,
+    MongoDBSessionManager,
+    MongoDBSessionManagerFactory,
+    UnstorableValueError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pymongo.database import Database
+
+NOWHERE = "mongodb://127.0.0.1:9/"
+
+
+@pytest.fixture
+def recorder() -> CommandRecorder:
+    return CommandRecorder()
+
+
+@pytest.fixture
+def factory(
+    server: Any, database_name: str, recorder: CommandRecorder
+) -> Iterator[Callable[..., MongoDBSessionManagerFactory]]:
+    """Makes factories of this test's database."""
+    made: list[MongoDBSessionManagerFactory] = []
+
+    def make(**options: Any) -> MongoDBSessionManagerFactory:
+        made.append(
+            MongoDBSessionManagerFactory(
+                server.uri, database_name, SESSIONS, minPoolSize=0, event_listeners=[recorder], **options
+            )
+        )
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+class Diary:
+    """A hook that does what was asked for and notes what it was told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Any, ...]] = []
+
+    def __call__(self, original: Callable[..., Any], action: str, session_id: str, **kwargs: Any) -> Any:
+        manager = kwargs.pop("session_manager")
+        assert isinstance(manager, MongoDBSessionManager)
+        assert manager.session_id == session_id
+        self.seen.append((action, session_id, kwargs))
+        return original(*kwargs.values())
+
+
+def test_a_hook_is_told_each_operation_and_the_operations_work_as_without_it(factory: Any) -> None:
+    diary, notes = Diary(), Diary()
+    manager = factory(metadata_hook=diary, feedback_hook=notes).create_session_manager("s")
+
+    manager.update_metadata({"a": 1, "b.c": 2})
+    manager.delete_metadata(["a"])
+    found = manager.get_metadata()
+    manager.add_feedback({"rating": "up"})
+
+    assert found == {"metadata": {"b": {"c": 2}}}
+    assert [feedback["rating"] for feedback in manager.get_feedbacks()] == ["up"]
+    assert diary.seen == [
+        ("update", "s", {"metadata": {"a": 1, "b.c": 2}}),
+        ("delete", "s", {"keys": ["a"]}),
+        ("get", "s", {}),
+    ]
+    assert notes.seen == [("add", "s", {"feedback": {"rating": "up"}})]
+
+
+def test_a_hook_can_change_what_is_stored_and_what_is_read(factory: Any, database: Database[Any]) -> None:
+    def change(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
+        if action == "update":
+            return original({**kwargs["metadata"], "by": "hook"})
+        if action == "delete":
+            return original([key for key in kwargs["keys"] if key != "precious"])
+        return {"metadata": {**original()["metadata"], "seen": True}}
+
+    def shorten(original: Any, action: str, session_id: str, *, feedback: Any, **kwargs: Any) -> None:
+        original({**feedback, "comment": feedback["comment"][:3]})
+
+    manager = factory(metadata_hook=change, feedback_hook=shorten).create_session_manager("s")
+    manager.update_metadata({"precious": 1, "other": 2})
+    manager.delete_metadata(["precious", "other"])
+    manager.add_feedback({"comment": "too long"})
+
+    assert manager.get_metadata() == {"metadata": {"precious": 1, "by": "hook", "seen": True}}
+    stored = database[SESSIONS].find_one({"_id": "s"})
+    assert stored is not None
+    assert stored["metadata"] == {"precious": 1, "by": "hook"}
+    assert [feedback["comment"] for feedback in stored["feedbacks"]] == ["too"]
+
+
+def test_a_hook_that_does_not_call_the_original_vetoes_and_nothing_is_sent(
+    factory: Any, recorder: CommandRecorder
+) -> None:
+    def veto(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
+        return {} if action == "get" else None
+
+    manager = factory(metadata_hook=veto, feedback_hook=veto).create_session_manager("s")
+    manager.update_metadata({"a": 1})
+    manager.delete_metadata(["a"])
+    manager.add_feedback({"rating": "up"})
+
+    assert manager.get_metadata() == {}
+    assert recorder.names == []
+
+
+def test_an_error_of_a_hook_reaches_the_caller_and_only_what_the_original_did_before_is_stored(factory: Any) -> None:
+    class Forbidden(Exception):
+        pass
+
+    def before(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
+        raise Forbidden
+
+    def after(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
+        original(kwargs.get("metadata") or kwargs.get("feedback"))
+        raise Forbidden
+
+    made = factory()
+    for hook in (before, after):
+        manager = made.create_session_manager("s", metadata_hook=hook, feedback_hook=hook)
+        with pytest.raises(Forbidden):
+            manager.update_metadata({hook.__name__: 1})
+        with pytest.raises(Forbidden):
+            manager.add_feedback({"from": hook.__name__})
+
+    plain = made.create_session_manager("s")
+    assert plain.get_metadata() == {"metadata": {"after": 1}}
+    assert [feedback["from"] for feedback in plain.get_feedbacks()] == ["after"]
+
+
+def test_errors_of_the_original_reach_a_hook_which_may_handle_them(factory: Any) -> None:
+    def without_link(original: Any, action: str, session_id: str, *, feedback: Any, **kwargs: Any) -> None:
+        try:
+            original(feedback)
+        except ValueError:
+            original({"rating": feedback["rating"]})
+
+    manager = factory(feedback_hook=without_link).create_session_manager("s")
+    Agent(model=OfflineScriptedModel(["Hello."]), agent_id="a", session_manager=manager, callback_handler=None)("Hi.")
+
+    manager.add_feedback({"rating": "up", "agent_id": "a", "message_id": 99})
+
+    assert [feedback.keys() for feedback in manager.get_feedbacks()] == [{"rating", "created_at"}]
+
+
+def test_bad_input_is_refused_before_a_hook_sees_it(factory: Any, recorder: CommandRecorder) -> None:
+    diary = Diary()
+    manager = factory(metadata_hook=diary, feedback_hook=diary).create_session_manager("s")
+
+    for call, error in (
+        (lambda: manager.update_metadata({"$set": 1}), InvalidIdentifierError),
+        (lambda: manager.update_metadata([("a", 1)]), TypeError),  # type: ignore[arg-type]
+        (lambda: manager.delete_metadata("a"), TypeError),
+        (lambda: manager.delete_metadata(["a..b"]), InvalidIdentifierError),
+        (lambda: manager.add_feedback({"a.b": 1}), InvalidIdentifierError),
+        (lambda: manager.add_feedback({"message_id": 1}), InvalidIdentifierError),
+    ):
+        with pytest.raises(error):
+            call()
+
+    assert (diary.seen, recorder.names) == ([], [])
+
+
+def test_what_a_hook_passes_on_is_checked_as_if_a_caller_had_given_it(factory: Any, recorder: CommandRecorder) -> None:
+    def corrupt(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
+        if action == "update":
+            return original({"lease.$owner": 1} if "key" in kwargs["metadata"] else {"value": object()})
+        return original({"$where": 1} if action == "add" else ["a", "a.b"])
+
+    manager = factory(metadata_hook=corrupt, feedback_hook=corrupt).create_session_manager("s")
+    with pytest.raises(InvalidIdentifierError):
+        manager.update_metadata({"key": 1})
+    with pytest.raises(InvalidIdentifierError):
+        manager.delete_metadata(["a"])
+    with pytest.raises(InvalidIdentifierError):
+        manager.add_feedback({"rating": "up"})
+    assert recorder.names == []
+    with pytest.raises(UnstorableValueError):
+        manager.update_metadata({"value": 1})
+    assert manager.session_repository.get_metadata("s") == {"metadata": {}}
+
+
+def test_a_hook_that_forgets_to_return_what_was_read_is_told_so(factory: Any) -> None:
+    def forgets(original: Any, action: str, session_id: str, **kwargs: Any) -> None:
+        original(*[value for name, value in kwargs.items() if name != "session_manager"])
+
+    manager = factory(metadata_hook=forgets).create_session_manager("s")
+    manager.update_metadata({"a": 1})
+    with pytest.raises(TypeError, match="must return a dict"):
+        manager.get_metadata()
+
+
+def test_feedback_is_linked_for_certain_whatever_a_hook_makes_of_it(factory: Any) -> None:
+    def link(original: Any, action: str, session_id: str, *, feedback: Any, **kwargs: Any) -> None:
+        original({**feedback, "agent_id": "a", "message_id": 7})
+
+    manager = factory(feedback_hook=link).create_session_manager("s")
+    Agent(model=OfflineScriptedModel(["Hello."]), agent_id="a", session_manager=manager, callback_handler=None)("Hi.")
+
+    with pytest.raises(MessageNotFoundError):
+        manager.add_feedback({"rating": "up"})
+    assert manager.get_feedbacks() == []
+
+
+def test_what_an_agents_tool_does_passes_through_the_hook(factory: Any) -> None:
+    diary = Diary()
+    manager = factory(metadata_hook=diary).create_session_manager("s")
+    script = [
+        ToolCall("manage_metadata", {"action": "set", "metadata": {"topic": "fish"}}),
+        ToolCall("manage_metadata", {"action": "get"}),
+        ToolCall("manage_metadata", {"action": "delete", "keys": ["topic"]}),
+        "Done.",
+    ]
+    agent = Agent(
+        model=OfflineScriptedModel(script),
+        agent_id="a",
+        session_manager=manager,
+        tools=[manager.get_metadata_tool()],
+        callback_handler=None,
+    )
+    agent("Go.")
+
+    assert [action for action, *_ in diary.seen] == ["update", "get", "delete"]
+
+
+def test_a_manager_may_have_another_hook_than_its_factory_or_none(factory: Any) -> None:
+    everyones, ones = Diary(), Diary()
+    made = factory(metadata_hook=everyones)
+
+    made.create_session_manager("s").update_metadata({"a": 1})
+    made.create_session_manager("s", metadata_hook=ones).update_metadata({"a": 2})
+    made.create_session_manager("s", metadata_hook=None).update_metadata({"a": 3})
+
+    assert [kwargs["metadata"] for _, _, kwargs in everyones.seen] == [{"a": 1}]
+    assert [kwargs["metadata"] for _, _, kwargs in ones.seen] == [{"a": 2}]
+
+
+async def _async_hook(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
+    """A hook that would never run."""
+
+
+class _AsyncCallable:
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Likewise."""
+
+
+@pytest.mark.parametrize(
+    "hook",
+    ["a name", 1, {}, _async_hook, functools.partial(_async_hook), _AsyncCallable()],
+    ids=["text", "number", "dict", "async function", "partial of one", "async callable"],
+)
+@pytest.mark.parametrize("name", ["metadata_hook", "feedback_hook"])
+def test_what_cannot_be_called_as_a_hook_is_refused_when_the_application_starts(name: str, hook: Any) -> None:
+    with pytest.raises(TypeError, match=name):
+        MongoDBSessionManagerFactory(NOWHERE, **{name: hook})
+    client: MongoClient[Any]
+    with MongoClient(NOWHERE, connect=False) as client, pytest.raises(TypeError, match=name):
+        MongoDBSessionManager("s", client=client, **{name: hook})
