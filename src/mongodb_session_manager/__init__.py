@@ -23,11 +23,13 @@ from .mongodb_session_factory import (
 )
 from .mongodb_session_manager import MongoDBSessionManager, create_mongodb_session_manager
 from .mongodb_session_repository import MongoDBSessionRepository
+from .search_index import MessageHit
 
 __all__ = [
     "AgentNotFoundError",
     "BlobMissingError",
     "InvalidIdentifierError",
+    "MessageHit",
     "MessageNotFoundError",
     "MongoDBConnectionPool",
     "MongoDBSessionAgent",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
     from .mongodb_session_manager import Durability, OnConflict
+    from .search_index import MessageHit
 
 
 class MongoDBSessionManagerFactory:
@@ -47,6 +48,7 @@ class MongoDBSessionManagerFactory:
         archive_after_bytes: Embedded bytes from which an agent is archived from.
         archive_block: How many messages are archived at once.
         blob_threshold_bytes: Size from which on a binary is kept in GridFS.
+        index_messages: Whether the text of messages can be found with ``search_messages``.
         **kwargs: Any option of ``MongoClient``; these win over the connection string.
 
     Raises:
@@ -72,6 +74,7 @@ class MongoDBSessionManagerFactory:
         archive_after_bytes: int = ArchivePolicy.after_bytes,
         archive_block: int = ArchivePolicy.block,
         blob_threshold_bytes: int = BLOB_THRESHOLD_BYTES,
+        index_messages: bool = False,
         **kwargs: Any,
     ) -> None:
         if client is None:
@@ -97,6 +100,7 @@ class MongoDBSessionManagerFactory:
             "archive_after_bytes": archive_after_bytes,
             "archive_block": archive_block,
             "blob_threshold_bytes": blob_threshold_bytes,
+            "index_messages": index_messages,
         }
         self._repositories: dict[tuple[Any, ...], MongoDBSessionRepository] = {}
         try:
@@ -205,6 +209,36 @@ class MongoDBSessionManagerFactory:
         agent_ids = [agent_id] if isinstance(agent_id, str) else list(agent_id or ())
         await command_pool(self.client).run(partial(manager._prefetch, agent_ids))
         return manager
+
+    def search_messages(
+        self,
+        text: str,
+        *,
+        database_name: str | None = None,
+        collection_name: str | None = None,
+        **conditions: Any,
+    ) -> list[MessageHit]:
+        """Return the messages in which a text is found, of all sessions; see the repository's ``search_messages``.
+
+        In async code: ``await asyncio.to_thread(factory.search_messages, "refund")``.
+
+        Args:
+            text: What to look for.
+            database_name: Another database than the factory's.
+            collection_name: Another collection than the factory's.
+            **conditions: ``session_id``, ``agent_id``, ``role``, ``application_name``, ``limit``.
+
+        Raises:
+            RuntimeError: The factory has been closed.
+            MongoDBSessionError: Nothing was ever indexed.
+        """
+        repository = self._repository(
+            self.client,
+            self._database_name if database_name is None else database_name,
+            self._collection_name if collection_name is None else collection_name,
+            tuple(self._defaults["metadata_fields"] or ()),
+        )
+        return repository.search_messages(text, **conditions)
 
     def get_connection_stats(self) -> PoolStats:
         """Return what the connections of the shared client are doing. See `PoolStats` for each field.

@@ -41,6 +41,7 @@ from .errors import (
 )
 from .history import History, HistoryIncompleteError
 from .reading import Reader
+from .search_index import SearchIndex
 from .sending import back_off, until_known
 from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, SessionRef, Update
 
@@ -111,6 +112,7 @@ class SessionStore:
         self._reader = Reader(self.blobs)
         self.history = History(self._writes, self._reader)
         self.archiver = Archiver(self, self.history, now)
+        self.search = SearchIndex(self, self.history, self._writes, self._reader)
         self._metadata_fields = tuple(metadata_fields)
         self._indexes_ensured = False
 
@@ -203,11 +205,14 @@ class SessionStore:
 
     def delete(self, session: SessionRef) -> None:
         """Delete a session, then its history. What a process leaves that dies in between, a sweep removes."""
-        while (found := self.collection.find_one_and_delete(session.filter(), {"incarnation": 1})) is None:
+        projection = {"incarnation": 1, "indexed": statements.ANY_INDEXED}
+        while (found := self.collection.find_one_and_delete(session.filter(), projection)) is None:
             self._explain(session)
         if "incarnation" in found:
             self.history.delete_session(session.session_id, found["incarnation"])
             self.blobs.delete_session(session.session_id, found["incarnation"])
+            if found["indexed"]:
+                self.search.delete_session(session.session_id, found["incarnation"])
 
     def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
         """Return whether a life of a session is over, for certain: before what belonged to it is deleted.
@@ -308,34 +313,40 @@ class SessionStore:
         Raises:
             MessageNotFoundError: There is no such message.
         """
-        incarnation = session.incarnation
         for times in range(_MAX_REBASES):
             update = statements.rewrite(session, key, message_id, body, moment, tracking_id)
             before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
             if before is not None:
-                incarnation = before.get("incarnation")
+                found = before
                 break
             standing = self._explain(session, statements.position_projection(key, message_id))
             if not standing["exists"]:
                 raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {key!r}")
-            incarnation = standing.get("incarnation")
             if not standing["embedded"]:
                 if not standing["archived_count"] or message_id >= standing["message_count"]:
                     raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
                 # The session document is changed first: it decides who may make a change.
-                if self.update(statements.edit_archived(session, key, moment)):
+                announced = self._find_and_update(
+                    statements.edit_archived(session, key, moment), statements.indexing_standing(key)
+                )
+                if announced is not None:
+                    found = announced
                     break
             back_off(times)
         else:
             raise SessionConflictError(f"session_id={session.session_id!r}: lost every race for {message_id=}")
-        # An archiver may hold a copy of an embedded message that it has yet to commit.
-        archived = incarnation and self.history.rewrite(
-            session.session_id, incarnation, key, message_id, body, moment, tracking_id
-        )
-        if before is None and archived is None:
+        replaced: list[Document] = found.get("messages", [])
+        if "incarnation" in found:
+            # An archiver may hold a copy of an embedded message that it has yet to commit.
+            archived, read_to_index = self.history.rewrite(
+                session.session_id, found["incarnation"], key, message_id, body, moment, tracking_id
+            )
+            replaced = replaced + archived
+            if "indexed" in found or read_to_index:
+                self.search.rewrite(session.session_id, key, replaced, body, found)
+        if before is None and all(message.get("message_id") != message_id for message in replaced):
             raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
-        left = [body, *(statements.left_by_rewriting(found, body) for found in (before, archived))]
-        return blob_files([before, archived]).keys() - blob_files(left).keys()
+        return blob_files(replaced).keys() - blob_files([body, *statements.left_by_rewriting(replaced, body)]).keys()
 
     def delete_blobs(self, file_ids: Iterable[ObjectId]) -> None:
         """Delete blobs that nothing names any more. A sweep finds those of a process that ends before."""
@@ -569,9 +580,9 @@ class SessionStore:
         return session._replace(incarnation=incarnation)
 
     def sweep(self, older_than_seconds: float) -> int:
-        """Remove blobs that nobody names and segments of sessions that are gone; return how many."""
-        segments = self.history.sweep(self.collection.name, self.is_over)
-        return segments + self.blobs.sweep(self._named, older_than_seconds)
+        """Remove blobs that nobody names, and segments and search documents of lives that are over; return how many."""
+        removed = self.history.sweep(self.collection.name, self.is_over) + self.search.sweep()
+        return removed + self.blobs.sweep(self._named, older_than_seconds)
 
     def _named(
         self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]
