@@ -421,6 +421,8 @@ def test_what_is_redacted_is_found_no_more_and_lies_in_no_collection(world: Worl
         assert world.indexed() == CONVERSATION
     world.redact()
     assert SECRET.encode() not in at_rest(world.database)
+    if "indexed" in state:
+        assert world.repository.index_messages("s") == 0, "the redaction has done all there was to do"
     world.index()
     assert world.indexed() == REDACTED
     assert SECRET.encode() not in at_rest(world.database)
@@ -468,7 +470,7 @@ def test_a_feeder_at_any_command_of_a_redaction_leaves_its_text_in_no_collection
             return
 
 
-@every_state
+@pytest.mark.parametrize("state", ["embedded", "archived", "indexed, then archived"])
 def test_a_feeder_that_reads_inside_a_redaction_and_writes_long_after_it_brings_nothing_back(
     world: World, state: str
 ) -> None:
@@ -476,7 +478,7 @@ def test_a_feeder_that_reads_inside_a_redaction_and_writes_long_after_it_brings_
     world.prepare(state, "dry run")
     total = len(world.interrupted(redact, 0, None, "dry run"))
     for number in range(1, total + 1):
-        for feeder_number in range(1, 9):
+        for feeder_number in range(1, 7):  # The first batch has the secret.
             session_id = f"{number} {feeder_number}"
             world.prepare(state, session_id)
             feeder = StandingStill(world, session_id, feeder_number)
@@ -493,7 +495,8 @@ class StandingStill:
     """A feeder in a thread that stands still at its n-th command until it is to end."""
 
     def __init__(self, world: World, session_id: str, number: int) -> None:
-        self._feed = lambda: world.interrupted(index, number, self._stand_still, session_id)
+        incarnation = world.database[SESSIONS].find_one({"_id": session_id})["incarnation"]
+        self._feed = lambda: world.interrupted(feed(incarnation), number, self._stand_still, session_id)
         self._there, self._goes_on = threading.Event(), threading.Event()
         self._threads = ThreadPoolExecutor(1)
         self._feeding: Future[Any] | None = None

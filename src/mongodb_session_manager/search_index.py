@@ -287,14 +287,15 @@ class SearchIndex:
         query = {"$text": {"$search": text}, **conditions}
         score = {"$meta": "textScore"}
         hits: list[MessageHit] = []
-        skipped = 0
+        skipped, page = 0, limit
         while True:
             try:
                 found = list(
                     self.collection.find(query, {"score": score, "edits": 0})
                     .sort([("score", score), ("_id", 1)])
                     .skip(skipped)
-                    .limit(limit)
+                    .limit(page)
+                    .allow_disk_use(True)
                 )
             except OperationFailure as error:
                 if error.code != _INDEX_NOT_FOUND:
@@ -305,10 +306,10 @@ class SearchIndex:
                 ) from error
             alive = self._alive(found)
             hits += [_hit(document) for document in found if _life(document) in alive]
-            if len(hits) >= limit or len(found) < limit:
+            if len(hits) >= limit or len(found) < page:
                 return hits[:limit]
             # Documents of sessions that are gone took the places of others.
-            skipped += limit
+            skipped, page = skipped + page, 2 * page
 
     def _alive(self, found: Sequence[Document]) -> set[tuple[str, ObjectId | None]]:
         """Return which lives are not over, of those that the documents belong to."""

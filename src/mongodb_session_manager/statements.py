@@ -759,10 +759,12 @@ def put_search_document(document: Document, *, wins_ties: bool) -> Update:
     return Update({"_id": document["_id"]}, [put])
 
 
+_AGENTS: Document = {"$objectToArray": {"$cond": [{"$eq": [{"$type": "$agents"}, "object"]}, "$agents", {}]}}
+
 ANY_INDEXED: Document = {
     "$anyElementTrue": {
         "$map": {
-            "input": {"$objectToArray": {"$ifNull": ["$agents", {}]}},
+            "input": _AGENTS,
             "as": "a",
             "in": {"$ne": [{"$type": "$$a.v.indexed"}, "missing"]},
         }
@@ -782,8 +784,7 @@ def behind_projection() -> Document:
         "archived_count": f"{agent}.archived_count",
         "behind": {"$or": [lacks_some, has_old_ones]},
     }
-    agents = {"$objectToArray": {"$ifNull": ["$agents", {}]}}
-    return {"incarnation": 1, "agents": {"$map": {"input": agents, "as": "a", "in": found}}}
+    return {"incarnation": 1, "agents": {"$map": {"input": _AGENTS, "as": "a", "in": found}}}
 
 
 SIZES: Document = {
