@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from bson import ObjectId
 from pymongo import TEXT, IndexModel, UpdateOne
 from pymongo.collection import Collection
-from pymongo.errors import BulkWriteError, OperationFailure
+from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary
 
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 _BATCH = 200
 # A feeder that never gets its turn in this many attempts leaves it to those that do.
 _MAX_ATTEMPTS = 50
-_DUPLICATE_KEY = 11000
 _INDEX_NOT_FOUND = 27
 
 
@@ -265,16 +264,9 @@ class SearchIndex:
         operations = [
             UpdateOne(put.filter, put.update, upsert=wins_ties or bool(document["text"])) for document, put in puts
         ]
-        while operations:
-            try:
-                until_known(lambda: self.collection.bulk_write(operations, ordered=False))
-                return
-            except BulkWriteError as error:
-                if any(failed["code"] != _DUPLICATE_KEY for failed in error.details["writeErrors"]):
-                    raise
-                if error.details["writeConcernErrors"]:
-                    raise
-                # Two inserted one at the same time. Now there is one, so once more decides which is right.
+        if operations:
+            # One that has lost the race for its _id is tried again by the server, and then meets what is there.
+            until_known(lambda: self.collection.bulk_write(operations, ordered=False))
 
     # --- searching --------------------------------------------------------------------------------------------------
 
