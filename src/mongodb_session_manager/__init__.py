@@ -34,6 +34,7 @@ from .mongodb_session_factory import (
 )
 from .mongodb_session_manager import MongoDBSessionManager, create_mongodb_session_manager
 from .mongodb_session_repository import MongoDBSessionRepository
+from .search_index import MessageHit
 from .session_listing import SessionHeader, SessionPage
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "FeedbackCounts",
     "InvalidIdentifierError",
     "LatencyMetrics",
+    "MessageHit",
     "MessageNotFoundError",
     "MetricsSummary",
     "ModelMetrics",

@@ -17,7 +17,7 @@ from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage
 
 from .archive_policy import Embedded
-from .encoding import encode, to_bson
+from .encoding import decode, encode, to_bson
 from .errors import UnstorableValueError
 from .keys import decode_key
 
@@ -30,6 +30,9 @@ SCHEMA_VERSION = 1
 
 MAX_VALUE_BYTES = 15 * 1024 * 1024
 """What one message, or one field of an agent, may have as BSON: MongoDB takes 16 MB, and a session needs a header."""
+
+MAX_SEARCHED_BYTES = 32 * 1024
+"""How much of a message's text can be searched, as UTF-8: each word is a key in an index."""
 
 # Fields of a Strands message that have a place of their own; whatever else it holds is kept in `extra`.
 _MESSAGE_FIELDS = frozenset(("role", "content", "tracking_id", "metadata"))
@@ -209,6 +212,38 @@ def message_text(message: Mapping[str, Any]) -> str:
     if not isinstance(content, list):
         return ""
     return "".join(block["text"] for block in content if isinstance(block, dict) and isinstance(block.get("text"), str))
+
+
+def search_document(
+    session_id: str, incarnation: ObjectId, key: str, message_id: int, message: Mapping[str, Any], edits: int
+) -> Document:
+    """Return what is stored of a message (encoded) to be searched; its ``text`` is empty where it has none.
+
+    Args:
+        session_id: The session.
+        incarnation: Which life of it.
+        key: The agent's key.
+        message_id: The message's id.
+        message: The stored message, or what is left of it when all but texts is left out.
+        edits: The agent's ``edits`` when it was read. Of two documents of a message the one with more is right.
+    """
+    # What lies in GridFS stays there.
+    plain = to_message(decode(dict(message)))
+    blocks = text_blocks(plain["content"])
+    texts = [block.get("text") for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
+    text = "\n".join(text for text in texts if isinstance(text, str))
+    document: Document = {
+        "_id": {"session": session_id, "incarnation": incarnation, "agent": key, "message": message_id},
+        "session_id": session_id,
+        "agent_id": decode_key(key),
+        "role": plain["role"],
+        # Lone surrogates cannot be stored, and nobody searches for them.
+        "text": text.encode("utf-8", "replace")[:MAX_SEARCHED_BYTES].decode("utf-8", "ignore"),
+        "edits": edits,
+    }
+    if "created_at" in message:
+        document["created_at"] = message["created_at"]
+    return document
 
 
 def has_tool_result(message: Mapping[str, Any]) -> bool:

@@ -123,13 +123,14 @@ class History:
         body: Mapping[str, Any],
         moment: datetime,
         tracking_id: str | None,
-    ) -> Document | None:
+    ) -> tuple[list[Document], bool]:
         """Replace parts of a message in the segment that has it, committed or not.
 
         Returns:
-            What it replaced, as it was stored, or None if no segment has it.
+            The messages that it replaced parts of, as they were stored, and whether a feeder has read one of them here.
         """
         found: list[Document] = []
+        indexed = False
         for segment in self._covering(session_id, incarnation, key, message_id, tracking_id):
             update = statements.rewrite_in_segment(segment, message_id, body, moment, tracking_id)
             projection = statements.rewritten_in_segment_projection(message_id, tracking_id)
@@ -142,8 +143,32 @@ class History:
                     array_filters=update.array_filters,
                 )
             )
-            found += [] if before is None else before["messages"]
-        return {"messages": found} if any(message.get("message_id") == message_id for message in found) else None
+            if before is not None:
+                found += before["messages"]
+                indexed = indexed or "indexed" in before
+        return found, indexed
+
+    def read_to_index(self, session_id: str, incarnation: ObjectId, key: str, position: int) -> list[Document]:
+        """Return the text of the messages from a position to the end of the segment that has it, and mark the segment.
+
+        Read and marked at once: whoever changes a message in it later knows that the old text may be in the search.
+
+        Raises:
+            HistoryIncompleteError: No segment has it.
+        """
+        low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
+        found: Document | None = until_known(
+            lambda: self.collection.find_one_and_update(
+                {"_id": {"$gte": low, "$lte": high}},
+                {"$set": {"indexed": True}},
+                statements.unindexed_in_segment_projection(position),
+                sort=[("_id", -1)],
+            )
+        )
+        if found is None or not found["messages"]:
+            raise HistoryIncompleteError(f"session_id={session_id!r}: no segment has {position=}")
+        messages: list[Document] = found["messages"]
+        return messages
 
     def first_user_texts(self, segments: Sequence[Document]) -> dict[str, Any]:
         """Return the first user text of each of these segments, by session id, cut, as it is stored: one command.

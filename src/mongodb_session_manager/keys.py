@@ -39,6 +39,22 @@ def check_id(value: object, kind: str) -> str:
     return str(value)
 
 
+def check_text(value: object, kind: str) -> str:
+    """Return ``value`` if it is a text that can be looked for.
+
+    Raises:
+        TypeError: It is not a string.
+        ValueError: It is empty, or holds a lone surrogate (MongoDB takes none).
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"{kind} is empty")
+    if not _encodable(value):
+        raise ValueError(f"{kind} holds a lone surrogate")
+    return str(value)
+
+
 def check_message_id(value: object) -> int:
     """Return ``value`` if it can be a ``message_id``: a zero-based index.
 

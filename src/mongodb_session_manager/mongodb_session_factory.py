@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from .mongodb_session_manager import Durability, OnConflict
     from .operation_hooks import FeedbackHook, MetadataHook
+    from .search_index import MessageHit
     from .session_listing import SessionPage
 
 
@@ -56,6 +57,7 @@ class MongoDBSessionManagerFactory:
         feedback_hook: Called instead of a manager's ``add_feedback``.
         metadata_cache: Answers ``get_metadata`` of the managers from memory; not a manager's parameter. Without one
             each call asks the database.
+        index_messages: Whether the text of messages can be found with ``search_messages``.
         **kwargs: Any option of ``MongoClient``; these win over the connection string.
 
     Raises:
@@ -86,6 +88,7 @@ class MongoDBSessionManagerFactory:
         metadata_hook: MetadataHook | None = None,
         feedback_hook: FeedbackHook | None = None,
         metadata_cache: SessionMetadataCache | None = None,
+        index_messages: bool = False,
         **kwargs: Any,
     ) -> None:
         if metadata_cache is not None and not isinstance(metadata_cache, SessionMetadataCache):
@@ -116,6 +119,7 @@ class MongoDBSessionManagerFactory:
             "blob_threshold_bytes": blob_threshold_bytes,
             "metadata_hook": metadata_hook,
             "feedback_hook": feedback_hook,
+            "index_messages": index_messages,
         }
         self._metadata_cache: SessionMetadataCache | None = None
         self._repositories: dict[tuple[Any, ...], MongoDBSessionRepository] = {}
@@ -288,6 +292,37 @@ class MongoDBSessionManagerFactory:
         )
         repository._ensure_indexes()
         return repository.list_sessions(**filters)
+
+    def search_messages(
+        self,
+        text: str,
+        *,
+        database_name: str | None = None,
+        collection_name: str | None = None,
+        **conditions: Any,
+    ) -> list[MessageHit]:
+        """Return the messages in which a text is found, of all sessions; see the repository's ``search_messages``.
+
+        In async code: ``await asyncio.to_thread(factory.search_messages, "refund")``.
+
+        Args:
+            text: What to look for.
+            database_name: Another database than the factory's.
+            collection_name: Another collection than the factory's.
+            **conditions: ``session_id``, ``agent_id``, ``role``, ``application_name``, ``limit``.
+
+        Raises:
+            RuntimeError: The factory has been closed.
+            MongoDBSessionError: Nothing was ever indexed.
+        """
+        repository = self._repository(
+            self.client,
+            self._database_name if database_name is None else database_name,
+            self._collection_name if collection_name is None else collection_name,
+            tuple(self._defaults["metadata_fields"] or ()),
+            self._defaults["ttl_hours"],
+        )
+        return repository.search_messages(text, **conditions)
 
     def get_connection_stats(self) -> FactoryStats:
         """Return what the connections of the shared client are doing. See `PoolStats` for each field.

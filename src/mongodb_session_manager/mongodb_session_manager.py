@@ -102,6 +102,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             decides that anew, so give the same to all that write to a collection.
         blob_threshold_bytes: A binary of this size, wherever it is in a message or in state, is kept in GridFS, in
             ``<collection>_blobs``, and so is a text of 1 MB.
+        index_messages: Whether the text of messages can be found with ``search_messages`` of the repository or factory.
+            After each turn it is copied into ``<collection>_search``, in a thread; ``flush`` and ``close`` wait for it.
         on_conflict: What to do if another process has stored messages of the same agent meanwhile. ``"rebase"``
             appends behind them; ``"raise"`` raises ``SessionConflictError`` and keeps the unit of work.
         metadata_hook: Called instead of each of ``update_metadata``, ``get_metadata`` and ``delete_metadata``, also
@@ -138,6 +140,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         blob_threshold_bytes: int = BLOB_THRESHOLD_BYTES,
         metadata_hook: MetadataHook | None = None,
         feedback_hook: FeedbackHook | None = None,
+        index_messages: bool = False,
         _repository: MongoDBSessionRepository | None = None,
         **client_options: Any,
     ) -> None:
@@ -151,6 +154,9 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._ttl = check_ttl(ttl_hours)
         self._metadata_hook = check_hook(metadata_hook, "metadata_hook")
         self._feedback_hook = check_hook(feedback_hook, "feedback_hook")
+        if not isinstance(index_messages, bool):
+            raise TypeError(f"index_messages must be True or False, not {index_messages!r}")
+        self._index_messages = index_messages
         # A factory's managers share one: it holds no state, and making one takes 0.1 ms.
         self.session_repository: MongoDBSessionRepository = _repository or MongoDBSessionRepository(
             connection_string,
@@ -248,6 +254,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             _add_note(error, failure)
         else:
             self._archive_if_due(follower.work)
+            self._index_if_due(follower.work)
 
     async def _multi_agent_initialized(self, event: MultiAgentInitializedEvent) -> None:
         state = await self._pool.run(lambda: self._read_multi_agent(event.source))
@@ -586,8 +593,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             except Exception as error:
                 # The others are waited for as well; one error stands for all, each keeps its own unit of work.
                 failure = failure or error
-        for archiving in itertools.chain(self._archivings(), self._archivings()):
-            archiving.result()
+        for under_way in itertools.chain(self._behind_the_turn(), self._behind_the_turn()):
+            under_way.result()
         if failure is not None:
             raise failure
 
@@ -821,8 +828,8 @@ class MongoDBSessionManager(RepositorySessionManager):
                 await _settle(sending)
             except Exception as another:
                 failure = failure or another
-        for archiving in itertools.chain(self._archivings(), self._archivings()):
-            await settle(archiving)
+        for under_way in itertools.chain(self._behind_the_turn(), self._behind_the_turn()):
+            await settle(under_way)
         if failure is not None:
             if isinstance(failure, SessionNotFoundError):
                 self._give_up()
@@ -878,16 +885,39 @@ class MongoDBSessionManager(RepositorySessionManager):
             left.removed = max(left.removed, work.embedded.removed)
             work.embedded = left
 
-    def _archivings(self) -> Iterator[Future[None]]:
-        """Begin to archive what is due; yield what is under way. Twice, for more may be due when that has ended."""
+    # --- the search -------------------------------------------------------------------------------------------------
+
+    def _index_if_due(self, work: AgentWork) -> None:
+        """Begin to feed the search in a thread, if it may lack messages; also what a process has left that died."""
+        if not self._index_messages or work.indexed == work.position or self._incarnation is None:
+            return
+        if work.indexing is None or work.indexing.done():
+            work.indexing = self._pool.submit(lambda: self._index(work))
+
+    def _index(self, work: AgentWork) -> None:
+        position, incarnation = work.position, self._incarnation
+        assert incarnation is not None
+        try:
+            self._store.search.feed(self.session_id, incarnation, work.key, at_least=position)
+        except (PyMongoError, MongoDBSessionError) as error:
+            # The messages themselves are stored, and it stays due.
+            logger.warning("session_id=<%s>, error=<%s> | not indexed", self.session_id, error)
+        else:
+            work.indexed = position
+
+    # --- what runs behind a turn ------------------------------------------------------------------------------------
+
+    def _behind_the_turn(self) -> Iterator[Future[None]]:
+        """Begin to archive and index what is due; yield what is under way. Twice, for then more may be due."""
         followers = list(self._agents.values())
         for follower in followers:
             if not follower.work.unsent:
                 self._archive_if_due(follower.work)
+                self._index_if_due(follower.work)
         for follower in followers:
             archiving, follower.work.archiving = follower.work.archiving, None
-            if archiving is not None:
-                yield archiving
+            indexing, follower.work.indexing = follower.work.indexing, None
+            yield from (under_way for under_way in (archiving, indexing) if under_way is not None)
 
     def _filled(self) -> None:
         """Keep this manager alive, and known to the end of the process, while it holds something unsent."""

@@ -34,12 +34,14 @@ from .keys import (
     check_message_id,
     check_metadata,
     check_metadata_paths,
+    check_text,
     decode_key,
     encode_key,
 )
 from .metadata_cache import SessionMetadataCache, SessionPlace
 from .metadata_watch import watch
 from .metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
+from .search_index import MessageHit
 from .session_listing import SessionPage, SortBy
 from .session_store import SessionStore, now
 from .statements import MessageLink, SessionRef
@@ -504,10 +506,77 @@ class MongoDBSessionRepository(SessionRepository):
         """
         return self._store.get_guardrail_events(check_id(session_id, "session_id"))
 
+    # --- search -----------------------------------------------------------------------------------------------------
+
+    def search_messages(
+        self,
+        text: str,
+        *,
+        session_id: str | None = None,
+        agent_id: str | None = None,
+        role: str | None = None,
+        application_name: str | None = None,
+        limit: int = 20,
+    ) -> list[MessageHit]:
+        """Return the messages in which a text is found, the best fit first.
+
+        Found are the messages of sessions whose managers have ``index_messages=True``, and those that
+        ``index_messages`` of the repository went through.
+
+        Args:
+            text: Words, any of which is to be found; ``"a phrase"`` in quotes and ``-word`` (not this one) as MongoDB's
+                ``$text`` knows them. Case and accents do not count.
+            session_id: Only in this session.
+            agent_id: Only in conversations of agents with this id.
+            role: Only what the ``"user"``, or the ``"assistant"``, has said.
+            application_name: Only in sessions of this application.
+            limit: How many messages at most.
+
+        Raises:
+            TypeError: The text or a condition is no string.
+            ValueError: The text is empty or cannot be sent; the role is another; ``limit`` is no ``int`` from 1 on.
+            InvalidIdentifierError: An id cannot be used.
+            MongoDBSessionError: Nothing was ever indexed.
+        """
+        conditions: dict[str, str] = {}
+        if session_id is not None:
+            conditions["session_id"] = check_id(session_id, "session_id")
+        if agent_id is not None:
+            conditions["agent_id"] = check_id(agent_id, "agent_id")
+        if role is not None:
+            if role not in ("user", "assistant"):
+                raise ValueError(f"role must be 'user' or 'assistant', not {role!r}")
+            conditions["role"] = role
+        if application_name is not None:
+            conditions["application_name"] = check_text(application_name, "application_name")
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit < 2**31:
+            raise ValueError(f"limit must be an int of at least 1, not {limit!r}")
+        return self._store.search.search(check_text(text, "text"), limit, conditions)
+
     # --- for operators ----------------------------------------------------------------------------------------------
 
+    def index_messages(self, session_id: str | None = None, *, rebuild: bool = False) -> int:
+        """Let messages be found that cannot be yet: of sessions that were there before, or written by a repository.
+
+        Run it from a shell, once; beside writers, too. It creates the collection and its index.
+
+        Args:
+            session_id: Only those of this session; None for all sessions.
+            rebuild: Whether to go through all messages, not only those that are missing: after the collection
+                ``<collection>_search`` was dropped.
+
+        Returns:
+            How many messages it went through.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+        """
+        if session_id is not None:
+            check_id(session_id, "session_id")
+        return self._store.search.feed_all(session_id, rebuild=rebuild)
+
     def sweep(self, older_than_seconds: float = 24 * 3600) -> int:
-        """Remove what no session names any more: blobs, and history of sessions that are gone.
+        """Remove what no session names any more: blobs, and history and search documents of sessions that are gone.
 
         Processes that die between two commands leave such things, and so does a state whose blobs were replaced. A
         live blob or segment is never removed. Run it now and then, from a scheduled job; it reads the history of those
@@ -518,7 +587,7 @@ class MongoDBSessionRepository(SessionRepository):
                 writes: a blob is uploaded before the commit that names it.
 
         Returns:
-            How many blobs and segments were removed.
+            How many blobs, segments and search documents were removed.
         """
         return self._store.sweep(older_than_seconds)
 

@@ -43,6 +43,7 @@ from .history import History, HistoryIncompleteError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .metadata_cache import MetadataAsRead
 from .reading import Reader
+from .search_index import SearchIndex
 from .sending import back_off, until_known
 from .session_listing import Listing, SessionPage
 from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, MessageLink, SessionRef, Update
@@ -115,6 +116,7 @@ class SessionStore:
         self._reader = Reader(self.blobs)
         self.history = History(self._writes, self._reader)
         self.archiver = Archiver(self, self.history, now)
+        self.search = SearchIndex(self, self.history, self._writes, self._reader)
         self._metadata_fields = tuple(metadata_fields)
         self._indexes_ensured: set[bool] = set()
 
@@ -220,26 +222,30 @@ class SessionStore:
         mine = {"_id": session_id, "incarnation": document["incarnation"]}
         if not replaced and self.find_one(mine, {"_id": 1}) is None:
             return False
-        self._delete_parts(session_id, before)
+        self._delete_parts(session_id, before, indexed=True)
         return True
 
     def delete(self, session: SessionRef) -> None:
         """Delete a session, then its history. What a process leaves that dies in between, a sweep removes."""
+        projection = {"incarnation": 1, "indexed": statements.ANY_INDEXED}
         try:
-            while (found := self.collection.find_one_and_delete(session.filter(), {"incarnation": 1})) is None:
+            while (found := self.collection.find_one_and_delete(session.filter(), projection)) is None:
                 self._explain(session)
         except SessionNotFoundError:
             # It is absent, and what MongoDB has not removed yet goes now.
             which = {"_id": session.session_id, "$expr": EXPIRED}
-            if (expired := self.collection.find_one_and_delete(which, {"incarnation": 1})) is not None:
-                self._delete_parts(session.session_id, expired.get("incarnation"))
+            if (expired := self.collection.find_one_and_delete(which, projection)) is not None:
+                self._delete_parts(session.session_id, expired.get("incarnation"), indexed=expired["indexed"])
             raise
-        self._delete_parts(session.session_id, found.get("incarnation"))
+        self._delete_parts(session.session_id, found.get("incarnation"), indexed=found["indexed"])
 
-    def _delete_parts(self, session_id: str, incarnation: ObjectId | None) -> None:
-        if incarnation is not None:  # An older document has none of either.
-            self.history.delete_session(session_id, incarnation)
-            self.blobs.delete_session(session_id, incarnation)
+    def _delete_parts(self, session_id: str, incarnation: ObjectId | None, *, indexed: bool) -> None:
+        if incarnation is None:
+            return  # An older document has none.
+        self.history.delete_session(session_id, incarnation)
+        self.blobs.delete_session(session_id, incarnation)
+        if indexed:
+            self.search.delete_session(session_id, incarnation)
 
     def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
         """Return whether a life of a session is over, for certain: before what belonged to it is deleted.
@@ -359,12 +365,11 @@ class SessionStore:
         Raises:
             MessageNotFoundError: There is no such message.
         """
-        incarnation = session.incarnation
         for times in range(_MAX_REBASES):
             update = statements.rewrite(session, key, message_id, body, moment, tracking_id, guardrail_event)
             before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
             if before is not None:
-                incarnation = before.get("incarnation")
+                found = before
                 break
             condition = statements.position_projection(key, message_id)
             standing = self._explain(session, {**condition, **statements.listed_projection(guardrail_event)})
@@ -373,25 +378,33 @@ class SessionStore:
             if standing.get("listed"):
                 guardrail_event = None  # It had arrived: only its answer was lost. The rest may be done again.
                 continue
-            incarnation = standing.get("incarnation")
             if not standing["embedded"]:
                 if not standing["archived_count"] or message_id >= standing["message_count"]:
                     raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
                 # The session document is changed first: it decides who may make a change.
-                if self.update(statements.edit_archived(session, key, message_id, moment, guardrail_event)):
+                announced = self._find_and_update(
+                    statements.edit_archived(session, key, message_id, moment, guardrail_event),
+                    statements.indexing_standing(key),
+                )
+                if announced is not None:
+                    found = announced
                     break
             self._see_to_expiry(session, standing)
             back_off(times)
         else:
             raise SessionConflictError(f"session_id={session.session_id!r}: lost every race for {message_id=}")
-        # An archiver may hold a copy of an embedded message that it has yet to commit.
-        archived = incarnation and self.history.rewrite(
-            session.session_id, incarnation, key, message_id, body, moment, tracking_id
-        )
-        if before is None and archived is None:
+        replaced: list[Document] = found.get("messages", [])
+        if "incarnation" in found:
+            # An archiver may hold a copy of an embedded message that it has yet to commit.
+            archived, read_to_index = self.history.rewrite(
+                session.session_id, found["incarnation"], key, message_id, body, moment, tracking_id
+            )
+            replaced = replaced + archived
+            if "indexed" in found or read_to_index:
+                self.search.rewrite(session.session_id, key, replaced, body, found)
+        if before is None and all(message.get("message_id") != message_id for message in replaced):
             raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
-        left = [body, *(statements.left_by_rewriting(found, body) for found in (before, archived))]
-        return blob_files([before, archived]).keys() - blob_files(left).keys()
+        return blob_files(replaced).keys() - blob_files([body, *statements.left_by_rewriting(replaced, body)]).keys()
 
     def delete_blobs(self, file_ids: Iterable[ObjectId]) -> None:
         """Delete blobs that nothing names any more. A sweep finds those of a process that ends before."""
@@ -709,6 +722,7 @@ class SessionStore:
         if self.update(statements.announce_parts(session_id, standing, until)):
             self.history.keep(session_id, standing["incarnation"], until)
             self.blobs.keep_session(session_id, standing["incarnation"], until, standing["now"])
+            self.search.keep(session_id, standing["incarnation"], until)
             self.update(statements.promise_parts(session_id, standing, until))
 
     def let_parts_expire(self, session: SessionRef) -> None:
@@ -723,6 +737,7 @@ class SessionStore:
         began, until = self.blobs.server_time(), parts_kept_until(now(), session.ttl)
         if self.update(statements.begin_expiry_of_parts(session_id, incarnation, until)):
             self.history.let_expire(session_id, incarnation, until)
+            self.search.let_expire(session_id, incarnation, until)
             self.blobs.let_expire(self.blobs.files_of(session_id, incarnation, before=began), until)
 
     # --- blobs ------------------------------------------------------------------------------------------------------
@@ -762,9 +777,9 @@ class SessionStore:
         return session._replace(incarnation=incarnation)
 
     def sweep(self, older_than_seconds: float) -> int:
-        """Remove blobs that nobody names and segments of sessions that are gone; return how many."""
-        segments = self.history.sweep(self.collection.name, self.is_over)
-        return segments + self.blobs.sweep(self._named, older_than_seconds)
+        """Remove blobs that nobody names, and segments and search documents of lives that are over; return how many."""
+        removed = self.history.sweep(self.collection.name, self.is_over) + self.search.sweep()
+        return removed + self.blobs.sweep(self._named, older_than_seconds)
 
     def _named(
         self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]

@@ -204,7 +204,7 @@ def rewrite(
     agent = f"agents.{key}"
     changes, array_filters = _rewriting(f"{agent}.messages", message_id, body, now, tracking_id)
     changes["$set"][f"{agent}.updated_at"] = now
-    changes["$inc"] = {f"{agent}.edits": 1}
+    changes["$inc"] = {f"{agent}.edits": 1, f"{agent}.rewrites": 1}
     is_there = {f"{agent}.messages.message_id": message_id, **_not_listed(guardrail_event)}
     interventions = [_intervention(key, message_id, guardrail_event)] if guardrail_event is not None else []
     return session.write(now, _recording(interventions, changes), is_there, array_filters)
@@ -218,7 +218,7 @@ def edit_archived(
     Arguments as for ``rewrite``.
     """
     agent = f"agents.{key}"
-    changes: Document = {"$set": {f"{agent}.updated_at": now}, "$inc": {f"{agent}.edits": 1}}
+    changes: Document = {"$set": {f"{agent}.updated_at": now}, "$inc": {f"{agent}.edits": 1, f"{agent}.rewrites": 1}}
     is_there = {f"{agent}.archived_count": {"$gt": 0}, **_not_listed(guardrail_event)}
     interventions = [_intervention(key, message_id, guardrail_event)] if guardrail_event is not None else []
     return session.write(now, _recording(interventions, changes), is_there)
@@ -257,19 +257,20 @@ def rewrite_in_segment(
 
 
 def rewritten_projection(key: str, message_id: int, tracking_id: str | None) -> Document:
-    """Return the projection of the messages that ``rewrite`` replaces."""
-    return {"incarnation": 1, "messages": _rewritten(_messages(f"$agents.{key}"), message_id, tracking_id)}
+    """Return the projection of the messages that ``rewrite`` replaces, and of what ``indexing_standing`` has."""
+    messages = _rewritten(_messages(f"$agents.{key}"), message_id, tracking_id)
+    return {**indexing_standing(key), "messages": messages}
 
 
 def rewritten_in_segment_projection(message_id: int, tracking_id: str | None) -> Document:
-    """Return the projection of the messages that ``rewrite_in_segment`` replaces."""
-    return {"messages": _rewritten("$messages", message_id, tracking_id)}
+    """Return the projection of the messages that ``rewrite_in_segment`` replaces, and of the mark of a feeder."""
+    return {"messages": _rewritten("$messages", message_id, tracking_id), "indexed": 1}
 
 
-def left_by_rewriting(found: Document | None, body: Mapping[str, Any]) -> list[Document]:
+def left_by_rewriting(messages: Iterable[Document], body: Mapping[str, Any]) -> list[Document]:
     """Return what is left of messages, as they were before, of which these parts were replaced."""
     gone = {*body, "message", "extra"}
-    return [{k: v for k, v in message.items() if k not in gone} for message in (found or {}).get("messages", ())]
+    return [{k: v for k, v in message.items() if k not in gone} for message in messages]
 
 
 def _rewritten(messages: Any, message_id: int, tracking_id: str | None) -> Document:
@@ -943,6 +944,134 @@ def ended_lives(sessions: str) -> list[Document]:
         },
         {"$match": {"alive": []}},
     ]
+
+
+# --- search ---------------------------------------------------------------------------------------------------------
+
+
+def indexing_standing(key: str) -> Document:
+    """Return the projection of how far an agent's messages can be found, and of what has been changed in them.
+
+    It yields ``incarnation``, ``application_name``, ``edits``, ``rewrites`` (how often messages were replaced) and
+    ``indexed``: absent, or ``count``, the position from which on nothing is known to be found, and the ``rewrites``
+    that are known to have reached the search.
+    """
+    agent = f"$agents.{key}"
+    return {
+        **_PARTS,
+        "application_name": 1,
+        "edits": _number(f"{agent}.edits"),
+        "rewrites": _number(f"{agent}.rewrites"),
+        "indexed": f"{agent}.indexed",
+    }
+
+
+def unindexed_projection(key: str, limit: int) -> Document:
+    """Return the projection of what a feeder needs: how things stand and the text of the next embedded messages."""
+    agent = f"$agents.{key}"
+    start, archived = _number(f"{agent}.indexed.count"), _number(f"{agent}.archived_count")
+    page = {"$slice": [_messages(agent), {"$max": [0, {"$subtract": [start, archived]}]}, limit]}
+    return {
+        **indexing_standing(key),
+        "message_count": f"{agent}.message_count",
+        "archived_count": f"{agent}.archived_count",
+        "messages": {"$cond": [{"$gte": [start, archived]}, _texts(page), []]},
+    }
+
+
+def unindexed_in_segment_projection(position: int) -> Document:
+    """Return the projection of the text of a segment's messages from a position of the conversation on."""
+    rest = {"$slice": ["$messages", {"$subtract": [position, "$_id.first"]}, {"$max": [1, "$count"]}]}
+    return {"messages": _texts(rest)}
+
+
+def _texts(messages: Document) -> Document:
+    """Return the expression for messages of which only blocks of text are left."""
+    content: Document = {"$ifNull": ["$$m.content", "$$m.message.content"]}  # The latter: in older documents.
+    has_text = {"$ne": [{"$type": "$$b.text"}, "missing"]}
+    blocks = {"$filter": {"input": content, "as": "b", "cond": has_text}}
+    texts = {"$map": {"input": blocks, "as": "b", "in": {"text": "$$b.text"}}}
+    message = {
+        "message_id": "$$m.message_id",
+        "role": {"$ifNull": ["$$m.role", "$$m.message.role"]},
+        "created_at": "$$m.created_at",
+        "content": {"$cond": [{"$isArray": content}, texts, content]},
+    }
+    return {"$map": {"input": messages, "as": "m", "in": message}}
+
+
+def begin_indexing(session_id: str, incarnation: ObjectId, key: str) -> Update:
+    """Return the update that says that an agent's messages will be indexed, from the first one on.
+
+    It comes before any of them is read: whoever changes one from here on knows that it may be in the search.
+    """
+    agent = f"agents.{key}"
+    indexed = {"count": {"$literal": 0}, "rewrites": _number(f"${agent}.rewrites")}
+    which = {"_id": session_id, "incarnation": incarnation, f"{agent}.message_count": {"$exists": True}}
+    return Update(which, [{"$set": {f"{agent}.indexed": indexed}}])
+
+
+def indexed(session_id: str, key: str, standing: Mapping[str, Any], stop: int) -> Update:
+    """Return the update that says that the messages up to a position are in the search, if nobody has said more.
+
+    And if they expire with the parts of the session, as these did when it was read.
+    """
+    agent = f"agents.{key}"
+    which = _as_promised(session_id, standing)
+    which.update({f"{agent}.indexed.{name}": standing["indexed"][name] for name in ("count", "rewrites")})
+    return Update(which, {"$set": {f"{agent}.indexed.count": stop}})
+
+
+def rewrite_indexed(session_id: str, incarnation: ObjectId, key: str, rewrites: int) -> Update:
+    """Return the update that says that the latest of so many rewrites has reached the search, as all before."""
+    agent = f"agents.{key}"
+    which: Document = {"_id": session_id, "incarnation": incarnation}
+    which.update({f"{agent}.rewrites": rewrites, f"{agent}.indexed.rewrites": rewrites - 1})
+    return Update(which, {"$set": {f"{agent}.indexed.rewrites": rewrites}})
+
+
+def put_search_document(document: Document, *, wins_ties: bool) -> Update:
+    """Return the upsert of a search document, which leaves one alone that was made after more ``edits``.
+
+    Args:
+        document: The document.
+        wins_ties: Whether it takes the place of one with as many edits.
+    """
+    is_newer = {"$gt" if wins_ties else "$gte": ["$edits", document["edits"]]}
+    # A pipeline, so that the filter is the _id alone: a filter by edits would insert where nothing matched.
+    found: Document = {"$cond": [is_newer, "$$ROOT", {"$literal": document}]}
+    if "expires_at" in document:
+        # It may have been put when the parts of its session were to go sooner.
+        found = {"$mergeObjects": [found, {"expires_at": {"$max": ["$expires_at", document["expires_at"]]}}]}
+    return Update({"_id": document["_id"]}, [{"$replaceWith": found}])
+
+
+_AGENTS: Document = {"$objectToArray": {"$cond": [{"$eq": [{"$type": "$agents"}, "object"]}, "$agents", {}]}}
+
+ANY_INDEXED: Document = {
+    "$anyElementTrue": {
+        "$map": {
+            "input": _AGENTS,
+            "as": "a",
+            "in": {"$ne": [{"$type": "$$a.v.indexed"}, "missing"]},
+        }
+    }
+}
+"""Expression for whether messages of a session may be in the search."""
+
+
+def behind_projection() -> Document:
+    """Return the projection of which agents have messages that the search does not have, or not as they are now."""
+    agent = "$$a.v"
+    total = {"$add": [_number(f"{agent}.archived_count"), {"$size": _messages(agent)}]}
+    lacks_some = {"$lt": [_number(f"{agent}.indexed.count"), total]}
+    has_old_ones = {"$ne": [_number(f"{agent}.indexed.rewrites"), _number(f"{agent}.rewrites")]}
+    found = {
+        "key": "$$a.k",
+        "archived_count": f"{agent}.archived_count",
+        "behind": {"$or": [lacks_some, has_old_ones]},
+    }
+    return {"incarnation": 1, "agents": {"$map": {"input": _AGENTS, "as": "a", "in": found}}}
 
 
 SIZES: Document = {

@@ -398,6 +398,8 @@ class AgentWork(Outbox):
         document: The size of that document.
         blob_threshold: From how many bytes on a binary becomes a blob.
         archiving: The archiving of the agent's messages that is under way or was the last, if any was.
+        indexing: The same, of feeding the search.
+        indexed: The ``position`` up to which this process knows the search to have the messages; -1 if it knows none.
     """
 
     def __init__(self, agent_id: str, key: str, document: DocumentSize, blob_threshold: int, *args: Any) -> None:
@@ -408,6 +410,8 @@ class AgentWork(Outbox):
         self.blob_threshold = blob_threshold
         self.embedded = Embedded()
         self.archiving: Future[None] | None = None
+        self.indexing: Future[None] | None = None
+        self.indexed = -1
         self.rebase = True
         self.position = 0
         self.last: Entry | None = None
@@ -627,7 +631,7 @@ class AgentWork(Outbox):
 
     def _after_fork(self) -> None:
         super()._after_fork()
-        self.archiving = None
+        self.archiving = self.indexing = None
 
     def set_rebase(self, rebase: bool) -> None:
         """Decide anew what the waiting commits do on a conflict."""

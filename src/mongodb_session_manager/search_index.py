@@ -1,0 +1,347 @@
+"""The search: one document per message with its text, in a collection beside the sessions, and who keeps it right.
+
+A text index on the sessions would be paid for by every append, so messages are copied here after their turn, by a
+feeder. Three commands feed a batch: read it from the session document (or a segment), upsert its search documents, and
+move the agent's ``indexed.count`` in the session document, by an update that matches only where it still is what was
+read. A feeder that dies in between is followed by another, which begins where ``indexed.count`` stands.
+
+What a redaction removes must not come back from a feeder that had read it before, however late that one's command
+arrives. Three rules see to that, none of which needs a feeder to be alive:
+
+- A feeder leaves a mark before, or as, it reads: ``indexed`` in the session document, ``indexed`` in a segment. Whoever
+  changes a message gets the mark with the answer to the change; without one nobody has read the old text.
+- Who finds the mark puts the new text here himself, even where no document is yet.
+- Every document says at how many ``edits`` its text was read, and the server keeps the newer of two; a change wins
+  ties, because a segment is changed a moment after ``edits``. So a late old text meets a newer document and is dropped.
+
+A process that dies between changing a message and changing it here leaves ``rewrites`` ahead of ``indexed.rewrites`` in
+the session document; the next feeder then goes through the conversation from its beginning.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from bson import ObjectId
+from pymongo import TEXT, IndexModel, UpdateOne
+from pymongo.collection import Collection
+from pymongo.errors import OperationFailure
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import Primary
+
+from . import statements
+from .documents import Document, search_document
+from .errors import MongoDBSessionError, SessionNotFoundError
+from .expiry import NOT_EXPIRED, expiry_of_new_parts
+from .history import History, HistoryIncompleteError
+from .indexes import EXPIRY_INDEX
+from .reading import Reader
+from .sending import back_off, until_known
+
+if TYPE_CHECKING:
+    from .session_store import SessionStore
+
+# Messages are read and put this many at a time; from a segment, all it has.
+_BATCH = 200
+# A feeder that never gets its turn in this many attempts leaves it to those that do.
+_MAX_ATTEMPTS = 50
+_INDEX_NOT_FOUND = 27
+
+
+@dataclass(frozen=True)
+class MessageHit:
+    """A message that a search has found.
+
+    Attributes:
+        session_id: Its session.
+        agent_id: The agent in whose conversation it stands.
+        message_id: Its zero-based index there.
+        role: ``"user"`` or ``"assistant"``.
+        text: Its text blocks, one per line, at most 32 KB of them.
+        created_at: When it was said, in UTC; None for a message of an older document that does not tell.
+        score: How well it fits, as MongoDB scores it; higher is better.
+    """
+
+    session_id: str
+    agent_id: str
+    message_id: int
+    role: str
+    text: str
+    created_at: datetime | None
+    score: float
+
+
+class SearchIndex:
+    """The searchable messages of the sessions of one collection.
+
+    Args:
+        store: Sends the commands about session documents.
+        history: Sends those about segments.
+        sessions: The collection of the session documents.
+        reader: Decodes what is read.
+    """
+
+    def __init__(self, store: SessionStore, history: History, sessions: Collection[Document], reader: Reader) -> None:
+        self.collection: Collection[Document] = sessions.database.get_collection(
+            f"{sessions.name}_search",
+            codec_options=sessions.codec_options,
+            read_preference=sessions.read_preference,
+        )
+        self._store = store
+        self._history = history
+        self._reader = reader
+
+    def ensure_index(self, *, again: bool = False) -> None:
+        """Create the text index, once per process and collection; perhaps again, in case that was dropped."""
+        mine = frozenset(self._store.client.topology_description.server_descriptions()), self.collection.full_name
+        with _ensured_lock:
+            if mine in _ensured and not again:
+                return
+        # No language: conversations are in many, and no word is too common to be looked for.
+        self.collection.create_indexes([IndexModel([("text", TEXT)], default_language="none"), EXPIRY_INDEX])
+        with _ensured_lock:
+            _ensured.add(mine)
+
+    # --- feeding ----------------------------------------------------------------------------------------------------
+
+    def feed(
+        self, session_id: str, incarnation: ObjectId, key: str, *, at_least: int = 0, rebuild: bool = False
+    ) -> int:
+        """Let an agent's messages be found that cannot be yet; return how many were looked at.
+
+        Args:
+            session_id: The session.
+            incarnation: Which life of it; nothing is done if that is over.
+            key: The agent's key.
+            at_least: The ``message_count`` that the agent is known to have.
+            rebuild: Whether to go through all of its messages, whatever was done before.
+        """
+        self.ensure_index()
+        if rebuild:
+            self._store.update(statements.begin_indexing(session_id, incarnation, key))
+        fed = lost_races = 0
+        while lost_races < _MAX_ATTEMPTS:
+            standing = self._standing(session_id, incarnation, key)
+            if standing is None:
+                return fed
+            indexed = standing.get("indexed")
+            # What was written with w=1 may have yet to reach a majority.
+            settled = standing.get("message_count", -1) >= at_least
+            if not settled or indexed is None or indexed["rewrites"] != standing["rewrites"]:
+                if settled:
+                    self._store.update(statements.begin_indexing(session_id, incarnation, key))
+                back_off(lost_races)
+                lost_races += 1
+                continue
+            start, archived = int(indexed["count"]), int(standing["archived_count"])
+            try:
+                messages = self._messages(session_id, incarnation, key, start, standing)
+            except HistoryIncompleteError:
+                if self._is_over(session_id, incarnation):
+                    return fed
+                raise
+            documents = [
+                self._document(session_id, key, message.get("message_id", start + index), message, standing)
+                for index, message in enumerate(messages)
+            ]
+            self._put(documents)
+            stop = start + len(messages)
+            if stop == start or self._store.update(statements.indexed(session_id, key, standing, stop)):
+                fed += len(messages)
+                if start >= archived and len(messages) < _BATCH:
+                    return fed
+            else:
+                back_off(lost_races)
+                lost_races += 1
+        return fed
+
+    def feed_all(self, session_id: str | None = None, *, rebuild: bool = False) -> int:
+        """Feed what is behind, of one session or of all; return how many messages were looked at.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+        """
+        self.ensure_index(again=True)
+        fed = sessions = 0
+        query: Document = {"$expr": NOT_EXPIRED}
+        if session_id is not None:
+            query["_id"] = session_id
+        for found in self._store.collection.find(query, statements.behind_projection(), batch_size=20):
+            sessions += 1
+            keys = [agent["key"] for agent in found["agents"] if rebuild or agent["behind"]]
+            incarnation = found.get("incarnation")
+            if keys and (incarnation is None or any("archived_count" not in agent for agent in found["agents"])):
+                self._store.adopt(found["_id"], keys)
+                incarnation = (self._store.find_one({"_id": found["_id"]}, {"incarnation": 1}) or {}).get("incarnation")
+            if incarnation is not None:
+                fed += sum(self.feed(found["_id"], incarnation, key, rebuild=rebuild) for key in keys)
+        if session_id is not None and not sessions:
+            raise SessionNotFoundError(f"session_id={session_id!r} does not exist")
+        return fed
+
+    def _standing(self, session_id: str, incarnation: ObjectId, key: str) -> Document | None:
+        """Return how things stand, ``{}`` if that is not settled yet, None if the session or the agent is gone."""
+        projection = statements.unindexed_projection(key, _BATCH)
+        found = self._store.find_raw({"_id": session_id, "incarnation": incarnation}, projection)
+        if found is None:
+            return None if self._is_over(session_id, incarnation) else {}
+        standing = self._reader.plain(found)
+        return standing if "archived_count" in standing else None
+
+    def _messages(
+        self, session_id: str, incarnation: ObjectId, key: str, start: int, standing: Document
+    ) -> Sequence[Document]:
+        if start < standing["archived_count"]:
+            return self._history.read_to_index(session_id, incarnation, key, start)
+        messages: list[Document] = standing["messages"]
+        return messages
+
+    def _is_over(self, session_id: str, incarnation: ObjectId) -> bool:
+        """Return whether a life is over; then what was put here for it meanwhile is gone, too."""
+        over = self._store.is_over(session_id, incarnation)
+        if over:
+            self.delete_session(session_id, incarnation)
+        return over
+
+    # --- changes ----------------------------------------------------------------------------------------------------
+
+    def rewrite(
+        self,
+        session_id: str,
+        key: str,
+        replaced: Iterable[Document],
+        body: Mapping[str, Any],
+        standing: Mapping[str, Any],
+    ) -> None:
+        """Let messages be found by what they say now, and by nothing that they said before.
+
+        Args:
+            session_id: The session.
+            key: The agent's key.
+            replaced: The messages as they were stored.
+            body: What was replaced in each of them.
+            standing: How things stood right before, as ``statements.indexing_standing`` projects it.
+        """
+        now = {**standing, "edits": standing["edits"] + 1}
+        documents = {
+            message["message_id"]: self._document(session_id, key, message["message_id"], {**message, **body}, now)
+            for message in replaced
+        }
+        self._put(documents.values(), wins_ties=True)
+        rewrites = standing["rewrites"] + 1
+        self._store.update(statements.rewrite_indexed(session_id, standing["incarnation"], key, rewrites))
+
+    def delete_session(self, session_id: str, incarnation: ObjectId) -> None:
+        """Delete all documents of one life of a session."""
+        self.collection.delete_many({"_id": statements.segments_of(session_id, incarnation)})
+
+    def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
+        """Let the documents of one life of a session expire no sooner than this."""
+        which = {"_id": statements.segments_of(session_id, incarnation)}
+        until_known(lambda: self.collection.update_many(which, statements.keep_parts(until)))
+
+    def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
+        """Give an expiry to those documents of one life of a session that have none."""
+        which = {"_id": statements.segments_of(session_id, incarnation), "expires_at": None}
+        until_known(lambda: self.collection.update_many(which, {"$set": {"expires_at": until}}))
+
+    def sweep(self) -> int:
+        """Delete the documents of lives of sessions that are over; return how many."""
+        settled = self.collection.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
+        with settled.aggregate(statements.ended_lives(self._store.collection.name), allowDiskUse=True) as lives:
+            return sum(
+                self.collection.delete_many(
+                    {"_id": statements.segments_of(life["_id"]["session"], life["_id"]["incarnation"])}
+                ).deleted_count
+                for life in lives
+                if self._store.is_over(life["_id"]["session"], life["_id"]["incarnation"])
+            )
+
+    def _document(
+        self, session_id: str, key: str, message_id: int, message: Mapping[str, Any], standing: Mapping[str, Any]
+    ) -> Document:
+        document = search_document(
+            session_id, standing["incarnation"], key, message_id, message, int(standing["edits"])
+        )
+        if "application_name" in standing:
+            document["application_name"] = standing["application_name"]
+        if (expires_at := expiry_of_new_parts(standing)) is not None:
+            document["expires_at"] = expires_at
+        return document
+
+    def _put(self, documents: Iterable[Document], *, wins_ties: bool = False) -> None:
+        """Upsert search documents, in one command: the only place where any is written."""
+        puts = [(document, statements.put_search_document(document, wins_ties=wins_ties)) for document in documents]
+        # A message without text needs a document only where there is one that says something else.
+        operations = [
+            UpdateOne(put.filter, put.update, upsert=wins_ties or bool(document["text"])) for document, put in puts
+        ]
+        if operations:
+            # One that has lost the race for its _id is tried again by the server, and then meets what is there.
+            until_known(lambda: self.collection.bulk_write(operations, ordered=False))
+
+    # --- searching --------------------------------------------------------------------------------------------------
+
+    def search(self, text: str, limit: int, conditions: Mapping[str, str]) -> list[MessageHit]:
+        """Return the messages of live sessions that fit best; arguments as for the repository's method.
+
+        Raises:
+            MongoDBSessionError: Nothing has ever been indexed here.
+        """
+        query = {"$text": {"$search": text}, **conditions}
+        score = {"$meta": "textScore"}
+        hits: list[MessageHit] = []
+        skipped, page = 0, limit
+        while True:
+            try:
+                found = list(
+                    self.collection.find(query, {"score": score, "edits": 0})
+                    .sort([("score", score), ("_id", 1)])
+                    .skip(skipped)
+                    .limit(page)
+                    .allow_disk_use(True)
+                )
+            except OperationFailure as error:
+                if error.code != _INDEX_NOT_FOUND:
+                    raise
+                raise MongoDBSessionError(
+                    f"{self.collection.full_name} has no text index: nothing was indexed. Make managers with "
+                    "index_messages=True, and call the repository's index_messages() for what there is already"
+                ) from error
+            alive = self._alive(found)
+            hits += [_hit(document) for document in found if _life(document) in alive]
+            if len(hits) >= limit or len(found) < page:
+                return hits[:limit]
+            # Documents of sessions that are gone took the places of others.
+            skipped, page = skipped + page, 2 * page
+
+    def _alive(self, found: Sequence[Document]) -> set[tuple[str, ObjectId | None]]:
+        """Return which lives are not over, of those that the documents belong to."""
+        ids = list({document["_id"]["session"] for document in found})
+        query = {"_id": {"$in": ids}, "$expr": NOT_EXPIRED}
+        sessions = self._store.collection.find(query, {"incarnation": 1}) if ids else ()
+        return {(session["_id"], session.get("incarnation")) for session in sessions}
+
+
+def _life(document: Document) -> tuple[str, ObjectId]:
+    return document["_id"]["session"], document["_id"]["incarnation"]
+
+
+def _hit(document: Document) -> MessageHit:
+    return MessageHit(
+        session_id=document["session_id"],
+        agent_id=document["agent_id"],
+        message_id=int(document["_id"]["message"]),
+        role=document["role"],
+        text=document["text"],
+        created_at=document.get("created_at"),
+        score=document["score"],
+    )
+
+
+_ensured: set[tuple[frozenset[Any], str]] = set()
+_ensured_lock = threading.Lock()
