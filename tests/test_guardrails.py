@@ -710,12 +710,13 @@ def test_the_redaction_of_an_archived_message_is_listed_once(
         found = stored(office.database)
         assert texts(found.archived)[0] == PROMPT
         if moment is not None:
-            proxy.cut(Cut("update", moment))
+            # The first looks for the message in the session document, the second announces the change of the history.
+            proxy.cut(Cut("findAndModify", moment, 2))
         manager.record_guardrail_trace(TRACE, agent)
         manager.redact_latest_message(by_hand(REDACTED), agent)
         manager.close()
 
-    assert proxy.cut_commands == ([] if moment is None else ["update"])
+    assert proxy.cut_commands == ([] if moment is None else ["findAndModify"])
     (event,) = office.events()
     message = stored(office.database).archived[0]
     assert told(event) == {
