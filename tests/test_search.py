@@ -50,6 +50,7 @@ from mongodb_session_manager import (
     MongoDBSessionManagerFactory,
     SessionNotFoundError,
 )
+from mongodb_session_manager.search_index import Feed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -634,7 +635,7 @@ def test_a_deletion_at_any_command_of_a_feeder_leaves_nothing(world: World, stat
 
 def feed(incarnation: Any) -> Any:
     def deed(client: MongoClient[Any], database_name: str, session_id: str) -> None:
-        repository_of(client, database_name)._store.search.feed(session_id, incarnation, "assistant")
+        repository_of(client, database_name)._store.search.feed(Feed(session_id, incarnation, "assistant"))
 
     return deed
 
