@@ -548,3 +548,30 @@ def test_a_turn_that_failed_leaves_the_sums_true(meter: Meter) -> None:
     assert summed(meter.messages()) == strands_totals(agent)
     assert_totals_match(meter.record())
     assert meter.record()["usage"]["turns"] == 2
+
+
+@pytest.mark.parametrize("wrong", [-5, 2**53 + 1, 2**62, 2**63, 10**30, float("nan"), float("inf")])
+def test_a_number_that_no_answer_can_have_used_is_not_counted_and_the_agent_goes_on(meter: Meter, wrong: Any) -> None:
+    absurd = ScriptedReply(text="One.", usage={"inputTokens": wrong, "outputTokens": 1, "totalTokens": 1})
+    agent = meter.agent(None, absurd, absurd, absurd, reply("Four.", 10))
+    for _ in range(4):
+        agent("And?")
+
+    counts = [m["accumulated_usage"]["inputTokens"] for m in meter.metrics() if m]
+    assert counts == [0, 0, 0, 30]
+    assert_totals_match(meter.record())
+
+
+def test_the_largest_counts_never_take_a_total_beyond_what_mongodb_can_add_to(meter: Meter) -> None:
+    largest = {"inputTokens": 2**53, "outputTokens": 2**53, "totalTokens": 2**53}
+    agent = meter.agent(None, ScriptedReply(text="One.", usage=largest), reply("Two.", 10), reply("Three.", 10))
+    agent("1")
+    sessions = meter.client[meter.database_name][COLLECTION]
+    total = "agents.a.usage.models.offline-scripted-model.inputTokens"
+    sessions.update_one({}, {"$mul": {total: 1024}})  # As if 1,024 such answers had been stored.
+    agent("2")
+    meter.manager().close()
+    agent("3")
+
+    assert len(meter.messages()) == 6
+    assert sessions.count_documents({total: {"$type": "double", "$gte": 2.0**63}}) == 1

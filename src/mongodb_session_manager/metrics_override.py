@@ -10,10 +10,7 @@ import time
 from dataclasses import dataclass, replace
 
 from .documents import Document
-
-MAX_TOKENS = 2**53
-"""Larger counts are refused: a few of them would take a running total beyond MongoDB's 64 bits, and no update would
-succeed any more. It is also what JSON and floating point hold exactly."""
+from .metrics import MAX_TOKENS
 
 
 @dataclass(frozen=True)
