@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient
-from strands import Agent, ModelRetryStrategy, tool
+from strands import Agent, ModelRetryStrategy, ToolContext, tool
 from strands.hooks import AfterModelCallEvent
 from strands.types.exceptions import ModelThrottledException
 
@@ -376,6 +376,63 @@ def test_a_model_that_is_changed_in_the_middle_is_counted_for_its_own_answers(me
         "offline-scripted-model": 1,
         "another": 10,
     }
+
+
+@tool(context=True)
+def ask(tool_context: ToolContext) -> str:
+    """Ask the user."""
+    return str(tool_context.interrupt("question", reason="why"))
+
+
+@both_durabilities
+@pytest.mark.parametrize("in_another_process", [False, True])
+def test_all_tools_of_an_interrupted_answer_are_counted_when_it_goes_on(
+    meter: Meter, durability: Any, in_another_process: bool
+) -> None:
+    calls = (ToolCall("look_up", {"what": "x"}), ToolCall("ask"))
+    tools = [look_up, ask]
+    manager = meter.manager(durability=durability)
+    agent = meter.agent(manager, reply("", 1, calls=calls), reply("Done.", 1), tools=tools)
+    interrupts = agent("Do it").interrupts
+    if in_another_process:
+        manager.close()
+        agent = meter.agent(meter.manager(durability=durability), reply("Done.", 1), tools=tools)
+    agent([{"interruptResponse": {"interruptId": one.id, "response": "yes"}} for one in interrupts])
+
+    usage = meter.record()["usage"]
+    assert {name: tool["calls"] for name, tool in usage["tools"].items()} == {"look_up": 1, "ask": 1}
+    assert ("milliseconds" in usage["tools"]["look_up"]) is not in_another_process
+    assert usage["turns"] == 1
+
+
+def test_a_call_of_a_tool_whose_name_cannot_be_is_counted(meter: Meter) -> None:
+    agent = meter.agent(None, reply("", 1, calls=(ToolCall("nope$.x"),)), reply("Done.", 1))
+    agent("Do it")
+
+    tools = meter.record()["usage"]["tools"]
+    assert {name: (tool["calls"], tool["errors"]) for name, tool in tools.items()} == {encode_key("nope$.x"): (1, 1)}
+
+
+def test_the_results_of_tools_that_are_appended_by_hand_are_counted(meter: Meter) -> None:
+    def use_of(tool_use_id: str, name: Any) -> Any:
+        return {"toolUse": {"toolUseId": tool_use_id, "name": name, "input": {}}}
+
+    def result_of(tool_use_id: Any, status: str) -> Any:
+        return {"toolResult": {"toolUseId": tool_use_id, "status": status, "content": []}}
+
+    manager = meter.manager()
+    agent = meter.agent(manager)
+    uses = [use_of("1", "look_up"), use_of("2", "other"), use_of("3", None)]
+    results = [result_of("1", "success"), result_of("2", "error")]
+    strange = [result_of("3", "success"), result_of("4", "error"), result_of([], "error"), {"toolResult": None}]
+    manager.append_message({"role": "user", "content": "Do it"}, agent)  # type: ignore[typeddict-item]
+    manager.append_message({"role": "assistant", "content": uses}, agent)
+    manager.append_message({"role": "user", "content": [*results, *strange]}, agent)
+    manager.append_message({"role": "assistant", "content": "Done."}, agent)  # type: ignore[typeddict-item]
+
+    usage = meter.record()["usage"]
+    assert usage["tools"] == {"look_up": {"calls": 1}, "other": {"calls": 1, "errors": 1}}
+    assert (usage["messages"], usage["turns"]) == (4, 1)
 
 
 # --- what is easily counted twice

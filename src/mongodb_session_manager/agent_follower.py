@@ -103,6 +103,8 @@ class AgentFollower:
         self._model_call_ms: float | None = None
         self._tool_call_began: dict[str, float] = {}
         self._tool_calls: dict[str, ToolCall] = {}
+        # The last answer that was appended by hand; it may ask for tools, and is not in the live conversation.
+        self._asked_by_hand: list[Message] = []
         # The answer of a model call in which a guardrail intervened; what is known of that, and the redactions it made.
         self._intervened: Message | None = None
         self._guardrail_facts: Document = {}
@@ -305,7 +307,9 @@ class AgentFollower:
         self._turn_id = self._turn_id or ObjectId()
         body["turn_id"] = self._last_turn_id = self._turn_id
         own = metrics = given = None
+        calls = self._finished_calls(message, agent) if documents.has_tool_result(message) else []
         if role == "assistant":
+            self._asked_by_hand = [message]
             own = metrics = _own_metrics(message, None)
             if self._override and (given := self._override.take()):
                 metrics = given.replace_in(own)
@@ -313,9 +317,11 @@ class AgentFollower:
             body["event_loop_metrics"] = metrics
 
         def add_totals(totals: Totals) -> None:
-            totals.add_message(starts_turn=role == "user")
+            totals.add_message(starts_turn=role == "user" and not documents.has_tool_result(message))
             if metrics is not None:
                 totals.add_model_call(_model_id(agent), metrics)
+            for call in calls:
+                totals.add_tool_call(call)
 
         entry = self.work.append(body, size, message, add_totals, blobs)
         if role == "user":
@@ -397,7 +403,7 @@ class AgentFollower:
             if message is self._intervened:
                 event = body["guardrail_event"] = guardrail_event("intervened", role, now(), self._guardrail_facts)
             self._forget_guardrail()
-        calls = self._finished_calls(message) if carries_results else []
+        calls = self._finished_calls(message, agent) if from_agent and carries_results else []
 
         def add_totals(totals: Totals) -> None:
             totals.add_message(begins_turn)
@@ -439,12 +445,20 @@ class AgentFollower:
         if not same(encode(documents.text_blocks(message["content"])), before):
             self._replace(expected.entry, message)
 
-    def _finished_calls(self, message: Message) -> list[ToolCall]:
-        """Return the tool calls whose results a message carries, as far as they were seen."""
+    def _finished_calls(self, message: Message, agent: Any) -> list[ToolCall]:
+        """Return the tool calls whose results a message carries.
+
+        Those that were not seen, of another process for instance, are known by the answer that asked for them.
+        """
         calls = []
         for block in message["content"]:
-            result = block.get("toolResult")
-            if result and (call := self._tool_calls.pop(result["toolUseId"], None)):
+            result = block.get("toolResult") if isinstance(block, dict) else None
+            if not isinstance(result, dict) or not isinstance(tool_use_id := result.get("toolUseId"), str):
+                continue
+            call = self._tool_calls.pop(tool_use_id, None)
+            if call is None and (name := _tool_name(tool_use_id, [*agent.messages, *self._asked_by_hand])) is not None:
+                call = ToolCall(name)
+            if call is not None:
                 call.failed = result.get("status") == "error"
                 calls.append(call)
         return calls
@@ -534,6 +548,18 @@ def _is_same(expected: Expected, message: Message) -> bool:
         return expected.text == documents.message_text(message)
     one, other = expected.entry.source["content"], message["content"]
     return same(encode(documents.text_blocks(one)), encode(documents.text_blocks(other)))
+
+
+def _tool_name(tool_use_id: str, messages: list[Message]) -> str | None:
+    """Return which tool the latest of these messages with such a tool use asks for, or None if none does."""
+    for message in reversed(messages):
+        content = message.get("content")
+        for block in content if isinstance(content, list) else []:
+            tool_use = block.get("toolUse") if isinstance(block, dict) else None
+            if isinstance(tool_use, dict) and tool_use.get("toolUseId") == tool_use_id:
+                name = tool_use.get("name")
+                return name if isinstance(name, str) else None
+    return None
 
 
 def _interrupted(session_agent: MongoDBSessionAgent) -> str | None:
