@@ -477,17 +477,51 @@ def test_the_latency_of_a_retried_call_is_that_of_the_call_that_answered(meter: 
     assert latency < 200
 
 
-def test_an_answer_that_a_hook_had_made_anew_is_stored_once(meter: Meter) -> None:
-    def once_more(event: AfterModelCallEvent) -> None:
-        if event.stop_response is not None and agent.model.calls == 1:
-            event.retry = True
+def once_more(event: AfterModelCallEvent) -> None:
+    """Have an answer made anew that is no good."""
+    if event.stop_response is not None and event.stop_response.message["content"] == [{"text": "No good."}]:
+        event.retry = True
 
-    agent = meter.agent(None, reply("No good.", 10), reply("Good.", 20), hooks=[once_more])
+
+@both_durabilities
+def test_an_answer_that_a_hook_had_made_anew_is_paid_for_and_stored_nowhere(meter: Meter, durability: Any) -> None:
+    manager = meter.manager(durability=durability)
+    bad = reply("No good.", 10, latency_ms=50)
+    agent = meter.agent(manager, bad, bad, reply("Good.", 20), reply("Two.", 40), hooks=[once_more])
     agent("1")
+    agent("2")
 
-    assert agent.model.calls == 2
-    assert [m and m["accumulated_usage"]["outputTokens"] for m in meter.metrics()] == [None, 20]
-    assert_totals_match(meter.record())
+    assert agent.model.calls == 4
+    assert [m and m["accumulated_usage"]["outputTokens"] for m in meter.metrics()] == [None, 20, None, 40]
+    model = meter.record()["usage"]["models"]["offline-scripted-model"]
+    assert {name: model[name] for name in TOKENS} == {name: strands_totals(agent)[name] for name in TOKENS}
+    assert (model["calls"], model["latency"]["count"], model["latency"]["sum"]) == (4, 4, 140)
+
+
+@both_durabilities
+def test_what_a_discarded_answer_used_is_given_to_no_other(meter: Meter, durability: Any) -> None:
+    manager = meter.manager(durability=durability)
+    agent = meter.agent(manager, reply("No good.", 10), reply("Good.", 20), hooks=[once_more])
+    agent("1")
+    manager.append_message({"role": "assistant", "content": "By hand."}, agent)  # type: ignore[typeddict-item]
+    manager.sync_agent(agent)
+    assert meter.metrics()[-1] is None
+
+    manager.append_message({"role": "assistant", "content": "By another call."}, agent)  # type: ignore[typeddict-item]
+    use(agent, 5, latency_ms=6)
+    manager.sync_agent(agent)
+    assert summed(meter.messages())["outputTokens"] == 25
+
+
+def test_a_discarded_answer_is_counted_with_the_next_message_if_its_turn_fails(meter: Meter) -> None:
+    down = RuntimeError("the provider is down")
+    agent = meter.agent(None, reply("No good.", 10), down, reply("Yes.", 20), hooks=[once_more])
+    with contextlib.suppress(Exception):
+        agent("1")
+    agent("2")
+
+    model = meter.record()["usage"]["models"]["offline-scripted-model"]
+    assert (model["outputTokens"], model["calls"]) == (30, 2)
 
 
 @both_durabilities

@@ -101,6 +101,8 @@ class AgentFollower:
         self._window_settings: Document | None = None
         self._model_call_began: float | None = None
         self._model_call_ms: float | None = None
+        # What answers used that were made anew, by model: the next message brings it into the totals.
+        self._discarded: list[tuple[str | None, Document]] = []
         self._tool_call_began: dict[str, float] = {}
         self._tool_calls: dict[str, ToolCall] = {}
         # The last answer that was appended by hand; it may ask for tools, and is not in the live conversation.
@@ -231,6 +233,14 @@ class AgentFollower:
             self._intervened = message
             self.guardrail_said(facts_of_stop_reason(stop_reason))
 
+    def answer_discarded(self, message: Message, agent: Any) -> None:
+        """Take note of an answer in whose place another is made: it was paid for, and no message will carry it."""
+        metrics = _own_metrics(message, self._model_call_ms)
+        if metrics is not None:
+            self._discarded.append((_model_id(agent), metrics))
+            # Strands counts its tokens, and not its latency.
+            self._count({**metrics, "accumulated_metrics": {}})
+
     def tool_call_begins(self, tool_use_id: str) -> None:
         """Start the clock of a tool."""
         self._tool_call_began[tool_use_id] = time.perf_counter()
@@ -317,6 +327,7 @@ class AgentFollower:
             body["event_loop_metrics"] = metrics
 
         def add_totals(totals: Totals) -> None:
+            self._add_discarded(totals)
             totals.add_message(starts_turn=role == "user" and not documents.has_tool_result(message))
             if metrics is not None:
                 totals.add_model_call(_model_id(agent), metrics)
@@ -406,6 +417,7 @@ class AgentFollower:
         calls = self._finished_calls(message, agent) if from_agent and carries_results else []
 
         def add_totals(totals: Totals) -> None:
+            self._add_discarded(totals)
             totals.add_message(begins_turn)
             if metrics is not None:
                 totals.add_model_call(_model_id(agent), metrics)
@@ -413,6 +425,11 @@ class AgentFollower:
                 totals.add_tool_call(call)
 
         self.work.append(body, size, message, add_totals, blobs, event)
+
+    def _add_discarded(self, totals: Totals) -> None:
+        discarded, self._discarded = self._discarded, []
+        for model, metrics in discarded:
+            totals.add_model_call(model, metrics)
 
     def _pending_blobs(self) -> PendingBlobs:
         return PendingBlobs(self.work.blob_threshold)

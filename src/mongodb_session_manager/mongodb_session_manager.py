@@ -199,6 +199,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         # The clocks run as close to the call as they can.
         add(BeforeModelCallEvent, lambda event: self._follower(event.agent).model_call_begins(), order=last)
         add(AfterModelCallEvent, self._model_call_ends, order=first)
+        # Last, when it is known whether a callback wants another answer.
+        add(AfterModelCallEvent, self._model_call_judged, order=last)
         add(BeforeToolCallEvent, self._tool_call_begins, order=last)
         add(AfterToolCallEvent, self._tool_call_ends, order=first)
         add(MessageAddedEvent, self._message_added)
@@ -214,6 +216,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         answer = event.stop_response
         message, stop_reason = (None, None) if answer is None else (answer.message, answer.stop_reason)
         self._follower(event.agent).model_call_ends(message, stop_reason)
+
+    def _model_call_judged(self, event: AfterModelCallEvent) -> None:
+        if event.retry and event.stop_response is not None:
+            self._follower(event.agent).answer_discarded(event.stop_response.message, event.agent)
 
     def _tool_call_begins(self, event: BeforeToolCallEvent) -> None:
         self._follower(event.agent).tool_call_begins(event.tool_use["toolUseId"])
