@@ -11,7 +11,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bson import ObjectId
@@ -49,6 +49,23 @@ class Expected:
     entry: Entry
     text: str
     body: Document
+
+
+@dataclass
+class Answer:
+    """The answer that an agent gave last.
+
+    Attributes:
+        message: Strands' message.
+        entry: Where it waits or is stored.
+        model: Whose it is.
+        metrics: What is stored of its cost.
+    """
+
+    message: Message
+    entry: Entry
+    model: str | None
+    metrics: Document | None
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,9 @@ class AgentFollower:
         # The turn of the message before, and what the assistant has said in it.
         self._last_turn_id: ObjectId | None = None
         self._said: list[Message] = []
+        self._last_answer: Answer | None = None
+        # What was given for the next answer when a turn was about to begin; None once it has begun.
+        self._asked_with: Given | None = None
         # Appended by hand: the user's message Strands is about to append, the answer that lacks metrics.
         self._expected: Expected | None = None
         self._lacking_metrics: Lacking | None = None
@@ -195,8 +215,16 @@ class AgentFollower:
 
     # --- turns and calls --------------------------------------------------------------------------------------------
 
+    def turn_is_asked_for(self) -> None:
+        """Take note that an invocation is about to begin, if no callback fails before it does."""
+        if self._asked_with is not None:
+            # The one before has never begun, so its end could not forget this.
+            self._override.forget(self._asked_with)
+        self._asked_with = self._override.given
+
     def begin_turn(self) -> None:
         """Take note that an invocation begins."""
+        self._asked_with = None
         self._in_turn = True
         self._turn_has_begun = False
         self._turn_id = None
@@ -301,6 +329,8 @@ class AgentFollower:
         """Stage a message of the application's own, unless Strands has appended it or is about to."""
         if any(message is live for live in agent.messages):
             self.message_added(message, agent)
+            if message["role"] == "assistant":
+                self._correct_answer(message)
             return
         last, self.work.last = self.work.last, None  # As in `_append`.
         body, size, blobs = self._body(message)
@@ -309,6 +339,7 @@ class AgentFollower:
         only_text = text and all("text" in block for block in body["content"])
         if role == "assistant" and only_text and self._has_said(text):
             self.work.last = last
+            self._correct_answer(self._said[-1] if text == documents.message_text(self._said[-1]) else None)
             return
         if role == "user" and not self._in_turn:
             self._turn_id = None
@@ -424,7 +455,9 @@ class AgentFollower:
             for call in calls:
                 totals.add_tool_call(call)
 
-        self.work.append(body, size, message, add_totals, blobs, event)
+        entry = self.work.append(body, size, message, add_totals, blobs, event)
+        if role == "assistant":
+            self._last_answer = Answer(message, entry, _model_id(agent), metrics) if from_agent else None
 
     def _add_discarded(self, totals: Totals) -> None:
         discarded, self._discarded = self._discarded, []
@@ -437,7 +470,12 @@ class AgentFollower:
     def _body(self, message: Message) -> tuple[Document, int, PendingBlobs | None]:
         """Return what is stored of a message, its size in bytes, and the blobs that were taken out of it."""
         blobs = self._pending_blobs()
-        body, size = documents.measured_body(message, self._where, blobs)
+        try:
+            body, size = documents.measured_body(message, self._where, blobs)
+        except Exception:
+            # What was said of this message is true of no other.
+            self._override.forget()
+            raise
         return body, size, blobs if blobs.blobs else None
 
     def _replace(self, entry: Entry, message: Message) -> None:
@@ -449,6 +487,24 @@ class AgentFollower:
         """Return whether this is what the assistant said last, or all that it has said in this turn."""
         said = [documents.message_text(message) for message in self._said]
         return bool(said) and text in (said[-1], "".join(said))
+
+    def _correct_answer(self, message: Message | None) -> None:
+        """Give an answer that is staged or stored the counts that are said now, if it is the last one.
+
+        It has its time already, so a stopwatch is forgotten; so are counts that are no single answer's (None).
+        """
+        given, answer = self._override.take(), self._last_answer
+        if given is None or given.tokens is None or answer is None or answer.message is not message:
+            return
+        before, metrics = answer.metrics, replace(given, began=None).replace_in(answer.metrics)
+        totals = Totals()
+        if before is None:
+            totals.add_model_call(answer.model, metrics)
+        else:
+            totals.add_tokens(answer.model, metrics)
+            totals.add_tokens(answer.model, before, sign=-1)
+        answer.metrics = metrics
+        self.work.put(LateMetricsOperation(self.work.key, answer.entry, metrics, totals, before))
 
     def _recognise(self, expected: Expected, message: Message) -> None:
         """Take Strands' message for the one that was appended by hand just before."""

@@ -79,12 +79,12 @@ class Totals:
         for name, amount in amounts.items():
             self.add(name, amount)
 
-    def add_tokens(self, model: str | None, metrics: Mapping[str, Any]) -> None:
-        """Count the tokens of an answer, and not the answer."""
+    def add_tokens(self, model: str | None, metrics: Mapping[str, Any], sign: int = 1) -> None:
+        """Count the tokens of an answer, and not the answer; with ``sign=-1``, count them no longer."""
         path = f"models.{encode_key(model or 'unknown')}"
         for name, amount in metrics["accumulated_usage"].items():
             if name in _TOKENS:
-                self.add(f"{path}.{name}", amount)
+                self.add(f"{path}.{name}", sign * amount)
 
     def add_tool_call(self, call: ToolCall) -> None:
         """Count one finished call of a tool."""

@@ -194,6 +194,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         add = registry.add_callback
         first, last = HookOrder.SDK_FIRST, HookOrder.SDK_LAST
         add(AgentInitializedEvent, lambda event: self.initialize(event.agent))
+        add(BeforeInvocationEvent, lambda event: self._follower(event.agent).turn_is_asked_for(), order=first)
         # Last, so that a callback that fails before it leaves no turn open.
         add(BeforeInvocationEvent, lambda event: self._follower(event.agent).begin_turn(), order=last)
         # The clocks run as close to the call as they can.
@@ -573,8 +574,9 @@ class MongoDBSessionManager(RepositorySessionManager):
         """Say how many tokens the next answer has used; that is stored and counted in place of what is reported.
 
         It holds for the next assistant message of any agent of this manager, also for one that is appended by hand; in
-        a turn with tools that is the message that calls them. What no answer has taken by the end of a turn is
-        forgotten. Cached tokens that the provider reports beside are not stored then.
+        a turn with tools that is the message that calls them. Where the last answer of a turn is appended by hand once
+        more, they become that answer's. What no answer has taken by the end of a turn is forgotten. Cached tokens that
+        the provider reports beside are not stored then.
 
         Args:
             input_tokens: Tokens sent to the model, from 0 to 2**53.
@@ -589,7 +591,8 @@ class MongoDBSessionManager(RepositorySessionManager):
     def start_timing(self) -> None:
         """Start a stopwatch: the latency of the next answer is the time from here to its message, in milliseconds.
 
-        It holds for the same answer as ``set_token_counts``. Called again before that, it starts anew.
+        It holds for the same answer as ``set_token_counts``, but for none that is stored already. Called again before
+        that, it starts anew.
         """
         self._override.start_timing()
 
