@@ -350,6 +350,31 @@ def test_a_turn_is_counted_once_however_many_messages_it_has(meter: Meter) -> No
     assert (meter.record()["usage"]["turns"], meter.record()["usage"]["messages"]) == (2, 8)
 
 
+@both_durabilities
+def test_a_direct_call_of_a_tool_is_no_turn(meter: Meter, durability: Any) -> None:
+    manager = meter.manager(durability=durability)
+    agent = meter.agent(manager, reply("One.", 1), reply("Two.", 1))
+    agent.tool.look_up(what="x")
+    agent("1")
+    agent.tool.look_up(what="y")
+    agent("2")
+
+    usage = meter.record()["usage"]
+    assert (usage["turns"], usage["messages"], usage["tools"]["look_up"]["calls"]) == (2, 12, 2)
+    assert len({message["turn_id"] for message in meter.messages()}) == 4
+    assert manager.session_repository.list_sessions().sessions[0].title == "1"
+
+
+def test_a_prompt_that_was_put_into_the_conversation_and_appended_by_hand_begins_a_turn(meter: Meter) -> None:
+    manager = meter.manager()
+    agent = meter.agent(manager, reply("One.", 1), reply("Two.", 1))
+    for turns in (1, 3):
+        agent.messages.append({"role": "user", "content": [{"text": "Hello"}]})
+        manager.append_message(agent.messages[-1], agent)
+        assert meter.record()["usage"]["turns"] == turns
+        agent("1")
+
+
 def test_agents_and_models_are_counted_apart_also_by_ids_with_dots(meter: Meter) -> None:
     manager = meter.manager()
     haiku, sonnet = "eu.anthropic.claude-3-haiku-20240307-v1:0", "$eu.anthropic.claude-3-sonnet%"

@@ -233,7 +233,7 @@ class AgentFollower:
 
     def end_turn(self, agent: Any) -> BaseException | None:
         """Take note that an invocation is over; return the error that ended it, if one did."""
-        self._in_turn = False
+        self._in_turn = self._turn_has_begun = False
         self._override.forget()
         self._forget_guardrail()
         self.work.prune(agent.messages)
@@ -244,9 +244,11 @@ class AgentFollower:
 
     def waits(self, agent: Any) -> bool:
         """Return whether what is staged waits for the end of the turn."""
+        return self._by_turn and self._is_in_turn(agent) and self.work.waiting_bytes < _EARLY_COMMIT_BYTES
+
+    def _is_in_turn(self, agent: Any) -> bool:
         # A BidiAgent tells no beginning of a turn: while it runs, it is in one.
-        in_turn = self._in_turn or (not isinstance(agent, Agent) and getattr(agent, "_started", True))
-        return self._by_turn and in_turn and self.work.waiting_bytes < _EARLY_COMMIT_BYTES
+        return self._in_turn or (not isinstance(agent, Agent) and getattr(agent, "_started", True))
 
     def model_call_begins(self) -> None:
         """Start the clock for a provider that reports no latency."""
@@ -299,7 +301,7 @@ class AgentFollower:
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
-    def message_added(self, message: Message, agent: Any) -> None:
+    def message_added(self, message: Message, agent: Any, *, by_hand: bool = False) -> None:
         """Stage a message that was added to the live conversation, unless it is known."""
         tracking_id = message.get("tracking_id")
         if known := self.work.known(tracking_id):
@@ -317,7 +319,8 @@ class AgentFollower:
             if not refused and _is_same(expected, message):
                 self._recognise(expected, message)
                 return
-        self._append(message, agent, from_agent=True)
+        # Outside a turn Strands appends what tells of a direct call of a tool; no user has said it.
+        self._append(message, agent, from_agent=True, is_said=by_hand or self._is_in_turn(agent))
 
     def message_updated(self, tracking_id: str, message: Message) -> None:
         """Stage the replacement of a message: a transcript that is complete now."""
@@ -328,7 +331,7 @@ class AgentFollower:
     def append_by_hand(self, message: Message, agent: Any) -> None:
         """Stage a message of the application's own, unless Strands has appended it or is about to."""
         if any(message is live for live in agent.messages):
-            self.message_added(message, agent)
+            self.message_added(message, agent, by_hand=True)
             if message["role"] == "assistant":
                 self._correct_answer(message)
             return
@@ -411,7 +414,7 @@ class AgentFollower:
             self._forget_guardrail()
         return any(to_send)
 
-    def _append(self, message: Message, agent: Any, *, from_agent: bool) -> None:
+    def _append(self, message: Message, agent: Any, *, from_agent: bool, is_said: bool = False) -> None:
         # A message that is refused here is the latest all the same: no other is to be redacted in its place.
         self.work.last = None
         body, size, blobs = self._body(message)
@@ -449,7 +452,7 @@ class AgentFollower:
 
         def add_totals(totals: Totals) -> None:
             self._add_discarded(totals)
-            totals.add_message(begins_turn)
+            totals.add_message(starts_turn=begins_turn and is_said)
             if metrics is not None:
                 totals.add_model_call(_model_id(agent), metrics)
             for call in calls:
