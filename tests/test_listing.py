@@ -508,7 +508,7 @@ TITLES: list[tuple[str, dict[str, Any], str | None]] = [
     ("empty content", {"a": agent(("user", []), ("user", None), ("user", ""))}, None),
     ("a direct tool call", {"a": agent(said(DIRECT_CALL), said("Hello"))}, "Hello"),
     ("only a direct tool call", {"a": agent(said(DIRECT_CALL))}, None),
-    ("words about one", {"a": agent(said("agent.tool.x direct tool call. What is it?"))}, "agent.tool.x direct tool call. What is it?"),
+    ("words about one", {"a": agent(said("agent.tool.x direct tool call?"))}, "agent.tool.x direct tool call?"),
     ("the third agent", {"a": agent(), "b": agent(("user", "")), "c": agent(said("B")), "d": agent(said("D"))}, "B"),
     ("lone surrogate", {"a": agent(said({"__encoded__": "str", "value": b"A\xed\xa0\x80B"}))}, "A\ufffdB"),
     ("much of it", {"a": agent(said({"__encoded__": "str", "value": b"\xed\xa0\x80" * 9_999}), said("B"))}, "B"),

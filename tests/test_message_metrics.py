@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from strands.types.exceptions import ModelThrottledException
 
 from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.keys import encode_key
+from mongodb_session_manager.metrics import ToolCall as FinishedCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -458,6 +460,33 @@ def test_the_results_of_tools_that_are_appended_by_hand_are_counted(meter: Meter
     usage = meter.record()["usage"]
     assert usage["tools"] == {"look_up": {"calls": 1}, "other": {"calls": 1, "errors": 1}}
     assert (usage["messages"], usage["turns"]) == (4, 1)
+
+
+def test_direct_calls_of_tools_that_are_not_recorded_are_neither_counted_nor_kept(meter: Meter) -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(type(one) is FinishedCall for one in gc.get_objects())
+
+    @tool
+    def indirect() -> str:
+        """Look it up."""
+        for _ in range(5):
+            agent.tool.look_up(what="x", record_direct_tool_call=False)
+        return "done"
+
+    calls = reply("", 1, calls=(ToolCall("indirect"),))
+    agent = meter.agent(None, calls, reply("One.", 1), tools=[indirect, look_up])
+    before = kept()
+    agent("1")
+    assert kept() == before
+    for _ in range(5):
+        agent.tool.look_up(what="x", record_direct_tool_call=False)
+    assert kept() <= before + 1
+    agent.tool.look_up(what="y")
+
+    tools = meter.record()["usage"]["tools"]
+    assert {name: tool["calls"] for name, tool in tools.items()} == {"indirect": 1, "look_up": 1}
+    assert "milliseconds" in tools["look_up"]
 
 
 # --- what is easily counted twice

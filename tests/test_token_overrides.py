@@ -312,9 +312,7 @@ def test_an_answer_that_goes_on_in_another_turn_gives_nothing_away(opened: OPEN,
     assert metrics(database) == [None, (20, 45, 65, 20), None, (6, 2, 8, 20)]
 
 
-def test_what_was_said_of_an_answer_that_cannot_be_stored_is_no_others(
-    opened: OPEN, database: Database[Any]
-) -> None:
+def test_what_was_said_of_an_answer_that_cannot_be_stored_is_no_others(opened: OPEN, database: Database[Any]) -> None:
     manager = opened()
     agent = agent_of(manager, reply("Two.", 6, 2))
     manager.set_token_counts(20, 45)

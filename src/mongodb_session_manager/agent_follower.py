@@ -236,6 +236,9 @@ class AgentFollower:
         self._in_turn = self._turn_has_begun = False
         self._override.forget()
         self._forget_guardrail()
+        if not self._is_in_turn(agent) and not _is_interrupted(agent):
+            # No message tells of them any more: a tool had called them.
+            self._tool_calls.clear()
         self.work.prune(agent.messages)
         error, outer_error = sys.exc_info()[1], self.outer_error
         self.outer_error = None
@@ -271,8 +274,11 @@ class AgentFollower:
             # Strands counts its tokens, and not its latency.
             self._count({**metrics, "accumulated_metrics": {}})
 
-    def tool_call_begins(self, tool_use_id: str) -> None:
+    def tool_call_begins(self, tool_use_id: str, agent: Any) -> None:
         """Start the clock of a tool."""
+        if not self._is_in_turn(agent) and not _is_interrupted(agent):
+            # Whether a direct call becomes messages is not told; that of the one before has by now.
+            self._tool_calls.clear()
         self._tool_call_began[tool_use_id] = time.perf_counter()
 
     def tool_call_ends(self, tool_use_id: str, name: str) -> None:
@@ -644,6 +650,11 @@ def _interrupted(session_agent: MongoDBSessionAgent) -> str | None:
     pending = state.get("pending_tool_execution") if state.get("activated") else None
     tracking_id = (pending or {}).get("assistant_message", {}).get("tracking_id")
     return tracking_id if isinstance(tracking_id, str) else None
+
+
+def _is_interrupted(agent: Any) -> bool:
+    """Return whether the agent's turn will go on with an answer to an interrupt."""
+    return bool(agent._interrupt_state.activated)
 
 
 def _trims_by_itself(agent: Any) -> bool:

@@ -57,7 +57,8 @@ class Totals:
 
     def add(self, path: str, amount: float) -> None:
         """Add ``amount`` at ``path``."""
-        self.increments[path] = self.increments.get(path, 0) + (amount if abs(amount) <= _MAX_INTEGER else float(amount))
+        amount = amount if abs(amount) <= _MAX_INTEGER else float(amount)
+        self.increments[path] = self.increments.get(path, 0) + amount
 
     def add_message(self, starts_turn: bool) -> None:
         """Count one message, and the turn it begins."""

@@ -223,7 +223,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             self._follower(event.agent).answer_discarded(event.stop_response.message, event.agent)
 
     def _tool_call_begins(self, event: BeforeToolCallEvent) -> None:
-        self._follower(event.agent).tool_call_begins(event.tool_use["toolUseId"])
+        self._follower(event.agent).tool_call_begins(event.tool_use["toolUseId"], event.agent)
 
     def _tool_call_ends(self, event: AfterToolCallEvent) -> None:
         self._follower(event.agent).tool_call_ends(event.tool_use["toolUseId"], event.tool_use["name"])

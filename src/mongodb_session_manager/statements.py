@@ -741,11 +741,26 @@ def segment_ratings_projection(agent_id: str | None) -> Document:
     return {"_id": 0, "count": 1, "ratings": _ratings("$messages", agent_id)}
 
 
+# Longer ratings are read up to here, so that a summary stays a small read.
+_RATING_CHARACTERS = 100
+
+
 def _ratings(feedbacks: Any, agent_id: str | None) -> Document:
     if agent_id is not None:
         named = {"$eq": ["$$f.agent_id", {"$literal": agent_id}]}
         feedbacks = {"$filter": {"input": feedbacks, "as": "f", "cond": named}}
-    return {"$map": {"input": feedbacks, "as": "f", "in": "$$f.rating"}}
+    rating = "$$f.rating"
+    kind = {"$type": rating}
+    short = {
+        "$switch": {
+            "branches": [
+                {"case": {"$eq": [kind, "string"]}, "then": {"$substrCP": [rating, 0, _RATING_CHARACTERS]}},
+                {"case": {"$in": [kind, ["int", "long", "double", "bool"]]}, "then": rating},
+            ],
+            "default": None,
+        }
+    }
+    return {"$map": {"input": feedbacks, "as": "f", "in": short}}
 
 
 def _usage(agent: str) -> Document:
