@@ -654,7 +654,8 @@ def _interrupted(session_agent: MongoDBSessionAgent) -> str | None:
 
 def _is_interrupted(agent: Any) -> bool:
     """Return whether the agent's turn will go on with an answer to an interrupt."""
-    return bool(agent._interrupt_state.activated)
+    state = getattr(agent, "_interrupt_state", None)  # Not every kind of agent in every version has one.
+    return bool(state and state.activated)
 
 
 def _trims_by_itself(agent: Any) -> bool:
