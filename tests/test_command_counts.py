@@ -1,4 +1,4 @@
-"""What a conversation costs: the exact commands and bytes of each event, on a standalone server and a replica set.
+"""Performance benchmarking, in counts: the exact commands and bytes of each event, on both kinds of server.
 
 A command is a round trip that a person waits for, and a line on the database's bill. These are the floor: no command
 is sent that carries nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,37 @@ def test_the_index_of_the_documentation_names_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text("utf-8")
     for page in ROOT.glob("docs/*.md"):
         assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
+CLASSES = {
+    "manager.md": mongodb_session_manager.MongoDBSessionManager,
+    "repository.md": mongodb_session_manager.MongoDBSessionRepository,
+    "factory.md": mongodb_session_manager.MongoDBSessionManagerFactory,
+    "pool.md": mongodb_session_manager.MongoDBConnectionPool,
+}
+
+
+@pytest.mark.parametrize("page", CLASSES)
+def test_the_page_of_a_class_names_its_parameters_with_their_defaults_and_all_methods(page: str) -> None:
+    text, documented = (ROOT / "docs" / page).read_text("utf-8"), CLASSES[page]
+    constructor = documented.initialize if page == "pool.md" else documented
+    table = text.partition("| parameter | type | default | meaning |")[2].partition("\n\n")[0]
+    stated = dict(re.findall(r"^\| `(\w+)` \| .*? \| (?:`(.*?)`)? ?\|", table, re.MULTILINE))
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if not name.startswith("_") and parameter.kind is not parameter.VAR_KEYWORD
+    }
+    for name, parameter in parameters.items():
+        assert f"`{name}`" in text, name
+        if name in stated:
+            default = "" if parameter.default is parameter.empty else repr(parameter.default).replace("'", '"')
+            assert stated[name] == default, name
+    assert stated
+    assert stated.keys() <= parameters.keys()
+    for name in dir(documented):
+        if not name.startswith("_") and name != "register_hooks":
+            assert re.search(rf"`(await )?{name}\b", text), name
 
 
 def test_the_public_names_are_sorted_complete_and_documented() -> None:
