@@ -550,6 +550,8 @@ def test_feedback_is_counted_by_rating_also_where_it_is_archived(
 
 def test_an_agent_id_that_looks_like_a_field_selects_nothing_else(client: MongoClient[Any], database_name: str) -> None:
     manager = manager_of(client, database_name)
+    for agent_id in ("a", "$agent_id"):
+        agent_of(manager, plain_reply("Yes.", 10, 4), agent_id=agent_id)("And?")
     manager.add_feedback({"rating": "up", "agent_id": "a"})
     manager.add_feedback({"rating": "down", "agent_id": "$agent_id"})
     assert manager.get_metrics_summary("$agent_id").feedback == FeedbackCounts(1, {"down": 1})

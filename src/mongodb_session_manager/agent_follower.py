@@ -77,14 +77,12 @@ class AgentFollower:
     Attributes:
         work: The agent's unit of work.
         outer_error: An exception that was being handled when the turn began: not the turn's own.
-        awaits_trace: Whether a guardrail's trace may still come in the model call under way.
     """
 
     def __init__(self, work: AgentWork, *, by_turn: bool, override: MetricsOverride) -> None:
         self.work = work
         self._override = override
         self.outer_error: BaseException | None = None
-        self.awaits_trace = False
         self._by_turn = by_turn
         self._where = f"agent_id={work.agent_id!r} message"
         self._agent: Callable[[], Any] = lambda: None
@@ -247,7 +245,6 @@ class AgentFollower:
         """Take note that a model call begins whose stream may hold a guardrail's trace, and what is known before."""
         self._forget_guardrail()
         self._guardrail_facts = facts
-        self.awaits_trace = True
 
     def guardrail_said(self, facts: Document) -> None:
         """Take note of what a guardrail says of its intervention; redactions that wait to be sent get it, too."""

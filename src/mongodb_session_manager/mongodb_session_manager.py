@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import itertools
 import logging
@@ -48,7 +47,7 @@ from .documents import Document, StoredAgent
 from .encoding import encode, same
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
 from .expiry import check_ttl, first_expiry
-from .guardrails import facts_in_stream, facts_of_config, facts_of_trace
+from .guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
 from .keys import check_feedback, check_id, check_metadata, check_metadata_paths, encode_key
 from .lease import SessionLease
 from .metadata_tool import metadata_tool
@@ -56,6 +55,7 @@ from .metrics_override import MetricsOverride
 from .metrics_summary import MetricsSummary, ModelPrice
 from .mongodb_session_repository import MongoDBSessionRepository
 from .operation_hooks import FeedbackHook, MetadataHook, check_hook
+from .search_index import Feed
 from .session_store import SessionStore, now
 from .statements import SessionRef, renew_lease
 from .unit_of_work import AgentWork, MultiAgentOperation, Outbox, Sending
@@ -70,11 +70,12 @@ logger = logging.getLogger(__name__)
 Durability = Literal["message", "turn"]
 OnConflict = Literal["rebase", "raise"]
 
+# A conversation that was long before it was to be indexed is not gone through in one go: whoever closes the manager
+# waits for that.
+_BATCHES_BEHIND_A_TURN = 5
+
 # How long the end of the interpreter may be held up to store what is unsent.
 _AT_EXIT_SECONDS = 30
-
-# How long a redaction waits, at most, to be told why.
-_TRACE_SECONDS = 1.0
 
 
 class MongoDBSessionManager(RepositorySessionManager):
@@ -266,16 +267,36 @@ class MongoDBSessionManager(RepositorySessionManager):
     async def _watch_model(
         self, context: Any, next_fn: Callable[[Any], AsyncGenerator[Any, None]]
     ) -> AsyncGenerator[Any, None]:
-        """Look in the stream of a model that has a guardrail for what the guardrail says: no hook is told."""
-        follower = self._follower(context.agent)
+        """Look in the stream of a model that has a guardrail for what the guardrail says: no hook is told.
+
+        A redaction is passed on when the model's next event was looked at: in it the guardrail says why.
+        """
+        agent = context.agent
+        follower = self._follower(agent)
         follower.watch_for_trace(facts_of_config(_model_config(context.model)))
+        held: list[Any] = []
         try:
             async for event in next_fn(context):
                 if facts := facts_in_stream(event):
                     follower.guardrail_said(facts)
+                if is_redaction(event):
+                    held.append(event)
+                    continue
+                while held:
+                    yield held.pop(0)
                 yield event
-        finally:
-            follower.awaits_trace = False
+        except Exception:
+            while held:
+                yield held.pop(0)
+            raise
+        except BaseException:
+            # Nobody listens any more, so what Strands would have redacted is redacted here.
+            for text in map(redacted_prompt, held):
+                if text is not None:
+                    self.redact_latest_message({"role": "user", "content": [{"text": text}]}, agent)
+            raise
+        while held:
+            yield held.pop(0)
 
     # --- Strands' methods -------------------------------------------------------------------------------------------
 
@@ -340,13 +361,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             MongoDBSessionError: The agent has no message, or its latest was refused and is stored nowhere.
         """
         follower = self._follower(agent)
-        if not follower.redact_latest(redact_message):
-            return
-        if follower.awaits_trace and in_event_loop():
-            # The guardrail says why in the next chunk of the stream, and the next hook sends both. Whoever reads the
-            # stream may be slow to ask for that chunk.
-            asyncio.get_running_loop().call_later(_TRACE_SECONDS, self._send_now, follower.work)
-        else:
+        if follower.redact_latest(redact_message):
             self._send_now(follower.work)
 
     def record_guardrail_trace(self, trace: Mapping[str, Any], agent: Any) -> None:
@@ -610,6 +625,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         follower = self._follower(agent)
         work = follower.work
         work.wait_quietly()
+        work.send_rewrites()  # What was redacted is not to be restored.
         try:
             stored = self._open([work.key], None)[work.key]
         except SessionNotFoundError:
@@ -863,7 +879,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         under_way = work.archiving is not None and not work.archiving.done()
         due = self._parts_should_expire or work.embedded.due(self._archive_policy, self._document.bytes)
         if due and not under_way:
-            work.archiving = self._pool.submit(lambda: self._archive(work))
+            work.archiving = self._pool.submit_behind(lambda: self._archive(work))
 
     def _archive(self, work: AgentWork) -> None:
         before, incarnation = replace(work.embedded), self._incarnation
@@ -892,18 +908,20 @@ class MongoDBSessionManager(RepositorySessionManager):
         if not self._index_messages or work.indexed == work.position or self._incarnation is None:
             return
         if work.indexing is None or work.indexing.done():
-            work.indexing = self._pool.submit(lambda: self._index(work))
+            work.indexing = self._pool.submit_behind(lambda: self._index(work))
 
     def _index(self, work: AgentWork) -> None:
         position, incarnation = work.position, self._incarnation
         assert incarnation is not None
+        feed = Feed(self.session_id, incarnation, work.key, at_least=position, batches=_BATCHES_BEHIND_A_TURN)
         try:
-            self._store.search.feed(self.session_id, incarnation, work.key, at_least=position)
+            self._store.search.feed(feed)
         except (PyMongoError, MongoDBSessionError) as error:
             # The messages themselves are stored, and it stays due.
             logger.warning("session_id=<%s>, error=<%s> | not indexed", self.session_id, error)
         else:
-            work.indexed = position
+            if feed.complete:
+                work.indexed = position
 
     # --- what runs behind a turn ------------------------------------------------------------------------------------
 
