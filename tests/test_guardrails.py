@@ -678,7 +678,7 @@ def test_a_lost_answer_doubles_no_event(act: Any, office: Office, proxies: Calla
         document = office.database[SESSIONS].find_one({"_id": session_id})
         assert document is not None
         assert document["guardrail_event_count"] == len(expected), session_id
-    office.nothing_at_rest("bubblegum", "4111")
+    office.nothing_at_rest("bubblegum", "4111-1111")
 
 
 def test_a_redaction_of_a_message_that_could_not_be_stored_is_one_event(office: Office, client: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a conversation costs in tokens and time: true for each message, and true as a sum.
+"""Metrics tracking validation: tokens and times of a conversation are true for each message, and true as a sum.
 
 Strands' own `event_loop_metrics` run for the life of an `Agent` object. Stored as they are, they would be counted again
 with every message, and somebody would pay by them.
