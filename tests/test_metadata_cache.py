@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import subprocess
@@ -489,12 +490,61 @@ def test_a_read_that_comes_too_late_leaves_nothing_in_the_cache_for_the_next_fac
         manager = factory.create_session_manager("s")
         manager.update_metadata({"n": 1})
         factory.close()
-        # A thread that had taken hold of the cache before it was closed, and goes on only now.
-        manager.session_repository._metadata_cache = mine
 
         assert manager.get_metadata() == {"metadata": {"n": 1}}
 
     assert (mine.stats()["entries"], watching_threads()) == (0, [])
+
+
+@pytest.mark.parametrize("ends", ["closed", "forgotten"])
+@pytest.mark.parametrize("ttl_hours", [None, 1])
+def test_what_one_factory_has_read_is_never_another_ones(
+    process: Any, server: Any, database_name: str, ends: str, ttl_hours: Any
+) -> None:
+    """The database of the other one stands for another server: to the cache it has the same name."""
+    mine = cache()
+    borrowed: MongoClient[Any]
+    with MongoClient(server.uri) as borrowed:
+        factory = MongoDBSessionManagerFactory(None, database_name, SESSIONS, borrowed, metadata_cache=mine)
+        former = factory.create_session_manager("s", ttl_hours=ttl_hours)
+        former.update_metadata({"of": "the former"})
+        assert former.get_metadata() == {"metadata": {"of": "the former"}}
+        if ends == "closed":
+            factory.close()
+        del factory
+        gc.collect()
+
+        here = process(mine)
+        database = borrowed[database_name]
+        database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.of": "the next"}})
+        assert here.metadata() == {"of": "the next"}
+        database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.of": "nobody"}})
+
+        assert former.get_metadata() == {"metadata": {"of": "nobody"}}
+        mine.clear()
+        former.get_metadata()
+        assert mine.stats()["entries"] == 0
+        former.session_repository.get_metadata("s")
+
+
+def test_the_watchers_of_a_factory_that_was_forgotten_end_when_the_cache_is_given_to_the_next(
+    watching: Any, replica_set: LocalMongoDB, name: str
+) -> None:
+    mine = cache(watch=True)
+    borrowed: MongoClient[Any]
+    with MongoClient(replica_set.uri) as borrowed:
+        factory = MongoDBSessionManagerFactory(None, name, SESSIONS, borrowed, metadata_cache=mine)
+        manager = factory.create_session_manager("s")
+        manager.get_metadata()
+        (before,) = watching_threads()
+        del factory
+        gc.collect()
+
+        here = watching(mine)
+        manager.get_metadata()
+
+        (now,) = watching_threads()
+        assert (before.is_alive(), now is not before, here.stats["watching"]) == (False, True, 1)
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,10 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     Raises:
         InvalidIdentifierError: The session id is empty or holds a slash, a NUL or a lone surrogate.
-        TypeError: The session id is no string, ``client`` is an ``AsyncMongoClient``, or a hook is no function or an
-            ``async`` one.
+        TypeError: The session id is no string, ``client`` is an ``AsyncMongoClient``, ``metadata_fields`` is one
+            string, or a hook is no function or an ``async`` one.
         ValueError: Neither ``connection_string`` nor ``client``; ``w=0``; an unknown ``durability``; a threshold
-            below 1; ``ttl_hours`` not above 0.
+            below 1; ``ttl_hours`` not above 0; more than 28 ``metadata_fields``.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             database_name,
             collection_name,
             client,
-            list(metadata_fields or ()),
+            metadata_fields,
             ttl_hours=ttl_hours,
             _ensure_indexes_now=False,
             **client_options,

@@ -24,7 +24,7 @@ from bson.errors import BSONError
 from .documents import Document, stored_time
 from .encoding import CODEC_OPTIONS, MARKER, decode, to_bson
 from .expiry import NOT_EXPIRED
-from .keys import check_id, check_metadata_paths, decode_key, encode_key
+from .keys import check_depth, check_id, check_metadata_paths, decode_key, encode_key
 from .statements import segment_id
 
 SortBy = Literal["created_at", "updated_at"]
@@ -183,6 +183,7 @@ def listing(
     Raises:
         TypeError: An argument has the wrong type.
         InvalidIdentifierError: A metadata key or the agent's id cannot be used.
+        UnstorableValueError: A value to compare with is nested too deeply.
         ValueError: A time has no time zone; ``sort_by``, ``limit`` or ``cursor`` is wrong.
     """
     if sort_by not in ("created_at", "updated_at"):
@@ -226,7 +227,8 @@ def _metadata(metadata: Mapping[str, Any] | None) -> list[Document]:
         return []
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
-    check_metadata_paths(metadata)
+    for path in check_metadata_paths(metadata):
+        check_depth(metadata[path], f"metadata {path}", path.count(".") + 1)
     # $eq: what looks like an operator is a value like any other.
     return [{f"metadata.{path}": {"$eq": value}} for path, value in metadata.items()]
 

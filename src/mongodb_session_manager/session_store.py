@@ -483,16 +483,19 @@ class SessionStore:
 
         Raises:
             UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``, or what lies above
-                a dotted key is no object.
+                a dotted key is no object, or an array that is shorter.
         """
         update = statements.set_metadata(session, metadata, now())
-        growth = statements.metadata_size_expression(metadata)
+        needed = {
+            "size": statements.metadata_size_expression(metadata),
+            "without_gaps": statements.metadata_without_gaps_expression(metadata),
+        }
 
-        def has_no_room(standing: Document) -> bool:
-            return bool(standing["size"] > MAX_METADATA_BYTES)
+        def is_refused(standing: Document) -> bool:
+            return bool(standing["size"] > MAX_METADATA_BYTES or not standing["without_gaps"])
 
         try:
-            standing = self.guarded(session, update, {"size": growth}, has_no_room)
+            standing = self.guarded(session, update, needed, is_refused)
         except WriteError as error:
             if error.code != _PATH_NOT_VIABLE:
                 raise
@@ -502,6 +505,11 @@ class SessionStore:
                 f"session_id={session.session_id!r}: one of {keys} lies below a value that is no object"
             ) from error
         if standing is not None:
+            if not standing["without_gaps"]:
+                raise UnstorableValueError(
+                    f"session_id={session.session_id!r}: one of {', '.join(map(repr, metadata))} lies beyond the end "
+                    "of a list: set the whole list, or one element directly behind its last"
+                )
             raise UnstorableValueError(
                 f"session_id={session.session_id!r}: with {', '.join(map(repr, metadata))} its metadata would have "
                 f"{standing['size']} bytes; at most {MAX_METADATA_BYTES} can be stored"
