@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from support.commands import CommandRecorder
@@ -700,6 +701,27 @@ def test_a_stream_that_cannot_be_opened_yet_is_told_of_once_and_opened_when_it_c
         assert here.metadata() == {"n": 2}  # What was read before the stream was open may be old.
 
     assert len([record for record in caplog.records if "interrupted" in record.message]) == 1
+
+
+@pytest.mark.parametrize(
+    "foreign_id", [{"tenant": 1}, 7, None, RawBSONDocument(b"\x0f\0\0\0\x02a\0\x03\0\0\0\xff\xfe\0\0")]
+)
+def test_documents_that_are_no_sessions_do_not_end_the_watching(
+    watching: Any, replica_set: LocalMongoDB, name: str, foreign_id: Any
+) -> None:
+    here, there = watching(cache(watch=True)), watching()
+    there.manager().update_metadata({"n": 1})
+    eventually(lambda: here.metadata() == {"n": 1})
+    client: MongoClient[Any]
+    with MongoClient(replica_set.uri) as client:
+        client[name][SESSIONS].insert_one({"_id": foreign_id, "metadata": {}})
+        client[name][SESSIONS].update_one({"_id": foreign_id}, {"$set": {"metadata.a": 1}})
+
+    there.manager().update_metadata({"n": 2})
+
+    eventually(lambda: here.metadata() == {"n": 2})
+    eventually(lambda: here.stats["watching"] == 1)
+    assert len(watching_threads()) == 1
 
 
 def test_a_collection_that_is_dropped_is_forgotten_and_watched_again(watching: Any) -> None:

@@ -28,6 +28,7 @@ from .errors import (
     UnstorableValueError,
 )
 from .expiry import check_ttl, first_expiry
+from .foreign import mapping, name_of
 from .keys import (
     check_feedback,
     check_id,
@@ -36,7 +37,6 @@ from .keys import (
     check_metadata_fields,
     check_metadata_paths,
     check_text,
-    decode_key,
     encode_key,
 )
 from .metadata_cache import CacheUse, SessionPlace
@@ -432,7 +432,7 @@ class MongoDBSessionRepository(SessionRepository):
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
         which = statements.live(check_id(session_id, "session_id"))
         document = self._store.find_plain(which, {"_id": 0, "metadata": 1})
-        return {} if document is None else {"metadata": document.get("metadata") or {}}
+        return {} if document is None else {"metadata": dict(mapping(document.get("metadata")))}
 
     def delete_metadata(self, session_id: str, metadata_keys: list[str]) -> None:
         """Remove metadata fields of a session and leave the others; those that are not there are no error.
@@ -673,9 +673,9 @@ class MongoDBSessionRepository(SessionRepository):
 
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.
-        keys = {"$map": {"input": {"$objectToArray": {"$ifNull": ["$agents", {}]}}, "as": "a", "in": "$$a.k"}}
-        document = self._store.find_one(statements.live(session_id), {"_id": 0, "keys": keys})
-        return [decode_key(key) for key in (document or {}).get("keys") or []]
+        projection = {"_id": 0, "keys": statements.AGENT_KEYS}
+        document = self._store.find_one(statements.live(session_id), projection)
+        return [name_of(key) for key in (document or {}).get("keys") or []]
 
     def _count_messages(self, session_id: str, agent_id: str) -> int:
         return self._store.count_messages(session_id, encode_key(agent_id))

@@ -24,7 +24,8 @@ from bson.errors import BSONError
 from .documents import Document, stored_time
 from .encoding import CODEC_OPTIONS, MARKER, decode, to_bson
 from .expiry import NOT_EXPIRED
-from .keys import check_depth, check_id, check_metadata_paths, decode_key, encode_key
+from .foreign import count, name_of
+from .keys import check_depth, check_id, check_metadata_paths, encode_key
 from .statements import segment_id
 
 SortBy = Literal["created_at", "updated_at"]
@@ -436,7 +437,7 @@ PROJECTION: Document = {
         "$cond": [
             {"$isArray": "$agent_ids"},
             "$agent_ids",
-            _over_agents({"$ifNull": ["$$a.v.agent_data.agent_id", {"key": "$$a.k"}]}),
+            _over_agents({"key": "$$a.k", "agent_id": "$$a.v.agent_data.agent_id"}),
         ]
     },
     "message_count": {"$sum": _over_agents({"$sum": ["$$a.v.archived_count", {"$size": _array("$$a.v.messages")}]})},
@@ -493,14 +494,24 @@ def _header(document: Document, archived_text: Any) -> SessionHeader:
         updated_at=document["updated_at"],
         expires_at=expires_at if isinstance(expires_at, datetime) else None,
         title=title,
-        agent_ids=[one if isinstance(one, str) else decode_key(one["key"]) for one in document["agent_ids"]],
-        message_count=int(document["message_count"]),
-        input_tokens=int(document["input_tokens"]),
-        output_tokens=int(document["output_tokens"]),
-        total_tokens=int(document["total_tokens"]),
-        feedback_count=int(document["feedback_count"]),
+        agent_ids=_agent_ids(document["agent_ids"]),
+        message_count=count(document["message_count"]),
+        input_tokens=count(document["input_tokens"]),
+        output_tokens=count(document["output_tokens"]),
+        total_tokens=count(document["total_tokens"]),
+        feedback_count=count(document["feedback_count"]),
         metadata=metadata,
     )
+
+
+def _agent_ids(projected: Iterable[Any]) -> list[str]:
+    ids = []
+    for one in projected:
+        if isinstance(one, dict) and isinstance(one.get("key"), str):
+            one = one["agent_id"] if isinstance(one.get("agent_id"), str) else name_of(one["key"])
+        if isinstance(one, str):
+            ids.append(one)
+    return ids
 
 
 def _title(stored: Any) -> str | None:

@@ -39,6 +39,7 @@ from .errors import (
     UnstorableValueError,
 )
 from .expiry import EXPIRED, FOREVER, expiry_of_new_parts, parts_kept_until, parts_needed_until
+from .foreign import count, mapping, mappings
 from .history import History, HistoryIncompleteError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .metadata_cache import MetadataAsRead
@@ -528,7 +529,7 @@ class SessionStore:
 
     def metadata(self, content: bytes) -> Document:
         """Return the values of metadata that were read as they are stored."""
-        return self._reader.plain(RawBSONDocument(content)).get("metadata") or {}
+        return dict(mapping(self._reader.plain(RawBSONDocument(content)).get("metadata")))
 
     def watch_metadata(self, max_await_ms: int) -> ChangeStream[Document]:
         """Open a stream of the changes after which a session's metadata may be other than before.
@@ -595,8 +596,8 @@ class SessionStore:
         document = self.find_plain(statements.live(session_id), projection)
         if document is None:
             return []
-        feedbacks: list[Document] = document.get("feedbacks") or []
-        archived = int(document.get("feedbacks_archived", 0))
+        feedbacks = mappings(document.get("feedbacks"))
+        archived = count(document.get("feedbacks_archived"))
         if archived:
             feedbacks[:0] = self.history.read(session_id, document["incarnation"], FEEDBACKS, 0, archived)
         return feedbacks
@@ -607,7 +608,7 @@ class SessionStore:
         if document is None:
             return [], []
         ratings: list[Any] = document["ratings"]
-        archived = int(document["feedbacks_archived"])
+        archived = count(document["feedbacks_archived"])
         if archived:
             ratings += self.history.ratings(session_id, document["incarnation"], archived, agent_id)
         return [(agent["key"], agent.get("usage")) for agent in document["agents"]], ratings

@@ -365,7 +365,7 @@ def metadata_size_expression(metadata: Mapping[str, Any]) -> Document:
     added = len(to_bson({str(index): value for index, value in enumerate(metadata.values())})) + names
     return {
         "$add": [
-            {"$bsonSize": {"$ifNull": ["$metadata", {}]}},
+            {"$bsonSize": {"$cond": [{"$eq": [{"$type": "$metadata"}, "object"]}, "$metadata", {}]}},
             {"$subtract": [added, {"$bsonSize": replaced}]},
         ]
     }
@@ -515,7 +515,7 @@ def feedback_projection(feedback: Document, link: MessageLink | None) -> Documen
     }
 
 
-_FEEDBACKS: Document = {"$ifNull": ["$feedbacks", []]}
+_FEEDBACKS: Document = {"$cond": [{"$isArray": "$feedbacks"}, "$feedbacks", []]}
 _FEEDBACKS_ARE_FULL: Document = {
     "$or": [
         {"$gte": [{"$size": _FEEDBACKS}, MAX_FEEDBACKS]},
@@ -762,6 +762,12 @@ def count_expression(key: str) -> Document:
     return _count(f"$agents.{key}")
 
 
+_EACH_AGENT: Document = {"$objectToArray": {"$cond": [{"$eq": [{"$type": "$agents"}, "object"]}, "$agents", {}]}}
+
+AGENT_KEYS: Document = {"$map": {"input": _EACH_AGENT, "as": "a", "in": "$$a.k"}}
+"""Expression for the keys of a session's agents."""
+
+
 def metrics_projection(agent_id: str | None) -> Document:
     """Return the projection of what a summary of metrics needs: the agents' running totals, the feedbacks' ratings.
 
@@ -769,8 +775,7 @@ def metrics_projection(agent_id: str | None) -> Document:
         agent_id: Only this agent's, and only of feedbacks that name it; None for all.
     """
     if agent_id is None:
-        every = {"$objectToArray": {"$ifNull": ["$agents", {}]}}
-        agents: Document = {"$map": {"input": every, "as": "a", "in": {"key": "$$a.k", "usage": _usage("$$a.v")}}}
+        agents: Document = {"$map": {"input": _EACH_AGENT, "as": "a", "in": {"key": "$$a.k", "usage": _usage("$$a.v")}}}
     else:
         key = encode_key(agent_id)
         agent = f"$agents.{key}"
