@@ -69,13 +69,11 @@ def metadata_tool(
             if not (gone := _keys(keys)):
                 raise ValueError("delete needs keys: the keys to remove")
             _refuse_others(gone, may_write, "change")
-            manager.delete_metadata(gone)
-            return f"Deleted: {', '.join(gone)}"
+            return _done("Deleted", gone, manager._delete_metadata(gone))
         if not (fields := _fields(metadata)):
             raise ValueError(f"{action} needs metadata: an object with the fields to set")
         _refuse_others(fields, may_write, "change")
-        manager.update_metadata(fields)
-        return f"Stored: {', '.join(fields)}"
+        return _done("Stored", list(fields), manager._update_metadata(fields))
 
     return manage_metadata
 
@@ -102,6 +100,15 @@ def _refuse_others(keys: Sequence[str] | Mapping[str, Any], allowed: list[str] |
         others = [key for key in keys if not any(key == path or key.startswith(f"{path}.") for path in allowed)]
         if others:
             raise ValueError(f"not allowed: {', '.join(others)}. {_told(verb, allowed)}")
+
+
+def _done(what: str, wanted: list[str], done: list[str]) -> str:
+    """Return what the model is told. Which other keys a hook has made of its own, it is not."""
+    if not done:
+        raise ValueError("refused by the application: nothing was changed")
+    if set(done) != set(wanted):
+        return f"{what}, but not as given: the application changed it. Read what is there now."
+    return f"{what}: {', '.join(wanted)}"
 
 
 def _fields(metadata: dict[str, Any] | str | None) -> dict[str, Any]:
