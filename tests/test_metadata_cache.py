@@ -25,6 +25,7 @@ from support.histories import SESSIONS
 from support.waiting import eventually
 
 from mongodb_session_manager import MongoDBSessionManagerFactory, SessionMetadataCache, SessionNotFoundError
+from mongodb_session_manager.metadata_cache import MAX_ENTRY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -286,6 +287,40 @@ def test_a_slow_reader_does_not_put_back_what_was_replaced_while_it_was_reading(
 
     assert here.metadata() == after
     assert here.metadata() == after
+
+
+def test_of_two_reads_at_once_the_one_that_began_later_is_kept(process: Any, database: Database[Any]) -> None:
+    here = process(cache())
+    here.manager().update_metadata({"n": 1})
+
+    with ThreadPoolExecutor(1) as threads, here.gate.holding("find") as held:
+        slow = threads.submit(here.metadata)
+        held.wait()
+        database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.n": 2}})
+        assert here.metadata() == {"n": 2}
+        held.released.set()
+        assert slow.result() == {"n": 1}
+
+    assert here.metadata() == {"n": 2}
+
+
+def test_large_metadata_is_not_held(process: Any) -> None:
+    here = process(cache())
+    for size, entries in ((MAX_ENTRY_BYTES - 1000, 1), (MAX_ENTRY_BYTES, 0)):
+        here.manager().update_metadata({"text": "x" * size})
+        assert here.metadata() == {"text": "x" * size}
+        assert here.stats["entries"] == entries
+
+
+def test_what_is_held_was_read_from_the_primary(process: Any) -> None:
+    here = process(cache(), readPreference="primaryPreferred")
+    here.manager().update_metadata({"n": 1})
+    here.recorder.clear()
+
+    here.metadata()
+
+    (command,) = here.recorder.commands.named("find")
+    assert "primaryPreferred" not in repr(command)
 
 
 def test_nothing_is_kept_that_was_read_while_a_write_was_under_way(process: Any) -> None:

@@ -19,6 +19,9 @@ from typing import NamedTuple, Protocol, TypedDict
 
 from bson import ObjectId
 
+MAX_ENTRY_BYTES = 64 * 1024
+"""Larger metadata is not held: a thousand such sessions would fill the memory of a process."""
+
 
 class MetadataCacheStats(TypedDict):
     """What a cache has done since it was made. Only numbers."""
@@ -83,7 +86,8 @@ class SessionMetadataCache:
 
     What a manager of this factory has written is never hidden by an older value. What *another process* has written
     may be, for ``ttl_seconds`` at most; with ``watch`` only until the server has told of it. A session that does not
-    exist is not remembered as such. Threads may share it. A forked child begins with an empty one.
+    exist is not remembered as such, nor is metadata of more than 64 KB. Threads may share it. A forked child begins
+    with an empty one.
 
     Args:
         max_entries: How many sessions' metadata are held; beyond that the one that was not used for longest goes.
@@ -196,11 +200,13 @@ class SessionMetadataCache:
                     if not reads:
                         del self._reads[key]
                 void = read.void or key in self._writes or self._token is not use.token
-                if found is not None and not void:
+                standing = self._entries.get(key)
+                is_newest = standing is None or standing.began <= now
+                if found is not None and not void and is_newest and len(found.content) <= MAX_ENTRY_BYTES:
                     seconds = self._ttl_seconds
                     if found.seconds_left is not None:  # Its session expires.
                         seconds = min(seconds, found.seconds_left)
-                    self._entries[key] = _Entry(now + seconds, found)
+                    self._entries[key] = _Entry(now, now + seconds, found)
                     self._entries.move_to_end(key)
                     if len(self._entries) > self._max_entries:
                         self._entries.popitem(last=False)
@@ -301,6 +307,7 @@ _Key = tuple[SessionPlace, str]
 
 
 class _Entry(NamedTuple):
+    began: float
     expires: float
     found: MetadataAsRead
 

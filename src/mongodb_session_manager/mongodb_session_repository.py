@@ -186,7 +186,8 @@ class MongoDBSessionRepository(SessionRepository):
         Pages by ``created_at`` show every session once that is there from the first page to the last, whatever is
         written meanwhile. By ``updated_at`` a session that changes meanwhile moves: it may be shown again or, where it
         moves to a page that was read already, not at all; the first page, read anew, has it. Sessions that have
-        expired are not listed. Which filters an index serves: ``docs/listing.md``.
+        expired are not listed. A page holds the whole metadata of its sessions: where that is large, ask for few at
+        once. Which filters an index serves: ``docs/listing.md``.
 
         Args:
             metadata: Fields and the values they must equal; a dot addresses a nested field. A value is never an
@@ -210,8 +211,8 @@ class MongoDBSessionRepository(SessionRepository):
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: A time has no time zone; ``sort_by`` or ``limit`` is none of these; ``cursor`` is damaged, or
-                of a list in another order.
+            ValueError: A time has no time zone or is out of range; ``sort_by`` or ``limit`` is none of these; ``cursor``
+                is damaged, or of a list in another order.
             InvalidIdentifierError: A metadata key or ``agent_id`` cannot be used.
             UnstorableValueError: A value to compare with is none that MongoDB knows.
         """

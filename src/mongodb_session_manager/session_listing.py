@@ -66,7 +66,7 @@ class SessionHeader:
         output_tokens: Tokens received from models.
         total_tokens: Both, as the providers counted them.
         feedback_count: Feedbacks.
-        metadata: The session's metadata, all of it; ``{}`` if it has none.
+        metadata: The session's metadata, all of it, up to 4 MB; ``{}`` if it has none.
     """
 
     session_id: str
@@ -185,14 +185,16 @@ def listing(
         TypeError: An argument has the wrong type.
         InvalidIdentifierError: A metadata key or the agent's id cannot be used.
         UnstorableValueError: A value to compare with is nested too deeply.
-        ValueError: A time has no time zone; ``sort_by``, ``limit`` or ``cursor`` is wrong.
+        ValueError: A time has no time zone or is out of range; ``sort_by``, ``limit`` or ``cursor`` is wrong.
     """
     if sort_by not in ("created_at", "updated_at"):
         raise ValueError(f"sort_by must be 'created_at' or 'updated_at', not {sort_by!r}")
     if not isinstance(newest_first, bool):
         raise TypeError(f"newest_first must be a bool, not {type(newest_first).__name__}")
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT:
-        raise ValueError(f"limit must be an int from 1 to {MAX_LIMIT}, not {limit!r}")
+    if not isinstance(limit, int) or isinstance(limit, bool):
+        raise TypeError(f"limit must be an int, not {type(limit).__name__}")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}")
     order = Order(sort_by, newest_first)
     conditions = [
         *_metadata(metadata),
@@ -262,7 +264,10 @@ def _times(what: str, start: datetime | None, end: datetime | None) -> list[Docu
             raise TypeError(f"{name} must be a datetime, not {type(moment).__name__}")
         if moment.utcoffset() is None:
             raise ValueError(f"{name} has no time zone: say which moment is meant, as datetime.now(timezone.utc) does")
-        bounds[operator] = stored_time(moment)
+        try:
+            bounds[operator] = stored_time(moment)
+        except OverflowError:
+            raise ValueError(f"{name} is out of range: in UTC it lies before the year 1 or after 9999") from None
     return [{f"{what}_at": bounds}] if bounds else []
 
 

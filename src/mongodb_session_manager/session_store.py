@@ -517,10 +517,14 @@ class SessionStore:
             )
 
     def read_metadata(self, session_id: str) -> MetadataAsRead | None:
-        """Return a session's metadata as it is stored, and of which life of it."""
+        """Return a session's metadata as it is stored on the primary, and of which life of it.
+
+        It will be remembered: what a secondary has not yet, would hide a write for that long.
+        """
         left = {"$cond": [{"$eq": [{"$type": "$expires_at"}, "date"]}, {"$subtract": ["$expires_at", "$$NOW"]}, None]}
         projection = {"_id": 0, "incarnation": 1, "metadata": 1, "milliseconds_left": left}
-        found = self._raw.find_one(statements.live(session_id), projection)
+        primary = self._raw.with_options(read_preference=Primary())
+        found = primary.find_one(statements.live(session_id), projection)
         if found is None:
             return None
         milliseconds = found["milliseconds_left"]
