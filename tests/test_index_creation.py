@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from offline_model import OfflineScriptedModel
-from pymongo import MongoClient
+from pymongo import IndexModel, MongoClient
 from strands import Agent
 from strands.types.session import Session
 from support.commands import CommandRecorder
@@ -198,11 +198,80 @@ def test_a_failure_to_create_an_index_is_logged_and_the_repository_works(
     assert repository.session_exists("user-123")
 
 
+@pytest.mark.parametrize("failure", [{"close_connection": True}, {"error_code": 1}])
 def test_indexes_that_could_not_be_created_are_created_by_the_next_repository(
-    client: MongoClient[Any], client_in_trouble: MongoClient[Any], database_name: str
+    client: MongoClient[Any], client_in_trouble: MongoClient[Any], database_name: str, failure: Any
 ) -> None:
-    names: dict[str, Any] = {"client": client_in_trouble, "database_name": database_name, "collection_name": "sessions"}
-    with fail_command(client, "createIndexes", app_name="in trouble", error_code=13):
+    names = {"client": client_in_trouble, "database_name": database_name, "collection_name": "sessions"}
+    with fail_command(client, "createIndexes", app_name="in trouble", **failure):
         MongoDBSessionRepository(**names)
     repository = MongoDBSessionRepository(**names)
     assert indexed_fields(repository.collection) >= {"created_at", "updated_at"}
+
+
+def test_indexes_that_were_refused_for_good_are_not_asked_for_nor_told_of_again(
+    watched_client: MongoClient[Any],
+    client: MongoClient[Any],
+    database_name: str,
+    recorder: CommandRecorder,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = client[database_name].sessions
+    own.create_index("created_at", expireAfterSeconds=30 * 86400)
+    own.create_index("updated_at", name="mine")
+    names = {"client": watched_client, "database_name": database_name, "collection_name": "sessions"}
+    repository = MongoDBSessionRepository(**names, metadata_fields=["status"], ttl_hours=1)
+
+    assert indexed_fields(repository.collection) >= {"metadata.status", "expires_at"}
+    assert sum(len(index["key"]) > 1 for index in own.index_information().values()) == 5
+    told = [record.message for record in caplog.records if "not created" in record.message]
+    assert len(told) == 2
+    recorder.clear()
+    MongoDBSessionRepository(**names, metadata_fields=["status"], ttl_hours=1)
+    assert recorder.names == []
+
+
+def test_without_the_right_to_make_indexes_that_is_told_once(
+    client: MongoClient[Any],
+    client_in_trouble: MongoClient[Any],
+    database_name: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names = {"client": client_in_trouble, "database_name": database_name, "collection_name": "sessions"}
+    with fail_command(client, "createIndexes", app_name="in trouble", error_code=13):
+        for _ in range(3):
+            MongoDBSessionRepository(**names)
+    assert len([record for record in caplog.records if "not created" in record.message]) == 1
+
+
+def test_where_other_indexes_take_the_room_those_are_made_that_fit(
+    client: MongoClient[Any], database_name: str
+) -> None:
+    own = client[database_name].sessions
+    own.create_indexes([IndexModel(f"own{number}") for number in range(60)])
+    repository = MongoDBSessionRepository(client=client, database_name=database_name, collection_name="sessions")
+    assert indexed_fields(repository.collection) >= {"created_at", "updated_at"}
+    assert len(own.index_information()) == 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [("user", TypeError), ([f"f{number}" for number in range(29)], ValueError), ([7], TypeError), (["$a"], ValueError)],
+)
+@pytest.mark.parametrize("kind", [MongoDBSessionRepository, MongoDBSessionManagerFactory, MongoDBSessionManager])
+def test_metadata_fields_that_cannot_be_indexed_are_refused(
+    client: MongoClient[Any], database_name: str, kind: Any, fields: Any, error: type[Exception]
+) -> None:
+    session = {"session_id": "s"} if kind is MongoDBSessionManager else {}
+    with pytest.raises(error, match="metadata"):
+        kind(**session, client=client, database_name=database_name, metadata_fields=fields)
+
+
+def test_as_many_fields_as_are_allowed_are_indexed_twice_and_once_where_named_twice(
+    client: MongoClient[Any], database_name: str
+) -> None:
+    fields = ["address", "address.city", *(f"f{number}" for number in range(26))]
+    repository = MongoDBSessionRepository(
+        client=client, database_name=database_name, collection_name="c", metadata_fields=[*fields, "f1"], ttl_hours=1
+    )
+    assert len(repository.collection.index_information()) == 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import subprocess
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from support.commands import CommandRecorder
@@ -23,6 +25,7 @@ from support.histories import SESSIONS
 from support.waiting import eventually
 
 from mongodb_session_manager import MongoDBSessionManagerFactory, SessionMetadataCache, SessionNotFoundError
+from mongodb_session_manager.metadata_cache import MAX_ENTRY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -286,6 +289,40 @@ def test_a_slow_reader_does_not_put_back_what_was_replaced_while_it_was_reading(
     assert here.metadata() == after
 
 
+def test_of_two_reads_at_once_the_one_that_began_later_is_kept(process: Any, database: Database[Any]) -> None:
+    here = process(cache())
+    here.manager().update_metadata({"n": 1})
+
+    with ThreadPoolExecutor(1) as threads, here.gate.holding("find") as held:
+        slow = threads.submit(here.metadata)
+        held.wait()
+        database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.n": 2}})
+        assert here.metadata() == {"n": 2}
+        held.released.set()
+        assert slow.result() == {"n": 1}
+
+    assert here.metadata() == {"n": 2}
+
+
+def test_large_metadata_is_not_held(process: Any) -> None:
+    here = process(cache())
+    for size, entries in ((MAX_ENTRY_BYTES - 1000, 1), (MAX_ENTRY_BYTES, 0)):
+        here.manager().update_metadata({"text": "x" * size})
+        assert here.metadata() == {"text": "x" * size}
+        assert here.stats["entries"] == entries
+
+
+def test_what_is_held_was_read_from_the_primary(process: Any) -> None:
+    here = process(cache(), readPreference="primaryPreferred")
+    here.manager().update_metadata({"n": 1})
+    here.recorder.clear()
+
+    here.metadata()
+
+    (command,) = here.recorder.commands.named("find")
+    assert "primaryPreferred" not in repr(command)
+
+
 def test_nothing_is_kept_that_was_read_while_a_write_was_under_way(process: Any) -> None:
     """The update is carried out and not yet known to be: a value read before it must not be served after it."""
     here = process(cache())
@@ -489,12 +526,61 @@ def test_a_read_that_comes_too_late_leaves_nothing_in_the_cache_for_the_next_fac
         manager = factory.create_session_manager("s")
         manager.update_metadata({"n": 1})
         factory.close()
-        # A thread that had taken hold of the cache before it was closed, and goes on only now.
-        manager.session_repository._metadata_cache = mine
 
         assert manager.get_metadata() == {"metadata": {"n": 1}}
 
     assert (mine.stats()["entries"], watching_threads()) == (0, [])
+
+
+@pytest.mark.parametrize("ends", ["closed", "forgotten"])
+@pytest.mark.parametrize("ttl_hours", [None, 1])
+def test_what_one_factory_has_read_is_never_another_ones(
+    process: Any, server: Any, database_name: str, ends: str, ttl_hours: Any
+) -> None:
+    """The database of the other one stands for another server: to the cache it has the same name."""
+    mine = cache()
+    borrowed: MongoClient[Any]
+    with MongoClient(server.uri) as borrowed:
+        factory = MongoDBSessionManagerFactory(None, database_name, SESSIONS, borrowed, metadata_cache=mine)
+        former = factory.create_session_manager("s", ttl_hours=ttl_hours)
+        former.update_metadata({"of": "the former"})
+        assert former.get_metadata() == {"metadata": {"of": "the former"}}
+        if ends == "closed":
+            factory.close()
+        del factory
+        gc.collect()
+
+        here = process(mine)
+        database = borrowed[database_name]
+        database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.of": "the next"}})
+        assert here.metadata() == {"of": "the next"}
+        database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.of": "nobody"}})
+
+        assert former.get_metadata() == {"metadata": {"of": "nobody"}}
+        mine.clear()
+        former.get_metadata()
+        assert mine.stats()["entries"] == 0
+        former.session_repository.get_metadata("s")
+
+
+def test_the_watchers_of_a_factory_that_was_forgotten_end_when_the_cache_is_given_to_the_next(
+    watching: Any, replica_set: LocalMongoDB, name: str
+) -> None:
+    mine = cache(watch=True)
+    borrowed: MongoClient[Any]
+    with MongoClient(replica_set.uri) as borrowed:
+        factory = MongoDBSessionManagerFactory(None, name, SESSIONS, borrowed, metadata_cache=mine)
+        manager = factory.create_session_manager("s")
+        manager.get_metadata()
+        (before,) = watching_threads()
+        del factory
+        gc.collect()
+
+        here = watching(mine)
+        manager.get_metadata()
+
+        (now,) = watching_threads()
+        assert (before.is_alive(), now is not before, here.stats["watching"]) == (False, True, 1)
 
 
 @pytest.mark.parametrize(
@@ -650,6 +736,27 @@ def test_a_stream_that_cannot_be_opened_yet_is_told_of_once_and_opened_when_it_c
         assert here.metadata() == {"n": 2}  # What was read before the stream was open may be old.
 
     assert len([record for record in caplog.records if "interrupted" in record.message]) == 1
+
+
+@pytest.mark.parametrize(
+    "foreign_id", [{"tenant": 1}, 7, None, RawBSONDocument(b"\x0f\0\0\0\x02a\0\x03\0\0\0\xff\xfe\0\0")]
+)
+def test_documents_that_are_no_sessions_do_not_end_the_watching(
+    watching: Any, replica_set: LocalMongoDB, name: str, foreign_id: Any
+) -> None:
+    here, there = watching(cache(watch=True)), watching()
+    there.manager().update_metadata({"n": 1})
+    eventually(lambda: here.metadata() == {"n": 1})
+    client: MongoClient[Any]
+    with MongoClient(replica_set.uri) as client:
+        client[name][SESSIONS].insert_one({"_id": foreign_id, "metadata": {}})
+        client[name][SESSIONS].update_one({"_id": foreign_id}, {"$set": {"metadata.a": 1}})
+
+    there.manager().update_metadata({"n": 2})
+
+    eventually(lambda: here.metadata() == {"n": 2})
+    eventually(lambda: here.stats["watching"] == 1)
+    assert len(watching_threads()) == 1
 
 
 def test_a_collection_that_is_dropped_is_forgotten_and_watched_again(watching: Any) -> None:

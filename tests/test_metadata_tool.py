@@ -117,7 +117,7 @@ def test_an_agent_sets_reads_and_deletes_metadata_of_its_session(manager: MongoD
 
 @pytest.mark.parametrize(
     "keys",
-    [["a", "b.c"], '["a", "b.c"]', ' [ "a" , "b.c" ] ', "a,b.c", "a, b.c ,", "a,  b.c"],
+    [["a", "b.c"], '["a", "b.c"]', ' [ "a" , "b.c" ] ', "a,b.c", "a, b.c ,", "a,  b.c", '"a", "b.c"'],
 )
 def test_keys_in_any_form_that_models_write_are_understood(manager: MongoDBSessionManager, keys: Any) -> None:
     manager.update_metadata({"a": 1, "b": {"c": 2}, "d": 3})
@@ -127,7 +127,7 @@ def test_keys_in_any_form_that_models_write_are_understood(manager: MongoDBSessi
     assert stored(manager) == {"b": {}, "d": 3}
 
 
-@pytest.mark.parametrize("keys", [None, [], "", " ", "[]"])
+@pytest.mark.parametrize("keys", [None, [], "", " ", "[]", "null"])
 def test_no_keys_in_any_form_read_everything_and_delete_nothing(manager: MongoDBSessionManager, keys: Any) -> None:
     manager.update_metadata({"a": 1})
 
@@ -135,6 +135,14 @@ def test_no_keys_in_any_form_read_everything_and_delete_nothing(manager: MongoDB
     with pytest.raises(ValueError, match="needs keys"):
         manager.get_metadata_tool()(action="delete", keys=keys)
     assert stored(manager) == {"a": 1}
+
+
+def test_a_key_and_one_below_it_can_be_read_at_once_and_one_in_quotes(manager: MongoDBSessionManager) -> None:
+    manager.update_metadata({"a": {"b": 1}, "c": 2})
+
+    both, quoted = asked(manager, {"action": "get", "keys": ["a", "a.b"]}, {"action": "get", "keys": '"c"'})
+
+    assert [json.loads(text) for _, text in (both, quoted)] == [{"a": {"b": 1}, "a.b": 1}, {"c": 2}]
 
 
 def test_metadata_written_as_text_is_understood(manager: MongoDBSessionManager) -> None:
@@ -332,6 +340,23 @@ def test_a_failure_of_the_database_is_the_tools_error_and_known_to_hooks(
     assert [type(failure).__name__ for failure in failures] == ["OperationFailure"]
     agent("Go.")
     assert told(agent)[-1] == ("success", '{"a": 1}')
+
+
+@pytest.mark.parametrize("allowed", [{"readable": ["a"]}, {"writable": ["a"]}], ids=str)
+def test_a_model_that_may_not_see_everything_is_not_told_what_the_database_says(
+    manager: MongoDBSessionManager, allowed: Any
+) -> None:
+    manager.update_metadata({"a": 1})
+    nowhere: MongoClient[Any] = MongoClient("mongodb://secret-host.invalid:9/?serverSelectionTimeoutMS=10")
+    lost = MongoDBSessionManager("s", client=nowhere)
+    for call in (
+        {"action": "get", "keys": ["a"]},
+        {"action": "set", "metadata": {"a": 1}},
+        {"action": "delete", "keys": ["a"]},
+    ):
+        with pytest.raises(RuntimeError, match=r"^the database has failed: \w+$"):
+            lost.get_metadata_tool(**allowed)(**call)
+    nowhere.close()
 
 
 def test_a_tool_of_a_deleted_session_says_so(manager: MongoDBSessionManager) -> None:

@@ -243,6 +243,54 @@ def test_what_an_agents_tool_does_passes_through_the_hook(factory: Any) -> None:
     assert [action for action, *_ in diary.seen] == ["update", "get", "delete"]
 
 
+def test_the_model_is_told_what_became_of_its_call_and_not_which_keys_the_hook_made_of_it(factory: Any) -> None:
+    def partly(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
+        if action == "get":
+            return original()
+        given = kwargs.get("metadata") or kwargs["keys"]
+        allowed = [key for key in given if key != "tier"]
+        if "hidden" in given:
+            allowed = ["tenant.hidden"]
+        if allowed:
+            original(dict.fromkeys(allowed, 1) if action == "update" else allowed)
+        return None
+
+    manager = factory(metadata_hook=partly).create_session_manager("s")
+    agent = Agent(model=OfflineScriptedModel([]), tools=[manager.get_metadata_tool()])
+
+    def told(**call: Any) -> tuple[str, str]:
+        result = agent.tool.manage_metadata(**call, record_direct_tool_call=False)
+        return result["status"], result["content"][0]["text"]
+
+    assert told(action="set", metadata={"topic": 1}) == ("success", "Stored: topic")
+    for refused in ({"action": "set", "metadata": {"tier": "gold"}}, {"action": "delete", "keys": ["tier"]}):
+        status, text = told(**refused)
+        assert (status, "refused by the application" in text) == ("error", True)
+    for call in ({"action": "set", "metadata": {"tier": 1, "a": 1}}, {"action": "delete", "keys": ["hidden"]}):
+        status, text = told(**call)
+        assert (status, "not as given" in text, "tenant" in text) == ("success", True, False)
+    assert told(action="delete", keys=["topic"]) == ("success", "Deleted: topic")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda manager: manager.update_metadata({"a": 1}),
+        lambda manager: manager.delete_metadata(["a"]),
+        lambda manager: manager.get_metadata(),
+        lambda manager: manager.add_feedback({"rating": "up"}),
+    ],
+    ids=["update", "delete", "get", "feedback"],
+)
+def test_a_hook_behind_which_an_async_one_hides_is_an_error_rather_than_a_veto(factory: Any, call: Any) -> None:
+    hook = lambda *args, **kwargs: _async_hook(*args, **kwargs)  # noqa: E731
+    manager = factory(metadata_hook=hook, feedback_hook=hook).create_session_manager("s")
+
+    with pytest.raises(TypeError, match="_hook must be a plain function"):
+        call(manager)
+
+
 def test_a_manager_may_have_another_hook_than_its_factory_or_none(factory: Any) -> None:
     everyones, ones = Diary(), Diary()
     made = factory(metadata_hook=everyones)

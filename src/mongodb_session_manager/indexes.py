@@ -13,7 +13,7 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 from pymongo.collection import Collection
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
 logger = logging.getLogger(__name__)
 
@@ -27,27 +27,41 @@ EXPIRY_INDEX = IndexModel(
 """Lets MongoDB remove documents at their ``expires_at``."""
 
 
-def ensure_indexes(collection: Collection[Any], indexes: Sequence[IndexModel]) -> bool:
-    """Make the indexes of a collection; return whether they are there.
+# It will be refused as long as the collection and the user's rights are as they are: Unauthorized, too many indexes,
+# and one of the application's own with the same keys or name and other options.
+_UNAUTHORIZED = 13
+_LASTING = frozenset((_UNAUTHORIZED, 67, 85, 86))
 
-    One command, and none if this process has made the same indexes before.
+
+def ensure_indexes(collection: Collection[Any], indexes: Sequence[IndexModel]) -> bool:
+    """Make the indexes of a collection; return whether that is settled: they are there, or refused for good.
+
+    One command, and none if this process has settled the same indexes before. Where the server refuses them, each is
+    tried by itself: one that stands in the way of another of the application's own does not keep off the others.
     """
     mine = _names(collection, indexes)
     with _lock:
         if mine in _ensured:
             return True
         _ensured.add(mine)
+    settled = True
     try:
         collection.create_indexes(list(indexes))
     except PyMongoError as error:
-        with _lock:
-            _ensured.discard(mine)
-        logger.warning("collection=<%s>, error=<%s> | indexes not created", collection.full_name, error)
-        return False
-    # Under the name as well that it has now: the connection has told which servers there are.
+        code = error.code if isinstance(error, OperationFailure) else None
+        if isinstance(error, OperationFailure) and code != _UNAUTHORIZED and len(indexes) > 1:
+            each = [ensure_indexes(collection, [index]) for index in indexes]
+            settled = all(each)
+        else:
+            settled = code in _LASTING
+            logger.warning("collection=<%s>, error=<%s> | indexes not created", collection.full_name, error)
     with _lock:
-        _ensured.add(_names(collection, indexes))
-    return True
+        if settled:
+            # Under the name as well that it has now: the connection has told which servers there are.
+            _ensured.add(_names(collection, indexes))
+        else:
+            _ensured.discard(mine)
+    return settled
 
 
 def _names(collection: Collection[Any], indexes: Sequence[IndexModel]) -> _Names:

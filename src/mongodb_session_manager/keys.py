@@ -14,6 +14,18 @@ from urllib.parse import unquote_to_bytes
 
 from .errors import InvalidIdentifierError, UnstorableValueError
 
+MAX_DEPTH = 100
+"""Levels of metadata and feedback, those of a dotted key and of its value together. MongoDB's own limit is near 200."""
+
+MAX_PATH_CHARACTERS = 1000
+"""Characters of a metadata key."""
+
+MAX_INDEXES = 10
+"""Numbers in a metadata key: any may be the index of a list, and what lies there is looked at before it is changed."""
+
+MAX_METADATA_FIELDS = 28
+"""Metadata fields that are indexed, with two indexes each: MongoDB takes 64 in a collection, and eight are others."""
+
 
 def check_id(value: object, kind: str) -> str:
     """Return ``value`` if it can name a session or an agent.
@@ -105,12 +117,14 @@ def check_feedback(feedback: object) -> dict[str, Any]:
     Raises:
         TypeError: It is not a mapping, or a key or the ``agent_id`` is not a string.
         InvalidIdentifierError: A key is empty, begins with ``$``, or holds a dot, a NUL or a lone surrogate; the
-            ``agent_id`` or ``message_id`` is none, or the latter comes without the former.
+            ``agent_id`` or ``message_id`` is none, or the latter comes without the former; a key is ``commit_id``.
         UnstorableValueError: It is nested too deeply.
     """
     if not isinstance(feedback, Mapping):
         raise TypeError(f"feedback must be a mapping, not {type(feedback).__name__}")
     _check_nested(feedback, "feedback")
+    if "commit_id" in feedback:
+        raise InvalidIdentifierError("feedback key 'commit_id' is the library's own: give the field another name")
     if feedback.get("agent_id") is not None:
         check_id(feedback["agent_id"], "agent_id")
     if feedback.get("message_id") is not None:
@@ -126,22 +140,40 @@ def check_metadata(metadata: object) -> dict[str, Any]:
     Raises:
         TypeError: It is not a mapping, or a key is not a string.
         InvalidIdentifierError: A key or a part of its path is empty, begins with ``$``, or holds a NUL or a lone
-            surrogate; a key *inside* a value holds a dot (it could never be addressed); or one key is a part of
-            another's path (MongoDB would refuse the whole update).
+            surrogate; or it is too long; a key *inside* a value holds a dot (it could never be addressed); or one key
+            is a part of another's path (MongoDB would refuse the whole update).
+        UnstorableValueError: A value is nested too deeply.
     """
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
     paths = check_metadata_paths(metadata)
     for path in paths:
-        _check_nested(metadata[path], f"metadata {path}")
+        _check_nested(metadata[path], f"metadata {path}", path.count(".") + 1)
     return dict(metadata)
+
+
+def check_metadata_fields(fields: Iterable[object] | None) -> list[str]:
+    """Return the metadata fields to index, each once.
+
+    Raises:
+        TypeError: They are one string, or one is no string.
+        InvalidIdentifierError: One can be no metadata key.
+        ValueError: There are more than MongoDB has room for.
+    """
+    if isinstance(fields, str):
+        raise TypeError("metadata_fields must be a list of strings, not one string")
+    # One by one: here it does not matter if one lies below another.
+    checked = list(dict.fromkeys(path for field in fields or () for path in check_metadata_paths([field])))
+    if len(checked) > MAX_METADATA_FIELDS:
+        raise ValueError(f"metadata_fields has {len(checked)} fields: at most {MAX_METADATA_FIELDS} can be indexed")
+    return checked
 
 
 def check_metadata_paths(keys: Iterable[object]) -> list[str]:
     """Return the metadata keys as a list of dotted paths, checked as by ``check_metadata``."""
     if isinstance(keys, str):
         raise TypeError("metadata keys must be a list of strings, not one string")
-    paths = [_check_metadata_key(key) for key in keys]
+    paths = [_check_path(_check_metadata_key(key)) for key in keys]
     taken = {tuple(path.split(".")) for path in paths}
     for parts in taken:
         for length in range(1, len(parts)):
@@ -165,11 +197,38 @@ def _check_metadata_key(key: object, what: str = "metadata key") -> str:
     return key
 
 
-def _check_nested(value: object, path: str) -> None:
-    try:
-        _check_nested_keys(value, path)
-    except RecursionError:
-        raise UnstorableValueError(f"{path} is nested too deeply to be stored") from None
+def _check_path(key: str) -> str:
+    if len(key) > MAX_PATH_CHARACTERS:
+        raise InvalidIdentifierError(f"metadata key {key[:40]!r}… has more than {MAX_PATH_CHARACTERS} characters")
+    parts = key.split(".")
+    if len(parts) > MAX_DEPTH:
+        raise InvalidIdentifierError(f"metadata key {key[:40]!r}… has {len(parts)} parts: at most {MAX_DEPTH}")
+    if sum(part.isdecimal() for part in parts) > MAX_INDEXES:
+        raise InvalidIdentifierError(f"metadata key {key[:40]!r}… has more than {MAX_INDEXES} parts that are numbers")
+    return key
+
+
+def check_depth(value: object, what: str, depth: int = 0) -> None:
+    """Refuse a value that is nested more deeply than MongoDB is sure to take.
+
+    Args:
+        value: The value.
+        what: Its name for the error.
+        depth: How deep it lies already.
+
+    Raises:
+        UnstorableValueError: It is.
+    """
+    if isinstance(value, (Mapping, list, tuple)):
+        if depth >= MAX_DEPTH:
+            raise UnstorableValueError(f"{what} is nested too deeply: {MAX_DEPTH} levels can be stored")
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            check_depth(inner, what, depth + 1)
+
+
+def _check_nested(value: object, path: str, depth: int = 0) -> None:
+    check_depth(value, path, depth)
+    _check_nested_keys(value, path)
 
 
 def _check_nested_keys(value: object, path: str) -> None:

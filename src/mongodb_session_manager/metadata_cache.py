@@ -19,6 +19,9 @@ from typing import NamedTuple, Protocol, TypedDict
 
 from bson import ObjectId
 
+MAX_ENTRY_BYTES = 64 * 1024
+"""Larger metadata is not held: a thousand such sessions would fill the memory of a process."""
+
 
 class MetadataCacheStats(TypedDict):
     """What a cache has done since it was made. Only numbers."""
@@ -83,7 +86,8 @@ class SessionMetadataCache:
 
     What a manager of this factory has written is never hidden by an older value. What *another process* has written
     may be, for ``ttl_seconds`` at most; with ``watch`` only until the server has told of it. A session that does not
-    exist is not remembered as such. Threads may share it. A forked child begins with an empty one.
+    exist is not remembered as such, nor is metadata of more than 64 KB. Threads may share it. A forked child begins
+    with an empty one.
 
     Args:
         max_entries: How many sessions' metadata are held; beyond that the one that was not used for longest goes.
@@ -113,6 +117,7 @@ class SessionMetadataCache:
         self._ttl_seconds = ttl_seconds
         self._watches = watch
         self._owner: weakref.ref[object] | None = None
+        self._token: object = None
         self._reset()
         _caches.add(self)
 
@@ -151,6 +156,7 @@ class SessionMetadataCache:
 
     def _read(
         self,
+        use: CacheUse,
         place: SessionPlace,
         session_id: str,
         incarnation: ObjectId | None,
@@ -159,6 +165,7 @@ class SessionMetadataCache:
         """Return a session's metadata from memory, or else what ``ask`` returns.
 
         Args:
+            use: By what right the cache is used; where that is over, the database is asked.
             place: Where the session is.
             session_id: Which one.
             incarnation: The life of the session that the reader knows, if any. Another one is not served.
@@ -166,9 +173,10 @@ class SessionMetadataCache:
         """
         key = (place, session_id)
         with self._lock:
+            is_current = self._token is use.token
             # The time of a value is when it was asked for: it may have changed right after.
             now = time.monotonic()
-            if (entry := self._entries.get(key)) is not None:
+            if is_current and (entry := self._entries.get(key)) is not None:
                 if now >= entry.expires:
                     self._expirations += 1
                 elif incarnation is not None and incarnation != entry.found.incarnation:
@@ -178,7 +186,8 @@ class SessionMetadataCache:
                     self._entries.move_to_end(key)
                     return entry.found.content
                 del self._entries[key]
-            self._misses += 1
+            if is_current:
+                self._misses += 1
             read = _Read()
             self._reads.setdefault(key, set()).add(read)
         found: MetadataAsRead | None = None
@@ -190,12 +199,14 @@ class SessionMetadataCache:
                     reads.discard(read)
                     if not reads:
                         del self._reads[key]
-                void = read.void or key in self._writes or self._owner is None
-                if found is not None and not void:
+                void = read.void or key in self._writes or self._token is not use.token
+                standing = self._entries.get(key)
+                is_newest = standing is None or standing.began <= now
+                if found is not None and not void and is_newest and len(found.content) <= MAX_ENTRY_BYTES:
                     seconds = self._ttl_seconds
                     if found.seconds_left is not None:  # Its session expires.
                         seconds = min(seconds, found.seconds_left)
-                    self._entries[key] = _Entry(now + seconds, found)
+                    self._entries[key] = _Entry(now, now + seconds, found)
                     self._entries.move_to_end(key)
                     if len(self._entries) > self._max_entries:
                         self._entries.popitem(last=False)
@@ -238,36 +249,41 @@ class SessionMetadataCache:
         for read in self._reads.get(key, ()):
             read.void = True
 
-    def _watch(self, place: SessionPlace, start: Callable[[int], Watcher | None]) -> None:
+    def _watch(self, use: CacheUse, place: SessionPlace, start: Callable[[int], Watcher | None]) -> None:
         """Have a collection watched, unless it is.
 
         Args:
+            use: As for ``_read``.
             place: The collection.
             start: Begins it, given how many are watched already, or returns None if it is not to be.
         """
         if self._watches and place not in self._watchers:
             with self._lock:
-                if place not in self._watchers and self._owner is not None:
+                if place not in self._watchers and self._token is use.token:
                     self._watchers[place] = start(sum(watcher is not None for watcher in self._watchers.values()))
 
-    def _attach(self, owner: object) -> None:
-        """Note which factory uses this cache.
+    def _attach(self, owner: object) -> CacheUse:
+        """Give the cache to a factory: empty, and nobody else uses it from now on.
 
         Raises:
-            ValueError: Another one does. The same session id means another session on another server.
+            ValueError: Another one has it. The same session id means another session on another server.
         """
-        with self._lock:
-            standing = None if self._owner is None else self._owner()
-            if standing is not None and standing is not owner:
-                raise ValueError("a SessionMetadataCache serves one factory at a time: make one for each")
-            self._owner = weakref.ref(owner)
+        token = object()
+        self._change_owner(weakref.ref(owner), token)
+        return CacheUse(self, token)
 
     def _detach(self) -> None:
-        """End what watches, and forget everything. Another factory may use the cache then."""
+        """Take the cache from the factory. Another one may have it then."""
+        self._change_owner(None, None)
+
+    def _change_owner(self, owner: weakref.ref[object] | None, token: object) -> None:
+        """End what watches, and forget everything; whoever used the cache before asks the database from now on."""
         with self._lock:
+            if owner is not None and self._owner is not None and self._owner() is not None:
+                raise ValueError("a SessionMetadataCache serves one factory at a time: make one for each")
+            self._owner, self._token = owner, token
             watchers = [watcher for watcher in self._watchers.values() if watcher is not None]
             self._watchers = {}
-            self._owner = None
         for watcher in watchers:
             watcher.stop()
         for watcher in watchers:
@@ -275,10 +291,23 @@ class SessionMetadataCache:
         self._forget_all()
 
 
+class CacheUse(NamedTuple):
+    """The right to use a cache: a factory's, until that is closed or the cache is another's.
+
+    Attributes:
+        cache: The cache.
+        token: Its own as long as the right lasts.
+    """
+
+    cache: SessionMetadataCache
+    token: object
+
+
 _Key = tuple[SessionPlace, str]
 
 
 class _Entry(NamedTuple):
+    began: float
     expires: float
     found: MetadataAsRead
 

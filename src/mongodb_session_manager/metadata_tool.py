@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from pymongo.errors import PyMongoError
 from strands import tool
 from strands.tools.decorator import DecoratedFunctionTool
 
@@ -47,6 +49,7 @@ def metadata_tool(
     Strands runs it in a thread, since it is no coroutine, and turns what it raises into the tool's error.
     """
     may_read, may_write = _allowed(readable, "readable"), _allowed(writable, "writable")
+    restricted = may_read is not None or may_write is not None
     description = (
         "Read and change the metadata of this conversation: facts about it that outlast it, by key. "
         f"{_told('read', may_read)} {_told('change', may_write)}"
@@ -59,23 +62,25 @@ def metadata_tool(
         keys: list[str] | str | None = None,
     ) -> str:
         if action == "get":
-            found = manager.get_metadata().get("metadata") or {}
-            wanted = _keys(keys)
+            # One by one: here it does not matter if one lies below another.
+            wanted = [path for key in _keys(keys) for path in check_metadata_paths([key])]
+            _refuse_others(wanted, may_read, "read")
+            with _telling_little(restricted):
+                found = manager.get_metadata().get("metadata") or {}
             if wanted:
-                _refuse_others(wanted, may_read, "read")
                 return _text({key: value for key in wanted for value in _at(found, key)})
             return _text(found if may_read is None else _part(found, may_read))
         if action == "delete":
-            if not (gone := _keys(keys)):
+            if not (gone := check_metadata_paths(_keys(keys))):
                 raise ValueError("delete needs keys: the keys to remove")
             _refuse_others(gone, may_write, "change")
-            manager.delete_metadata(gone)
-            return f"Deleted: {', '.join(gone)}"
+            with _telling_little(restricted):
+                return _done("Deleted", gone, manager._delete_metadata(gone))
         if not (fields := _fields(metadata)):
             raise ValueError(f"{action} needs metadata: an object with the fields to set")
         _refuse_others(fields, may_write, "change")
-        manager.update_metadata(fields)
-        return f"Stored: {', '.join(fields)}"
+        with _telling_little(restricted):
+            return _done("Stored", list(fields), manager._update_metadata(fields))
 
     return manage_metadata
 
@@ -104,6 +109,26 @@ def _refuse_others(keys: Sequence[str] | Mapping[str, Any], allowed: list[str] |
             raise ValueError(f"not allowed: {', '.join(others)}. {_told(verb, allowed)}")
 
 
+@contextmanager
+def _telling_little(restricted: bool) -> Iterator[None]:
+    """Keep from a model that may not see everything what an error of the database quotes: values, keys, hosts."""
+    try:
+        yield
+    except PyMongoError as error:
+        if not restricted:
+            raise
+        raise RuntimeError(f"the database has failed: {type(error).__name__}") from error
+
+
+def _done(what: str, wanted: list[str], done: list[str]) -> str:
+    """Return what the model is told. Which other keys a hook has made of its own, it is not."""
+    if not done:
+        raise ValueError("refused by the application: nothing was changed")
+    if set(done) != set(wanted):
+        return f"{what}, but not as given: the application changed it. Read what is there now."
+    return f"{what}: {', '.join(wanted)}"
+
+
 def _fields(metadata: dict[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(metadata, str):
         metadata = _parsed(metadata, "metadata") if metadata.strip() else {}
@@ -112,13 +137,17 @@ def _fields(metadata: dict[str, Any] | str | None) -> dict[str, Any]:
     return check_metadata(metadata or {})
 
 
-def _keys(keys: list[str] | str | None) -> list[str]:
+def _keys(keys: Any) -> list[Any]:
+    """Return what the model wrote as a list of keys: a list, or text that holds one, one key or several."""
     if isinstance(keys, str):
-        if keys.lstrip().startswith("["):
-            keys = _parsed(keys, "keys")
+        text = keys.strip()
+        if text == "null":
+            return []
+        if text.startswith(("[", '"')):
+            keys = _parsed(text if text[0] == "[" else f"[{text}]", "keys")
         else:
-            keys = [key.strip() for key in keys.split(",") if key.strip()]
-    return check_metadata_paths(keys or [])
+            keys = [key.strip() for key in text.split(",") if key.strip()]
+    return list(keys or [])
 
 
 def _parsed(text: str, name: str) -> Any:

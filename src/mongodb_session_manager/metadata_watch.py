@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure
 
 if TYPE_CHECKING:
     from .metadata_cache import SessionMetadataCache, SessionPlace
@@ -92,11 +92,12 @@ class MetadataWatcher:
                         cache = self._cache()
                         if cache is None:
                             return
-                        if event is not None and "documentKey" in event:
-                            cache._forget(self._place, event["documentKey"]["_id"])
+                        session_id = ((event or {}).get("documentKey") or {}).get("_id")
+                        if isinstance(session_id, str):  # Others are no sessions of ours.
+                            cache._forget(self._place, session_id)
                         del cache
                         pause = 0.0
-            except PyMongoError as error:
+            except Exception as error:  # Whatever it is: a thread that ended would never tell of a change again.
                 # After the end: the client was closed meanwhile.
                 if not self._ended.is_set():
                     if isinstance(error, OperationFailure) and error.code in _REFUSED:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .keys import decode_key
+from .foreign import count, mapping, name_of, number
 from .metrics import LATENCY_BUCKETS_PER_DOUBLING
 
 # Bucket 252 ends at 2^63 ms: no stored latency is longer.
@@ -216,7 +216,7 @@ def summarise(
     whole, agents = _Sums(), defaultdict[str, _Sums](_Sums)
     for key, usage in usages:
         whole.add(usage)
-        agents[_name(key)].add(usage)
+        agents[name_of(key)].add(usage)
     by_agent = {agent_id: AgentMetrics(**sums.metrics(prices)) for agent_id, sums in agents.items()}
     return MetricsSummary(**whole.metrics(prices), agents=by_agent, feedback=_feedback(ratings))
 
@@ -230,13 +230,13 @@ class _Sums:
         self.tools: defaultdict[str, _ToolSums] = defaultdict(_ToolSums)
 
     def add(self, usage: Any) -> None:
-        stored = _mapping(usage)
-        self.messages += _count(stored.get("messages"))
-        self.turns += _count(stored.get("turns"))
-        for key, model in _mapping(stored.get("models")).items():
-            self.models[_name(key)].add(_mapping(model))
-        for key, tool in _mapping(stored.get("tools")).items():
-            self.tools[_name(key)].add(_mapping(tool))
+        stored = mapping(usage)
+        self.messages += count(stored.get("messages"))
+        self.turns += count(stored.get("turns"))
+        for key, model in mapping(stored.get("models")).items():
+            self.models[name_of(key)].add(mapping(model))
+        for key, tool in mapping(stored.get("tools")).items():
+            self.tools[name_of(key)].add(mapping(tool))
 
     def metrics(self, prices: Mapping[str, ModelPrice]) -> dict[str, Any]:
         """Return the fields of ``AgentMetrics``."""
@@ -265,9 +265,9 @@ class _ModelSums:
         self.latencies = _Latencies()
 
     def add(self, stored: Mapping[str, Any]) -> None:
-        self.calls += _count(stored.get("calls"))
-        self.tokens.update({name: _count(value) for name, value in stored.items()})
-        self.latencies.add(_mapping(stored.get("latency")))
+        self.calls += count(stored.get("calls"))
+        self.tokens.update({name: count(value) for name, value in stored.items()})
+        self.latencies.add(mapping(stored.get("latency")))
 
     def metrics(self, price: ModelPrice | None) -> ModelMetrics:
         tokens = _token_counts(self.tokens)
@@ -281,9 +281,9 @@ class _ToolSums:
         self.milliseconds = 0.0
 
     def add(self, stored: Mapping[str, Any]) -> None:
-        self.calls += _count(stored.get("calls"))
-        self.errors += _count(stored.get("errors"))
-        self.milliseconds += _number(stored.get("milliseconds"))
+        self.calls += count(stored.get("calls"))
+        self.errors += count(stored.get("errors"))
+        self.milliseconds += number(stored.get("milliseconds"))
 
     def metrics(self) -> ToolMetrics:
         return ToolMetrics(self.calls, max(0, self.calls - self.errors), self.errors, self.milliseconds)
@@ -298,12 +298,12 @@ class _Latencies:
         self.buckets: Counter[int] = Counter()
 
     def add(self, stored: Mapping[str, Any]) -> None:
-        self.count += _count(stored.get("count"))
-        self.sum += _number(stored.get("sum"))
-        self.max = max(self.max, _number(stored.get("max")))
-        for key, count in _mapping(stored.get("buckets")).items():
+        self.count += count(stored.get("count"))
+        self.sum += number(stored.get("sum"))
+        self.max = max(self.max, number(stored.get("max")))
+        for key, answers in mapping(stored.get("buckets")).items():
             if key.isdecimal() and len(key) <= 3 and int(key) <= _LAST_BUCKET:
-                self.buckets[int(key)] += max(0, _count(count))
+                self.buckets[int(key)] += max(0, count(answers))
 
     def add_all(self, other: _Latencies) -> None:
         self.count += other.count
@@ -341,11 +341,11 @@ def _cost(tokens: TokenCounts, price: ModelPrice) -> float | None:
     beside_input = max(0, tokens.total - tokens.input - tokens.output)
     uncached = max(0, tokens.input - max(0, cached - beside_input))
     cost = uncached * float(price.input) + tokens.output * float(price.output)
-    for count, cache_price in ((tokens.cache_read, price.cache_read), (tokens.cache_write, price.cache_write)):
-        if count:
+    for cached_tokens, cache_price in ((tokens.cache_read, price.cache_read), (tokens.cache_write, price.cache_write)):
+        if cached_tokens:
             if cache_price is None:
                 return None
-            cost += count * float(cache_price)
+            cost += cached_tokens * float(cache_price)
     return cost / _TOKENS_OF_A_PRICE
 
 
@@ -355,31 +355,10 @@ def _token_counts(stored: Mapping[str, int]) -> TokenCounts:
 
 
 def _feedback(ratings: Iterable[Any]) -> FeedbackCounts:
-    count = 0
+    feedbacks = 0
     by_rating: Counter[str] = Counter()
     for rating in ratings:
-        count += 1
+        feedbacks += 1
         if isinstance(rating, (str, int, float)):
             by_rating[str(rating)] += 1
-    return FeedbackCounts(count, dict(by_rating))
-
-
-def _name(key: str) -> str:
-    try:
-        return decode_key(key)
-    except UnicodeDecodeError:  # Somebody else's key.
-        return key
-
-
-def _mapping(stored: Any) -> Mapping[str, Any]:
-    return stored if isinstance(stored, dict) else {}
-
-
-def _number(stored: Any) -> float:
-    if isinstance(stored, bool) or not isinstance(stored, (int, float)) or not math.isfinite(stored):
-        return 0
-    return stored
-
-
-def _count(stored: Any) -> int:
-    return int(_number(stored))
+    return FeedbackCounts(feedbacks, dict(by_rating))

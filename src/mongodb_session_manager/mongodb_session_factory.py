@@ -13,7 +13,7 @@ from .blobs import BLOB_THRESHOLD_BYTES
 from .clients import check_client
 from .command_pool import command_pool
 from .errors import SessionNotFoundError
-from .metadata_cache import MetadataCacheStats, SessionMetadataCache
+from .metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
 from .mongodb_session_repository import MongoDBSessionRepository
@@ -62,9 +62,9 @@ class MongoDBSessionManagerFactory:
 
     Raises:
         ValueError: Neither ``connection_string`` nor ``client``; ``w=0``; an unknown ``durability`` or
-            ``on_conflict``; a ``metadata_cache`` that another factory uses.
+            ``on_conflict``; a ``metadata_cache`` that another factory uses; more than 28 ``metadata_fields``.
         TypeError: Options beside a borrowed client, which has its own; or an ``AsyncMongoClient``; or a
-            ``metadata_cache`` that is none.
+            ``metadata_cache`` that is none, or ``metadata_fields`` that are one string.
         pymongo.errors.ConfigurationError: An option or the connection string is unusable.
     """
 
@@ -122,10 +122,11 @@ class MongoDBSessionManagerFactory:
             "index_messages": index_messages,
         }
         self._metadata_cache: SessionMetadataCache | None = None
+        self._cache_use: CacheUse | None = None
         self._repositories: dict[tuple[Any, ...], MongoDBSessionRepository] = {}
         try:
             if metadata_cache is not None:
-                metadata_cache._attach(self)
+                self._cache_use = metadata_cache._attach(self)
                 self._metadata_cache = metadata_cache
             # What no manager would take is refused when the application starts, not at the first request.
             self.create_session_manager("defaults")
@@ -184,27 +185,36 @@ class MongoDBSessionManagerFactory:
             client,
             self._database_name if database_name is None else database_name,
             self._collection_name if collection_name is None else collection_name,
-            tuple(parameters["metadata_fields"] or ()),
+            parameters["metadata_fields"],
             parameters["ttl_hours"],
         )
         return MongoDBSessionManager(session_id, client=client, _repository=repository, **parameters)
 
-    def _repository(self, client: MongoClient[Any], *place: Any) -> MongoDBSessionRepository:
+    def _repository(
+        self,
+        client: MongoClient[Any],
+        database_name: str,
+        collection_name: str,
+        metadata_fields: Sequence[str] | None,
+        ttl_hours: float | None,
+    ) -> MongoDBSessionRepository:
         """Return the repository that the managers of one database, collection and ttl share."""
-        shared = place[-1] == self._defaults["ttl_hours"]  # Of other ttls there may be any number.
+        # One string is no list of its letters; the repository says so.
+        fields = metadata_fields if isinstance(metadata_fields, str) else tuple(metadata_fields or ())
+        place = database_name, collection_name, fields
+        shared = ttl_hours == self._defaults["ttl_hours"]  # Of other ttls there may be any number.
         repository = self._repositories.get(place) if shared else None
         if repository is None or repository.client is not client:  # The latter: this is a forked child.
-            database_name, collection_name, metadata_fields, ttl_hours = place
             repository = MongoDBSessionRepository(
                 None,
                 database_name,
                 collection_name,
                 client,
-                list(metadata_fields),
+                fields,
                 ttl_hours=ttl_hours,
                 _ensure_indexes_now=False,
             )
-            repository._metadata_cache = self._metadata_cache
+            repository._cache_use = self._cache_use
             if shared:
                 self._repositories[place] = repository
         return repository
@@ -287,7 +297,7 @@ class MongoDBSessionManagerFactory:
             self.client,
             self._database_name if database_name is None else database_name,
             self._collection_name if collection_name is None else collection_name,
-            tuple(self._defaults["metadata_fields"] or ()),
+            self._defaults["metadata_fields"],
             self._defaults["ttl_hours"],
         )
         repository._ensure_indexes()
@@ -319,7 +329,7 @@ class MongoDBSessionManagerFactory:
             self.client,
             self._database_name if database_name is None else database_name,
             self._collection_name if collection_name is None else collection_name,
-            tuple(self._defaults["metadata_fields"] or ()),
+            self._defaults["metadata_fields"],
             self._defaults["ttl_hours"],
         )
         return repository.search_messages(text, **conditions)
@@ -357,8 +367,6 @@ class MongoDBSessionManagerFactory:
                 command_pool(client).close(wait=True)  # Archiving that is under way ends first.
         if self._metadata_cache is not None and not self._source.closed:
             # Managers of a borrowed client may go on; they ask the database.
-            for repository in list(self._repositories.values()):
-                repository._metadata_cache = None
             self._metadata_cache._detach()
         self._source.close()
 

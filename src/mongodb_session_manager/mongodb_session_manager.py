@@ -54,7 +54,7 @@ from .metadata_tool import metadata_tool
 from .metrics_override import MetricsOverride
 from .metrics_summary import MetricsSummary, ModelPrice
 from .mongodb_session_repository import MongoDBSessionRepository
-from .operation_hooks import FeedbackHook, MetadataHook, check_hook
+from .operation_hooks import FeedbackHook, MetadataHook, call_hook, check_hook
 from .search_index import Feed
 from .session_store import SessionStore, now
 from .statements import SessionRef, renew_lease
@@ -115,10 +115,10 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     Raises:
         InvalidIdentifierError: The session id is empty or holds a slash, a NUL or a lone surrogate.
-        TypeError: The session id is no string, ``client`` is an ``AsyncMongoClient``, or a hook is no function or an
-            ``async`` one.
+        TypeError: The session id is no string, ``client`` is an ``AsyncMongoClient``, ``metadata_fields`` is one
+            string, or a hook is no function or an ``async`` one.
         ValueError: Neither ``connection_string`` nor ``client``; ``w=0``; an unknown ``durability``; a threshold
-            below 1; ``ttl_hours`` not above 0.
+            below 1; ``ttl_hours`` not above 0; more than 28 ``metadata_fields``.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             database_name,
             collection_name,
             client,
-            list(metadata_fields or ()),
+            metadata_fields,
             ttl_hours=ttl_hours,
             _ensure_indexes_now=False,
             **client_options,
@@ -429,16 +429,24 @@ class MongoDBSessionManager(RepositorySessionManager):
             InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, or holds a NUL.
             UnstorableValueError: A value cannot be stored.
         """
+        self._update_metadata(metadata)
+
+    def _update_metadata(self, metadata: Mapping[str, Any]) -> list[str]:
+        """Do what ``update_metadata`` does; return the keys that were set, other ones where the hook changed them."""
+        done: list[str] = []
 
         def update(metadata: Mapping[str, Any]) -> None:
             checked = check_metadata(metadata)
             self.session_repository._update_metadata(self._open_ref(), checked)
+            done.extend(checked)
 
         if self._metadata_hook is None:
             update(metadata)
         else:
             given = check_metadata(metadata)
-            self._metadata_hook(update, "update", self.session_id, metadata=given, session_manager=self)
+            names: Any = {"metadata": given, "session_manager": self}
+            call_hook(self._metadata_hook, "metadata_hook", update, "update", self.session_id, **names)
+        return done
 
     def get_metadata(self) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist.
@@ -452,7 +460,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
         if self._metadata_hook is None:
             return get()
-        found = self._metadata_hook(get, "get", self.session_id, session_manager=self)
+        found = call_hook(self._metadata_hook, "metadata_hook", get, "get", self.session_id, session_manager=self)
         if not isinstance(found, dict):
             raise TypeError(f"metadata_hook returned {type(found).__name__} for 'get': it must return a dict")
         return found
@@ -463,16 +471,24 @@ class MongoDBSessionManager(RepositorySessionManager):
         Raises:
             InvalidIdentifierError: As for ``update_metadata``.
         """
+        self._delete_metadata(metadata_keys)
+
+    def _delete_metadata(self, metadata_keys: Sequence[str]) -> list[str]:
+        """Do what ``delete_metadata`` does; return the keys, as ``_update_metadata`` does."""
+        done: list[str] = []
 
         def delete(keys: Sequence[str]) -> None:
             checked = check_metadata_paths(keys)
             self.session_repository._delete_metadata(self._open_ref(), checked)
+            done.extend(checked)
 
         if self._metadata_hook is None:
             delete(metadata_keys)
         else:
             given = check_metadata_paths(metadata_keys)
-            self._metadata_hook(delete, "delete", self.session_id, keys=given, session_manager=self)
+            names: Any = {"keys": given, "session_manager": self}
+            call_hook(self._metadata_hook, "metadata_hook", delete, "delete", self.session_id, **names)
+        return done
 
     def get_metadata_tool(
         self, readable: Sequence[str] | None = None, writable: Sequence[str] | None = None
@@ -523,7 +539,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             add(feedback)
         else:
             given = check_feedback(feedback)
-            self._feedback_hook(add, "add", self.session_id, session_manager=self, feedback=given)
+            names: Any = {"session_manager": self, "feedback": given}
+            call_hook(self._feedback_hook, "feedback_hook", add, "add", self.session_id, **names)
 
     def get_feedbacks(self) -> list[dict[str, Any]]:
         """Return the session's feedbacks, oldest first, each with its ``created_at``."""

@@ -28,17 +28,18 @@ from .errors import (
     UnstorableValueError,
 )
 from .expiry import check_ttl, first_expiry
+from .foreign import mapping, name_of
 from .keys import (
     check_feedback,
     check_id,
     check_message_id,
     check_metadata,
+    check_metadata_fields,
     check_metadata_paths,
     check_text,
-    decode_key,
     encode_key,
 )
-from .metadata_cache import SessionMetadataCache, SessionPlace
+from .metadata_cache import CacheUse, SessionPlace
 from .metadata_watch import watch
 from .metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
 from .search_index import MessageHit
@@ -59,7 +60,7 @@ class MongoDBSessionRepository(SessionRepository):
         database_name: Database of the sessions.
         collection_name: Collection of the sessions.
         client: A client to borrow; whoever made it closes it.
-        metadata_fields: Metadata fields to index; a dot addresses a nested field.
+        metadata_fields: Metadata fields to index, 28 at most; a dot addresses a nested field.
         ttl_hours: A session ends by itself so many hours after it was written to last; None: it does not. Each write
             decides that anew for its session, so give the same to whatever writes to a collection.
         **kwargs: Options of the ``MongoClient`` that is made from ``connection_string``. Beside ``client`` they have no
@@ -72,8 +73,8 @@ class MongoDBSessionRepository(SessionRepository):
 
     Raises:
         ValueError: Neither ``connection_string`` nor ``client``; the write concern is ``w=0``; ``ttl_hours`` is not
-            above 0.
-        TypeError: ``client`` is an ``AsyncMongoClient``.
+            above 0; there are more than 28 ``metadata_fields``.
+        TypeError: ``client`` is an ``AsyncMongoClient``; ``metadata_fields`` is one string.
     """
 
     def __init__(
@@ -82,13 +83,13 @@ class MongoDBSessionRepository(SessionRepository):
         database_name: str = "database_name",
         collection_name: str = "collection_name",
         client: MongoClient[Any] | None = None,
-        metadata_fields: list[str] | None = None,
+        metadata_fields: Sequence[str] | None = None,
         *,
         ttl_hours: float | None = None,
         _ensure_indexes_now: bool = True,
         **kwargs: Any,
     ) -> None:
-        fields = check_metadata_paths(metadata_fields or [])
+        fields = check_metadata_fields(metadata_fields)
         self._ttl = check_ttl(ttl_hours)
         self._owns_client = client is None
         if client is not None and kwargs:
@@ -108,7 +109,7 @@ class MongoDBSessionRepository(SessionRepository):
         self.database: Database[Document] = self.collection.database
         self._place = SessionPlace(database_name, collection_name)
         # Set by a factory, for its managers' reads; every write here keeps it true.
-        self._metadata_cache: SessionMetadataCache | None = None
+        self._cache_use: CacheUse | None = None
         if _ensure_indexes_now:
             self._ensure_indexes()
 
@@ -185,7 +186,8 @@ class MongoDBSessionRepository(SessionRepository):
         Pages by ``created_at`` show every session once that is there from the first page to the last, whatever is
         written meanwhile. By ``updated_at`` a session that changes meanwhile moves: it may be shown again or, where it
         moves to a page that was read already, not at all; the first page, read anew, has it. Sessions that have
-        expired are not listed. Which filters an index serves: ``docs/listing.md``.
+        expired are not listed. A page holds the whole metadata of its sessions: where that is large, ask for few at
+        once. Which filters an index serves: ``docs/listing.md``.
 
         Args:
             metadata: Fields and the values they must equal; a dot addresses a nested field. A value is never an
@@ -209,8 +211,8 @@ class MongoDBSessionRepository(SessionRepository):
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: A time has no time zone; ``sort_by`` or ``limit`` is none of these; ``cursor`` is damaged, or
-                of a list in another order.
+            ValueError: A time has no time zone or is out of range; ``sort_by`` or ``limit`` is none of these;
+                ``cursor`` is damaged, or of a list in another order.
             InvalidIdentifierError: A metadata key or ``agent_id`` cannot be used.
             UnstorableValueError: A value to compare with is none that MongoDB knows.
         """
@@ -433,7 +435,7 @@ class MongoDBSessionRepository(SessionRepository):
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
         which = statements.live(check_id(session_id, "session_id"))
         document = self._store.find_plain(which, {"_id": 0, "metadata": 1})
-        return {} if document is None else {"metadata": document.get("metadata") or {}}
+        return {} if document is None else {"metadata": dict(mapping(document.get("metadata")))}
 
     def delete_metadata(self, session_id: str, metadata_keys: list[str]) -> None:
         """Remove metadata fields of a session and leave the others; those that are not there are no error.
@@ -651,16 +653,17 @@ class MongoDBSessionRepository(SessionRepository):
 
     def _read_metadata(self, session_id: str, incarnation: ObjectId | None) -> dict[str, Any]:
         """Return what ``get_metadata`` returns, from the cache if there is one."""
-        cache = self._metadata_cache
-        if cache is None:
+        use = self._cache_use
+        if use is None:
             return self.get_metadata(session_id)
-        cache._watch(self._place, lambda watched: watch(cache, self._place, self._store, watched))
-        content = cache._read(self._place, session_id, incarnation, lambda: self._store.read_metadata(session_id))
+        cache = use.cache
+        cache._watch(use, self._place, lambda watched: watch(cache, self._place, self._store, watched))
+        content = cache._read(use, self._place, session_id, incarnation, lambda: self._store.read_metadata(session_id))
         return {} if content is None else {"metadata": self._store.metadata(content)}
 
     def _changing_metadata(self, session_id: str) -> AbstractContextManager[None]:
-        cache = self._metadata_cache
-        return nullcontext() if cache is None else cache._changing(self._place, session_id)
+        use = self._cache_use
+        return nullcontext() if use is None else use.cache._changing(self._place, session_id)
 
     def _add_feedback(self, session: Callable[[], SessionRef], feedback: Mapping[str, Any]) -> None:
         moment = now()
@@ -673,9 +676,9 @@ class MongoDBSessionRepository(SessionRepository):
 
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.
-        keys = {"$map": {"input": {"$objectToArray": {"$ifNull": ["$agents", {}]}}, "as": "a", "in": "$$a.k"}}
-        document = self._store.find_one(statements.live(session_id), {"_id": 0, "keys": keys})
-        return [decode_key(key) for key in (document or {}).get("keys") or []]
+        projection = {"_id": 0, "keys": statements.AGENT_KEYS}
+        document = self._store.find_one(statements.live(session_id), projection)
+        return [name_of(key) for key in (document or {}).get("keys") or []]
 
     def _count_messages(self, session_id: str, agent_id: str) -> int:
         return self._store.count_messages(session_id, encode_key(agent_id))

@@ -15,9 +15,9 @@ MetadataHook = Callable[..., Any]
 - What it returns is what the caller of ``"get"`` gets, a dictionary; else it is ignored.
 
 What the caller gave has been checked before, and what is passed to ``original`` is checked again. Not calling
-``original`` vetoes: nothing is stored. An exception goes to the caller; what ``original`` had stored by then stays. A
-plain function, not an ``async`` one; it runs in the caller's thread, and where an agent's tool is the caller, in one
-beside the event loop.
+``original`` vetoes: nothing is stored, and an agent's tool says so. An exception goes to the caller; what ``original``
+had stored by then stays. A plain function, not an ``async`` one; it runs in the caller's thread, and where an agent's
+tool is the caller, in one beside the event loop.
 """
 
 FeedbackHook = Callable[..., Any]
@@ -40,3 +40,17 @@ def check_hook(hook: T, name: str) -> T:
         if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__):
             raise TypeError(f"{name} must be a plain function, not an async one: its callers do not await")
     return hook
+
+
+def call_hook(hook: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a hook and return what it returns.
+
+    Raises:
+        TypeError: That would have to be awaited, as behind a ``lambda`` around an ``async`` function: it never runs.
+    """
+    returned = hook(*args, **kwargs)
+    if inspect.isawaitable(returned):
+        if inspect.iscoroutine(returned):
+            returned.close()  # Else Python warns that nobody awaited it.
+        raise TypeError(f"{name} must be a plain function: it returned something to await, and its callers do not")
+    return returned

@@ -24,7 +24,8 @@ from bson.errors import BSONError
 from .documents import Document, stored_time
 from .encoding import CODEC_OPTIONS, MARKER, decode, to_bson
 from .expiry import NOT_EXPIRED
-from .keys import check_id, check_metadata_paths, decode_key, encode_key
+from .foreign import count, name_of
+from .keys import check_depth, check_id, check_metadata_paths, encode_key
 from .statements import segment_id
 
 SortBy = Literal["created_at", "updated_at"]
@@ -68,7 +69,7 @@ class SessionHeader:
         output_tokens: Tokens received from models.
         total_tokens: Both, as the providers counted them.
         feedback_count: Feedbacks.
-        metadata: The session's metadata, all of it; ``{}`` if it has none.
+        metadata: The session's metadata, all of it, up to 4 MB; ``{}`` if it has none.
     """
 
     session_id: str
@@ -186,14 +187,17 @@ def listing(
     Raises:
         TypeError: An argument has the wrong type.
         InvalidIdentifierError: A metadata key or the agent's id cannot be used.
-        ValueError: A time has no time zone; ``sort_by``, ``limit`` or ``cursor`` is wrong.
+        UnstorableValueError: A value to compare with is nested too deeply.
+        ValueError: A time has no time zone or is out of range; ``sort_by``, ``limit`` or ``cursor`` is wrong.
     """
     if sort_by not in ("created_at", "updated_at"):
         raise ValueError(f"sort_by must be 'created_at' or 'updated_at', not {sort_by!r}")
     if not isinstance(newest_first, bool):
         raise TypeError(f"newest_first must be a bool, not {type(newest_first).__name__}")
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT:
-        raise ValueError(f"limit must be an int from 1 to {MAX_LIMIT}, not {limit!r}")
+    if not isinstance(limit, int) or isinstance(limit, bool):
+        raise TypeError(f"limit must be an int, not {type(limit).__name__}")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}")
     order = Order(sort_by, newest_first)
     conditions = [
         *_metadata(metadata),
@@ -229,7 +233,8 @@ def _metadata(metadata: Mapping[str, Any] | None) -> list[Document]:
         return []
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
-    check_metadata_paths(metadata)
+    for path in check_metadata_paths(metadata):
+        check_depth(metadata[path], f"metadata {path}", path.count(".") + 1)
     # $eq: what looks like an operator is a value like any other.
     return [{f"metadata.{path}": {"$eq": value}} for path, value in metadata.items()]
 
@@ -262,7 +267,10 @@ def _times(what: str, start: datetime | None, end: datetime | None) -> list[Docu
             raise TypeError(f"{name} must be a datetime, not {type(moment).__name__}")
         if moment.utcoffset() is None:
             raise ValueError(f"{name} has no time zone: say which moment is meant, as datetime.now(timezone.utc) does")
-        bounds[operator] = stored_time(moment)
+        try:
+            bounds[operator] = stored_time(moment)
+        except OverflowError:
+            raise ValueError(f"{name} is out of range: in UTC it lies before the year 1 or after 9999") from None
     return [{f"{what}_at": bounds}] if bounds else []
 
 
@@ -438,7 +446,7 @@ PROJECTION: Document = {
         "$cond": [
             {"$isArray": "$agent_ids"},
             "$agent_ids",
-            _over_agents({"$ifNull": ["$$a.v.agent_data.agent_id", {"key": "$$a.k"}]}),
+            _over_agents({"key": "$$a.k", "agent_id": "$$a.v.agent_data.agent_id"}),
         ]
     },
     "message_count": {"$sum": _over_agents({"$sum": ["$$a.v.archived_count", {"$size": _array("$$a.v.messages")}]})},
@@ -495,14 +503,24 @@ def _header(document: Document, archived_text: Any) -> SessionHeader:
         updated_at=document["updated_at"],
         expires_at=expires_at if isinstance(expires_at, datetime) else None,
         title=title,
-        agent_ids=[one if isinstance(one, str) else decode_key(one["key"]) for one in document["agent_ids"]],
-        message_count=int(document["message_count"]),
-        input_tokens=int(document["input_tokens"]),
-        output_tokens=int(document["output_tokens"]),
-        total_tokens=int(document["total_tokens"]),
-        feedback_count=int(document["feedback_count"]),
+        agent_ids=_agent_ids(document["agent_ids"]),
+        message_count=count(document["message_count"]),
+        input_tokens=count(document["input_tokens"]),
+        output_tokens=count(document["output_tokens"]),
+        total_tokens=count(document["total_tokens"]),
+        feedback_count=count(document["feedback_count"]),
         metadata=metadata,
     )
+
+
+def _agent_ids(projected: Iterable[Any]) -> list[str]:
+    ids = []
+    for one in projected:
+        if isinstance(one, dict) and isinstance(one.get("key"), str):
+            one = one["agent_id"] if isinstance(one.get("agent_id"), str) else name_of(one["key"])
+        if isinstance(one, str):
+            ids.append(one)
+    return ids
 
 
 def _title(stored: Any) -> str | None:

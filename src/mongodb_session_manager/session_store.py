@@ -39,6 +39,7 @@ from .errors import (
     UnstorableValueError,
 )
 from .expiry import EXPIRED, FOREVER, expiry_of_new_parts, parts_kept_until, parts_needed_until
+from .foreign import count, mapping, mappings
 from .history import History, HistoryIncompleteError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .metadata_cache import MetadataAsRead
@@ -483,16 +484,19 @@ class SessionStore:
 
         Raises:
             UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``, or what lies above
-                a dotted key is no object.
+                a dotted key is no object, or an array that is shorter.
         """
         update = statements.set_metadata(session, metadata, now())
-        growth = statements.metadata_size_expression(metadata)
+        needed = {
+            "size": statements.metadata_size_expression(metadata),
+            "without_gaps": statements.metadata_without_gaps_expression(metadata),
+        }
 
-        def has_no_room(standing: Document) -> bool:
-            return bool(standing["size"] > MAX_METADATA_BYTES)
+        def is_refused(standing: Document) -> bool:
+            return bool(standing["size"] > MAX_METADATA_BYTES or not standing["without_gaps"])
 
         try:
-            standing = self.guarded(session, update, {"size": growth}, has_no_room)
+            standing = self.guarded(session, update, needed, is_refused)
         except WriteError as error:
             if error.code != _PATH_NOT_VIABLE:
                 raise
@@ -502,16 +506,25 @@ class SessionStore:
                 f"session_id={session.session_id!r}: one of {keys} lies below a value that is no object"
             ) from error
         if standing is not None:
+            if not standing["without_gaps"]:
+                raise UnstorableValueError(
+                    f"session_id={session.session_id!r}: one of {', '.join(map(repr, metadata))} lies beyond the end "
+                    "of a list: set the whole list, or one element directly behind its last"
+                )
             raise UnstorableValueError(
                 f"session_id={session.session_id!r}: with {', '.join(map(repr, metadata))} its metadata would have "
                 f"{standing['size']} bytes; at most {MAX_METADATA_BYTES} can be stored"
             )
 
     def read_metadata(self, session_id: str) -> MetadataAsRead | None:
-        """Return a session's metadata as it is stored, and of which life of it."""
+        """Return a session's metadata as it is stored on the primary, and of which life of it.
+
+        It will be remembered: what a secondary has not yet, would hide a write for that long.
+        """
         left = {"$cond": [{"$eq": [{"$type": "$expires_at"}, "date"]}, {"$subtract": ["$expires_at", "$$NOW"]}, None]}
         projection = {"_id": 0, "incarnation": 1, "metadata": 1, "milliseconds_left": left}
-        found = self._raw.find_one(statements.live(session_id), projection)
+        primary = self._raw.with_options(read_preference=Primary())
+        found = primary.find_one(statements.live(session_id), projection)
         if found is None:
             return None
         milliseconds = found["milliseconds_left"]
@@ -520,7 +533,7 @@ class SessionStore:
 
     def metadata(self, content: bytes) -> Document:
         """Return the values of metadata that were read as they are stored."""
-        return self._reader.plain(RawBSONDocument(content)).get("metadata") or {}
+        return dict(mapping(self._reader.plain(RawBSONDocument(content)).get("metadata")))
 
     def watch_metadata(self, max_await_ms: int) -> ChangeStream[Document]:
         """Open a stream of the changes after which a session's metadata may be other than before.
@@ -587,8 +600,8 @@ class SessionStore:
         document = self.find_plain(statements.live(session_id), projection)
         if document is None:
             return []
-        feedbacks: list[Document] = document.get("feedbacks") or []
-        archived = int(document.get("feedbacks_archived", 0))
+        feedbacks = mappings(document.get("feedbacks"))
+        archived = count(document.get("feedbacks_archived"))
         if archived:
             feedbacks[:0] = self.history.read(session_id, document["incarnation"], FEEDBACKS, 0, archived)
         return feedbacks
@@ -599,7 +612,7 @@ class SessionStore:
         if document is None:
             return [], []
         ratings: list[Any] = document["ratings"]
-        archived = int(document["feedbacks_archived"])
+        archived = count(document["feedbacks_archived"])
         if archived:
             ratings += self.history.ratings(session_id, document["incarnation"], archived, agent_id)
         return [(agent["key"], agent.get("usage")) for agent in document["agents"]], ratings

@@ -350,20 +350,69 @@ def multi_agent(session: SessionRef, multi_agent_id: str, state: Any, now: datet
 def set_metadata(session: SessionRef, metadata: Mapping[str, Any], now: datetime) -> Update:
     """Return the update that sets these metadata fields and leaves the others."""
     has_room = {"$lte": [metadata_size_expression(metadata), MAX_METADATA_BYTES]}
+    that = {"$and": [has_room, metadata_without_gaps_expression(metadata)]}
     changed = {f"metadata.{key}": value for key, value in metadata.items()}
-    return session.write(now, {"$set": changed}, {}, that=has_room)
+    return session.write(now, {"$set": changed}, {}, that=that)
 
 
 def metadata_size_expression(metadata: Mapping[str, Any]) -> Document:
-    """Return the expression for the size that a session's metadata will have with these fields, in bytes."""
-    replaced = {str(index): f"$metadata.{key}" for index, key in enumerate(metadata)}
-    added = len(to_bson({str(index): value for index, value in enumerate(metadata.values())}))
+    """Return the expression for the size that a session's metadata will have with these fields, in bytes.
+
+    At most: the names of fields count as if they were new.
+    """
+    replaced = {str(index): _metadata_at(key.split(".")) for index, key in enumerate(metadata)}
+    names = sum(len(key.encode()) + _LEVEL_BYTES * key.count(".") for key in metadata)
+    added = len(to_bson({str(index): value for index, value in enumerate(metadata.values())})) + names
     return {
         "$add": [
-            {"$bsonSize": {"$ifNull": ["$metadata", {}]}},
+            {"$bsonSize": {"$cond": [{"$eq": [{"$type": "$metadata"}, "object"]}, "$metadata", {}]}},
             {"$subtract": [added, {"$bsonSize": replaced}]},
         ]
     }
+
+
+def metadata_without_gaps_expression(metadata: Iterable[str]) -> Document:
+    """Return the expression for whether no field lies beyond the end of an array, which MongoDB fills with nulls.
+
+    Directly behind the last element is not beyond.
+    """
+    conditions = []
+    for parts in (key.split(".") for key in metadata):
+        for depth, part in enumerate(parts):
+            if (index := _index(part)) is not None:
+                above = _metadata_at(parts[:depth])
+                size = {"$cond": [{"$isArray": "$$above"}, {"$size": "$$above"}, _INT32_MAX]}
+                conditions.append({"$let": {"vars": {"above": above}, "in": {"$lte": [index, size]}}})
+    return {"$and": conditions}
+
+
+# What a nested document has besides its fields: its type, its length, its end and the end of its name.
+_LEVEL_BYTES = 7
+_INT32_MAX = 2**31 - 1
+
+
+def _metadata_at(parts: Iterable[str]) -> Any:
+    """Return the expression for the metadata that an update of this path means: a number may be an array's index."""
+    at: Any = "$metadata"
+    for part in parts:
+        if (index := _index(part)) is not None:
+            element = {"$arrayElemAt": ["$$above", index]}
+            inner: Any = {"$cond": [{"$isArray": "$$above"}, element, f"$$above.{part}"]}
+            at = {"$let": {"vars": {"above": at}, "in": inner}}
+        elif isinstance(at, str):
+            at = f"{at}.{part}"
+        elif isinstance(at["$let"]["in"], str):
+            at["$let"]["in"] += f".{part}"
+        else:
+            at = {"$let": {"vars": {"above": at}, "in": f"$$above.{part}"}}
+    return at
+
+
+def _index(part: str) -> int | None:
+    """Return the index of an array that a part of a path may be, or None."""
+    if not (part.isascii() and part.isdecimal()):
+        return None
+    return int(part) if len(part) < 10 else _INT32_MAX
 
 
 def unset_metadata(session: SessionRef, keys: Iterable[str], now: datetime) -> Update:
@@ -466,7 +515,7 @@ def feedback_projection(feedback: Document, link: MessageLink | None) -> Documen
     }
 
 
-_FEEDBACKS: Document = {"$ifNull": ["$feedbacks", []]}
+_FEEDBACKS: Document = {"$cond": [{"$isArray": "$feedbacks"}, "$feedbacks", []]}
 _FEEDBACKS_ARE_FULL: Document = {
     "$or": [
         {"$gte": [{"$size": _FEEDBACKS}, MAX_FEEDBACKS]},
@@ -713,6 +762,12 @@ def count_expression(key: str) -> Document:
     return _count(f"$agents.{key}")
 
 
+_EACH_AGENT: Document = {"$objectToArray": {"$cond": [{"$eq": [{"$type": "$agents"}, "object"]}, "$agents", {}]}}
+
+AGENT_KEYS: Document = {"$map": {"input": _EACH_AGENT, "as": "a", "in": "$$a.k"}}
+"""Expression for the keys of a session's agents."""
+
+
 def metrics_projection(agent_id: str | None) -> Document:
     """Return the projection of what a summary of metrics needs: the agents' running totals, the feedbacks' ratings.
 
@@ -720,8 +775,7 @@ def metrics_projection(agent_id: str | None) -> Document:
         agent_id: Only this agent's, and only of feedbacks that name it; None for all.
     """
     if agent_id is None:
-        every = {"$objectToArray": {"$ifNull": ["$agents", {}]}}
-        agents: Document = {"$map": {"input": every, "as": "a", "in": {"key": "$$a.k", "usage": _usage("$$a.v")}}}
+        agents: Document = {"$map": {"input": _EACH_AGENT, "as": "a", "in": {"key": "$$a.k", "usage": _usage("$$a.v")}}}
     else:
         key = encode_key(agent_id)
         agent = f"$agents.{key}"

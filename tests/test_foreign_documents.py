@@ -1,0 +1,88 @@
+"""Documents that another program has written, or spoilt: they break nothing that is read, least of all a list."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from bson import Decimal128
+
+from mongodb_session_manager import MongoDBSessionManager
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
+    from pymongo.database import Database
+
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+def tokens(value: Any) -> Any:
+    return {"agents": {"a": {"usage": {"models": {"m": {"inputTokens": value}}}}}}
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"agent_ids": [1, None, {"x": 1}, {"key": 1}, ["a"]]},
+        {"agent_ids": None},
+        {"agents": {"100%FF": {"messages": []}}},
+        {"agents": {"a": {"agent_data": {"agent_id": 7}, "messages": []}}},
+        {"agents": [1]},
+        {"agents": "x"},
+        {"agents": None},
+        {"agents": {"a": None}},
+        {"feedbacks": {"a": 1}},
+        {"feedbacks": "x"},
+        {"feedbacks": None},
+        {"feedbacks": ["x", 5, None]},
+        {"feedbacks_archived": "x"},
+        {"feedbacks_archived": float("nan")},
+        tokens(float("nan")),
+        tokens(float("-inf")),
+        tokens(Decimal128("1.5")),
+        tokens(Decimal128("NaN")),
+        tokens("5"),
+        {"agents": {"a": {"usage": "x"}}},
+        {"agents": {"a": {"usage": {"models": [1]}}}},
+        {"agents": {"a": {"archived_count": float("nan")}}},
+        {"metadata": "x"},
+        {"metadata": [1]},
+        {"metadata": None},
+    ],
+    ids=str,
+)
+def test_a_spoilt_document_is_read_as_what_it_can_mean_and_hides_no_other(
+    client: MongoClient[Any], database: Database[Any], spoilt: Any
+) -> None:
+    whole = {"created_at": NOW, "updated_at": NOW, "agents": {}}
+    database.sessions.insert_one({"_id": "good", "session_id": "good", **whole})
+    earlier = {"created_at": NOW - timedelta(days=1)}
+    database.sessions.insert_one({"_id": "spoilt", "session_id": "spoilt", **whole, **earlier, **spoilt})
+    manager = MongoDBSessionManager("spoilt", client=client, database_name=database.name, collection_name="sessions")
+    repository = manager.session_repository
+
+    for sort_by in ("created_at", "updated_at"):
+        headers = repository.list_sessions(sort_by=sort_by).sessions
+        assert {header.session_id for header in headers} == {"good", "spoilt"}
+        (header,) = (header for header in headers if header.session_id == "spoilt")
+        assert [type(agent_id) for agent_id in header.agent_ids] == [str] * len(header.agent_ids)
+        assert (header.input_tokens, header.message_count, header.metadata) == (0, 0, {})
+
+    assert manager.get_metrics_summary().tokens.input == 0
+    assert manager.get_metrics_summary("a").tokens.input == 0
+    assert manager.get_metadata() == {"metadata": {}}
+    assert manager.get_feedbacks() == []
+    assert len(manager.list_agents()) == len(header.agent_ids) or "agent_ids" in spoilt
+
+
+def test_an_agent_is_named_by_its_key_where_nothing_better_is_known(
+    client: MongoClient[Any], database: Database[Any]
+) -> None:
+    agents = {"a%2Eb": {}, "100%FF": {}, "c": {"agent_data": {"agent_id": 7}}, "d": {"agent_data": {"agent_id": "D"}}}
+    database.sessions.insert_one({"_id": "s", "created_at": NOW, "updated_at": NOW, "agents": agents})
+    manager = MongoDBSessionManager("s", client=client, database_name=database.name, collection_name="sessions")
+
+    (header,) = manager.session_repository.list_sessions().sessions
+    assert header.agent_ids == ["a.b", "100%FF", "c", "D"]
+    assert manager.list_agents() == ["a.b", "100%FF", "c", "d"]
