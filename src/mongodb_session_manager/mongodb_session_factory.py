@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .operation_hooks import FeedbackHook, MetadataHook
     from .search_index import MessageHit
     from .session_listing import SessionPage
+    from .telemetry import Observer
 
 
 class MongoDBSessionManagerFactory:
@@ -122,6 +123,7 @@ class MongoDBSessionManagerFactory:
             "index_messages": index_messages,
         }
         self._metadata_cache: SessionMetadataCache | None = None
+        self._observer: Observer | None = None
         self._repositories: dict[tuple[Any, ...], MongoDBSessionRepository] = {}
         try:
             if metadata_cache is not None:
@@ -187,7 +189,9 @@ class MongoDBSessionManagerFactory:
             tuple(parameters["metadata_fields"] or ()),
             parameters["ttl_hours"],
         )
-        return MongoDBSessionManager(session_id, client=client, _repository=repository, **parameters)
+        return MongoDBSessionManager(
+            session_id, client=client, _repository=repository, _observer=self._observer, **parameters
+        )
 
     def _repository(self, client: MongoClient[Any], *place: Any) -> MongoDBSessionRepository:
         """Return the repository that the managers of one database, collection and ttl share."""
