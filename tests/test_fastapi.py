@@ -644,7 +644,7 @@ def test_health_answers_while_many_streams_are_under_way(
 ) -> None:
     async def main() -> list[str]:
         limits = httpx.Limits(max_connections=100)
-        async with httpx.AsyncClient(base_url=browser.base_url, timeout=60, limits=limits) as many:
+        async with httpx.AsyncClient(base_url=browser.base_url, timeout=60, limits=limits, trust_env=False) as many:
 
             async def chat(number: int) -> str:
                 headers = {"X-Session-ID": f"s{number}"}

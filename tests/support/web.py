@@ -25,7 +25,7 @@ def served(app: Any, **options: Any) -> Iterator[httpx.Client]:
         eventually(lambda: server.started or not thread.is_alive(), message="the web server runs")
         assert server.started, "the lifespan failed"
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as browser:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as browser:
             yield browser
     finally:
         server.should_exit = True

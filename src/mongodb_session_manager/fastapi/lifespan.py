@@ -40,8 +40,8 @@ def session_lifespan(
         connection_string: A MongoDB URI.
         database_name: Where sessions are stored.
         collection_name: The collection of the session documents.
-        client: A client of yours to borrow, instead of ``connection_string``. For its commands to be counted, give it a
-            ``SessionMetrics`` in ``event_listeners``, and the same to ``create_router``.
+        client: A client of yours to borrow, instead of ``connection_string``. See ``SessionMetrics`` for how its
+            commands are counted.
         lifespan: Your own, run inside: it finds the factory there, and its state is the application's.
         **options: Further parameters of ``MongoDBSessionManagerFactory``, and any option of ``MongoClient``.
 

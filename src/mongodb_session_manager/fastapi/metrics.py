@@ -24,10 +24,12 @@ _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 class SessionMetrics(CommandListener):
     """The figures of one factory, in a Prometheus registry of their own.
 
-    ``session_lifespan`` makes one. Where the factory borrows a client of yours, make it yourself and give it to both::
+    ``session_lifespan`` makes one. Where the factory borrows a client of yours, make it yourself, and give it to the
+    client and to the router::
 
         metrics = SessionMetrics()
         client = MongoClient(uri, event_listeners=[metrics])
+        app.include_router(create_router(metrics=metrics))
 
     Attributes:
         registry: For metrics of your own beside them.
