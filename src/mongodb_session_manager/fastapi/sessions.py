@@ -22,7 +22,7 @@ def open_session(
     agent_id: str | Iterable[str] | None = None,
     session_id: Any = None,
     lease: float | None = None,
-    lease_wait: float = 0,
+    lease_wait: float = 1.0,
     scope: Literal["request", "function"] = "request",
     **options: Any,
 ) -> Any:
@@ -37,8 +37,9 @@ def open_session(
         session_id: Where the id comes from: ``Header(…)``, ``Path(…)``, ``Query(…)`` or ``Cookie(…)`` of FastAPI; one
             without an alias is named ``session_id``. Default: the header ``X-Session-ID``.
         lease: Make the request the only writer of the session for so many seconds; a turn should fit in. A second
-            request meanwhile raises ``SessionBusyError``.
-        lease_wait: How many seconds that one waits before.
+            request waits ``lease_wait`` seconds, then raises ``SessionBusyError``. The lease ends just after the last
+            byte of a response, so 0 would refuse a client that is quick to ask again.
+        lease_wait: See above.
         scope: ``"function"`` stores and closes before the response is sent, so that a failure of that becomes the
             response; not for streams.
         **options: Parameters of ``MongoDBSessionManager`` that differ from the factory's, such as
