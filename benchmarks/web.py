@@ -223,9 +223,8 @@ def main() -> None:
         pace = f"{per_second:g} per second" if per_second else "at once"
         floor = measured["none"][name]
         rows = [load[name].row(CONTENDERS[who], floor) for who, load in measured.items()]
-        support.print_table(
-            f"{name}: {number} chats, {pace}, {WORDS} words {DELAY_SECONDS * 1000:g} ms apart", header, rows
-        )
+        title = f"`web.py`: {name}, {number} chats, {pace}, {WORDS} words {DELAY_SECONDS * 1000:g} ms apart"
+        support.print_table(title, header, rows)
     ours, none = measured["ours"]["paced"], measured["none"]["paced"]
     added = statistics.median(ours.first) - statistics.median(none.first)
     health = support.percentile(ours.health, 99)
