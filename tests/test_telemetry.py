@@ -28,21 +28,18 @@ SESSION_ID = "customer-alice"
 APP_NAME = "traced"
 
 
-@pytest.fixture(scope="module")
-def exporter() -> Iterator[InMemorySpanExporter]:
-    # Once for all tests: PyMongo's instrumentation keeps its first provider.
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    telemetry.enable(provider)
-    yield exporter
-    telemetry.disable()
+# One for the whole run: PyMongo's instrumentation keeps its first provider.
+EXPORTER = InMemorySpanExporter()
+PROVIDER = TracerProvider()
+PROVIDER.add_span_processor(SimpleSpanProcessor(EXPORTER))
 
 
 @pytest.fixture
-def spans(exporter: InMemorySpanExporter) -> InMemorySpanExporter:
-    exporter.clear()
-    return exporter
+def spans() -> Iterator[InMemorySpanExporter]:
+    EXPORTER.clear()
+    telemetry.enable(PROVIDER)
+    yield EXPORTER
+    telemetry.disable()
 
 
 @pytest.fixture

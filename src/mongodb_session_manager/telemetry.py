@@ -38,7 +38,8 @@ def enable(tracer_provider: TracerProvider | None = None) -> None:
     Spans carry the agent's id and counts: no session id, which often names a person, and nothing of a conversation.
 
     Args:
-        tracer_provider: Where the spans go; default: OpenTelemetry's global one.
+        tracer_provider: Where the spans go; default: OpenTelemetry's global one. Those of PyMongo's commands go to the
+            first one that was ever given, here or to PyMongo's instrumentation itself.
 
     Raises:
         ImportError: The extra ``telemetry`` is not installed.
