@@ -40,6 +40,7 @@ benchmarks: $(INSTALLED) ## What a turn and a long session cost, beside other st
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python benchmarks/turn_cost.py
 	$(BIN)/python benchmarks/event_loop.py
+	$(BIN)/python benchmarks/web.py
 	$(BIN)/python benchmarks/long_sessions.py
 	$(BIN)/python benchmarks/summary.py
 	$(BIN)/python benchmarks/listing.py

@@ -42,7 +42,8 @@ def test_a_block_of_the_documentation_runs_as_it_stands(
     exec(compile(code, "documentation", "exec"), names)
     if "app" in names:
         with TestClient(names["app"]) as browser:
-            answer = browser.post("/chat", params={"session_id": "s1", "prompt": "I am Alice."})
+            turn = {"session_id": "s1", "prompt": "I am Alice."}
+            answer = browser.post("/chat", params=turn, headers={"X-Session-ID": "s1"})
             assert (answer.status_code, answer.text) == (200, "Hello, Alice.")
 
 

@@ -70,6 +70,19 @@ def test_the_demo_does_not_know_a_name_that_it_was_not_told(offline_environment:
     assert "I do not know your name." in finished.stdout
 
 
+def test_the_fastapi_example_streams_resumes_and_tells_its_figures(offline_environment: dict[str, str]) -> None:
+    finished = run_example("example_fastapi.py", offline_environment)
+    assert finished.returncode == 0, finished.stderr
+    output = finished.stdout
+    assert "offline: a script answers, not a language model" in output
+    assert "Nice to meet you, Alice." in output
+    assert re.search(r"Your name is Alice, .*  \(2 messages restored\)", output)
+    assert "\n  422\n" in output
+    assert "{'status': 'ok'}" in output
+    assert "mongodb_session_opened_total 2.0" in output
+    assert not finished.stderr
+
+
 @pytest.mark.parametrize(
     ("expression", "value"),
     [

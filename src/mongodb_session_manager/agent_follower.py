@@ -30,6 +30,7 @@ from .guardrails import INTERVENED, facts_of_stop_reason, guardrail_event
 from .metrics import ToolCall, Totals, message_metrics, usage_since
 from .metrics_override import Given, MetricsOverride
 from .session_store import now
+from .telemetry import Observer
 from .unit_of_work import AgentWork, Entry, LateMetricsOperation
 
 # A turn that has collected this much commits early, far from the 16 MB that MongoDB takes in one update.
@@ -90,14 +91,18 @@ class AgentFollower:
         work: The agent's unit of work.
         by_turn: Whether messages wait for the end of their turn (``durability="turn"``).
         override: What the application has said of the next answer, of whichever agent of the manager.
+        observer: Who is told what answers have used, if anybody.
 
     Attributes:
         work: The agent's unit of work.
         outer_error: An exception that was being handled when the turn began: not the turn's own.
     """
 
-    def __init__(self, work: AgentWork, *, by_turn: bool, override: MetricsOverride) -> None:
+    def __init__(
+        self, work: AgentWork, *, by_turn: bool, override: MetricsOverride, observer: Observer | None = None
+    ) -> None:
         self.work = work
+        self._observer = observer
         self._override = override
         self.outer_error: BaseException | None = None
         self._by_turn = by_turn
@@ -591,6 +596,8 @@ class AgentFollower:
         self.work.put(LateMetricsOperation(self.work.key, lacking.entry, metrics, totals, lacking.metrics))
 
     def _count(self, metrics: Document) -> None:
+        if self._observer is not None:
+            self._observer.tokens_used(metrics["accumulated_usage"])
         for name, value in metrics["accumulated_usage"].items():
             self._counted_usage[name] = self._counted_usage.get(name, 0) + value
         self._counted_latency += metrics["accumulated_metrics"].get("latencyMs", 0)

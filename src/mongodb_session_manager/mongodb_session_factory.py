@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .operation_hooks import FeedbackHook, MetadataHook
     from .search_index import MessageHit
     from .session_listing import SessionPage
+    from .telemetry import Observer
 
 
 class MongoDBSessionManagerFactory:
@@ -123,6 +124,7 @@ class MongoDBSessionManagerFactory:
         }
         self._metadata_cache: SessionMetadataCache | None = None
         self._cache_use: CacheUse | None = None
+        self._observer: Observer | None = None
         self._repositories: dict[tuple[Any, ...], MongoDBSessionRepository] = {}
         try:
             if metadata_cache is not None:
@@ -188,7 +190,9 @@ class MongoDBSessionManagerFactory:
             parameters["metadata_fields"],
             parameters["ttl_hours"],
         )
-        return MongoDBSessionManager(session_id, client=client, _repository=repository, **parameters)
+        return MongoDBSessionManager(
+            session_id, client=client, _repository=repository, _observer=self._observer, **parameters
+        )
 
     def _repository(
         self,

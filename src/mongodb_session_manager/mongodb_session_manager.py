@@ -58,6 +58,7 @@ from .operation_hooks import FeedbackHook, MetadataHook, call_hook, check_hook
 from .search_index import Feed
 from .session_store import SessionStore, now
 from .statements import SessionRef, renew_lease
+from .telemetry import Observer, span
 from .unit_of_work import AgentWork, MultiAgentOperation, Outbox, Sending
 
 try:
@@ -143,6 +144,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         feedback_hook: FeedbackHook | None = None,
         index_messages: bool = False,
         _repository: MongoDBSessionRepository | None = None,
+        _observer: Observer | None = None,
         **client_options: Any,
     ) -> None:
         # Strands' constructor is not called: it reads and creates the session at once.
@@ -169,6 +171,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             _ensure_indexes_now=False,
             **client_options,
         )
+        self._observer = _observer
         self._durability = durability
         self._override = MetricsOverride()
         self._on_conflict = on_conflict
@@ -183,6 +186,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._lease_token: str | None = None
         self._prefetched: dict[str, StoredAgent] = {}
         self._agents: dict[str, AgentFollower] = {}
+        # For whoever closes the manager when the agents are out of scope: what changed in them since their last event.
+        self._kept_agents: list[Any] | None = None
         self._multi_agents: dict[str, Outbox] = {}
         self._multi_agent_states: dict[str, Any] = {}
         self._closed = False
@@ -332,6 +337,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         else:
             self._restore(follower, agent, stored)
         self._agents[agent_id] = follower
+        if self._kept_agents is not None:
+            self._kept_agents.append(agent)
         if InvokeModelStage is not None and isinstance(agent, Agent) and facts_of_config(_model_config(agent.model)):
             agent.add_middleware(InvokeModelStage, self._watch_model)
         if agent.messages and stored.agent_data is None:
@@ -731,6 +738,8 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _close(self) -> None:
         if self._holds_work():
             return  # It could not be stored; the client stays open, so that `close()` can be called again.
+        if self._observer is not None and self._incarnation is not None and not self._closed:
+            self._observer.session_closed()
         self._closed = True
         _unsent.discard(self)
         self.session_repository.close()
@@ -763,9 +772,12 @@ class MongoDBSessionManager(RepositorySessionManager):
             return document
 
         # A session that this manager has seen and that is gone was deleted: it is not brought back.
-        opened = self._store.open(self.session_id, keys, create if self._incarnation is None else None)
+        with span("open", {"agents": len(keys)}):
+            opened = self._store.open(self.session_id, keys, create if self._incarnation is None else None)
         if opened is None or self._incarnation not in (None, opened.incarnation):
             raise SessionNotFoundError(f"session_id={self.session_id!r} was deleted, or has expired")
+        if self._observer is not None and self._incarnation is None:
+            self._observer.session_opened()
         self._incarnation = opened.incarnation
         self._document.bytes = opened.bytes
         self._parts_should_expire = self._ttl is not None and not opened.parts_expire
@@ -803,7 +815,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             self._sent,
         )
         work.rebase = self._on_conflict == "rebase"
-        return AgentFollower(work, by_turn=self._durability == "turn", override=self._override)
+        return AgentFollower(work, by_turn=self._durability == "turn", override=self._override, observer=self._observer)
 
     def _restore(self, follower: AgentFollower, agent: Any, stored: StoredAgent) -> None:
         def read_from(offset: int) -> list[Document]:
@@ -914,7 +926,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             if self._parts_should_expire:
                 self._store.let_parts_expire(self._session_ref())
                 self._parts_should_expire = False
-            left = self._store.archiver.archive(self.session_id, incarnation, work.key, self._archive_policy)
+            with span("archive", {"agent_id": work.agent_id}):
+                left = self._store.archiver.archive(self.session_id, incarnation, work.key, self._archive_policy)
         except PyMongoError as error:
             # Nothing is lost by that, and it stays due: the next turn, here or in another process, tries again.
             logger.warning("session_id=<%s>, error=<%s> | not archived", self.session_id, error)

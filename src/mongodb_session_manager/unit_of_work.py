@@ -29,6 +29,7 @@ from .errors import UnstorableValueError
 from .metrics import Totals
 from .session_store import SessionStore, now
 from .statements import Commit, SessionRef, late_metrics, message_projection
+from .telemetry import span
 
 _NEVER_STAGED = object()
 
@@ -118,7 +119,8 @@ class AppendOperation:
         for index, entry in enumerate(self.entries):
             if entry.blobs is not None:
                 store.upload(session, self.work.key, self.work.position + index, entry.blobs)
-        store.commit(session, self.work, rebase=self.rebase)
+        with span("commit", {"agent_id": self.agent.agent_id, "messages": len(self.entries)}):
+            store.commit(session, self.work, rebase=self.rebase)
         self.agent.was_stored(self)
 
     def refuse(self) -> bool:

@@ -1,0 +1,166 @@
+"""A chat service with FastAPI: one factory for the application, one session per request, answers as streams.
+
+    uv run python examples/example_fastapi.py              starts it, talks to it, and ends
+    uv run python examples/example_fastapi.py --serve      http://127.0.0.1:8000, until Ctrl-C
+
+    curl -N -X POST -H 'X-Session-ID: me' 'http://127.0.0.1:8000/chat?prompt=My+name+is+Alice.'
+
+It needs no key and no network: MongoDB is the bundled one (`MONGODB_URI` names another), and the model is a script.
+`model_from_environment.py` tells how to choose a real one.
+"""
+
+import argparse
+import json
+import re
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import StreamingResponse
+from model_from_environment import describe, model_from_environment
+from offline_model import Reply
+from strands import Agent
+from strands.types.content import Messages
+
+from mongodb_session_manager import MongoDBSessionManager, get_global_factory
+from mongodb_session_manager.fastapi import (
+    add_exception_handlers,
+    create_router,
+    open_session,
+    session_lifespan,
+    stream_turn,
+)
+from mongodb_session_manager.local import LocalMongoDB
+
+DATABASE, COLLECTION = "session_manager_examples", "sessions"
+AGENT_ID = "assistant"  # The same in every process: it is the key of the conversation.
+
+# A parameter of this type is the request's session: read before the endpoint runs, closed after the stream's last byte.
+Session = Annotated[MongoDBSessionManager, open_session(agent_id=AGENT_ID)]
+
+
+def build_agent(session_manager: MongoDBSessionManager) -> Agent:
+    """Build the assistant on a session: what the session holds of it is restored here."""
+    return Agent(
+        model=model_from_environment(scripted_answer),
+        agent_id=AGENT_ID,
+        system_prompt="You are a friendly assistant. Answer in one sentence.",
+        session_manager=session_manager,
+        callback_handler=None,
+    )
+
+
+def scripted_answer(messages: Messages) -> Reply:
+    """What the offline model says: found in `messages` and nowhere else."""
+    said = [block["text"] for message in messages for block in message["content"] if "text" in block]
+    names = [match[1] for match in (re.search(r"my name is (\w+)", text, re.IGNORECASE) for text in said) if match]
+    if "what is my name" in said[-1].lower():
+        return f"Your name is {names[-1]}, and we have not met for the first time." if names else "I do not know."
+    return f"Nice to meet you, {names[-1]}." if names else "Hello!"
+
+
+def create_app(uri: str) -> FastAPI:
+    """Build the service."""
+    # The lifespan makes the factory, whose connections all requests share, and closes it at the end.
+    app = FastAPI(
+        lifespan=session_lifespan(
+            connection_string=uri,
+            database_name=DATABASE,
+            collection_name=COLLECTION,
+            maxPoolSize=100,  # Connection pool size
+            minPoolSize=10,  # Keep minimum connections ready
+        )
+    )
+    add_exception_handlers(app)  # 404, 409, 422, 503 instead of 500
+    app.include_router(create_router())  # /health, /health/ready, /metrics
+
+    @app.post("/chat")
+    async def chat(session: Session, prompt: str) -> StreamingResponse:
+        """Stream the answer. If the client goes away, what it has read is stored."""
+        agent = build_agent(session)
+
+        async def answer() -> AsyncIterator[str]:
+            async for event in stream_turn(session, agent, prompt):
+                if "data" in event:
+                    yield event["data"]
+
+        return StreamingResponse(answer(), media_type="text/plain")
+
+    @app.post("/ask")
+    async def ask(request: Request, prompt: str, session_id: Annotated[str, Query()]) -> dict[str, Any]:
+        """Answer in one piece, without the dependency: the factory opens the session."""
+        # Method 1: from the application's state, which is explicit
+        factory = request.app.state.session_factory
+        # Method 2: the global factory, which is the same one
+        assert factory is get_global_factory()
+
+        async with await factory.open(session_id, agent_id=AGENT_ID) as session_manager:
+            agent = build_agent(session_manager)
+            restored = len(agent.messages)
+            result = await agent.invoke_async(prompt)
+        return {"answer": str(result).strip(), "messages_restored": restored}
+
+    return app
+
+
+def talk(port: int) -> None:
+    """Use the service as its clients do."""
+    session_id = f"fastapi-{uuid.uuid4().hex[:8]}"
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as browser:
+        print(f"\nPOST /chat, X-Session-ID: {session_id}: My name is Alice.")
+        turn = {"params": {"prompt": "My name is Alice."}, "headers": {"X-Session-ID": session_id}}
+        with browser.stream("POST", "/chat", **turn) as answer:
+            for piece in answer.iter_text():
+                print(f"  {piece}")
+
+        print("POST /ask: What is my name?")
+        answered = browser.post("/ask", params={"prompt": "What is my name?", "session_id": session_id})
+        print(f"  {answered.json()['answer']}  ({answered.json()['messages_restored']} messages restored)")
+
+        print("POST /chat without a session id")
+        print(f"  {browser.post('/chat', params={'prompt': 'Hello'}).status_code}")
+
+        print("GET /health/ready")
+        print(f"  {browser.get('/health/ready').json()}")
+
+        print("GET /metrics, Accept: application/json")
+        pool = browser.get("/metrics", headers={"Accept": "application/json"}).json()["pool"]
+        print(f"  {json.dumps({name: pool[name] for name in ('open', 'in_use', 'idle', 'created', 'check_outs')})}")
+        print("GET /metrics")
+        for line in browser.get("/metrics").text.splitlines():
+            if line.startswith(("mongodb_session_opened_total", "mongodb_session_tokens_total")):
+                print(f"  {line}")
+
+
+def main() -> None:
+    """Start MongoDB and the service, then talk to it or wait for others to."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--serve", action="store_true", help="serve until Ctrl-C")
+    parser.add_argument("--port", type=int, default=8000, help="with --serve (default 8000)")
+    arguments = parser.parse_args()
+    model = model_from_environment(scripted_answer)  # A wrong choice is told now, not by the first request.
+    with LocalMongoDB() as mongodb:
+        app = create_app(mongodb.uri)
+        print(f"model: {describe(model)}")
+        if arguments.serve:
+            uvicorn.run(app, port=arguments.port)
+            return
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+        serving = threading.Thread(target=server.run)
+        serving.start()
+        try:
+            while not server.started and serving.is_alive():
+                time.sleep(0.01)
+            talk(server.servers[0].sockets[0].getsockname()[1])
+        finally:
+            server.should_exit = True
+            serving.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Which status an error is. Bodies are FastAPI's own: ``{"detail": …}``, without hosts and credentials."""
+
+from __future__ import annotations
+
+import math
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pymongo.errors import ConnectionFailure, PyMongoError
+from starlette.websockets import WebSocket
+from strands.types.exceptions import EventLoopException
+
+from ..errors import (
+    AgentNotFoundError,
+    InvalidIdentifierError,
+    MessageNotFoundError,
+    SessionBusyError,
+    SessionConflictError,
+    SessionExistsError,
+    SessionNotFoundError,
+    UnstorableValueError,
+)
+
+_STATUS: dict[type[Exception], int] = {
+    SessionNotFoundError: 404,
+    AgentNotFoundError: 404,
+    MessageNotFoundError: 404,
+    SessionBusyError: 409,
+    SessionConflictError: 409,
+    SessionExistsError: 409,
+    InvalidIdentifierError: 422,
+    UnstorableValueError: 422,
+}
+
+# A replica set has a new primary within about 12 s; most outages are shorter.
+_RETRY_SECONDS = 5
+
+
+def add_exception_handlers(app: FastAPI) -> None:
+    """Answer the errors of this library and of a database that is away with statuses.
+
+    - 404: the session, agent or message is not there.
+    - 409: the session is leased by another request, with ``Retry-After``; it was written by somebody else first; or it
+      exists already.
+    - 422: an id cannot be used, a value cannot be stored.
+    - 503 with ``Retry-After``: the database does not answer.
+
+    Whatever else PyMongo raises stays an error of the server, 500. An error inside a stream that has begun ends the
+    stream: its status is sent already.
+    """
+    for expected in (*_STATUS, PyMongoError, EventLoopException):
+        app.add_exception_handler(expected, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    found = error.original_exception if isinstance(error, EventLoopException) else error
+    status = next((status for kind, status in _STATUS.items() if isinstance(found, kind)), None)
+    if isinstance(request, WebSocket):
+        raise error  # It has no statuses.
+    if status is not None:
+        detail = str(found.args[0]) if found.args else type(found).__name__
+        headers = None
+        if isinstance(found, SessionBusyError):
+            headers = {"Retry-After": str(max(1, math.ceil(found.retry_after or 0)))}
+        return JSONResponse({"detail": detail}, status, headers)
+    if isinstance(found, ConnectionFailure) or (isinstance(found, PyMongoError) and found.timeout):
+        # PyMongo's own words name the hosts.
+        detail = "The database does not answer at the moment."
+        return JSONResponse({"detail": detail}, 503, {"Retry-After": str(_RETRY_SECONDS)})
+    raise error

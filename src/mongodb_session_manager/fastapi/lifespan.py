@@ -1,0 +1,82 @@
+"""The factory of an application: made when it starts, closed when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any
+
+from fastapi import FastAPI
+from pymongo import MongoClient
+from starlette.requests import HTTPConnection
+
+from ..mongodb_session_factory import (
+    MongoDBSessionManagerFactory,
+    close_global_factory,
+    get_global_factory,
+    initialize_global_factory,
+)
+from .metrics import SessionMetrics
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
+
+
+def session_lifespan(
+    connection_string: str | None = None,
+    database_name: str = "database_name",
+    collection_name: str = "collection_name",
+    client: MongoClient[Any] | None = None,
+    *,
+    lifespan: Lifespan | None = None,
+    **options: Any,
+) -> Lifespan:
+    """Return a lifespan for ``FastAPI(lifespan=…)`` that owns the application's factory.
+
+    The factory is ``app.state.session_factory`` and the global one, ``get_global_factory()``; its figures are
+    ``app.state.session_metrics``. At the end it is closed, off the event loop, and what is unsent is stored before.
+
+    Args:
+        connection_string: A MongoDB URI.
+        database_name: Where sessions are stored.
+        collection_name: The collection of the session documents.
+        client: A client of yours to borrow, instead of ``connection_string``. See ``SessionMetrics`` for how its
+            commands are counted.
+        lifespan: Your own, run inside: it finds the factory there, and its state is the application's.
+        **options: Further parameters of ``MongoDBSessionManagerFactory``, and any option of ``MongoClient``.
+
+    Returns:
+        The lifespan. Entering it raises what ``initialize_global_factory`` raises, a ``RuntimeError`` where another
+        factory is the global one; leaving it, what ``close_global_factory`` raises.
+    """
+
+    @asynccontextmanager
+    async def owns_the_factory(app: FastAPI) -> AsyncIterator[Mapping[str, Any] | None]:
+        metrics = SessionMetrics()
+        given = dict(options)
+        if client is None:
+            given["event_listeners"] = [*(options.get("event_listeners") or ()), metrics]
+        # Off the loop: the name of a cluster may have to be looked up.
+        factory = await asyncio.to_thread(
+            initialize_global_factory, connection_string, database_name, collection_name, client, **given
+        )
+        try:
+            metrics.watch(factory)
+            app.state.session_factory = factory
+            app.state.session_metrics = metrics
+            async with nullcontext() if lifespan is None else lifespan(app) as state:
+                yield state
+        finally:
+            await asyncio.to_thread(close_global_factory)
+
+    return owns_the_factory
+
+
+def factory_of(connection: HTTPConnection) -> MongoDBSessionManagerFactory:
+    """Return the application's factory; of an application mounted into another one, the global factory.
+
+    Raises:
+        RuntimeError: There is neither.
+    """
+    found = getattr(connection.app.state, "session_factory", None)
+    return found if isinstance(found, MongoDBSessionManagerFactory) else get_global_factory()
