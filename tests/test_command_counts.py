@@ -1,4 +1,4 @@
-"""What a conversation costs: the exact commands and bytes of each event, on a standalone server and a replica set.
+"""Performance benchmarking, in counts: the exact commands and bytes of each event, on both kinds of server.
 
 A command is a round trip that a person waits for, and a line on the database's bill. These are the floor: no command
 is sent that carries nothing.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import re
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -465,39 +464,6 @@ def test_opening_a_session_that_does_not_exist_begins_it_with_one_command_more(s
         asyncio.run(request())
 
     assert commands.names == ["find", "update", "update", "update"]
-
-
-def test_indexes_are_ensured_by_the_first_manager_of_a_process_and_by_no_other(
-    shop: Shop, server: Any, database_name: str
-) -> None:
-    with shop.recorder.recording() as first:
-        shop.agent(shop.manager())
-    with shop.recorder.recording() as later:
-        shop.agent(shop.manager())
-        shop.agent(shop.manager("another"))
-        # A client of its own, as every manager made from a connection string has.
-        with MongoDBSessionManager(
-            "s", server.uri, database_name, COLLECTION, event_listeners=[shop.recorder]
-        ) as manager:
-            shop.agent(manager)
-
-    assert first.names.count("createIndexes") == 1
-    assert "createIndexes" not in later.names
-
-
-def test_a_connection_string_that_names_one_node_does_not_have_indexes_ensured_again(
-    server: Any, database_name: str
-) -> None:
-    recorder = CommandRecorder()
-    first_node_only = re.sub(r",[^/]*", "", server.uri, count=1)
-    client: MongoClient[dict[str, Any]]
-    # Not connected yet: the first manager knows the node that was named, the second all nodes of a replica set.
-    with MongoClient(first_node_only, event_listeners=[recorder], connect=False) as client:
-        shop = Shop(client, recorder, database_name)
-        for session_id in ("s", "t", "u"):
-            shop.agent(shop.manager(session_id))
-
-    assert recorder.names.count("createIndexes") == 1
 
 
 # --- bytes

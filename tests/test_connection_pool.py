@@ -1,4 +1,4 @@
-"""The shared client: its options are the caller's, its figures are true, and it survives threads and forks."""
+"""Connection pooling: the shared client's options are the caller's, its figures true; it survives threads and forks."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from pymongo.database import Database
 
-PARTS = (HISTORY, "sessions_blobs.files", "sessions_blobs.chunks")
+FILES = "sessions_blobs.files"
+PARTS = (HISTORY, "sessions_search", FILES, "sessions_blobs.chunks")
 FOREVER = datetime(9999, 12, 31, tzinfo=timezone.utc)
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 
@@ -60,7 +61,12 @@ def opened(client: MongoClient[Any], database: Database[Any]) -> Callable[..., M
     """Makes managers as processes do; each archives and makes blobs early."""
 
     def open_session(session_id: str = "s", ttl_hours: float | None = 10, **options: Any) -> MongoDBSessionManager:
-        defaults: dict[str, Any] = {**SMALL, "blob_threshold_bytes": THRESHOLD, "client": client}
+        defaults: dict[str, Any] = {
+            **SMALL,
+            "blob_threshold_bytes": THRESHOLD,
+            "index_messages": True,
+            "client": client,
+        }
         options = {**defaults, **options}
         return manager_of(options.pop("client"), database.name, session_id, ttl_hours=ttl_hours, **options)
 
@@ -94,14 +100,15 @@ def let_pass(database: Database[Any], hours: float, session_id: str = "s") -> No
 
     for field in ("expires_at", "parts_expire_at", "parts_moving_to", "updated_at"):
         database[SESSIONS].update_one({"_id": session_id, field: {"$exists": True}}, earlier(field))
-    files = database[PARTS[1]].distinct("_id", {"metadata.incarnation": incarnation})
-    owned: list[dict[str, Any]] = [
-        {"_id.incarnation": incarnation},
-        {"_id": {"$in": files}},
-        {"files_id": {"$in": files}},
-    ]
-    for name, mine in zip(PARTS, owned, strict=True):
+    for name, mine in owned(database, incarnation).items():
         database[name].update_many({**mine, "expires_at": {"$exists": True}}, earlier("expires_at"))
+
+
+def owned(database: Database[Any], incarnation: Any) -> dict[str, dict[str, Any]]:
+    """For each collection of parts, which of them belong to a life of a session."""
+    files = database[FILES].distinct("_id", {"metadata.incarnation": incarnation})
+    mine: dict[str, Any] = {"_id.incarnation": incarnation}
+    return dict(zip(PARTS, (mine, mine, {"_id": {"$in": files}}, {"files_id": {"$in": files}}), strict=True))
 
 
 def parts(database: Database[Any]) -> list[dict[str, Any]]:
@@ -114,17 +121,16 @@ def assert_parts_outlive(database: Database[Any], session_id: str = "s") -> None
         promised = session.get("parts_expire_at", FOREVER)
         assert promised >= session.get("expires_at", FOREVER), "the session may outlive its parts"
         assert ("ttl_hours" in session) == ("expires_at" in session)
-        files = database[PARTS[1]].distinct("_id", {"metadata.incarnation": session["incarnation"]})
-        for name, mine in zip(
-            PARTS,
-            ({"_id.incarnation": session["incarnation"]}, {"_id": {"$in": files}}, {"files_id": {"$in": files}}),
-            strict=True,
-        ):
+        for name, mine in owned(database, session["incarnation"]).items():
             for part in database[name].find(mine):
-                if name == HISTORY:
-                    counts = session["agents"].get(part["_id"]["agent"], {}).get("archived_count", 0)
-                    if part["_id"]["first"] >= counts:
-                        continue  # Nobody has committed it yet.
+                if name in PARTS[:2]:
+                    # One that nobody has committed yet does not count.
+                    agent = session["agents"].get(part["_id"]["agent"], {})
+                    counts, position = agent.get("archived_count", 0), part["_id"].get("first")
+                    if position is None:
+                        counts, position = agent.get("indexed", {}).get("count", 0), part["_id"]["message"]
+                    if position >= counts:
+                        continue
                 assert part.get("expires_at", FOREVER) >= promised, name
 
 
@@ -190,8 +196,9 @@ def test_a_ttl_costs_no_command(
             # New, so that no index is made for one of them only.
             opened("first", ttl_hours, client=client).update_metadata({"a": 1})
             recorder.clear()
+            options: dict[str, Any] = {"client": client, "durability": durability, "index_messages": False}
             for _ in range(2):
-                with opened(f"s {ttl_hours}", ttl_hours, client=client, durability=durability) as manager:
+                with opened(f"s {ttl_hours}", ttl_hours, **options) as manager:
                     talker(manager)("hello")
             sent[ttl_hours] = recorder.names
     assert sent[10] == sent[None]
@@ -290,7 +297,7 @@ def test_a_session_past_its_time_counts_as_absent(
 def test_what_a_manager_writes_after_the_end_of_its_session_is_refused_and_brings_nothing_back(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
-    manager = opened()
+    manager = opened(index_messages=False)
     agent = talker(manager)
     agent("hello")
     let_pass(database, 10)
@@ -587,7 +594,7 @@ def test_parts_move_on_when_less_than_one_ttl_is_left_and_only_then(
     with MongoClient(server.uri, event_listeners=[recorder]) as client:
         with opened(durability=durability) as manager:
             converse(manager)
-        for hours, moved in ((8.5, 0), (3, 3), (5, 0), (8, 3)):
+        for hours, moved in ((8.5, 0), (3, 4), (5, 0), (8, 4)):
             let_pass(database, hours)
             with opened(client=client, durability=durability) as manager:
                 agent = windowed(manager)

@@ -583,7 +583,35 @@ def test_a_reader_that_goes_away_before_the_trace_leaves_no_text_behind(office: 
         asyncio.run(request())
         eventually(lambda: b"bubblegum" not in at_rest(office.database))
 
-    assert [(event["action"], event["policies"]) for event in office.events()] == [("redacted", [])]
+    assert [(event["action"], event["policies"]) for event in office.events()] == [("redacted", POLICIES)]
+
+
+@reads_traces
+def test_a_redaction_is_not_lost_with_a_stream_that_is_cancelled_before_the_guardrail_has_said_why(
+    office: Office,
+) -> None:
+    with office.manager() as manager:
+        agent = guarded(manager, BLOCKED)
+        redacted = asyncio.Event()
+
+        async def silent(context: Any, next_fn: Any) -> Any:
+            async for event in next_fn(context):
+                yield event
+                if "redactContent" in event.get("event", {}):
+                    redacted.set()
+                    await asyncio.Event().wait()  # The model's next chunk never comes.
+
+        agent.add_middleware(pytest.importorskip("strands.middleware").InvokeModelStage, silent)
+
+        async def request() -> None:
+            turn = asyncio.create_task(agent.invoke_async(PROMPT))
+            await redacted.wait()
+            turn.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await turn
+
+        asyncio.run(request())
+    office.nothing_at_rest(PROMPT)
 
 
 def test_a_redaction_after_a_model_call_that_failed_waits_for_no_trace(office: Office) -> None:
@@ -650,7 +678,7 @@ def test_a_lost_answer_doubles_no_event(act: Any, office: Office, proxies: Calla
         document = office.database[SESSIONS].find_one({"_id": session_id})
         assert document is not None
         assert document["guardrail_event_count"] == len(expected), session_id
-    office.nothing_at_rest("bubblegum", "4111")
+    office.nothing_at_rest("bubblegum", "4111-1111")
 
 
 def test_a_redaction_of_a_message_that_could_not_be_stored_is_one_event(office: Office, client: Any) -> None:
@@ -710,12 +738,13 @@ def test_the_redaction_of_an_archived_message_is_listed_once(
         found = stored(office.database)
         assert texts(found.archived)[0] == PROMPT
         if moment is not None:
-            proxy.cut(Cut("update", moment))
+            # The first looks for the message in the session document, the second announces the change of the history.
+            proxy.cut(Cut("findAndModify", moment, 2))
         manager.record_guardrail_trace(TRACE, agent)
         manager.redact_latest_message(by_hand(REDACTED), agent)
         manager.close()
 
-    assert proxy.cut_commands == ([] if moment is None else ["update"])
+    assert proxy.cut_commands == ([] if moment is None else ["findAndModify"])
     (event,) = office.events()
     message = stored(office.database).archived[0]
     assert told(event) == {

@@ -486,6 +486,8 @@ def test_an_older_document_has_a_header_too(repository: MongoDBSessionRepository
 
 LONG = "The quick brown fox jumps over the lazy dog while seventeen sceptical badgers keep the minutes of it."
 
+DIRECT_CALL = 'agent.tool.manage_metadata direct tool call.\nInput parameters: {"action": "set"}\n'
+
 TITLES: list[tuple[str, dict[str, Any], str | None]] = [
     ("plain", {"a": agent(said("Hello"))}, "Hello"),
     ("a string", {"a": agent(("user", "Hello"))}, "Hello"),
@@ -504,6 +506,9 @@ TITLES: list[tuple[str, dict[str, Any], str | None]] = [
     ("assistant first", {"a": agent(("assistant", [{"text": "Welcome"}]), said("Hello"))}, "Hello"),
     ("assistant only", {"a": agent(("assistant", [{"text": "Welcome"}]))}, None),
     ("empty content", {"a": agent(("user", []), ("user", None), ("user", ""))}, None),
+    ("a direct tool call", {"a": agent(said(DIRECT_CALL), said("Hello"))}, "Hello"),
+    ("only a direct tool call", {"a": agent(said(DIRECT_CALL))}, None),
+    ("words about one", {"a": agent(said("agent.tool.x direct tool call?"))}, "agent.tool.x direct tool call?"),
     ("the third agent", {"a": agent(), "b": agent(("user", "")), "c": agent(said("B")), "d": agent(said("D"))}, "B"),
     ("lone surrogate", {"a": agent(said({"__encoded__": "str", "value": b"A\xed\xa0\x80B"}))}, "A\ufffdB"),
     ("much of it", {"a": agent(said({"__encoded__": "str", "value": b"\xed\xa0\x80" * 9_999}), said("B"))}, "B"),

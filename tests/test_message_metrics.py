@@ -1,4 +1,4 @@
-"""What a conversation costs in tokens and time: true for each message, and true as a sum.
+"""Metrics tracking validation: tokens and times of a conversation are true for each message, and true as a sum.
 
 Strands' own `event_loop_metrics` run for the life of an `Agent` object. Stored as they are, they would be counted again
 with every message, and somebody would pay by them.
@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient
-from strands import Agent, ModelRetryStrategy, tool
+from strands import Agent, ModelRetryStrategy, ToolContext, tool
 from strands.hooks import AfterModelCallEvent
 from strands.types.exceptions import ModelThrottledException
 
 from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.keys import encode_key
+from mongodb_session_manager.metrics import ToolCall as FinishedCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -350,6 +352,31 @@ def test_a_turn_is_counted_once_however_many_messages_it_has(meter: Meter) -> No
     assert (meter.record()["usage"]["turns"], meter.record()["usage"]["messages"]) == (2, 8)
 
 
+@both_durabilities
+def test_a_direct_call_of_a_tool_is_no_turn(meter: Meter, durability: Any) -> None:
+    manager = meter.manager(durability=durability)
+    agent = meter.agent(manager, reply("One.", 1), reply("Two.", 1))
+    agent.tool.look_up(what="x")
+    agent("1")
+    agent.tool.look_up(what="y")
+    agent("2")
+
+    usage = meter.record()["usage"]
+    assert (usage["turns"], usage["messages"], usage["tools"]["look_up"]["calls"]) == (2, 12, 2)
+    assert len({message["turn_id"] for message in meter.messages()}) == 4
+    assert manager.session_repository.list_sessions().sessions[0].title == "1"
+
+
+def test_a_prompt_that_was_put_into_the_conversation_and_appended_by_hand_begins_a_turn(meter: Meter) -> None:
+    manager = meter.manager()
+    agent = meter.agent(manager, reply("One.", 1), reply("Two.", 1))
+    for turns in (1, 3):
+        agent.messages.append({"role": "user", "content": [{"text": "Hello"}]})
+        manager.append_message(agent.messages[-1], agent)
+        assert meter.record()["usage"]["turns"] == turns
+        agent("1")
+
+
 def test_agents_and_models_are_counted_apart_also_by_ids_with_dots(meter: Meter) -> None:
     manager = meter.manager()
     haiku, sonnet = "eu.anthropic.claude-3-haiku-20240307-v1:0", "$eu.anthropic.claude-3-sonnet%"
@@ -376,6 +403,90 @@ def test_a_model_that_is_changed_in_the_middle_is_counted_for_its_own_answers(me
         "offline-scripted-model": 1,
         "another": 10,
     }
+
+
+@tool(context=True)
+def ask(tool_context: ToolContext) -> str:
+    """Ask the user."""
+    return str(tool_context.interrupt("question", reason="why"))
+
+
+@both_durabilities
+@pytest.mark.parametrize("in_another_process", [False, True])
+def test_all_tools_of_an_interrupted_answer_are_counted_when_it_goes_on(
+    meter: Meter, durability: Any, in_another_process: bool
+) -> None:
+    calls = (ToolCall("look_up", {"what": "x"}), ToolCall("ask"))
+    tools = [look_up, ask]
+    manager = meter.manager(durability=durability)
+    agent = meter.agent(manager, reply("", 1, calls=calls), reply("Done.", 1), tools=tools)
+    interrupts = agent("Do it").interrupts
+    if in_another_process:
+        manager.close()
+        agent = meter.agent(meter.manager(durability=durability), reply("Done.", 1), tools=tools)
+    agent([{"interruptResponse": {"interruptId": one.id, "response": "yes"}} for one in interrupts])
+
+    usage = meter.record()["usage"]
+    assert {name: tool["calls"] for name, tool in usage["tools"].items()} == {"look_up": 1, "ask": 1}
+    assert ("milliseconds" in usage["tools"]["look_up"]) is not in_another_process
+    assert usage["turns"] == 1
+
+
+def test_a_call_of_a_tool_whose_name_cannot_be_is_counted(meter: Meter) -> None:
+    agent = meter.agent(None, reply("", 1, calls=(ToolCall("nope$.x"),)), reply("Done.", 1))
+    agent("Do it")
+
+    tools = meter.record()["usage"]["tools"]
+    assert {name: (tool["calls"], tool["errors"]) for name, tool in tools.items()} == {encode_key("nope$.x"): (1, 1)}
+
+
+def test_the_results_of_tools_that_are_appended_by_hand_are_counted(meter: Meter) -> None:
+    def use_of(tool_use_id: str, name: Any) -> Any:
+        return {"toolUse": {"toolUseId": tool_use_id, "name": name, "input": {}}}
+
+    def result_of(tool_use_id: Any, status: str) -> Any:
+        return {"toolResult": {"toolUseId": tool_use_id, "status": status, "content": []}}
+
+    manager = meter.manager()
+    agent = meter.agent(manager)
+    uses = [use_of("1", "look_up"), use_of("2", "other"), use_of("3", None)]
+    results = [result_of("1", "success"), result_of("2", "error")]
+    strange = [result_of("3", "success"), result_of("4", "error"), result_of([], "error"), {"toolResult": None}]
+    manager.append_message({"role": "user", "content": "Do it"}, agent)  # type: ignore[typeddict-item]
+    manager.append_message({"role": "assistant", "content": uses}, agent)
+    manager.append_message({"role": "user", "content": [*results, *strange]}, agent)
+    manager.append_message({"role": "assistant", "content": "Done."}, agent)  # type: ignore[typeddict-item]
+
+    usage = meter.record()["usage"]
+    assert usage["tools"] == {"look_up": {"calls": 1}, "other": {"calls": 1, "errors": 1}}
+    assert (usage["messages"], usage["turns"]) == (4, 1)
+
+
+def test_direct_calls_of_tools_that_are_not_recorded_are_neither_counted_nor_kept(meter: Meter) -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(type(one) is FinishedCall for one in gc.get_objects())
+
+    @tool
+    def indirect() -> str:
+        """Look it up."""
+        for _ in range(5):
+            agent.tool.look_up(what="x", record_direct_tool_call=False)
+        return "done"
+
+    calls = reply("", 1, calls=(ToolCall("indirect"),))
+    agent = meter.agent(None, calls, reply("One.", 1), tools=[indirect, look_up])
+    before = kept()
+    agent("1")
+    assert kept() == before
+    for _ in range(5):
+        agent.tool.look_up(what="x", record_direct_tool_call=False)
+    assert kept() <= before + 1
+    agent.tool.look_up(what="y")
+
+    tools = meter.record()["usage"]["tools"]
+    assert {name: tool["calls"] for name, tool in tools.items()} == {"indirect": 1, "look_up": 1}
+    assert "milliseconds" in tools["look_up"]
 
 
 # --- what is easily counted twice
@@ -420,17 +531,51 @@ def test_the_latency_of_a_retried_call_is_that_of_the_call_that_answered(meter: 
     assert latency < 200
 
 
-def test_an_answer_that_a_hook_had_made_anew_is_stored_once(meter: Meter) -> None:
-    def once_more(event: AfterModelCallEvent) -> None:
-        if event.stop_response is not None and agent.model.calls == 1:
-            event.retry = True
+def once_more(event: AfterModelCallEvent) -> None:
+    """Have an answer made anew that is no good."""
+    if event.stop_response is not None and event.stop_response.message["content"] == [{"text": "No good."}]:
+        event.retry = True
 
-    agent = meter.agent(None, reply("No good.", 10), reply("Good.", 20), hooks=[once_more])
+
+@both_durabilities
+def test_an_answer_that_a_hook_had_made_anew_is_paid_for_and_stored_nowhere(meter: Meter, durability: Any) -> None:
+    manager = meter.manager(durability=durability)
+    bad = reply("No good.", 10, latency_ms=50)
+    agent = meter.agent(manager, bad, bad, reply("Good.", 20), reply("Two.", 40), hooks=[once_more])
     agent("1")
+    agent("2")
 
-    assert agent.model.calls == 2
-    assert [m and m["accumulated_usage"]["outputTokens"] for m in meter.metrics()] == [None, 20]
-    assert_totals_match(meter.record())
+    assert agent.model.calls == 4
+    assert [m and m["accumulated_usage"]["outputTokens"] for m in meter.metrics()] == [None, 20, None, 40]
+    model = meter.record()["usage"]["models"]["offline-scripted-model"]
+    assert {name: model[name] for name in TOKENS} == {name: strands_totals(agent)[name] for name in TOKENS}
+    assert (model["calls"], model["latency"]["count"], model["latency"]["sum"]) == (4, 4, 140)
+
+
+@both_durabilities
+def test_what_a_discarded_answer_used_is_given_to_no_other(meter: Meter, durability: Any) -> None:
+    manager = meter.manager(durability=durability)
+    agent = meter.agent(manager, reply("No good.", 10), reply("Good.", 20), hooks=[once_more])
+    agent("1")
+    manager.append_message({"role": "assistant", "content": "By hand."}, agent)  # type: ignore[typeddict-item]
+    manager.sync_agent(agent)
+    assert meter.metrics()[-1] is None
+
+    manager.append_message({"role": "assistant", "content": "By another call."}, agent)  # type: ignore[typeddict-item]
+    use(agent, 5, latency_ms=6)
+    manager.sync_agent(agent)
+    assert summed(meter.messages())["outputTokens"] == 25
+
+
+def test_a_discarded_answer_is_counted_with_the_next_message_if_its_turn_fails(meter: Meter) -> None:
+    down = RuntimeError("the provider is down")
+    agent = meter.agent(None, reply("No good.", 10), down, reply("Yes.", 20), hooks=[once_more])
+    with contextlib.suppress(Exception):
+        agent("1")
+    agent("2")
+
+    model = meter.record()["usage"]["models"]["offline-scripted-model"]
+    assert (model["outputTokens"], model["calls"]) == (30, 2)
 
 
 @both_durabilities
@@ -548,3 +693,30 @@ def test_a_turn_that_failed_leaves_the_sums_true(meter: Meter) -> None:
     assert summed(meter.messages()) == strands_totals(agent)
     assert_totals_match(meter.record())
     assert meter.record()["usage"]["turns"] == 2
+
+
+@pytest.mark.parametrize("wrong", [-5, 2**53 + 1, 2**62, 2**63, 10**30, float("nan"), float("inf")])
+def test_a_number_that_no_answer_can_have_used_is_not_counted_and_the_agent_goes_on(meter: Meter, wrong: Any) -> None:
+    absurd = ScriptedReply(text="One.", usage={"inputTokens": wrong, "outputTokens": 1, "totalTokens": 1})
+    agent = meter.agent(None, absurd, absurd, absurd, reply("Four.", 10))
+    for _ in range(4):
+        agent("And?")
+
+    counts = [m["accumulated_usage"]["inputTokens"] for m in meter.metrics() if m]
+    assert counts == [0, 0, 0, 30]
+    assert_totals_match(meter.record())
+
+
+def test_the_largest_counts_never_take_a_total_beyond_what_mongodb_can_add_to(meter: Meter) -> None:
+    largest = {"inputTokens": 2**53, "outputTokens": 2**53, "totalTokens": 2**53}
+    agent = meter.agent(None, ScriptedReply(text="One.", usage=largest), reply("Two.", 10), reply("Three.", 10))
+    agent("1")
+    sessions = meter.client[meter.database_name][COLLECTION]
+    total = "agents.a.usage.models.offline-scripted-model.inputTokens"
+    sessions.update_one({}, {"$mul": {total: 1024}})  # As if 1,024 such answers had been stored.
+    agent("2")
+    meter.manager().close()
+    agent("3")
+
+    assert len(meter.messages()) == 6
+    assert sessions.count_documents({total: {"$type": "double", "$gte": 2.0**63}}) == 1

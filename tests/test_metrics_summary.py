@@ -550,9 +550,24 @@ def test_feedback_is_counted_by_rating_also_where_it_is_archived(
 
 def test_an_agent_id_that_looks_like_a_field_selects_nothing_else(client: MongoClient[Any], database_name: str) -> None:
     manager = manager_of(client, database_name)
+    for agent_id in ("a", "$agent_id"):
+        agent_of(manager, plain_reply("Yes.", 10, 4), agent_id=agent_id)("And?")
     manager.add_feedback({"rating": "up", "agent_id": "a"})
     manager.add_feedback({"rating": "down", "agent_id": "$agent_id"})
     assert manager.get_metrics_summary("$agent_id").feedback == FeedbackCounts(1, {"down": 1})
+
+
+def test_ratings_that_are_none_make_no_large_read(
+    recorded: MongoClient[Any], recorder: CommandRecorder, database: Database[Any]
+) -> None:
+    manager = manager_of(recorded, database.name)
+    long, other = "ñ" * 100_000, "ñ" * 100 + "…" * 1_000
+    for rating in (long, other, {"text": "x" * 100_000}, ["x" * 100_000], b"x" * 100_000, None, True, 4.5):
+        manager.add_feedback({"rating": rating})
+    with recorder.recording() as commands:
+        feedback = manager.get_metrics_summary().feedback
+    assert feedback == FeedbackCounts(8, {"ñ" * 100: 2, "True": 1, "4.5": 1})
+    assert commands.reply_bytes < 2_000
 
 
 # --- whether a session exists

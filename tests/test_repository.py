@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import logging
 import socket
 import threading
 import uuid
@@ -27,18 +26,14 @@ from support.commands import CommandRecorder
 from support.equality import assert_same
 from support.failpoints import fail_command
 
-import mongodb_session_manager
 from mongodb_session_manager import (
     AgentNotFoundError,
-    InvalidIdentifierError,
     MessageNotFoundError,
     MongoDBSessionError,
     MongoDBSessionRepository,
-    SessionBusyError,
     SessionConflictError,
     SessionExistsError,
     SessionNotFoundError,
-    UnstorableValueError,
 )
 
 SECRET = "4929-1234-5678-9012"
@@ -228,31 +223,6 @@ def test_the_defaults_of_the_constructor_and_of_pagination_are_the_documented_on
     assert pagination["offset"].default == 0
 
 
-# --- errors ---------------------------------------------------------------------------------------
-
-ERRORS = [
-    (MongoDBSessionError, [SessionException]),
-    (SessionNotFoundError, [MongoDBSessionError, ValueError]),
-    (AgentNotFoundError, [MongoDBSessionError, ValueError]),
-    (MessageNotFoundError, [MongoDBSessionError, ValueError]),
-    (InvalidIdentifierError, [MongoDBSessionError, ValueError]),
-    (UnstorableValueError, [MongoDBSessionError, ValueError]),
-    (SessionExistsError, [MongoDBSessionError, DuplicateKeyError]),
-    (SessionConflictError, [MongoDBSessionError]),
-    (SessionBusyError, [MongoDBSessionError]),
-]
-
-
-@pytest.mark.parametrize(("error", "bases"), ERRORS, ids=lambda value: getattr(value, "__name__", ""))
-def test_an_error_can_be_caught_as_what_callers_of_strands_and_of_pymongo_expect(
-    error: type[Exception], bases: list[type[Exception]]
-) -> None:
-    for base in bases:
-        assert issubclass(error, base)
-    assert getattr(mongodb_session_manager, error.__name__) is error
-    assert error.__name__ in mongodb_session_manager.__all__
-
-
 # --- construction ---------------------------------------------------------------------------------
 
 
@@ -340,91 +310,6 @@ def test_an_async_client_is_refused_with_the_reason(server: Any, database_name: 
     client: Any = AsyncMongoClient(server.uri, connect=False)
     with pytest.raises(TypeError, match="AsyncMongoClient"):
         MongoDBSessionRepository(client=client, database_name=database_name)
-
-
-# --- indexes --------------------------------------------------------------------------------------
-
-
-def indexed_fields(collection: Collection[Any]) -> set[str]:
-    return {index["key"][0][0] for index in collection.index_information().values() if len(index["key"]) == 1}
-
-
-def test_sessions_are_indexed_by_their_times_and_by_the_chosen_metadata_fields(
-    client: MongoClient, database_name: str
-) -> None:
-    repository = MongoDBSessionRepository(
-        client=client,
-        database_name=database_name,
-        collection_name="sessions",
-        metadata_fields=["priority", "status", "customer.tier"],
-    )
-    assert indexed_fields(repository.collection) >= {
-        "created_at",
-        "updated_at",
-        "metadata.priority",
-        "metadata.status",
-        "metadata.customer.tier",
-    }
-
-
-def test_without_metadata_fields_no_metadata_is_indexed(repository: MongoDBSessionRepository) -> None:
-    fields = indexed_fields(repository.collection)
-    assert fields >= {"created_at", "updated_at"}
-    assert not any(field.startswith("metadata") for field in fields)
-
-
-def test_indexes_are_ensured_once_per_process_and_collection(
-    watched_client: MongoClient, database_name: str, recorder: CommandRecorder
-) -> None:
-    names = {"client": watched_client, "database_name": database_name, "collection_name": "sessions"}
-    MongoDBSessionRepository(**names, metadata_fields=["status"])
-    assert recorder.names.count("createIndexes") >= 1
-    recorder.clear()
-    for _ in range(3):
-        repository = MongoDBSessionRepository(**names, metadata_fields=["status"])
-        repository.session_exists("user-123")
-    assert recorder.names.count("createIndexes") == 0
-
-
-def test_another_collection_and_another_metadata_field_get_their_indexes_too(
-    client: MongoClient, database_name: str
-) -> None:
-    for collection_name, field in (("one", "status"), ("two", "status"), ("one", "priority")):
-        repository = MongoDBSessionRepository(
-            client=client,
-            database_name=database_name,
-            collection_name=collection_name,
-            metadata_fields=[field],
-        )
-        assert indexed_fields(repository.collection) >= {"created_at", "updated_at", f"metadata.{field}"}
-
-
-def test_a_failure_to_create_an_index_is_logged_and_the_repository_works(
-    client: MongoClient, client_in_trouble: MongoClient, database_name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING)
-    with fail_command(client, "createIndexes", app_name="in trouble", error_code=13):
-        repository = MongoDBSessionRepository(
-            client=client_in_trouble,
-            database_name=database_name,
-            collection_name="sessions",
-            metadata_fields=["status"],
-        )
-        repository._ensure_indexes()
-    assert any(record.name.startswith("mongodb_session_manager") for record in caplog.records)
-    assert "index" in caplog.text
-    repository.create_session(Session(session_id="user-123", session_type="chat"))
-    assert repository.session_exists("user-123")
-
-
-def test_indexes_that_could_not_be_created_are_created_by_the_next_repository(
-    client: MongoClient, client_in_trouble: MongoClient, database_name: str
-) -> None:
-    names = {"client": client_in_trouble, "database_name": database_name, "collection_name": "sessions"}
-    with fail_command(client, "createIndexes", app_name="in trouble", error_code=13):
-        MongoDBSessionRepository(**names)
-    repository = MongoDBSessionRepository(**names)
-    assert indexed_fields(repository.collection) >= {"created_at", "updated_at"}
 
 
 # --- sessions -------------------------------------------------------------------------------------

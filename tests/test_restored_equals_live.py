@@ -1,4 +1,4 @@
-"""Restored equals live: what a fresh process restores is what the process before it held, types included.
+"""Session persistence verification: what a fresh process restores is what the live one held, types included.
 
 `support/flows.py` has the flows. Each runs on Strands' `FileSessionManager` as well, which shows that the
 expectation is one of Strands, or records that Strands' own stores do not meet it.

@@ -22,7 +22,7 @@ from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from strands import Agent, ToolContext, tool
 from strands.session.repository_session_manager import RepositorySessionManager
-from strands.types.exceptions import EventLoopException, SessionException
+from strands.types.exceptions import EventLoopException
 from support.commands import CommandRecorder, Commands
 from support.equality import assert_same
 from support.failpoints import fail_command
@@ -306,20 +306,6 @@ def test_feedback_given_during_a_conversation_does_not_touch_the_conversation(ap
     assert len(manager.get_feedbacks()) == 1
 
 
-def test_agents_and_their_messages_are_counted_without_reading_them(app: Application) -> None:
-    manager = app.manager()
-    assert (manager.list_agents(), manager.get_message_count("a")) == ([], 0)
-
-    app.agent(manager, "x" * 50_000, agent_id="z")("Hello?")
-    app.agent(manager, ToolCall("look_up", {"what": "price"}), "42.", agent_id="a")("Price?")
-    with app.recorder.recording() as commands:
-        found = manager.list_agents(), manager.get_message_count("z"), manager.get_message_count("a")
-        nobody = manager.get_message_count("nobody")
-
-    assert (*found, nobody) == (["z", "a"], 2, 4, 0)
-    assert commands.reply_bytes < 4_000
-
-
 def test_what_is_asked_of_a_session_that_does_not_exist_does_not_begin_one(app: Application) -> None:
     manager = app.manager()
     manager.get_metadata()
@@ -520,36 +506,6 @@ def test_an_error_inside_with_is_not_replaced_by_a_failure_to_store(app: Applica
 # --- agents
 
 
-def test_agents_of_one_session_have_separate_histories_and_states(app: Application) -> None:
-    manager = app.manager()
-    translator = app.agent(manager, "Kaixo.", "Agur.", agent_id="translator", state={"language": "eu"})
-    support = app.agent(manager, "Turn it off and on.", agent_id="support", state={"level": 2})
-    translator("Hello")
-    support("It is broken")
-    translator("Goodbye")
-
-    again = app.manager()
-    restored = {agent_id: app.agent(again, agent_id=agent_id) for agent_id in ("translator", "support")}
-
-    assert_same(restored["translator"].messages, translator.messages)
-    assert_same(restored["support"].messages, support.messages)
-    assert restored["translator"].state.get() == {"language": "eu"}
-    assert restored["support"].state.get() == {"level": 2}
-    assert (len(app.stored("translator")), len(app.stored("support"))) == (4, 2)
-
-
-def test_a_second_agent_of_the_same_id_is_refused_and_the_first_goes_on(app: Application) -> None:
-    manager = app.manager()
-    first = app.agent(manager, "One.", "Two.")
-    first("1")
-
-    with pytest.raises(SessionException, match="unique"):
-        app.agent(manager)
-    first("2")
-
-    assert texts(app.stored()) == [("user", "1"), ("assistant", "One."), ("user", "2"), ("assistant", "Two.")]
-
-
 @pytest.mark.parametrize("existing", [True, False])
 def test_after_a_failed_read_the_same_manager_can_build_the_agent(app: Application, existing: bool) -> None:
     if existing:
@@ -629,38 +585,6 @@ def test_model_and_system_prompt_are_kept_when_a_later_process_names_none(app: A
     read = app.managers[-1].session_repository.read_agent("s", "a")
     assert read is not None
     assert (read.model, read.system_prompt) == ("offline-scripted-model", "Be brief.")
-
-
-HOSTILE = ["a.b", "$x", "%", "a", "a%2Eb", "b", "$", ".", "a$b", "__proto__", "messages", "ünï¢ode 🐟", " "]
-
-
-@both_durabilities
-def test_agents_with_hostile_ids_keep_whole_conversations_apart(app: Application, durability: Any) -> None:
-    manager = app.manager(durability=durability)
-    live = {}
-    for agent_id in HOSTILE:
-        agent = app.agent(
-            manager,
-            ToolCall("look_up", {"what": agent_id}),
-            ScriptedReply(text=f"For {agent_id}.", redact_user=f"[{agent_id}]"),
-            "Bye.",
-            agent_id=agent_id,
-        )
-        agent(f"I am {agent_id}")
-        agent.state.set("me", agent_id)
-        agent("Goodbye")
-        live[agent_id] = agent
-
-    again = app.manager()
-    assert again.list_agents() == HOSTILE
-    for agent_id in HOSTILE:
-        assert again.get_message_count(agent_id) == 6
-        restored = app.agent(again, "Still here.", agent_id=agent_id)
-        assert_same(restored.messages, live[agent_id].messages)
-        assert restored.state.get() == {"me": agent_id}
-        restored("Are you there?")
-        assert again.get_message_count(agent_id) == 8
-    assert len(app.session()["agents"]) == len(HOSTILE)
 
 
 @both_durabilities

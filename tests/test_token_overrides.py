@@ -312,9 +312,7 @@ def test_an_answer_that_goes_on_in_another_turn_gives_nothing_away(opened: OPEN,
     assert metrics(database) == [None, (20, 45, 65, 20), None, (6, 2, 8, 20)]
 
 
-def test_an_answer_that_cannot_be_stored_takes_nothing_with_it_into_the_next_turn(
-    opened: OPEN, database: Database[Any]
-) -> None:
+def test_what_was_said_of_an_answer_that_cannot_be_stored_is_no_others(opened: OPEN, database: Database[Any]) -> None:
     manager = opened()
     agent = agent_of(manager, reply("Two.", 6, 2))
     manager.set_token_counts(20, 45)
@@ -322,7 +320,47 @@ def test_an_answer_that_cannot_be_stored_takes_nothing_with_it_into_the_next_tur
         manager.append_message({"role": "assistant", "content": [{"text": object()}]}, agent)  # type: ignore[typeddict-item]
     manager.append_message(by_hand("Better.", "assistant"), agent)
     agent("2")
-    assert metrics(database) == [(20, 45, 65, 0), None, (6, 2, 8, 20)]
+    assert metrics(database) == [None, None, (6, 2, 8, 20)]
+
+
+def test_a_turn_that_a_callback_kept_from_beginning_leaves_nothing_to_the_next(
+    opened: OPEN, database: Database[Any]
+) -> None:
+    def refuse(_: BeforeInvocationEvent) -> None:
+        if not allowed:
+            raise RuntimeError("not allowed")
+
+    allowed: list[bool] = []
+    manager = opened()
+    agent = agent_of(manager, reply("Two.", 6, 2, latency_ms=7), reply("Three.", 9, 3), hooks=[refuse])
+    for said in (True, True, False):
+        if said:
+            manager.set_token_counts(20, 45)
+            manager.start_timing()
+        with pytest.raises(RuntimeError, match="not allowed"):
+            agent("1")
+    allowed.append(True)
+    agent("2")
+    manager.set_token_counts(1, 2)
+    agent("3")
+    assert metrics(database) == [None, (6, 2, 8, 7), None, (1, 2, 3, 20)]
+
+
+def test_what_is_said_after_a_turn_could_not_begin_is_the_next_turns(opened: OPEN, database: Database[Any]) -> None:
+    def refuse(_: BeforeInvocationEvent) -> None:
+        if not allowed:
+            raise RuntimeError("not allowed")
+
+    allowed: list[bool] = []
+    manager = opened()
+    agent = agent_of(manager, reply("Two.", 6, 2), hooks=[refuse])
+    manager.set_token_counts(1, 2)
+    with pytest.raises(RuntimeError, match="not allowed"):
+        agent("1")
+    allowed.append(True)
+    manager.set_token_counts(20, 45)
+    agent("2")
+    assert metrics(database) == [None, (20, 45, 65, 20)]
 
 
 # --- answers that are appended by hand
@@ -412,15 +450,55 @@ def test_an_answer_of_a_turn_whose_counts_were_set_does_not_distort_what_comes_l
     assert_summary_is_their_sum(manager, database)
 
 
-def test_the_copy_of_a_streamed_answer_takes_nothing(opened: OPEN, database: Database[Any]) -> None:
-    manager = opened()
-    agent = agent_of(manager, reply("One.", 3, 1))
+@both_durabilities
+@pytest.mark.parametrize("same_object", [False, True])
+def test_the_copy_of_a_streamed_answer_gives_it_the_counts_that_were_set_and_leaves_nothing(
+    opened: OPEN, database: Database[Any], durability: Any, same_object: bool
+) -> None:
+    manager = opened(durability=durability)
+    agent = agent_of(manager, reply("One.", 3, 1, more={"cacheReadInputTokens": 100}), reply("Two.", 6, 2))
     manager.append_message(by_hand("1"), agent)
     agent("1")
+    for input_tokens in (7, 20):
+        manager.set_token_counts(input_tokens, 45)
+        manager.start_timing()
+        manager.append_message(agent.messages[-1] if same_object else by_hand("One.", "assistant"), agent)
+        manager.sync_agent(agent)
+    agent("2")
+    assert metrics(database) == [None, (20, 45, 65, 20), None, (6, 2, 8, 20)]
+    assert_summary_is_their_sum(manager, database)
+
+
+@both_durabilities
+def test_the_copy_of_an_answer_corrects_it_before_its_turn_ends(
+    opened: OPEN, database: Database[Any], durability: Any
+) -> None:
+    def correct(_: AfterInvocationEvent) -> None:
+        manager.set_token_counts(20, 45)
+        manager.append_message(by_hand("One.", "assistant"), agent)
+
+    manager = opened(durability=durability)
+    nothing = ScriptedReply(text="One.", usage={}, latency_ms=0)
+    agent = agent_of(manager, nothing, hooks=[correct])
+    agent("1")
+    found = metrics(database)
+    assert found[1] is not None
+    assert found[1][:3] == (20, 45, 65)
+    assert_summary_is_their_sum(manager, database)
+
+
+def test_counts_that_are_no_single_answers_are_forgotten(opened: OPEN, database: Database[Any]) -> None:
+    manager = opened()
+    call = (ToolCall("look_up", {"what": "x"}),)
+    agent = agent_of(manager, reply("Wait. ", 3, 1, tool_calls=call), reply("Done.", 6, 2), reply("Two.", 9, 3))
+    agent("1")
     manager.set_token_counts(20, 45)
-    manager.append_message(by_hand("One.", "assistant"), agent)
-    manager.append_message(by_hand("Two.", "assistant"), agent)
-    assert metrics(database) == [None, (3, 1, 4, 20), (20, 45, 65, 0)]
+    manager.append_message(by_hand("Wait. Done.", "assistant"), agent)
+    manager.set_token_counts(20, 45)
+    manager.append_message(agent.messages[1], agent)
+    agent("2")
+    assert metrics(database) == [None, (3, 1, 4, 20), None, (6, 2, 8, 20), None, (9, 3, 12, 20)]
+    assert_summary_is_their_sum(manager, database)
 
 
 # --- what is refused

@@ -11,7 +11,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bson import ObjectId
@@ -52,6 +52,23 @@ class Expected:
     body: Document
 
 
+@dataclass
+class Answer:
+    """The answer that an agent gave last.
+
+    Attributes:
+        message: Strands' message.
+        entry: Where it waits or is stored.
+        model: Whose it is.
+        metrics: What is stored of its cost.
+    """
+
+    message: Message
+    entry: Entry
+    model: str | None
+    metrics: Document | None
+
+
 @dataclass(frozen=True)
 class Lacking:
     """An answer that was appended by hand, without what Strands counts of it.
@@ -79,7 +96,6 @@ class AgentFollower:
     Attributes:
         work: The agent's unit of work.
         outer_error: An exception that was being handled when the turn began: not the turn's own.
-        awaits_trace: Whether a guardrail's trace may still come in the model call under way.
     """
 
     def __init__(
@@ -89,7 +105,6 @@ class AgentFollower:
         self._observer = observer
         self._override = override
         self.outer_error: BaseException | None = None
-        self.awaits_trace = False
         self._by_turn = by_turn
         self._where = f"agent_id={work.agent_id!r} message"
         self._agent: Callable[[], Any] = lambda: None
@@ -100,6 +115,9 @@ class AgentFollower:
         # The turn of the message before, and what the assistant has said in it.
         self._last_turn_id: ObjectId | None = None
         self._said: list[Message] = []
+        self._last_answer: Answer | None = None
+        # What was given for the next answer when a turn was about to begin; None once it has begun.
+        self._asked_with: Given | None = None
         # Appended by hand: the user's message Strands is about to append, the answer that lacks metrics.
         self._expected: Expected | None = None
         self._lacking_metrics: Lacking | None = None
@@ -108,8 +126,12 @@ class AgentFollower:
         self._window_settings: Document | None = None
         self._model_call_began: float | None = None
         self._model_call_ms: float | None = None
+        # What answers used that were made anew, by model: the next message brings it into the totals.
+        self._discarded: list[tuple[str | None, Document]] = []
         self._tool_call_began: dict[str, float] = {}
         self._tool_calls: dict[str, ToolCall] = {}
+        # The last answer that was appended by hand; it may ask for tools, and is not in the live conversation.
+        self._asked_by_hand: list[Message] = []
         # The answer of a model call in which a guardrail intervened; what is known of that, and the redactions it made.
         self._intervened: Message | None = None
         self._guardrail_facts: Document = {}
@@ -198,8 +220,16 @@ class AgentFollower:
 
     # --- turns and calls --------------------------------------------------------------------------------------------
 
+    def turn_is_asked_for(self) -> None:
+        """Take note that an invocation is about to begin, if no callback fails before it does."""
+        if self._asked_with is not None:
+            # The one before has never begun, so its end could not forget this.
+            self._override.forget(self._asked_with)
+        self._asked_with = self._override.given
+
     def begin_turn(self) -> None:
         """Take note that an invocation begins."""
+        self._asked_with = None
         self._in_turn = True
         self._turn_has_begun = False
         self._turn_id = None
@@ -208,9 +238,12 @@ class AgentFollower:
 
     def end_turn(self, agent: Any) -> BaseException | None:
         """Take note that an invocation is over; return the error that ended it, if one did."""
-        self._in_turn = False
+        self._in_turn = self._turn_has_begun = False
         self._override.forget()
         self._forget_guardrail()
+        if not self._is_in_turn(agent) and not _is_interrupted(agent):
+            # No message tells of them any more: a tool had called them.
+            self._tool_calls.clear()
         self.work.prune(agent.messages)
         error, outer_error = sys.exc_info()[1], self.outer_error
         self.outer_error = None
@@ -219,9 +252,11 @@ class AgentFollower:
 
     def waits(self, agent: Any) -> bool:
         """Return whether what is staged waits for the end of the turn."""
+        return self._by_turn and self._is_in_turn(agent) and self.work.waiting_bytes < _EARLY_COMMIT_BYTES
+
+    def _is_in_turn(self, agent: Any) -> bool:
         # A BidiAgent tells no beginning of a turn: while it runs, it is in one.
-        in_turn = self._in_turn or (not isinstance(agent, Agent) and getattr(agent, "_started", True))
-        return self._by_turn and in_turn and self.work.waiting_bytes < _EARLY_COMMIT_BYTES
+        return self._in_turn or (not isinstance(agent, Agent) and getattr(agent, "_started", True))
 
     def model_call_begins(self) -> None:
         """Start the clock for a provider that reports no latency."""
@@ -236,8 +271,19 @@ class AgentFollower:
             self._intervened = message
             self.guardrail_said(facts_of_stop_reason(stop_reason))
 
-    def tool_call_begins(self, tool_use_id: str) -> None:
+    def answer_discarded(self, message: Message, agent: Any) -> None:
+        """Take note of an answer in whose place another is made: it was paid for, and no message will carry it."""
+        metrics = _own_metrics(message, self._model_call_ms)
+        if metrics is not None:
+            self._discarded.append((_model_id(agent), metrics))
+            # Strands counts its tokens, and not its latency.
+            self._count({**metrics, "accumulated_metrics": {}})
+
+    def tool_call_begins(self, tool_use_id: str, agent: Any) -> None:
         """Start the clock of a tool."""
+        if not self._is_in_turn(agent) and not _is_interrupted(agent):
+            # Whether a direct call becomes messages is not told; that of the one before has by now.
+            self._tool_calls.clear()
         self._tool_call_began[tool_use_id] = time.perf_counter()
 
     def tool_call_ends(self, tool_use_id: str, name: str) -> None:
@@ -252,7 +298,6 @@ class AgentFollower:
         """Take note that a model call begins whose stream may hold a guardrail's trace, and what is known before."""
         self._forget_guardrail()
         self._guardrail_facts = facts
-        self.awaits_trace = True
 
     def guardrail_said(self, facts: Document) -> None:
         """Take note of what a guardrail says of its intervention; redactions that wait to be sent get it, too."""
@@ -267,7 +312,7 @@ class AgentFollower:
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
-    def message_added(self, message: Message, agent: Any) -> None:
+    def message_added(self, message: Message, agent: Any, *, by_hand: bool = False) -> None:
         """Stage a message that was added to the live conversation, unless it is known."""
         tracking_id = message.get("tracking_id")
         if known := self.work.known(tracking_id):
@@ -285,7 +330,8 @@ class AgentFollower:
             if not refused and _is_same(expected, message):
                 self._recognise(expected, message)
                 return
-        self._append(message, agent, from_agent=True)
+        # Outside a turn Strands appends what tells of a direct call of a tool; no user has said it.
+        self._append(message, agent, from_agent=True, is_said=by_hand or self._is_in_turn(agent))
 
     def message_updated(self, tracking_id: str, message: Message) -> None:
         """Stage the replacement of a message: a transcript that is complete now."""
@@ -296,7 +342,9 @@ class AgentFollower:
     def append_by_hand(self, message: Message, agent: Any) -> None:
         """Stage a message of the application's own, unless Strands has appended it or is about to."""
         if any(message is live for live in agent.messages):
-            self.message_added(message, agent)
+            self.message_added(message, agent, by_hand=True)
+            if message["role"] == "assistant":
+                self._correct_answer(message)
             return
         last, self.work.last = self.work.last, None  # As in `_append`.
         body, size, blobs = self._body(message)
@@ -305,6 +353,7 @@ class AgentFollower:
         only_text = text and all("text" in block for block in body["content"])
         if role == "assistant" and only_text and self._has_said(text):
             self.work.last = last
+            self._correct_answer(self._said[-1] if text == documents.message_text(self._said[-1]) else None)
             return
         if role == "user" and not self._in_turn:
             self._turn_id = None
@@ -313,7 +362,9 @@ class AgentFollower:
         self._turn_id = self._turn_id or ObjectId()
         body["turn_id"] = self._last_turn_id = self._turn_id
         own = metrics = given = None
+        calls = self._finished_calls(message, agent) if documents.has_tool_result(message) else []
         if role == "assistant":
+            self._asked_by_hand = [message]
             own = metrics = _own_metrics(message, None)
             if self._override and (given := self._override.take()):
                 metrics = given.replace_in(own)
@@ -321,9 +372,12 @@ class AgentFollower:
             body["event_loop_metrics"] = metrics
 
         def add_totals(totals: Totals) -> None:
-            totals.add_message(starts_turn=role == "user")
+            self._add_discarded(totals)
+            totals.add_message(starts_turn=role == "user" and not documents.has_tool_result(message))
             if metrics is not None:
                 totals.add_model_call(_model_id(agent), metrics)
+            for call in calls:
+                totals.add_tool_call(call)
 
         entry = self.work.append(body, size, message, add_totals, blobs)
         if role == "user":
@@ -371,7 +425,7 @@ class AgentFollower:
             self._forget_guardrail()
         return any(to_send)
 
-    def _append(self, message: Message, agent: Any, *, from_agent: bool) -> None:
+    def _append(self, message: Message, agent: Any, *, from_agent: bool, is_said: bool = False) -> None:
         # A message that is refused here is the latest all the same: no other is to be redacted in its place.
         self.work.last = None
         body, size, blobs = self._body(message)
@@ -405,16 +459,24 @@ class AgentFollower:
             if message is self._intervened:
                 event = body["guardrail_event"] = guardrail_event("intervened", role, now(), self._guardrail_facts)
             self._forget_guardrail()
-        calls = self._finished_calls(message) if carries_results else []
+        calls = self._finished_calls(message, agent) if from_agent and carries_results else []
 
         def add_totals(totals: Totals) -> None:
-            totals.add_message(begins_turn)
+            self._add_discarded(totals)
+            totals.add_message(starts_turn=begins_turn and is_said)
             if metrics is not None:
                 totals.add_model_call(_model_id(agent), metrics)
             for call in calls:
                 totals.add_tool_call(call)
 
-        self.work.append(body, size, message, add_totals, blobs, event)
+        entry = self.work.append(body, size, message, add_totals, blobs, event)
+        if role == "assistant":
+            self._last_answer = Answer(message, entry, _model_id(agent), metrics) if from_agent else None
+
+    def _add_discarded(self, totals: Totals) -> None:
+        discarded, self._discarded = self._discarded, []
+        for model, metrics in discarded:
+            totals.add_model_call(model, metrics)
 
     def _pending_blobs(self) -> PendingBlobs:
         return PendingBlobs(self.work.blob_threshold)
@@ -422,7 +484,12 @@ class AgentFollower:
     def _body(self, message: Message) -> tuple[Document, int, PendingBlobs | None]:
         """Return what is stored of a message, its size in bytes, and the blobs that were taken out of it."""
         blobs = self._pending_blobs()
-        body, size = documents.measured_body(message, self._where, blobs)
+        try:
+            body, size = documents.measured_body(message, self._where, blobs)
+        except Exception:
+            # What was said of this message is true of no other.
+            self._override.forget()
+            raise
         return body, size, blobs if blobs.blobs else None
 
     def _replace(self, entry: Entry, message: Message) -> None:
@@ -434,6 +501,24 @@ class AgentFollower:
         """Return whether this is what the assistant said last, or all that it has said in this turn."""
         said = [documents.message_text(message) for message in self._said]
         return bool(said) and text in (said[-1], "".join(said))
+
+    def _correct_answer(self, message: Message | None) -> None:
+        """Give an answer that is staged or stored the counts that are said now, if it is the last one.
+
+        It has its time already, so a stopwatch is forgotten; so are counts that are no single answer's (None).
+        """
+        given, answer = self._override.take(), self._last_answer
+        if given is None or given.tokens is None or answer is None or answer.message is not message:
+            return
+        before, metrics = answer.metrics, replace(given, began=None).replace_in(answer.metrics)
+        totals = Totals()
+        if before is None:
+            totals.add_model_call(answer.model, metrics)
+        else:
+            totals.add_tokens(answer.model, metrics)
+            totals.add_tokens(answer.model, before, sign=-1)
+        answer.metrics = metrics
+        self.work.put(LateMetricsOperation(self.work.key, answer.entry, metrics, totals, before))
 
     def _recognise(self, expected: Expected, message: Message) -> None:
         """Take Strands' message for the one that was appended by hand just before."""
@@ -447,12 +532,20 @@ class AgentFollower:
         if not same(encode(documents.text_blocks(message["content"])), before):
             self._replace(expected.entry, message)
 
-    def _finished_calls(self, message: Message) -> list[ToolCall]:
-        """Return the tool calls whose results a message carries, as far as they were seen."""
+    def _finished_calls(self, message: Message, agent: Any) -> list[ToolCall]:
+        """Return the tool calls whose results a message carries.
+
+        Those that were not seen, of another process for instance, are known by the answer that asked for them.
+        """
         calls = []
         for block in message["content"]:
-            result = block.get("toolResult")
-            if result and (call := self._tool_calls.pop(result["toolUseId"], None)):
+            result = block.get("toolResult") if isinstance(block, dict) else None
+            if not isinstance(result, dict) or not isinstance(tool_use_id := result.get("toolUseId"), str):
+                continue
+            call = self._tool_calls.pop(tool_use_id, None)
+            if call is None and (name := _tool_name(tool_use_id, [*agent.messages, *self._asked_by_hand])) is not None:
+                call = ToolCall(name)
+            if call is not None:
                 call.failed = result.get("status") == "error"
                 calls.append(call)
         return calls
@@ -546,12 +639,30 @@ def _is_same(expected: Expected, message: Message) -> bool:
     return same(encode(documents.text_blocks(one)), encode(documents.text_blocks(other)))
 
 
+def _tool_name(tool_use_id: str, messages: list[Message]) -> str | None:
+    """Return which tool the latest of these messages with such a tool use asks for, or None if none does."""
+    for message in reversed(messages):
+        content = message.get("content")
+        for block in content if isinstance(content, list) else []:
+            tool_use = block.get("toolUse") if isinstance(block, dict) else None
+            if isinstance(tool_use, dict) and tool_use.get("toolUseId") == tool_use_id:
+                name = tool_use.get("name")
+                return name if isinstance(name, str) else None
+    return None
+
+
 def _interrupted(session_agent: MongoDBSessionAgent) -> str | None:
     """Return the ``tracking_id`` of the message whose tool uses wait for an answer to an interrupt, if any do."""
     state = session_agent._internal_state.get("interrupt_state") or {}
     pending = state.get("pending_tool_execution") if state.get("activated") else None
     tracking_id = (pending or {}).get("assistant_message", {}).get("tracking_id")
     return tracking_id if isinstance(tracking_id, str) else None
+
+
+def _is_interrupted(agent: Any) -> bool:
+    """Return whether the agent's turn will go on with an answer to an interrupt."""
+    state = getattr(agent, "_interrupt_state", None)  # Not every kind of agent in every version has one.
+    return bool(state and state.activated)
 
 
 def _trims_by_itself(agent: Any) -> bool:

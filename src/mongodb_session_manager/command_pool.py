@@ -24,6 +24,9 @@ except ImportError:  # It is Strands' private business; without it every command
 
 T = TypeVar("T")
 
+# For archiving and the search, of all sessions of a client.
+_THREADS_BEHIND = 2
+
 THREADS = 16
 """Threads per client. Enough for 32 concurrent turns at 50 ms a command (``benchmarks/event_loop.py``)."""
 
@@ -41,20 +44,26 @@ class CommandPool:
     def _after_fork(self) -> None:
         # A child has the parent's executor but none of its threads, and perhaps a lock that nobody will release.
         self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
+        self._executors: dict[int, ThreadPoolExecutor] = {}
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Run ``call`` in a thread. Where no thread can be had any more (the interpreter is ending), run it now."""
-        context = contextvars.copy_context()
+        return self._submit(contextvars.copy_context(), call, THREADS)
+
+    def submit_behind(self, call: Callable[[], T]) -> Future[T]:
+        """Run what no turn waits for, in one of few threads that no turn needs, and with no deadline of a turn's."""
+        return self._submit(contextvars.Context(), call, _THREADS_BEHIND)
+
+    def _submit(self, context: contextvars.Context, call: Callable[[], T], threads: int) -> Future[T]:
         while True:
             with self._lock:
-                if self._executor is None:
-                    self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="mongodb-session")
-                executor = self._executor
+                if threads not in self._executors:
+                    self._executors[threads] = ThreadPoolExecutor(threads, thread_name_prefix="mongodb-session")
+                executor = self._executors[threads]
             try:
                 return executor.submit(context.run, call)
             except RuntimeError:
-                if self._executor is executor:
+                if self._executors.get(threads) is executor:
                     return _run_now(lambda: context.run(call))
                 # Closed between the two steps above: there is a new one to be had.
 
@@ -65,8 +74,8 @@ class CommandPool:
     def close(self, *, wait: bool = False) -> None:
         """Let the threads end when what they do is done, and perhaps wait for that. The pool can be used again."""
         # No lock: the garbage collector may call this while the same thread holds it.
-        executor, self._executor = self._executor, None
-        if executor is not None:
+        executors, self._executors = self._executors, {}
+        for executor in executors.values():
             executor.shutdown(wait=wait)
 
 

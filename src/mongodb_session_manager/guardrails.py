@@ -94,6 +94,17 @@ def facts_in_stream(event: Any) -> Document:
     return facts_of_trace(trace) if "guardrail" in trace else {}
 
 
+def is_redaction(event: Any) -> bool:
+    """Return whether an event of a model's stream says that what was said is to be replaced."""
+    return "redactContent" in _mapping(_mapping(event).get("event"))
+
+
+def redacted_prompt(event: Any) -> str | None:
+    """Return what such an event puts in the place of the prompt, if it does."""
+    text = _mapping(_mapping(_mapping(event).get("event")).get("redactContent")).get("redactUserContentMessage")
+    return text if isinstance(text, str) and text else None
+
+
 def _assessments(found: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the assessments of the input, one for each guardrail, or of the output, a list for each."""
     for one in _mapping(found).values():

@@ -18,6 +18,13 @@ from .keys import encode_key
 LATENCY_BUCKETS_PER_DOUBLING = 4
 """Latencies are counted in buckets whose bounds grow by 2^(1/4), 19 %: a percentile is known to within that."""
 
+MAX_TOKENS = 2**53
+"""Larger numbers are not taken for counts or milliseconds: what JSON and floating point hold exactly ends here."""
+
+# What is added to a running total of 64 bits as an integer. Larger amounts are added as floating point, which makes
+# the total such a number: it grows less exact, but never beyond what MongoDB can add to.
+_MAX_INTEGER = 2**40
+
 _TOKENS = ("inputTokens", "outputTokens", "totalTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
 
 
@@ -50,6 +57,7 @@ class Totals:
 
     def add(self, path: str, amount: float) -> None:
         """Add ``amount`` at ``path``."""
+        amount = amount if abs(amount) <= _MAX_INTEGER else float(amount)
         self.increments[path] = self.increments.get(path, 0) + amount
 
     def add_message(self, starts_turn: bool) -> None:
@@ -70,14 +78,14 @@ class Totals:
             amounts[f"{path}.latency.buckets.{latency_bucket(latency)}"] = 1
             self.maxima[f"{path}.latency.max"] = max(latency, self.maxima.get(f"{path}.latency.max", 0))
         for name, amount in amounts.items():
-            self.increments[name] = self.increments.get(name, 0) + amount
+            self.add(name, amount)
 
-    def add_tokens(self, model: str | None, metrics: Mapping[str, Any]) -> None:
-        """Count the tokens of an answer, and not the answer."""
+    def add_tokens(self, model: str | None, metrics: Mapping[str, Any], sign: int = 1) -> None:
+        """Count the tokens of an answer, and not the answer; with ``sign=-1``, count them no longer."""
         path = f"models.{encode_key(model or 'unknown')}"
         for name, amount in metrics["accumulated_usage"].items():
             if name in _TOKENS:
-                self.add(f"{path}.{name}", amount)
+                self.add(f"{path}.{name}", sign * amount)
 
     def add_tool_call(self, call: ToolCall) -> None:
         """Count one finished call of a tool."""
@@ -129,10 +137,11 @@ def usage_since(current: Any, counted: Mapping[str, float]) -> Document:
 
 
 def _numbers(source: Any) -> dict[str, Any]:
+    """Return the numbers that can be true; no NaN, nothing negative, nothing that would take a sum beyond 64 bits."""
     if not isinstance(source, (dict, Mapping)):
         return {}
     return {
         name: value
         for name, value in source.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and -(2**63) < value < 2**63
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
     }

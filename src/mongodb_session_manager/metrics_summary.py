@@ -140,7 +140,8 @@ class FeedbackCounts:
 
     Attributes:
         count: Feedbacks, with a rating or without.
-        ratings: How many of them have which rating, by the rating as text: ``{"up": 3, "5": 1}``.
+        ratings: How many of them have which rating, by the rating as text: ``{"up": 3, "5": 1}``. Those that are longer
+            texts are counted by their first 100 characters, those that are no text, number or bool not at all.
     """
 
     count: int

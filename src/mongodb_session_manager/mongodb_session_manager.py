@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import itertools
 import logging
@@ -48,7 +47,7 @@ from .documents import Document, StoredAgent
 from .encoding import encode, same
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
 from .expiry import check_ttl, first_expiry
-from .guardrails import facts_in_stream, facts_of_config, facts_of_trace
+from .guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
 from .keys import check_feedback, check_id, check_metadata, check_metadata_paths, encode_key
 from .lease import SessionLease
 from .metadata_tool import metadata_tool
@@ -56,6 +55,7 @@ from .metrics_override import MetricsOverride
 from .metrics_summary import MetricsSummary, ModelPrice
 from .mongodb_session_repository import MongoDBSessionRepository
 from .operation_hooks import FeedbackHook, MetadataHook, check_hook
+from .search_index import Feed
 from .session_store import SessionStore, now
 from .statements import SessionRef, renew_lease
 from .telemetry import Observer, span
@@ -71,11 +71,12 @@ logger = logging.getLogger(__name__)
 Durability = Literal["message", "turn"]
 OnConflict = Literal["rebase", "raise"]
 
+# A conversation that was long before it was to be indexed is not gone through in one go: whoever closes the manager
+# waits for that.
+_BATCHES_BEHIND_A_TURN = 5
+
 # How long the end of the interpreter may be held up to store what is unsent.
 _AT_EXIT_SECONDS = 30
-
-# How long a redaction waits, at most, to be told why.
-_TRACE_SECONDS = 1.0
 
 
 class MongoDBSessionManager(RepositorySessionManager):
@@ -198,11 +199,14 @@ class MongoDBSessionManager(RepositorySessionManager):
         add = registry.add_callback
         first, last = HookOrder.SDK_FIRST, HookOrder.SDK_LAST
         add(AgentInitializedEvent, lambda event: self.initialize(event.agent))
+        add(BeforeInvocationEvent, lambda event: self._follower(event.agent).turn_is_asked_for(), order=first)
         # Last, so that a callback that fails before it leaves no turn open.
         add(BeforeInvocationEvent, lambda event: self._follower(event.agent).begin_turn(), order=last)
         # The clocks run as close to the call as they can.
         add(BeforeModelCallEvent, lambda event: self._follower(event.agent).model_call_begins(), order=last)
         add(AfterModelCallEvent, self._model_call_ends, order=first)
+        # Last, when it is known whether a callback wants another answer.
+        add(AfterModelCallEvent, self._model_call_judged, order=last)
         add(BeforeToolCallEvent, self._tool_call_begins, order=last)
         add(AfterToolCallEvent, self._tool_call_ends, order=first)
         add(MessageAddedEvent, self._message_added)
@@ -219,8 +223,12 @@ class MongoDBSessionManager(RepositorySessionManager):
         message, stop_reason = (None, None) if answer is None else (answer.message, answer.stop_reason)
         self._follower(event.agent).model_call_ends(message, stop_reason)
 
+    def _model_call_judged(self, event: AfterModelCallEvent) -> None:
+        if event.retry and event.stop_response is not None:
+            self._follower(event.agent).answer_discarded(event.stop_response.message, event.agent)
+
     def _tool_call_begins(self, event: BeforeToolCallEvent) -> None:
-        self._follower(event.agent).tool_call_begins(event.tool_use["toolUseId"])
+        self._follower(event.agent).tool_call_begins(event.tool_use["toolUseId"], event.agent)
 
     def _tool_call_ends(self, event: AfterToolCallEvent) -> None:
         self._follower(event.agent).tool_call_ends(event.tool_use["toolUseId"], event.tool_use["name"])
@@ -271,16 +279,36 @@ class MongoDBSessionManager(RepositorySessionManager):
     async def _watch_model(
         self, context: Any, next_fn: Callable[[Any], AsyncGenerator[Any, None]]
     ) -> AsyncGenerator[Any, None]:
-        """Look in the stream of a model that has a guardrail for what the guardrail says: no hook is told."""
-        follower = self._follower(context.agent)
+        """Look in the stream of a model that has a guardrail for what the guardrail says: no hook is told.
+
+        A redaction is passed on when the model's next event was looked at: in it the guardrail says why.
+        """
+        agent = context.agent
+        follower = self._follower(agent)
         follower.watch_for_trace(facts_of_config(_model_config(context.model)))
+        held: list[Any] = []
         try:
             async for event in next_fn(context):
                 if facts := facts_in_stream(event):
                     follower.guardrail_said(facts)
+                if is_redaction(event):
+                    held.append(event)
+                    continue
+                while held:
+                    yield held.pop(0)
                 yield event
-        finally:
-            follower.awaits_trace = False
+        except Exception:
+            while held:
+                yield held.pop(0)
+            raise
+        except BaseException:
+            # Nobody listens any more, so what Strands would have redacted is redacted here.
+            for text in map(redacted_prompt, held):
+                if text is not None:
+                    self.redact_latest_message({"role": "user", "content": [{"text": text}]}, agent)
+            raise
+        while held:
+            yield held.pop(0)
 
     # --- Strands' methods -------------------------------------------------------------------------------------------
 
@@ -347,13 +375,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             MongoDBSessionError: The agent has no message, or its latest was refused and is stored nowhere.
         """
         follower = self._follower(agent)
-        if not follower.redact_latest(redact_message):
-            return
-        if follower.awaits_trace and in_event_loop():
-            # The guardrail says why in the next chunk of the stream, and the next hook sends both. Whoever reads the
-            # stream may be slow to ask for that chunk.
-            asyncio.get_running_loop().call_later(_TRACE_SECONDS, self._send_now, follower.work)
-        else:
+        if follower.redact_latest(redact_message):
             self._send_now(follower.work)
 
     def record_guardrail_trace(self, trace: Mapping[str, Any], agent: Any) -> None:
@@ -559,8 +581,9 @@ class MongoDBSessionManager(RepositorySessionManager):
         """Say how many tokens the next answer has used; that is stored and counted in place of what is reported.
 
         It holds for the next assistant message of any agent of this manager, also for one that is appended by hand; in
-        a turn with tools that is the message that calls them. What no answer has taken by the end of a turn is
-        forgotten. Cached tokens that the provider reports beside are not stored then.
+        a turn with tools that is the message that calls them. Where the last answer of a turn is appended by hand once
+        more, they become that answer's. What no answer has taken by the end of a turn is forgotten. Cached tokens that
+        the provider reports beside are not stored then.
 
         Args:
             input_tokens: Tokens sent to the model, from 0 to 2**53.
@@ -575,7 +598,8 @@ class MongoDBSessionManager(RepositorySessionManager):
     def start_timing(self) -> None:
         """Start a stopwatch: the latency of the next answer is the time from here to its message, in milliseconds.
 
-        It holds for the same answer as ``set_token_counts``. Called again before that, it starts anew.
+        It holds for the same answer as ``set_token_counts``, but for none that is stored already. Called again before
+        that, it starts anew.
         """
         self._override.start_timing()
 
@@ -617,6 +641,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         follower = self._follower(agent)
         work = follower.work
         work.wait_quietly()
+        work.send_rewrites()  # What was redacted is not to be restored.
         try:
             stored = self._open([work.key], None)[work.key]
         except SessionNotFoundError:
@@ -875,7 +900,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         under_way = work.archiving is not None and not work.archiving.done()
         due = self._parts_should_expire or work.embedded.due(self._archive_policy, self._document.bytes)
         if due and not under_way:
-            work.archiving = self._pool.submit(lambda: self._archive(work))
+            work.archiving = self._pool.submit_behind(lambda: self._archive(work))
 
     def _archive(self, work: AgentWork) -> None:
         before, incarnation = replace(work.embedded), self._incarnation
@@ -905,18 +930,20 @@ class MongoDBSessionManager(RepositorySessionManager):
         if not self._index_messages or work.indexed == work.position or self._incarnation is None:
             return
         if work.indexing is None or work.indexing.done():
-            work.indexing = self._pool.submit(lambda: self._index(work))
+            work.indexing = self._pool.submit_behind(lambda: self._index(work))
 
     def _index(self, work: AgentWork) -> None:
         position, incarnation = work.position, self._incarnation
         assert incarnation is not None
+        feed = Feed(self.session_id, incarnation, work.key, at_least=position, batches=_BATCHES_BEHIND_A_TURN)
         try:
-            self._store.search.feed(self.session_id, incarnation, work.key, at_least=position)
+            self._store.search.feed(feed)
         except (PyMongoError, MongoDBSessionError) as error:
             # The messages themselves are stored, and it stays due.
             logger.warning("session_id=<%s>, error=<%s> | not indexed", self.session_id, error)
         else:
-            work.indexed = position
+            if feed.complete:
+                work.indexed = position
 
     # --- what runs behind a turn ------------------------------------------------------------------------------------
 

@@ -346,8 +346,10 @@ class MongoDBSessionRepository(SessionRepository):
 
         Raises:
             SessionNotFoundError: There is no such session.
-            MessageNotFoundError: The agent has no such message, or the session no such agent.
+            AgentNotFoundError: The session has no such agent.
+            MessageNotFoundError: The agent has no such message.
             InvalidIdentifierError: The ``message_id`` is no ``int`` or negative.
+            UnstorableValueError: The message holds something that cannot be stored.
         """
         session, key = self._ref(session_id), _agent_key(agent_id)
         message_id = check_message_id(session_message.message_id)

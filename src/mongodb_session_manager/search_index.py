@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from bson import ObjectId
 from pymongo import TEXT, IndexModel, UpdateOne
 from pymongo.collection import Collection
-from pymongo.errors import OperationFailure
+from pymongo.errors import BulkWriteError, OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary
 
@@ -50,6 +50,8 @@ _BATCH = 200
 # A feeder that never gets its turn in this many attempts leaves it to those that do.
 _MAX_ATTEMPTS = 50
 _INDEX_NOT_FOUND = 27
+# Hits are looked at this many at a time, where many belong to sessions that are gone.
+_MAX_PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,29 @@ class MessageHit:
     text: str
     created_at: datetime | None
     score: float
+
+
+@dataclass
+class Feed:
+    """Which messages are to be found that cannot be yet.
+
+    Attributes:
+        session_id: The session.
+        incarnation: Which life of it; nothing is done if that is over.
+        key: The agent's key.
+        at_least: The ``message_count`` that the agent is known to have.
+        rebuild: Whether to go through all of its messages, whatever was done before.
+        batches: How many batches of them at most; None: all.
+        complete: Set when there are no more.
+    """
+
+    session_id: str
+    incarnation: ObjectId
+    key: str
+    at_least: int = 0
+    rebuild: bool = False
+    batches: int | None = None
+    complete: bool = False
 
 
 class SearchIndex:
@@ -108,29 +133,21 @@ class SearchIndex:
 
     # --- feeding ----------------------------------------------------------------------------------------------------
 
-    def feed(
-        self, session_id: str, incarnation: ObjectId, key: str, *, at_least: int = 0, rebuild: bool = False
-    ) -> int:
-        """Let an agent's messages be found that cannot be yet; return how many were looked at.
-
-        Args:
-            session_id: The session.
-            incarnation: Which life of it; nothing is done if that is over.
-            key: The agent's key.
-            at_least: The ``message_count`` that the agent is known to have.
-            rebuild: Whether to go through all of its messages, whatever was done before.
-        """
+    def feed(self, feed: Feed) -> int:
+        """Let an agent's messages be found that cannot be yet; return how many were looked at."""
+        session_id, incarnation, key = feed.session_id, feed.incarnation, feed.key
         self.ensure_index()
-        if rebuild:
+        if feed.rebuild:
             self._store.update(statements.begin_indexing(session_id, incarnation, key))
-        fed = lost_races = 0
-        while lost_races < _MAX_ATTEMPTS:
+        fed = lost_races = batches = 0
+        while lost_races < _MAX_ATTEMPTS and (feed.batches is None or batches < feed.batches):
             standing = self._standing(session_id, incarnation, key)
             if standing is None:
+                feed.complete = True
                 return fed
-            indexed = standing.get("indexed")
+            indexed = _well_formed(standing.get("indexed"))
             # What was written with w=1 may have yet to reach a majority.
-            settled = standing.get("message_count", -1) >= at_least
+            settled = standing.get("message_count", -1) >= feed.at_least
             if not settled or indexed is None or indexed["rewrites"] != standing["rewrites"]:
                 if settled:
                     self._store.update(statements.begin_indexing(session_id, incarnation, key))
@@ -142,6 +159,7 @@ class SearchIndex:
                 messages = self._messages(session_id, incarnation, key, start, standing)
             except HistoryIncompleteError:
                 if self._is_over(session_id, incarnation):
+                    feed.complete = True
                     return fed
                 raise
             documents = [
@@ -149,10 +167,12 @@ class SearchIndex:
                 for index, message in enumerate(messages)
             ]
             self._put(documents)
+            batches += 1
             stop = start + len(messages)
             if stop == start or self._store.update(statements.indexed(session_id, key, standing, stop)):
                 fed += len(messages)
                 if start >= archived and len(messages) < _BATCH:
+                    feed.complete = True
                     return fed
             else:
                 back_off(lost_races)
@@ -164,9 +184,11 @@ class SearchIndex:
 
         Raises:
             SessionNotFoundError: There is no such session.
+            MongoDBSessionError: The messages of a session could not be read; all others were fed.
         """
         self.ensure_index(again=True)
         fed = sessions = 0
+        failure: MongoDBSessionError | None = None
         query: Document = {"$expr": NOT_EXPIRED}
         if session_id is not None:
             query["_id"] = session_id
@@ -177,8 +199,15 @@ class SearchIndex:
             if keys and (incarnation is None or any("archived_count" not in agent for agent in found["agents"])):
                 self._store.adopt(found["_id"], keys)
                 incarnation = (self._store.find_one({"_id": found["_id"]}, {"incarnation": 1}) or {}).get("incarnation")
-            if incarnation is not None:
-                fed += sum(self.feed(found["_id"], incarnation, key, rebuild=rebuild) for key in keys)
+            for key in keys:
+                if incarnation is None:
+                    break  # It was deleted.
+                try:
+                    fed += self.feed(Feed(found["_id"], incarnation, key, rebuild=rebuild))
+                except MongoDBSessionError as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
         if session_id is not None and not sessions:
             raise SessionNotFoundError(f"session_id={session_id!r} does not exist")
         return fed
@@ -228,8 +257,8 @@ class SearchIndex:
         """
         now = {**standing, "edits": standing["edits"] + 1}
         documents = {
-            message["message_id"]: self._document(session_id, key, message["message_id"], {**message, **body}, now)
-            for message in replaced
+            message["message_id"]: self._document(session_id, key, message["message_id"], {**left, **body}, now)
+            for message, left in zip(replaced, statements.left_by_rewriting(replaced, body), strict=True)
         }
         self._put(documents.values(), wins_ties=True)
         rewrites = standing["rewrites"] + 1
@@ -282,7 +311,12 @@ class SearchIndex:
         ]
         if operations:
             # One that has lost the race for its _id is tried again by the server, and then meets what is there.
-            until_known(lambda: self.collection.bulk_write(operations, ordered=False))
+            try:
+                until_known(lambda: self.collection.bulk_write(operations, ordered=False))
+            except BulkWriteError as error:
+                # Its own text repeats the message, and goes into logs.
+                details = error.details.get("writeErrors") or error.details.get("writeConcernErrors") or [{}]
+                raise OperationFailure(f"{self.collection.full_name}: not written", details[0].get("code")) from None
 
     # --- searching --------------------------------------------------------------------------------------------------
 
@@ -317,7 +351,7 @@ class SearchIndex:
             if len(hits) >= limit or len(found) < page:
                 return hits[:limit]
             # Documents of sessions that are gone took the places of others.
-            skipped, page = skipped + page, 2 * page
+            skipped, page = skipped + page, min(2 * page, max(limit, _MAX_PAGE))
 
     def _alive(self, found: Sequence[Document]) -> set[tuple[str, ObjectId | None]]:
         """Return which lives are not over, of those that the documents belong to."""
@@ -331,14 +365,22 @@ def _life(document: Document) -> tuple[str, ObjectId]:
     return document["_id"]["session"], document["_id"]["incarnation"]
 
 
+def _well_formed(indexed: Any) -> Document | None:
+    """Return what an agent's record says of the search, or None if it says nothing that was written here."""
+    if not isinstance(indexed, dict) or not all(isinstance(indexed.get(name), int) for name in ("count", "rewrites")):
+        return None
+    return indexed if indexed["count"] >= 0 else None
+
+
 def _hit(document: Document) -> MessageHit:
+    created_at = document.get("created_at")
     return MessageHit(
         session_id=document["session_id"],
         agent_id=document["agent_id"],
         message_id=int(document["_id"]["message"]),
         role=document["role"],
         text=document["text"],
-        created_at=document.get("created_at"),
+        created_at=created_at if isinstance(created_at, datetime) else None,
         score=document["score"],
     )
 

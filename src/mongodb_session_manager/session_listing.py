@@ -41,6 +41,9 @@ _READ_CHARACTERS = 2 * TITLE_CHARACTERS
 # A text that is stored as bytes cannot be cut by the server; a longer one is passed over.
 _READ_BYTES = 16 * 1024
 
+# What Strands writes in the user's name when a tool is called directly.
+_DIRECT_CALL = r"^agent\.tool\.[^\n]* direct tool call\.\n"
+
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _CHECKSUM_BYTES = 8
 
@@ -355,6 +358,7 @@ def _text(text: str) -> Document:
     """Return the expression for what a title needs of a block's text: null if it is blank, or there is none."""
     cut = {"$substrCP": [{"$trim": {"input": text}}, 0, _READ_CHARACTERS]}
     is_text = {"$eq": [{"$type": text}, "string"]}
+    is_nobodys = {"$or": [{"$eq": ["$$cut", ""]}, {"$regexMatch": {"input": "$$cut", "regex": _DIRECT_CALL}}]}
     # Text with a lone surrogate is stored as bytes. One that is kept as a blob would have to be fetched.
     is_bytes = {"$cond": [{"$eq": [{"$type": f"{text}.value"}, "binData"]}, {"$binarySize": f"{text}.value"}, None]}
     is_marker = {
@@ -370,7 +374,7 @@ def _text(text: str) -> Document:
             "branches": [
                 {
                     "case": is_text,
-                    "then": {"$let": {"vars": {"cut": cut}, "in": {"$cond": [{"$eq": ["$$cut", ""]}, None, "$$cut"]}}},
+                    "then": {"$let": {"vars": {"cut": cut}, "in": {"$cond": [is_nobodys, None, "$$cut"]}}},
                 },
                 {"case": is_marker, "then": text},
             ],

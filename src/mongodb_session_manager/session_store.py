@@ -56,6 +56,8 @@ _INT32_MAX = 2**31 - 1
 _NAMESPACE_EXISTS = 48
 _PATH_NOT_VIABLE = 28
 # What MongoDB answers where an update would make a document larger than 16 MB.
+# What it answers where the field to push to is no list, or the one to add to no number.
+_NOT_A_LIST = frozenset((2, 14))
 _DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
 
 
@@ -217,13 +219,18 @@ class SessionStore:
         """
         session_id, before = document["_id"], expired.get("incarnation")
         which = statements.expired(session_id, before)
+        indexed = self._has_indexed(session_id)
         replaced = until_known(lambda: self.collection.replace_one(which, document)).matched_count
         # If not, perhaps only the answer to the first attempt was lost.
         mine = {"_id": session_id, "incarnation": document["incarnation"]}
         if not replaced and self.find_one(mine, {"_id": 1}) is None:
             return False
-        self._delete_parts(session_id, before, indexed=True)
+        self._delete_parts(session_id, before, indexed=indexed)
         return True
+
+    def _has_indexed(self, session_id: str) -> bool:
+        """Return whether messages of a session may be in the search."""
+        return bool((self.find_one({"_id": session_id}, {"indexed": statements.ANY_INDEXED}) or {}).get("indexed"))
 
     def delete(self, session: SessionRef) -> None:
         """Delete a session, then its history. What a process leaves that dies in between, a sweep removes."""
@@ -321,8 +328,14 @@ class SessionStore:
             SessionBusyError: Somebody else holds the session's lease, or the writer's own has run out.
         """
         for lost_races in range(_MAX_REBASES):
-            if self.update(statements.commit(session, work, now())):
-                return
+            try:
+                if self.update(statements.commit(session, work, now())):
+                    return
+            except WriteError as error:
+                if error.code not in _NOT_A_LIST or not work.guardrail_events:
+                    raise
+                work.guardrail_events = []  # Somebody else keeps something of that name; the commit is what counts.
+                continue
             standing = self._explain(session, statements.position_projection(work.key, work.position))
             if work.messages and self.commit_id_at(session, work.key, work.position, standing) == work.commit_id:
                 return  # It had arrived: only its answer was lost.
@@ -367,7 +380,13 @@ class SessionStore:
         """
         for times in range(_MAX_REBASES):
             update = statements.rewrite(session, key, message_id, body, moment, tracking_id, guardrail_event)
-            before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
+            try:
+                before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
+            except OperationFailure as error:
+                if error.code not in _NOT_A_LIST or guardrail_event is None:
+                    raise
+                guardrail_event = None  # As in `commit`.
+                continue
             if before is not None:
                 found = before
                 break
@@ -382,10 +401,16 @@ class SessionStore:
                 if not standing["archived_count"] or message_id >= standing["message_count"]:
                     raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
                 # The session document is changed first: it decides who may make a change.
-                announced = self._find_and_update(
-                    statements.edit_archived(session, key, message_id, moment, guardrail_event),
-                    statements.indexing_standing(key),
-                )
+                try:
+                    announced = self._find_and_update(
+                        statements.edit_archived(session, key, message_id, moment, guardrail_event),
+                        statements.indexing_standing(key),
+                    )
+                except OperationFailure as error:
+                    if error.code not in _NOT_A_LIST or guardrail_event is None:
+                        raise
+                    guardrail_event = None
+                    continue
                 if announced is not None:
                     found = announced
                     break
@@ -722,7 +747,8 @@ class SessionStore:
         if self.update(statements.announce_parts(session_id, standing, until)):
             self.history.keep(session_id, standing["incarnation"], until)
             self.blobs.keep_session(session_id, standing["incarnation"], until, standing["now"])
-            self.search.keep(session_id, standing["incarnation"], until)
+            if standing["indexed"]:
+                self.search.keep(session_id, standing["incarnation"], until)
             self.update(statements.promise_parts(session_id, standing, until))
 
     def let_parts_expire(self, session: SessionRef) -> None:
@@ -737,7 +763,8 @@ class SessionStore:
         began, until = self.blobs.server_time(), parts_kept_until(now(), session.ttl)
         if self.update(statements.begin_expiry_of_parts(session_id, incarnation, until)):
             self.history.let_expire(session_id, incarnation, until)
-            self.search.let_expire(session_id, incarnation, until)
+            if self._has_indexed(session_id):
+                self.search.let_expire(session_id, incarnation, until)
             self.blobs.let_expire(self.blobs.files_of(session_id, incarnation, before=began), until)
 
     # --- blobs ------------------------------------------------------------------------------------------------------

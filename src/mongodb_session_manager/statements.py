@@ -228,7 +228,8 @@ def listed_projection(guardrail_event: Document | None) -> Document:
     """Return the projection that tells whether an intervention is listed in the session."""
     if guardrail_event is None:
         return {}
-    return {"listed": {"$in": [guardrail_event["id"], {"$ifNull": ["$guardrail_events.id", []]}]}}
+    ids = {"$cond": [{"$isArray": "$guardrail_events.id"}, "$guardrail_events.id", []]}
+    return {"listed": {"$in": [guardrail_event["id"], ids]}}
 
 
 def _not_listed(guardrail_event: Document | None) -> Document:
@@ -620,6 +621,20 @@ def _agent_window(key: str) -> Document:
     }
 
 
+_AGENTS: Document = {"$objectToArray": {"$cond": [{"$eq": [{"$type": "$agents"}, "object"]}, "$agents", {}]}}
+
+ANY_INDEXED: Document = {
+    "$anyElementTrue": {
+        "$map": {
+            "input": _AGENTS,
+            "as": "a",
+            "in": {"$ne": [{"$type": "$$a.v.indexed"}, "missing"]},
+        }
+    }
+}
+"""Expression for whether messages of a session may be in the search."""
+
+
 def position_projection(key: str, message_id: int) -> Document:
     """Return the projection that tells a writer whose append did not match how things stand."""
     agent = f"$agents.{key}"
@@ -641,6 +656,7 @@ STANDING: Document = {
     "ttl_hours": 1,
     "parts_expire_at": 1,
     "parts_moving_to": 1,
+    "indexed": ANY_INDEXED,
     "now": "$$NOW",
 }
 """Projection of what decides whether a write is allowed at all."""
@@ -725,11 +741,26 @@ def segment_ratings_projection(agent_id: str | None) -> Document:
     return {"_id": 0, "count": 1, "ratings": _ratings("$messages", agent_id)}
 
 
+# Longer ratings are read up to here, so that a summary stays a small read.
+_RATING_CHARACTERS = 100
+
+
 def _ratings(feedbacks: Any, agent_id: str | None) -> Document:
     if agent_id is not None:
         named = {"$eq": ["$$f.agent_id", {"$literal": agent_id}]}
         feedbacks = {"$filter": {"input": feedbacks, "as": "f", "cond": named}}
-    return {"$map": {"input": feedbacks, "as": "f", "in": "$$f.rating"}}
+    rating = "$$f.rating"
+    kind = {"$type": rating}
+    short = {
+        "$switch": {
+            "branches": [
+                {"case": {"$eq": [kind, "string"]}, "then": {"$substrCP": [rating, 0, _RATING_CHARACTERS]}},
+                {"case": {"$in": [kind, ["int", "long", "double", "bool"]]}, "then": rating},
+            ],
+            "default": None,
+        }
+    }
+    return {"$map": {"input": feedbacks, "as": "f", "in": short}}
 
 
 def _usage(agent: str) -> Document:
@@ -1044,20 +1075,6 @@ def put_search_document(document: Document, *, wins_ties: bool) -> Update:
         # It may have been put when the parts of its session were to go sooner.
         found = {"$mergeObjects": [found, {"expires_at": {"$max": ["$expires_at", document["expires_at"]]}}]}
     return Update({"_id": document["_id"]}, [{"$replaceWith": found}])
-
-
-_AGENTS: Document = {"$objectToArray": {"$cond": [{"$eq": [{"$type": "$agents"}, "object"]}, "$agents", {}]}}
-
-ANY_INDEXED: Document = {
-    "$anyElementTrue": {
-        "$map": {
-            "input": _AGENTS,
-            "as": "a",
-            "in": {"$ne": [{"$type": "$$a.v.indexed"}, "missing"]},
-        }
-    }
-}
-"""Expression for whether messages of a session may be in the search."""
 
 
 def behind_projection() -> Document:

@@ -625,6 +625,13 @@ class AgentWork(Outbox):
             if name == "state":
                 self._state_version = self._stored_state = None
 
+    def send_rewrites(self) -> None:
+        """Send the changes of stored messages that wait, whatever waits before them. For while nothing is under way."""
+        for operation in [waiting for waiting in self.queue if isinstance(waiting, RewriteOperation)]:
+            operation.send(self._store, self._session())
+            with self.lock:
+                self.queue.remove(operation)
+
     def drop(self) -> None:
         """Forget what is queued and what has changed."""
         self._changed_state = None

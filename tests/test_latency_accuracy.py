@@ -1,0 +1,219 @@
+"""Latency measurement accuracy: what is stored lies within what the test's own clock saw; percentiles keep their word.
+
+Nothing sleeps: a model, or a tool, is held by an event, and the clock is read around everything that is measured and
+inside of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
+from strands import Agent, tool
+
+from mongodb_session_manager import MongoDBSessionManager
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from pymongo import MongoClient
+
+COLLECTION = "sessions"
+DEADLINE_SECONDS = 30.0
+# Latencies are stored in whole milliseconds.
+ROUNDING_MS = 0.5
+
+
+@dataclass
+class Held:
+    """Something that begins, and goes on when it is told to.
+
+    Attributes:
+        begun_at: When it began, by the test's clock, in milliseconds.
+        ended_at: When it went on.
+    """
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+    begun_at: float = 0.0
+    ended_at: float = 0.0
+
+    def wait(self) -> None:
+        self.begun_at = now_ms()
+        self.begun.set()
+        assert self.go_on.wait(DEADLINE_SECONDS)
+        self.ended_at = now_ms()
+
+    @property
+    def took(self) -> float:
+        """How long it was held, in milliseconds: what is measured around it took at least that."""
+        return self.ended_at - self.begun_at
+
+
+class HeldModel(OfflineScriptedModel):
+    """A scripted model that is held in the middle of each answer, before its first chunk."""
+
+    def __init__(self, replies: list[Any], holds: list[Held]) -> None:
+        super().__init__(replies)
+        self.holds = iter(holds)
+
+    async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        await asyncio.to_thread(next(self.holds).wait)
+        async for chunk in super().stream(*args, **kwargs):
+            yield chunk
+
+
+def now_ms() -> float:
+    return time.perf_counter() * 1000
+
+
+@pytest.fixture
+def manager(
+    client: MongoClient[dict[str, Any]], database_name: str, request: pytest.FixtureRequest
+) -> Iterator[MongoDBSessionManager]:
+    durability = getattr(request, "param", "message")
+    with MongoDBSessionManager("s", None, database_name, COLLECTION, client, durability=durability) as manager:
+        yield manager
+
+
+def held_turn(agent: Agent, holds: list[Held], busy_ms: float = 20.0) -> float:
+    """Take a turn in a thread, holding each of these for a while; return how long all of it took, in milliseconds."""
+    began = now_ms()
+    thread = threading.Thread(target=agent, args=("Hello?",))
+    thread.start()
+    for held in holds:
+        assert held.begun.wait(DEADLINE_SECONDS)
+        until = held.begun_at + busy_ms
+        while now_ms() < until:
+            pass  # A time that passes for certain; how long it was is read from the clock.
+        held.go_on.set()
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()
+    return now_ms() - began
+
+
+def latencies(manager: MongoDBSessionManager) -> list[int]:
+    """The stored latencies of all answers."""
+    document = manager.session_repository.collection.find_one({"_id": "s"})
+    assert document is not None
+    messages = document["agents"]["a"]["messages"]
+    return [
+        message["event_loop_metrics"]["accumulated_metrics"]["latencyMs"]
+        for message in messages
+        if "event_loop_metrics" in message
+    ]
+
+
+def unreported(text: str = "Well.", calls: tuple[ToolCall, ...] = ()) -> ScriptedReply:
+    """An answer of a provider that reports a latency of 0 ms, as several do."""
+    return ScriptedReply(text=text, latency_ms=0, tool_calls=calls)
+
+
+@pytest.mark.parametrize("manager", ["message", "turn"], indirect=True)
+def test_a_measured_latency_is_the_time_that_the_model_took(manager: MongoDBSessionManager) -> None:
+    held = Held()
+    model = HeldModel([unreported()], [held])
+    agent = Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None)
+
+    whole_turn = held_turn(agent, [held])
+
+    (stored,) = latencies(manager)
+    assert held.took - ROUNDING_MS <= stored <= whole_turn + ROUNDING_MS
+    assert manager.get_metrics_summary().latency.max == stored
+
+
+def test_the_time_of_a_tool_is_the_tools_and_in_no_latency_of_the_model(manager: MongoDBSessionManager) -> None:
+    answers, working = [Held(), Held()], Held()
+
+    @tool
+    def work() -> str:
+        """Work for a while."""
+        working.wait()
+        return "done"
+
+    model = HeldModel([unreported("Let me see.", (ToolCall("work"),)), unreported()], answers)
+    agent = Agent(agent_id="a", model=model, tools=[work], session_manager=manager, callback_handler=None)
+
+    whole_turn = held_turn(agent, [answers[0], working, answers[1]])
+
+    first, second = latencies(manager)
+    for stored, held in zip((first, second), answers, strict=True):
+        assert held.took - ROUNDING_MS <= stored
+    tools = manager.get_metrics_summary().tools["work"].milliseconds
+    assert working.took - ROUNDING_MS <= tools
+    # Three parts of one turn that do not overlap.
+    assert first + second + tools <= whole_turn + 3 * ROUNDING_MS
+
+
+def test_each_answer_has_its_own_time_and_their_sum_is_that_of_the_session(manager: MongoDBSessionManager) -> None:
+    holds = [Held() for _ in range(3)]
+    model = HeldModel([unreported() for _ in holds], holds)
+    agent = Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None)
+
+    turns = [held_turn(agent, [held], busy_ms) for held, busy_ms in zip(holds, (5.0, 40.0, 10.0), strict=True)]
+
+    stored = latencies(manager)
+    for latency, held, turn in zip(stored, holds, turns, strict=True):
+        assert held.took - ROUNDING_MS <= latency <= turn + ROUNDING_MS
+    summary = manager.get_metrics_summary().latency
+    assert summary.count == 3
+    assert summary.mean == pytest.approx(sum(stored) / 3)
+    assert summary.max == max(stored)
+
+
+def test_the_time_from_start_timing_is_that_to_the_answer(manager: MongoDBSessionManager) -> None:
+    held = Held()
+    model = HeldModel([ScriptedReply(text="Well.", latency_ms=1)], [held])
+    agent = Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None)
+
+    began = now_ms()
+    manager.start_timing()
+    started = now_ms()
+    held_turn(agent, [held])
+
+    (stored,) = latencies(manager)
+    assert held.ended_at - started - ROUNDING_MS <= stored <= now_ms() - began + ROUNDING_MS
+
+
+def test_a_latency_that_the_provider_reports_is_stored_as_it_was_reported(manager: MongoDBSessionManager) -> None:
+    held = Held()
+    model = HeldModel([ScriptedReply(text="Well.", latency_ms=4321)], [held])
+    held_turn(Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None), [held])
+    assert latencies(manager) == [4321]
+
+
+def test_storing_takes_no_part_in_the_latency(client: MongoClient[dict[str, Any]], database_name: str) -> None:
+    """A latency is the model's: however often the database is asked, the sum of all stays below the test's clock."""
+    with MongoDBSessionManager("s", None, database_name, COLLECTION, client) as manager:
+        model = OfflineScriptedModel([unreported() for _ in range(10)])
+        agent = Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None)
+        began = now_ms()
+        for n in range(10):
+            agent(f"Question {n}?")
+        took = now_ms() - began
+        stored = latencies(manager)
+    assert len(stored) == 10
+    assert min(stored) >= 1  # 0 would say that nobody measured it
+    # A latency below 1 ms is stored as 1.
+    assert sum(stored) <= took + 10
+
+
+def test_percentiles_of_stored_latencies_are_within_the_stated_error(manager: MongoDBSessionManager) -> None:
+    reported = [round(50 * 1.07**n) for n in range(60)]
+    model = OfflineScriptedModel([ScriptedReply(text="Well.", latency_ms=latency) for latency in reported])
+    agent = Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None)
+    for n in range(1, len(reported) + 1):
+        agent(f"Question {n}?")
+        found = manager.get_metrics_summary().latency
+        for percent, percentile in ((50, found.p50), (95, found.p95)):
+            exact = reported[math.ceil(n * percent / 100) - 1]
+            assert percentile is not None
+            assert exact / 2 ** (1 / 8) <= percentile <= exact * 2 ** (1 / 8), (n, percent)
+        assert (found.count, found.max) == (n, reported[n - 1])
+        assert found.mean == pytest.approx(sum(reported[:n]) / n)
