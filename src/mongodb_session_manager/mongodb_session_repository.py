@@ -211,8 +211,8 @@ class MongoDBSessionRepository(SessionRepository):
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: A time has no time zone or is out of range; ``sort_by`` or ``limit`` is none of these; ``cursor``
-                is damaged, or of a list in another order.
+            ValueError: A time has no time zone or is out of range; ``sort_by`` or ``limit`` is none of these;
+                ``cursor`` is damaged, or of a list in another order.
             InvalidIdentifierError: A metadata key or ``agent_id`` cannot be used.
             UnstorableValueError: A value to compare with is none that MongoDB knows.
         """
