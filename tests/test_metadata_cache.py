@@ -742,7 +742,7 @@ def test_a_stream_that_cannot_be_opened_yet_is_told_of_once_and_opened_when_it_c
     "foreign_id", [{"tenant": 1}, 7, None, RawBSONDocument(b"\x0f\0\0\0\x02a\0\x03\0\0\0\xff\xfe\0\0")]
 )
 def test_documents_that_are_no_sessions_do_not_end_the_watching(
-    watching: Any, replica_set: LocalMongoDB, name: str, foreign_id: Any
+    watching: Any, replica_set: LocalMongoDB, name: str, foreign_id: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     here, there = watching(cache(watch=True)), watching()
     there.manager().update_metadata({"n": 1})
@@ -757,6 +757,8 @@ def test_documents_that_are_no_sessions_do_not_end_the_watching(
     eventually(lambda: here.metadata() == {"n": 2})
     eventually(lambda: here.stats["watching"] == 1)
     assert len(watching_threads()) == 1
+    # What cannot even be decoded costs a stream, and no more.
+    assert ("interrupted" in caplog.text) == isinstance(foreign_id, RawBSONDocument)
 
 
 def test_a_collection_that_is_dropped_is_forgotten_and_watched_again(watching: Any) -> None:
