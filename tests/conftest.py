@@ -73,3 +73,16 @@ def database_name(client: MongoClient[dict[str, Any]]) -> Iterator[str]:
 def database(client: MongoClient[dict[str, Any]], database_name: str) -> Database[dict[str, Any]]:
     """This test's own database."""
     return client[database_name]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not to be run on both kinds of server."""
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("one_server")
+        and getattr(item, "callspec", None) is not None
+        and item.callspec.params.get("server") == "replica_set"  # type: ignore[attr-defined]
+    ]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)

@@ -584,7 +584,7 @@ def test_a_client_made_elsewhere_can_be_given_our_listener(server: Any) -> None:
 
 def test_no_error_log_or_figure_shows_a_credential(nobody: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    uri = f"mongodb://ada:s3cret@{nobody}/"
+    uri = f"mongodb://lovelace:s3cret@{nobody}/"
     client = MongoDBConnectionPool.initialize(uri, serverSelectionTimeoutMS=50)
 
     with pytest.raises(ServerSelectionTimeoutError) as away:
@@ -595,7 +595,7 @@ def test_no_error_log_or_figure_shows_a_credential(nobody: str, caplog: pytest.L
     shown = f"{away.value!r} {other.value!r} {client!r} {MongoDBConnectionPool.get_pool_stats()} {caplog.text}"
     assert nobody in shown
     assert "s3cret" not in shown
-    assert "ada" not in shown
+    assert "lovelace" not in shown
 
 
 @pytest.mark.parametrize(

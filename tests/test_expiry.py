@@ -357,6 +357,7 @@ def test_an_expired_session_is_created_anew_by_a_repository_and_deleted_like_an_
     assert database[SESSIONS].find_one() is None
 
 
+@pytest.mark.one_server
 def test_of_two_that_resume_an_expired_session_at_once_both_get_the_same_new_one(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -440,6 +441,7 @@ def test_a_new_session_in_the_place_of_an_expired_one_is_there_once_though_its_a
     assert parts(database) == []
 
 
+@pytest.mark.one_server
 def test_an_expired_session_that_mongodb_removes_while_it_is_created_anew_is_created(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -460,6 +462,7 @@ def test_an_expired_session_that_mongodb_removes_while_it_is_created_anew_is_cre
                 return
 
 
+@pytest.mark.one_server
 def test_nobody_brings_a_session_back_that_ends_while_its_expiry_is_taken_away(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -669,6 +672,7 @@ def test_a_session_loses_its_ttl_at_its_next_activity_and_keeps_its_parts(
         assert said(windowed(manager).messages)[-1] == "Re: hello"
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize(
     ("ttl", "other_ttl"), [(10, 10), (10, None), (None, 10), (10, 1), (1, 100), (100, 10), (None, None)]
 )
@@ -710,6 +714,7 @@ def test_whatever_another_process_does_between_two_commands_no_live_session_lose
             return
 
 
+@pytest.mark.one_server
 def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leaves_nothing(
     server: Any, client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -728,6 +733,7 @@ def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leave
     assert killed.count("update") >= 2 * (3 + 2 + 2)
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("ttl", [None, 100])
 def test_a_blob_that_is_stored_while_older_ones_get_their_expiry_is_kept_as_long_as_its_session(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager], ttl: float | None
@@ -755,6 +761,7 @@ def test_a_blob_that_is_stored_while_older_ones_get_their_expiry_is_kept_as_long
             return
 
 
+@pytest.mark.one_server
 def test_a_segment_that_mongodb_removes_before_it_is_adopted_is_made_again(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -784,6 +791,7 @@ def test_a_segment_that_mongodb_removes_before_it_is_adopted_is_made_again(
             return
 
 
+@pytest.mark.one_server
 def test_after_any_sequence_of_processes_with_any_ttl_no_live_session_loses_a_part(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 
     from mongodb_session_manager.local import LocalMongoDB
 
+pytestmark = pytest.mark.one_server
+
 COLLECTION = "sessions"
 APP_NAME = "the web service"
 SESSION = {"X-Session-ID": "s"}

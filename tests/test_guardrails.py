@@ -648,6 +648,7 @@ ACTS: dict[str, tuple[Callable[[MongoDBSessionManager], None], str, int, list[tu
 }
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
 def test_a_lost_answer_doubles_no_event(act: Any, office: Office, proxies: Callable[[], WireProxy]) -> None:
     do, durability, writes, expected = act

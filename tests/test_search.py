@@ -433,6 +433,7 @@ def test_what_is_redacted_is_found_no_more_and_lies_in_no_collection(world: Worl
     assert SECRET.encode() not in at_rest(world.database)
 
 
+@pytest.mark.one_server
 @every_state
 def test_a_redaction_at_any_command_of_a_feeder_leaves_its_text_in_no_collection(world: World, state: str) -> None:
     for number in range(1, 100):
@@ -455,6 +456,7 @@ def test_a_redaction_at_any_command_of_a_feeder_leaves_its_text_in_no_collection
             return
 
 
+@pytest.mark.one_server
 @every_state
 def test_a_feeder_at_any_command_of_a_redaction_leaves_its_text_in_no_collection(world: World, state: str) -> None:
     for number in range(1, 100):
@@ -559,6 +561,7 @@ def _killed(arguments: list[str]) -> list[Killed]:
     return found
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 def test_what_a_feeder_that_was_killed_has_not_done_the_next_process_does(world: World, state: str) -> None:
     for one in killed(world, "index", "nothing", state):
@@ -568,6 +571,7 @@ def test_what_a_feeder_that_was_killed_has_not_done_the_next_process_does(world:
         assert world.database[SEARCH].count_documents({"session_id": one.session_id}) == 16
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 def test_what_is_redacted_right_before_a_feeder_is_killed_lies_in_no_collection(world: World, state: str) -> None:
     found = killed(world, "index", "redact", state)
@@ -580,6 +584,7 @@ def test_what_is_redacted_right_before_a_feeder_is_killed_lies_in_no_collection(
         assert world.indexed(one.session_id) == REDACTED, one
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["indexed", "indexed, then archived"])
 def test_what_a_redaction_that_was_killed_has_left_in_the_search_the_next_feeder_removes(
     world: World, state: str
@@ -608,6 +613,7 @@ def test_what_is_deleted_is_found_no_more_and_a_new_life_of_the_session_finds_on
     assert world.indexed() == said("prompt of a new life")
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 @pytest.mark.parametrize("begins_again", [False, True], ids=["deleted", "begun again"])
 def test_a_deletion_at_any_command_of_a_feeder_leaves_nothing(world: World, state: str, begins_again: bool) -> None:
@@ -640,6 +646,7 @@ def feed(incarnation: Any) -> Any:
     return deed
 
 
+@pytest.mark.one_server
 def test_what_a_feeder_leaves_that_is_killed_after_a_deletion_is_not_found_and_a_sweep_removes_it(
     world: World,
 ) -> None:
@@ -670,6 +677,7 @@ def test_messages_of_sessions_that_are_gone_take_no_place_among_those_that_are_f
 # --- several feeders
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 def test_feeders_at_any_command_of_each_other_leave_every_message_once(world: World, state: str) -> None:
     for number in range(1, 100):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from mongodb_session_manager.local import LocalMongoDB
 
+pytestmark = pytest.mark.one_server
+
 SECRET = "the code is 4711"
 SESSION_ID = "customer-alice"
 APP_NAME = "traced"
