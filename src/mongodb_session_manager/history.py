@@ -28,6 +28,7 @@ from .errors import BlobMissingError, MongoDBSessionError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .reading import Reader
 from .sending import until_known
+from .session_parts import SessionParts
 
 _MAX_POSITION = 2**63 - 1
 
@@ -36,7 +37,7 @@ class HistoryIncompleteError(MongoDBSessionError):
     """Archived messages are not all there: their session was deleted while they were read."""
 
 
-class History:
+class History(SessionParts):
     """The segments of the sessions of one collection.
 
     Args:
@@ -53,7 +54,7 @@ class History:
         self._raw: Collection[RawBSONDocument] = self.collection.with_options(
             codec_options=sessions.codec_options.with_options(document_class=RawBSONDocument)
         )
-        self._settled = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
+        self._raw_settled = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
         self._reader = reader
 
     def read(self, session_id: str, incarnation: ObjectId, key: str, start: int, stop: int) -> list[Document]:
@@ -203,24 +204,16 @@ class History:
         )
         return found
 
-    def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
-        """Let all segments of one life of a session expire no sooner than this."""
-        which = {"_id": statements.segments_of(session_id, incarnation)}
-        until_known(lambda: self.collection.update_many(which, statements.keep_parts(until)))
-
-    def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
-        """Give an expiry to those segments of one life of a session that have none."""
-        which = {"_id": statements.segments_of(session_id, incarnation), "expires_at": None}
-        if until_known(lambda: self.collection.update_many(which, {"$set": {"expires_at": until}})).modified_count:
+    def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> bool:
+        """Give an expiry to those segments of one life of a session that have none; return whether there was one."""
+        there_were = super().let_expire(session_id, incarnation, until)
+        if there_were:
             ensure_indexes(self.collection, [EXPIRY_INDEX])
+        return there_were
 
     def delete_stale(self, segment_id: Document, edits: int) -> None:
         """Delete a segment that was read at this many edits and can never be committed any more."""
         self.collection.delete_one({"_id": segment_id, "edits": edits})
-
-    def delete_session(self, session_id: str, incarnation: ObjectId) -> None:
-        """Delete all segments of one life of a session."""
-        self.collection.delete_many({"_id": statements.segments_of(session_id, incarnation)})
 
     def _covering(
         self, session_id: str, incarnation: ObjectId, key: str, message_id: int, tracking_id: str | None = None
@@ -252,13 +245,13 @@ class History:
     ) -> Iterator[RawBSONDocument]:
         """Yield the segment whose messages reach over this id, as it is stored."""
         for segment_id in self._covering(session_id, incarnation, key, message_id):
-            if (segment := self._settled.find_one({"_id": segment_id})) is not None:
+            if (segment := self._raw_settled.find_one({"_id": segment_id})) is not None:
                 yield segment
 
     def raw_segments(self, session_id: str, incarnation: ObjectId, key: str) -> Iterator[RawBSONDocument]:
         """Yield all segments of an agent as they are stored."""
         low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
-        with self._settled.find({"_id": {"$gte": low, "$lte": high}}, sort=[("_id", 1)]) as found:
+        with self._raw_settled.find({"_id": {"$gte": low, "$lte": high}}, sort=[("_id", 1)]) as found:
             yield from found
 
     def sweep(self, sessions: str, is_over: Callable[[str, ObjectId], bool]) -> int:
@@ -270,18 +263,10 @@ class History:
             sessions: Name of the collection of the session documents.
             is_over: Returns for certain whether a life is over.
         """
-        settled = self.collection.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
-        with settled.aggregate(statements.stale_segments(sessions), allowDiskUse=True) as stale:
+        with self._settled().aggregate(statements.stale_segments(sessions), allowDiskUse=True) as stale:
             for segment in stale:
                 self.delete_stale(segment["_id"], segment["edits"])
-        with settled.aggregate(statements.ended_lives(sessions), allowDiskUse=True) as lives:
-            return sum(
-                self.collection.delete_many(
-                    {"_id": statements.segments_of(life["_id"]["session"], life["_id"]["incarnation"])}
-                ).deleted_count
-                for life in lives
-                if is_over(life["_id"]["session"], life["_id"]["incarnation"])
-            )
+        return self.delete_ended(sessions, is_over)
 
     def _find(
         self,

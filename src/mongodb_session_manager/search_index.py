@@ -30,8 +30,6 @@ from bson import ObjectId
 from pymongo import TEXT, IndexModel, UpdateOne
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, OperationFailure
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import Primary
 
 from . import statements
 from .documents import Document, search_document
@@ -41,6 +39,7 @@ from .history import History, HistoryIncompleteError
 from .indexes import EXPIRY_INDEX
 from .reading import Reader
 from .sending import back_off, until_known
+from .session_parts import SessionParts
 
 if TYPE_CHECKING:
     from .session_store import SessionStore
@@ -100,7 +99,7 @@ class Feed:
     complete: bool = False
 
 
-class SearchIndex:
+class SearchIndex(SessionParts):
     """The searchable messages of the sessions of one collection.
 
     Args:
@@ -264,31 +263,9 @@ class SearchIndex:
         rewrites = standing["rewrites"] + 1
         self._store.update(statements.rewrite_indexed(session_id, standing["incarnation"], key, rewrites))
 
-    def delete_session(self, session_id: str, incarnation: ObjectId) -> None:
-        """Delete all documents of one life of a session."""
-        self.collection.delete_many({"_id": statements.segments_of(session_id, incarnation)})
-
-    def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
-        """Let the documents of one life of a session expire no sooner than this."""
-        which = {"_id": statements.segments_of(session_id, incarnation)}
-        until_known(lambda: self.collection.update_many(which, statements.keep_parts(until)))
-
-    def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
-        """Give an expiry to those documents of one life of a session that have none."""
-        which = {"_id": statements.segments_of(session_id, incarnation), "expires_at": None}
-        until_known(lambda: self.collection.update_many(which, {"$set": {"expires_at": until}}))
-
     def sweep(self) -> int:
         """Delete the documents of lives of sessions that are over; return how many."""
-        settled = self.collection.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
-        with settled.aggregate(statements.ended_lives(self._store.collection.name), allowDiskUse=True) as lives:
-            return sum(
-                self.collection.delete_many(
-                    {"_id": statements.segments_of(life["_id"]["session"], life["_id"]["incarnation"])}
-                ).deleted_count
-                for life in lives
-                if self._store.is_over(life["_id"]["session"], life["_id"]["incarnation"])
-            )
+        return self.delete_ended(self._store.collection.name, self._store.is_over)
 
     def _document(
         self, session_id: str, key: str, message_id: int, message: Mapping[str, Any], standing: Mapping[str, Any]
