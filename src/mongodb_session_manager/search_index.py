@@ -20,7 +20,6 @@ the session document; the next feeder then goes through the conversation from it
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -122,13 +121,11 @@ class SearchIndex(SessionParts):
     def ensure_index(self, *, again: bool = False) -> None:
         """Create the text index, once per process and collection; perhaps again, in case that was dropped."""
         mine = frozenset(self._store.client.topology_description.server_descriptions()), self.collection.full_name
-        with _ensured_lock:
-            if mine in _ensured and not again:
-                return
+        if mine in _ensured and not again:
+            return
         # No language: conversations are in many, and no word is too common to be looked for.
         self.collection.create_indexes([IndexModel([("text", TEXT)], default_language="none"), EXPIRY_INDEX])
-        with _ensured_lock:
-            _ensured.add(mine)
+        _ensured.add(mine)
 
     # --- feeding ----------------------------------------------------------------------------------------------------
 
@@ -363,4 +360,3 @@ def _hit(document: Document) -> MessageHit:
 
 
 _ensured: set[tuple[frozenset[Any], str]] = set()
-_ensured_lock = threading.Lock()
