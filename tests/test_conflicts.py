@@ -361,7 +361,7 @@ def test_tool_turns_that_two_processes_interleave_are_each_restored_in_one_piece
 ) -> None:
     meeting = threading.Barrier(2)
 
-    def tool_turn(name: str) -> None:
+    def build(name: str) -> Agent:
         @tool
         def look_up(word: str) -> str:
             """Look something up."""
@@ -369,13 +369,12 @@ def test_tool_turns_that_two_processes_interleave_are_each_restored_in_one_piece
             return f"{word} found by {name}"
 
         call = ToolCall("look_up", {"word": "fish"}, tool_use_id=f"use-{name}")
-        agent = talker(managers[name], call, f"answer to {name}", tools=[look_up])
-        agent(f"question of {name}")
+        return talker(process(), call, f"answer to {name}", tools=[look_up])
 
     talker(process())
-    managers = {name: process() for name in ("one", "two")}
+    agents = {name: build(name) for name in ("one", "two")}  # Neither is to see a half of the other's turn.
     with ThreadPoolExecutor() as threads:
-        list(threads.map(tool_turn, managers))
+        list(threads.map(lambda name: agents[name](f"question of {name}"), agents))
 
     stored = stored_messages(database)
     turns = [message["turn_id"] for message in stored]
@@ -392,6 +391,28 @@ def test_tool_turns_that_two_processes_interleave_are_each_restored_in_one_piece
     restored("Bye.")
     assert_no_tool_result_is_cut_off(restored.model.last_messages)
     assert len(stored_messages(database)) == 10
+
+
+def test_an_agent_that_is_opened_between_a_tool_use_and_its_result_of_another_process_leaves_the_result_in_its_place(
+    process: Process, database: Database[Any]
+) -> None:
+    @tool
+    def look_up(word: str) -> str:
+        """Look something up, while another process opens the session and takes a turn."""
+        # Strands finds a tool use without a result at the end, and stores "interrupted" for it before its own turn.
+        talker(process(), "answer to other")("question of other")
+        return f"{word} found"
+
+    talker(process(), ToolCall("look_up", {"word": "fish"}), "answer to one", tools=[look_up])("question of one")
+
+    assert len(stored_messages(database)) == 7
+    restored = talker(process(), "Goodbye.")
+    assert_no_tool_result_is_cut_off(restored.messages)
+    assert texts(restored.messages) == [
+        "question of one", "", "", "answer to one", "question of other", "answer to other",
+    ]  # fmt: skip
+    restored("Bye.")
+    assert_no_tool_result_is_cut_off(restored.model.last_messages)
 
 
 @tool(context=True)
