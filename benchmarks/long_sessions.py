@@ -164,6 +164,7 @@ class OneDocumentStore(support.OurStore):
     def __init__(self, uri: str) -> None:
         super().__init__(uri, "message", "one_document", **NO_ARCHIVING, **NO_BLOBS)
         self.name = "one document, no archiving"
+        self.embedded = _NEVER
 
     def manager(self, session_id: str, *, counted: bool = False) -> SessionManager:
         """Open a session that not even a lack of room makes archive."""

@@ -248,6 +248,8 @@ class OurStore(_DocumentStore):
         super().__init__(uri, database_name or f"ours_{durability}")
         self.name = f'ours, "{durability}"'
         self.per_message = durability == "message"
+        self.embedded = _TEMPLATE_MESSAGES
+        """How many of its messages a long session has in its document; older ones have been archived."""
         options: Any = {
             "database_name": self.database_name,
             "collection_name": "sessions",
@@ -268,15 +270,16 @@ class OurStore(_DocumentStore):
         document = self.collection.find_one_and_delete({"_id": "template"})
         assert document is not None
         self.documents[history] = RawBSONDocument(
-            bson.encode(our_document(document, self.session_id(history), history))
+            bson.encode(our_document(document, self.session_id(history), history, self.embedded))
         )
         self.reset(history)
 
 
-def our_document(template: Mapping[str, Any], session_id: str, history: int) -> dict[str, Any]:
+def our_document(template: Mapping[str, Any], session_id: str, history: int, embedded: int) -> dict[str, Any]:
     """Return this library's document of a session of ``history`` messages, from a shorter one that it wrote.
 
-    The older messages are archived, as the library would have; their segments are left out, for no turn reads them.
+    All but the ``embedded`` newest are archived, as the library would have; their segments are left out, for no turn
+    reads them.
     """
     document: dict[str, Any] = copy.deepcopy(dict(template))
     document["_id"] = document["session_id"] = session_id
@@ -285,7 +288,7 @@ def our_document(template: Mapping[str, Any], session_id: str, history: int) -> 
     assert len(written) in (0, _TEMPLATE_MESSAGES), "one document holds the whole conversation"
     record["messages"] = []
     turn_ids = [ObjectId() for _ in range(history // 2)]
-    archived = max(0, history - _TEMPLATE_MESSAGES)
+    archived = max(0, history - embedded)
     for message_id in range(archived, history):
         message = dict(written[message_id % len(written)])
         message.update(message_id=message_id, tracking_id=str(uuid.uuid4()), turn_id=turn_ids[message_id // 2])
