@@ -93,7 +93,7 @@ def test_the_performance_example_counts_what_pooling_saves_and_draws_it(
     offline_environment: dict[str, str], tmp_path: Path
 ) -> None:
     plot = tmp_path / "pooling.svg"
-    finished = run_example("example_performance.py", offline_environment, "--requests", "8", "--plot", str(plot))
+    finished = run_example("example_performance.py", offline_environment, "--requests", "12", "--plot", str(plot))
     assert finished.returncode == 0, finished.stderr
     # Of each way: connections, and commands for one request.
     counts = re.findall(r"^  (\S.*?) {2,}[\d. ]+ (\d+) +(\d\.\d)$", finished.stdout, re.MULTILINE)
@@ -101,7 +101,7 @@ def test_the_performance_example_counts_what_pooling_saves_and_draws_it(
     assert [name for name, _, _ in counts] == ways * 4
     assert [commands for _, _, commands in counts] == ["1.0"] * 3 + ["3.0", "3.0", "2.0"] * 3
     own, pooled = ([int(made) for name, made, _ in counts if name == way] for way in ways[:2])
-    assert min(own) >= 16, "each request makes one connection, and at least one that watches the server"
+    assert min(own) >= 24, "each request makes one connection, and at least one that watches the server"
     assert max(pooled) < min(own)
     assert len(re.findall(r"→ pooled: \d+\.\d times as many per second", finished.stdout)) == 4
     assert max(map(len, finished.stdout.splitlines())) <= 100
@@ -125,8 +125,8 @@ def test_the_streaming_example_streams_survives_a_failure_and_goes_on_elsewhere(
     assert "Nice to ·meet you·, Alice.·" in basic
     assert re.search(r"first piece after \d+ ms, 9 in \d\.\d\d s, \d+ tokens, \d+ a second", basic)
 
-    # Three times a second, so while they speak; and at the end.
-    assert re.search(r"20 streams, 0 ended · first piece after \d+ ms · \d+ pieces a second", many)
+    # Told three times a second, so while they speak; and at the end.
+    assert re.search(r"\d+ streams, (?!20 )\d+ ended · first piece after \d+ ms · \d+ pieces a second", many)
     assert re.search(r"20 streams, 20 ended · .*\n.* all of them in", many)
 
     assert "of one session: 1 turn, 15 tokens out" in metrics
