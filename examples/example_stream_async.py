@@ -39,6 +39,7 @@ from mongodb_session_manager.local import LocalMongoDB
 
 DATABASE, COLLECTION = "session_manager_examples", "sessions"
 AGENT_ID = "assistant"  # The same in every process: it is the key of the conversation.
+TTL_HOURS = 24 * 30  # A session ends by itself so long after its last activity; the last writer decides.
 STREAMS, STREAMS_OF_A_REAL_MODEL = 20, 3
 
 logger = logging.getLogger("example")
@@ -59,12 +60,11 @@ def scripted_answer(messages: Messages) -> Reply:
     """What the offline model says, a piece every 50 ms: found in `messages` and nowhere else."""
     said = [block["text"] for message in messages for block in message["content"] if "text" in block]
     names = [match[1] for match in (re.search(r"my name is (\w+)", text, re.IGNORECASE) for text in said) if match]
-    text = "I do not know your name."
+    known = "Hello."
     if names:
-        text = (
-            f"Your name is {names[-1]}." if "what is my name" in said[-1].lower() else f"Nice to meet you, {names[-1]}."
-        )
-    text += " You read this before I have said it all."
+        asked = "what is my name" in said[-1].lower()
+        known = f"Your name is {names[-1]}." if asked else f"Nice to meet you, {names[-1]}."
+    text = f"{known} You read this before I have said it all."
     return ScriptedReply(text=text, chunk_delay=0.05, latency_ms=0)  # It tells no latency, so that is measured.
 
 
@@ -81,6 +81,7 @@ class StreamFigures:
         last: When the newest one came.
         pieces: How many there were. A piece is what the provider sends at once: often a token, sometimes more.
         tokens: Tokens of the answer, which the provider tells at its end.
+        ended: Whether the answer is complete.
     """
 
     begun: float = field(default_factory=time.perf_counter)
@@ -88,6 +89,7 @@ class StreamFigures:
     last: float = 0.0
     pieces: int = 0
     tokens: int = 0
+    ended: bool = False
 
     def heed(self, event: dict[str, Any]) -> None:
         """Take note of an event of `agent.stream_async`."""
@@ -113,6 +115,7 @@ async def pieces_of(agent: Agent, prompt: str | None, figures: StreamFigures) ->
         figures.heed(event)
         if "data" in event:
             yield event["data"]
+    figures.ended = True
 
 
 async def show(agent: Agent, prompt: str | None) -> None:
@@ -133,7 +136,9 @@ async def show(agent: Agent, prompt: str | None) -> None:
 
 async def basic_usage(uri: str, session_id: str, prompt: str) -> None:
     """Make a session manager, give it to an agent, read its stream. Everything is stored as it happens."""
-    async with create_mongodb_session_manager(session_id, uri, DATABASE, COLLECTION) as session_manager:
+    async with create_mongodb_session_manager(
+        session_id, uri, DATABASE, COLLECTION, ttl_hours=TTL_HOURS
+    ) as session_manager:
         agent = build_agent(session_manager)  # Reads the session, synchronously; a service opens it first, see below.
         say(f"  process {os.getpid()}, session {session_id}: {len(agent.messages)} messages restored", style=DIM)
         await show(agent, prompt)
@@ -154,7 +159,7 @@ class StreamingService:
             minPoolSize=2,
             serverSelectionTimeoutMS=5000,
             w="majority",
-            ttl_hours=24 * 30,  # a session ends by itself so long after its last activity
+            ttl_hours=TTL_HOURS,
             durability="message",  # the default: a question is stored before the model is asked
         )
 
@@ -208,7 +213,7 @@ def summary(streams: list[StreamFigures]) -> str:
     first = statistics.median(1000 * (figures.first - figures.begun) for figures in speaking)
     seconds = max(figures.last for figures in speaking) - min(figures.begun for figures in speaking)
     rate = sum(figures.pieces for figures in speaking) / seconds
-    ended = sum(figures.tokens > 0 for figures in speaking)
+    ended = sum(figures.ended for figures in speaking)
     return f"{len(speaking)} streams, {ended} ended · first piece after {first:.0f} ms · {rate:.0f} pieces a second"
 
 
