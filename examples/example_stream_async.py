@@ -221,7 +221,8 @@ async def stored_metrics(service: StreamingService, session_ids: list[str]) -> N
     """Print what is stored of each answer: the manager's summary of one session, and a query of one's own for all."""
     session_manager = service.sessions.create_session_manager(session_ids[0])
     of_one = await asyncio.to_thread(session_manager.get_metrics_summary)
-    say(f"  of one session: {of_one.turns} turn, {of_one.tokens.output} tokens out, {of_one.latency.max:.0f} ms")
+    tokens, latency = of_one.tokens, of_one.latency
+    say(f"  of one session: {of_one.turns} turn, {tokens.output} tokens out, answered in {latency.max:.0f} ms")
 
     message, metrics = f"$agents.{AGENT_ID}.messages", f"$agents.{AGENT_ID}.messages.event_loop_metrics"
     collection = service.sessions.client[DATABASE][COLLECTION]
