@@ -38,12 +38,12 @@ types: $(INSTALLED)
 
 benchmarks: $(INSTALLED) ## What a turn and a long session cost, beside other stores; and the event loop's lag.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
-	$(BIN)/python benchmarks/turn_cost.py
-	$(BIN)/python benchmarks/event_loop.py
-	$(BIN)/python benchmarks/web.py
-	$(BIN)/python benchmarks/long_sessions.py
-	$(BIN)/python benchmarks/summary.py
-	$(BIN)/python benchmarks/listing.py
+	$(BIN)/python benchmarks/turn_cost.py $(QUICK)
+	$(BIN)/python benchmarks/event_loop.py $(QUICK)
+	$(BIN)/python benchmarks/web.py $(QUICK)
+	$(BIN)/python benchmarks/long_sessions.py $(QUICK)
+	$(BIN)/python benchmarks/summary.py $(QUICK)
+	$(BIN)/python benchmarks/listing.py $(QUICK)
 
 constraints: ## Pin the versions anew (needs uv).
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-emit-index-url --quiet --output-file constraints.txt

@@ -9,7 +9,7 @@ how much later it is woken is the stall. Two scenes, each the best of three runs
 Beside them the same turns with no session manager at all, and with PyPI's `strands-session-mongodb`, which keeps
 Strands' synchronous hooks (one run: it is slow).
 
-    python benchmarks/event_loop.py [--runs N]
+    python benchmarks/event_loop.py [--quick] [--runs N]
 
 Everything here is time, so the exit code is 0 whatever is measured.
 """
@@ -208,8 +208,10 @@ class Rival(Contender):
 def main() -> None:
     """Run both scenes with everybody and print what they took."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=3, help="runs of each scene (default 3)")
-    runs = parser.parse_args().runs
+    parser.add_argument("--runs", type=int, help="runs of each scene (default 3; with --quick 1)")
+    parser.add_argument("--quick", action="store_true", help="one run of each scene")
+    arguments = parser.parse_args()
+    runs = arguments.runs or (1 if arguments.quick else 3)
     with LocalMongoDB(parameters={"enableTestCommands": 1}) as server:
         switch: MongoClient[dict[str, Any]]
         with MongoClient(server.uri, appname="switch") as switch:

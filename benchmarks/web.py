@@ -6,9 +6,10 @@ loads:
 - paced: 400 people begin a chat, 50 per second, so that 200 are in flight; each goes on with a stored session.
 - burst: 200 begin in the same moment.
 
-A health check is asked for every 20 ms meanwhile. The same application three times: without any session manager, with
-this library (`open_session`, `stream_turn`), and with PyPI's `strands-session-mongodb`, which keeps Strands'
-synchronous hooks. What storing adds is the difference to the first, in the same run.
+A health check is asked for every 20 ms meanwhile. The same application four times: without any session manager; with
+this library (`open_session`, `stream_turn`); with its repository under Strands' own `RepositorySessionManager`, whose
+synchronous hooks send on the event loop; and with PyPI's `strands-session-mongodb`, which keeps those hooks, too. What
+storing adds is the difference to the first, in the same run.
 
     python benchmarks/web.py [--quick]
 
@@ -24,7 +25,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from typing import Annotated, Any
 
 import support
@@ -33,10 +37,11 @@ from fastapi import FastAPI, Header
 from fastapi.responses import StreamingResponse
 from pymongo import MongoClient
 from strands import Agent
+from strands.session.repository_session_manager import RepositorySessionManager
 from strands_session_mongodb import MongoDBSessionManager as RivalSessionManager
 from support import OfflineScriptedModel, ScriptedReply, Target
 
-from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManagerFactory
+from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManagerFactory, MongoDBSessionRepository
 from mongodb_session_manager.fastapi import create_router, open_session, session_lifespan, stream_turn
 from mongodb_session_manager.local import LocalMongoDB
 
@@ -45,7 +50,12 @@ WORDS, DELAY_SECONDS = 40, 0.1
 TEXT = "word " * WORDS
 PER_SECOND, PACED, BURST = 50, 400, 200
 HEALTH_EVERY_SECONDS = 0.02
-CONTENDERS = {"none": "no session manager", "ours": "ours", "synchronous": "strands-session-mongodb"}
+CONTENDERS = {
+    "none": "no session manager",
+    "ours": "ours",
+    "synchronous": "our repository, Strands' synchronous hooks",
+    "rival": "strands-session-mongodb",
+}
 ADDED_LIMIT_MS, HEALTH_LIMIT_MS = 10, 100
 
 Session = Annotated[MongoDBSessionManager, open_session(agent_id=support.AGENT_ID)]
@@ -55,7 +65,7 @@ def create_app(contender: str, uri: str) -> FastAPI:
     """Build the service, storing its sessions as the contender does."""
     app = FastAPI(lifespan=session_lifespan(uri, DATABASE, "ours"))
     app.include_router(create_router())
-    client: MongoClient[dict[str, Any]] = MongoClient(uri)
+    synchronous_manager = _synchronous_managers(MongoClient(uri))
 
     def agent_of(session_manager: Any) -> Agent:
         reply = ScriptedReply(text=TEXT, chunk_delay=DELAY_SECONDS)
@@ -76,26 +86,30 @@ def create_app(contender: str, uri: str) -> FastAPI:
 
         @app.post("/chat")
         async def chat_without(x_session_id: Annotated[str, Header()]) -> StreamingResponse:
-            manager = None
-            if contender == "synchronous":
-                manager = RivalSessionManager(
-                    x_session_id, client=client, database_name=DATABASE, collection_name="rival"
-                )
+            manager = None if contender == "none" else synchronous_manager[contender](x_session_id)
             return answer(agent_of(manager).stream_async(support.TEXT))
 
     return app
+
+
+def _synchronous_managers(client: MongoClient[dict[str, Any]]) -> dict[str, Callable[[str], Any]]:
+    """Return what makes the manager of a session, by contender; all of these send on the event loop."""
+    repository = MongoDBSessionRepository(client=client, database_name=DATABASE, collection_name="synchronous")
+
+    def rival(session_id: str) -> RivalSessionManager:
+        return RivalSessionManager(session_id, client=client, database_name=DATABASE, collection_name="rival")
+
+    return {"synchronous": partial(RepositorySessionManager, session_repository=repository), "rival": rival}
 
 
 def store_sessions(uri: str, prefix: str, number: int) -> None:
     """Store sessions of one turn, for each store."""
     client: MongoClient[dict[str, Any]]
     with MongoClient(uri) as client, MongoDBSessionManagerFactory(client=client, database_name=DATABASE) as factory:
-        for index in range(number):
-            session_id = f"{prefix}-{index}"
-            ours = factory.create_session_manager(session_id, collection_name="ours")
-            rival = RivalSessionManager(session_id, client=client, database_name=DATABASE, collection_name="rival")
-            for manager in (ours, rival):
-                support.make_agent(session_manager=manager)(support.TEXT)
+        ours = partial(factory.create_session_manager, collection_name="ours")
+        for make_manager in (ours, *_synchronous_managers(client).values()):
+            for index in range(number):
+                support.make_agent(session_manager=make_manager(f"{prefix}-{index}"))(support.TEXT)
 
 
 @dataclass
@@ -172,14 +186,14 @@ def measure(contender: str, uri: str, loads: dict[str, tuple[int, float | None]]
 
 
 def check(uri: str, loads: dict[str, tuple[int, float | None]]) -> None:
-    """Make sure that ours has stored every turn."""
+    """Make sure that every turn is stored, where the documents are ours."""
     client: MongoClient[dict[str, Any]]
     with MongoClient(uri) as client:
-        for name, (number, _) in loads.items():
-            found = client[DATABASE]["ours"].count_documents(
+        for store, (name, (number, _)) in product(("ours", "synchronous"), loads.items()):
+            found = client[DATABASE][store].count_documents(
                 {"_id": {"$regex": f"^{name}-"}, f"agents.{support.AGENT_ID}.message_count": 4}
             )
-            assert found == number, f"{name}: {found} of {number} conversations are whole"
+            assert found == number, f"{store}, {name}: {found} of {number} conversations are whole"
 
 
 def serve(contender: str, uri: str) -> None:

@@ -11,6 +11,7 @@ fast.
 
 import argparse
 import ast
+import logging
 import operator
 import os
 import re
@@ -27,15 +28,18 @@ from typing import Any
 from model_from_environment import describe, model_from_environment
 from offline_model import Reply, ScriptedReply, ToolCall
 from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 from strands import Agent, tool
 from strands.types.content import Messages
+from terminal import CYAN, DIM, GREEN, WIDTH, say, shortened, table, title
 
 from mongodb_session_manager import MongoDBSessionManagerFactory, create_mongodb_session_manager
 from mongodb_session_manager.local import LocalMongoDB
 
 DATABASE, COLLECTION = "session_manager_examples", "sessions"
-WIDTH = 100
 SYSTEM_PROMPT = "You are a friendly assistant. Use the calculator for every calculation. Answer in one sentence."
+
+logger = logging.getLogger("example")
 
 
 # --- The agent and its tool
@@ -145,16 +149,22 @@ class AssistantService:
             minPoolSize=2,
             serverSelectionTimeoutMS=5000,
             w="majority",
+            ttl_hours=24 * 30,  # a session ends by itself so long after its last activity
+            durability="turn",  # a turn is one write; a process that dies inside a turn loses that turn
         )
 
     def answer(self, user_id: str, prompt: str) -> str:
         """Answer one request; any process may answer the next one of this user."""
         session_id = f"user-{user_id}-assistant-{datetime.now():%Y%m}"
-        with self._sessions.create_session_manager(session_id) as session_manager:
-            return str(build_agent(session_manager)(prompt)).strip()
+        try:
+            with self._sessions.create_session_manager(session_id) as session_manager:
+                return str(build_agent(session_manager)(prompt)).strip()
+        except PyMongoError as error:
+            logger.error("session %s: %s", session_id, type(error).__name__)
+            return "I cannot reach my memory just now. Please try again."
 
     def close(self) -> None:
-        """Close the pooled client, when the service stops."""
+        """Store what is unsaved, and close the pooled client, when the service stops."""
         self._sessions.close()
 
 
@@ -189,29 +199,6 @@ def median_ms(action: Callable[[], None], rounds: int) -> float:
 
 
 # --- What it prints
-
-BOLD, DIM, CYAN, GREEN = "1", "2", "36", "32"
-
-
-def say(text: str = "", style: str = "") -> None:
-    """Print a line: cut to the width, and coloured on a terminal only."""
-    text = shortened(text, WIDTH)
-    coloured = style and sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(f"\x1b[{style}m{text}\x1b[0m" if coloured else text, flush=True)
-
-
-def title(text: str) -> None:
-    """Print the title of a part."""
-    say()
-    say(f"── {text} " + "─" * (WIDTH - len(text) - 4), style=BOLD)
-
-
-def shortened(text: str, length: int) -> str:
-    """Cut a text in its middle, so that it has at most `length` characters."""
-    if len(text) <= length:
-        return text
-    head = (length - 1) * 2 // 3
-    return f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 def talk(agent: Agent, prompt: str) -> None:
@@ -259,7 +246,7 @@ def plain(value: Any) -> str:
 
 def print_metrics(document: dict[str, Any]) -> None:
     """Print what each message of the model has cost, from the stored document."""
-    say(f"  {'message':<10}{'tokens in':>12}{'tokens out':>12}{'latency ms':>12}   said")
+    rows = []
     for message in document["agents"]["assistant"]["messages"]:
         metrics = message.get("event_loop_metrics")
         if not metrics:
@@ -270,8 +257,9 @@ def print_metrics(document: dict[str, Any]) -> None:
             for block in message["content"]
             if {"text", "toolUse"} & set(block)
         )
-        tokens = f"{usage['inputTokens']:>12}{usage['outputTokens']:>12}"
-        say(f"  {message['message_id']:<10}{tokens}{latency:>12}   {said}")
+        figures = message["message_id"], usage["inputTokens"], usage["outputTokens"], latency
+        rows.append([shortened(said, 40), *map(str, figures)])
+    table(["said", "message", "tokens in", "tokens out", "latency ms"], rows)
 
 
 # --- The program
@@ -311,15 +299,18 @@ def main() -> None:
         title("3 · In production: one factory per process, one manager per request")
         service = AssistantService(server.uri)
         user_id = uuid.uuid4().hex[:8]
-        for prompt in ("Hello, my name is Bob.", "How much is 2 ** 10?", "What is my name?"):
-            say(f"  you        {prompt}", style=CYAN)
-            say(f"  assistant  {service.answer(user_id, prompt)}", style=GREEN)
-        service.close()
+        try:
+            for prompt in ("Hello, my name is Bob.", "How much is 2 ** 10?", "What is my name?"):
+                say(f"  you        {prompt}", style=CYAN)
+                say(f"  assistant  {service.answer(user_id, prompt)}", style=GREEN)
+        finally:
+            service.close()
 
         title("4 · What makes it fast: the factory's managers share one pooled client")
         own, pooled = measure(server.uri, session_id)
         say(f"  open a session and restore its agent, with a client per request   {own:8.1f} ms")
         say(f"  the same through one factory                                      {pooled:8.1f} ms")
+        say("  example_performance.py compares this in full", style=DIM)
 
 
 if __name__ == "__main__":

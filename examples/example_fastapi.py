@@ -7,9 +7,14 @@
 
 It needs no key and no network: MongoDB is the bundled one (`MONGODB_URI` names another), and the model is a script.
 `model_from_environment.py` tells how to choose a real one.
+
+`POST /chat` is basic usage, `POST /ask` uses the factory by itself, the lifespan is set up as in production, and many
+requests at once share a few connections. For Server-Sent Events and a page in the browser see
+`example_fastapi_streaming.py`.
 """
 
 import argparse
+import asyncio
 import json
 import re
 import threading
@@ -23,7 +28,7 @@ import uvicorn
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 from model_from_environment import describe, model_from_environment
-from offline_model import Reply
+from offline_model import OfflineScriptedModel, Reply
 from strands import Agent
 from strands.types.content import Messages
 
@@ -39,6 +44,7 @@ from mongodb_session_manager.local import LocalMongoDB
 
 DATABASE, COLLECTION = "session_manager_examples", "sessions"
 AGENT_ID = "assistant"  # The same in every process: it is the key of the conversation.
+AT_ONCE, AT_ONCE_WITH_A_REAL_MODEL = 50, 3
 
 # A parameter of this type is the request's session: read before the endpoint runs, closed after the stream's last byte.
 Session = Annotated[MongoDBSessionManager, open_session(agent_id=AGENT_ID)]
@@ -65,8 +71,9 @@ def scripted_answer(messages: Messages) -> Reply:
 
 
 def create_app(uri: str) -> FastAPI:
-    """Build the service."""
-    # The lifespan makes the factory, whose connections all requests share, and closes it at the end.
+    """Build the service, as in production."""
+    # The lifespan makes the factory, whose connections all requests share; at the end it stores what is unsaved and
+    # closes them.
     app = FastAPI(
         lifespan=session_lifespan(
             connection_string=uri,
@@ -74,11 +81,17 @@ def create_app(uri: str) -> FastAPI:
             collection_name=COLLECTION,
             maxPoolSize=100,  # Connection pool size
             minPoolSize=10,  # Keep minimum connections ready
+            waitQueueTimeoutMS=5000,  # How long a command waits for a connection, then 503
+            serverSelectionTimeoutMS=5000,  # How long to look for a primary, then 503
+            w="majority",  # Acknowledged once a majority has it
+            ttl_hours=24 * 30,  # A session ends by itself so long after its last activity
+            durability="message",  # The default: a question is stored before the model is asked
         )
     )
     add_exception_handlers(app)  # 404, 409, 422, 503 instead of 500
     app.include_router(create_router())  # /health, /health/ready, /metrics
 
+    # Basic usage: the dependency opens the session, the stream stores the turn.
     @app.post("/chat")
     async def chat(session: Session, prompt: str) -> StreamingResponse:
         """Stream the answer. If the client goes away, what it has read is stored."""
@@ -91,9 +104,10 @@ def create_app(uri: str) -> FastAPI:
 
         return StreamingResponse(answer(), media_type="text/plain")
 
+    # Factory usage: without the dependency, the factory opens the session.
     @app.post("/ask")
     async def ask(request: Request, prompt: str, session_id: Annotated[str, Query()]) -> dict[str, Any]:
-        """Answer in one piece, without the dependency: the factory opens the session."""
+        """Answer in one piece."""
         # Method 1: from the application's state, which is explicit
         factory = request.app.state.session_factory
         # Method 2: the global factory, which is the same one
@@ -108,7 +122,7 @@ def create_app(uri: str) -> FastAPI:
     return app
 
 
-def talk(port: int) -> None:
+def talk(port: int, at_once: int) -> None:
     """Use the service as its clients do."""
     session_id = f"fastapi-{uuid.uuid4().hex[:8]}"
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as browser:
@@ -128,13 +142,34 @@ def talk(port: int) -> None:
         print("GET /health/ready")
         print(f"  {browser.get('/health/ready').json()}")
 
+        # What makes it fast: requests share a few connections, and none waits for MongoDB on the event loop.
+        print(f"POST /chat, {at_once} sessions at once")
+        print(f"  all answered in {asyncio.run(talk_at_once(port, at_once)):.2f} s")
+
         print("GET /metrics, Accept: application/json")
         pool = browser.get("/metrics", headers={"Accept": "application/json"}).json()["pool"]
-        print(f"  {json.dumps({name: pool[name] for name in ('open', 'in_use', 'idle', 'created', 'check_outs')})}")
+        print(f"  {json.dumps({name: pool[name] for name in ('created', 'in_use', 'idle', 'waiting', 'check_outs')})}")
         print("GET /metrics")
         for line in browser.get("/metrics").text.splitlines():
             if line.startswith(("mongodb_session_opened_total", "mongodb_session_tokens_total")):
                 print(f"  {line}")
+
+
+async def talk_at_once(port: int, number: int) -> float:
+    """Begin so many sessions in the same moment; return the seconds until the last answer has ended."""
+    url = f"http://127.0.0.1:{port}/chat"
+    limits = httpx.Limits(max_connections=number)
+    async with httpx.AsyncClient(timeout=60, trust_env=False, limits=limits) as browsers:
+        begun = time.perf_counter()
+        answers = await asyncio.gather(
+            *(
+                browsers.post(url, params={"prompt": "Hello!"}, headers={"X-Session-ID": f"at-once-{uuid.uuid4().hex}"})
+                for _ in range(number)
+            )
+        )
+        for answer in answers:
+            answer.raise_for_status()
+        return time.perf_counter() - begun
 
 
 def main() -> None:
@@ -156,7 +191,8 @@ def main() -> None:
         try:
             while not server.started and serving.is_alive():
                 time.sleep(0.01)
-            talk(server.servers[0].sockets[0].getsockname()[1])
+            at_once = AT_ONCE if isinstance(model, OfflineScriptedModel) else AT_ONCE_WITH_A_REAL_MODEL
+            talk(server.servers[0].sockets[0].getsockname()[1], at_once)
         finally:
             server.should_exit = True
             serving.join()

@@ -1,5 +1,6 @@
 """The examples run as a stranger runs them: as programs, on a machine without network, keys and colours."""
 
+import asyncio
 import os
 import re
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
+from support.failpoints import fail_command
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -79,8 +82,98 @@ def test_the_fastapi_example_streams_resumes_and_tells_its_figures(offline_envir
     assert re.search(r"Your name is Alice, .*  \(2 messages restored\)", output)
     assert "\n  422\n" in output
     assert "{'status': 'ok'}" in output
-    assert "mongodb_session_opened_total 2.0" in output
+    created, check_outs = map(int, re.search(r'"created": (\d+),.* "check_outs": (\d+)', output).groups())
+    assert created < 50 < check_outs, "fifty requests at once share a few connections"
+    assert "mongodb_session_opened_total 52.0" in output
     assert not finished.stderr
+
+
+@pytest.mark.one_server
+def test_the_performance_example_counts_what_pooling_saves_and_draws_it(
+    offline_environment: dict[str, str], tmp_path: Path
+) -> None:
+    plot = tmp_path / "pooling.svg"
+    finished = run_example("example_performance.py", offline_environment, "--requests", "12", "--plot", str(plot))
+    assert finished.returncode == 0, finished.stderr
+    # Of each way: commands for one request, and connections.
+    counts = re.findall(r"^  (\S.*?) {2,}[\d. ]+ (\d\.\d) +(\d+)$", finished.stdout, re.MULTILINE)
+    ways = ["a client per session manager", "one factory", 'one factory, durability="turn"']
+    assert [name for name, _, _ in counts] == ways * 4
+    assert [commands for _, commands, _ in counts] == ["1.0"] * 3 + ["3.0", "3.0", "2.0"] * 3
+    own, pooled = ([int(made) for name, _, made in counts if name == way] for way in ways[:2])
+    assert min(own) >= 24, "each request makes one that sends, and at least one that watches"
+    assert max(pooled) < min(own)
+    assert len(re.findall(r"→ pooled: \d+\.\d times as many per second", finished.stdout)) == 4
+    assert max(map(len, finished.stdout.splitlines())) <= 100
+    assert not finished.stderr
+
+    drawn = plot.read_text("utf-8")
+    assert drawn.startswith("<?xml")
+    for text in (*ways, "requests at once", "requests per second", "milliseconds, median"):
+        assert f"<!-- {text} -->" in drawn
+
+
+@pytest.mark.one_server
+def test_the_streaming_example_streams_survives_a_failure_and_goes_on_elsewhere(
+    offline_environment: dict[str, str],
+) -> None:
+    finished = run_example("example_stream_async.py", offline_environment)
+    assert finished.returncode == 0, finished.stderr
+    parts = re.split(r"^── \d · .*\n", finished.stdout, flags=re.MULTILINE)
+    assert len(parts) == 7
+    basic, many, metrics, failure, elsewhere, by_hand = parts[1:]
+
+    assert "Nice to ·meet you·, Alice.·" in basic
+    assert re.search(r"first piece after \d+ ms, 9 in \d\.\d\d s, \d+ tokens, \d+ a second", basic)
+
+    # Told three times a second, so while they speak; and at the end.
+    assert re.search(r"\d+ streams, (?!20 )\d+ ended · first piece after \d+ ms · \d+ pieces a second", many)
+    assert re.search(r"20 streams, 20 ended · .*\n.* all of them in", many)
+
+    assert "of one session: 1 turn, 15 tokens out" in metrics
+    # The pieces come 50 ms apart, and this is measured.
+    first, last = map(int, re.search(r"of all: 20 answers, 300 tokens out, .* (\d+) ms .* (\d+) ms", metrics).groups())
+    assert 40 <= first < last
+
+    broken, _, recovered = failure.partition("ConnectionError: the model's connection broke")
+    assert "Your nam·e is Ali·ce. You ·\n" in broken
+    assert "3 messages are stored, the last one is the question" in recovered
+    assert "all.·\n" in recovered
+    assert "4 messages are stored" in recovered
+
+    processes = [re.search(r"process (\d+), session (\S+): (\d+) messages", part) for part in (basic, elsewhere)]
+    (first_process, session, begun), (second_process, same, restored) = (found.groups() for found in processes if found)
+    assert first_process != second_process
+    assert session == same
+    assert (begun, restored) == ("0", "4")
+    assert "Your nam·e is Ali·ce." in elsewhere
+
+    assert "1 turns by hand: 2 messages" in by_hand
+    assert "2 turns by hand: 4 messages" in by_hand
+    assert not finished.stderr
+
+
+def test_a_service_of_the_examples_says_so_when_the_database_fails(server: Any, client: MongoClient[Any]) -> None:
+    from example_calculator_tool import AssistantService
+    from example_stream_async import StreamFigures, StreamingService
+
+    async def streamed() -> str:
+        return "".join([piece async for piece in streaming.answer("s", "Hello", StreamFigures())])
+
+    uri = f"{server.uri}{'&' if '?' in server.uri else '?'}appName=failing-example"
+    assistant, streaming = AssistantService(uri), StreamingService(uri)
+    with fail_command(client, "find", app_name="failing-example", error_code=1):
+        answers = [assistant.answer("u", "Hello"), asyncio.run(streamed())]
+    assistant.close()
+    asyncio.run(streaming.close())
+    for answer in answers:
+        assert answer.strip() == "I cannot reach my memory just now. Please try again."
+
+
+def test_the_readme_of_the_examples_names_each_of_them() -> None:
+    readme = (EXAMPLES / "README.md").read_text("utf-8")
+    for example in EXAMPLES.glob("example_*.py"):
+        assert f"`{example.name}`" in readme, example.name
 
 
 @pytest.mark.parametrize(
