@@ -8,6 +8,7 @@ import json
 import math
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mongodb_session_manager import SessionBusyError
+from mongodb_session_manager.fastapi import add_exception_handlers
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROMPT_CHARACTERS = 8_000
@@ -73,10 +77,30 @@ def signing_key(folder: Path | None = None) -> str:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = folder / "signing-key"
     if not file.exists():
-        new = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(new, "w") as opened:
-            opened.write(secrets.token_hex(32))
+        # Named when it is whole: an empty key would be everybody's.
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as new:  # Mode 0600.
+            new.write(secrets.token_hex(32))
+        Path(new.name).replace(file)
     return file.read_text()
+
+
+# --- Errors
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Add the library's, with another answer where its own would tell a script of the page the identity."""
+    add_exception_handlers(app)  # 404, 409, 422, 503 instead of 500
+
+    @app.exception_handler(SessionBusyError)
+    async def busy(_: Request, error: SessionBusyError) -> Json:
+        detail = "Something else is writing to this conversation: another tab, perhaps."
+        return Json({"detail": detail}, 409, {"Retry-After": str(max(1, math.ceil(error.retry_after or 0)))})
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Json:
+        # As FastAPI does, without repeating the input, which need be no JSON.
+        kept = ("type", "loc", "msg")
+        return Json({"detail": [{name: found[name] for name in kept} for found in error.errors()]}, 422)
 
 
 # --- Origin, host and size
@@ -183,12 +207,3 @@ def _encodable(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int) else str(value)
-
-
-def add_validation_handler(app: FastAPI) -> None:
-    """Answer 422 as FastAPI does, without repeating the input, which need be no JSON."""
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse(_: Request, error: RequestValidationError) -> Json:
-        kept = ("type", "loc", "msg")
-        return Json({"detail": [{name: found[name] for name in kept} for found in error.errors()]}, 422)

@@ -35,10 +35,11 @@ from chat_conversations import (
     text_of,
     tool_result,
     tool_use,
+    uuid_of,
 )
 from chat_guard import (
     MAX_PROMPT_CHARACTERS,
-    add_validation_handler,
+    add_error_handlers,
     guards,
     own_options,
     own_session_id,
@@ -58,7 +59,6 @@ from mongodb_session_manager import (
     create_mongodb_session_manager,
 )
 from mongodb_session_manager.fastapi import (
-    add_exception_handlers,
     create_router,
     open_session,
     session_lifespan,
@@ -194,8 +194,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    add_exception_handlers(app)  # 404, 409, 422, 503 instead of 500
-    add_validation_handler(app)
+    add_error_handlers(app)  # 404, 409, 422, 503 instead of 500
     app.include_router(create_router())  # /health, /health/ready, /metrics
     app.include_router(conversations_router(AGENT_ID, build_agent))
 
@@ -230,6 +229,8 @@ async def events_of(session: MongoDBSessionManager, agent: Agent, turn: Turn) ->
     except Exception as error:  # The stream has begun and its status is sent, so an event tells the frontend.
         logger.warning("session_id=<%s> | the turn failed", session.session_id, exc_info=error)
         status, detail = status_of(error) or (502, "The model does not answer.")
+        # The stored id holds the identity, which scripts of the page are not to know.
+        detail = detail.replace(session.session_id, uuid_of(session.session_id))
         yield sse("failed", {"status": status, "detail": detail})
 
 

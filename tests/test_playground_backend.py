@@ -407,7 +407,7 @@ def test_a_slow_database_does_not_hold_up_others(page: Page, client: Any) -> Non
     page.say("Hello")
     with (
         httpx.Client(base_url=page.http.base_url, trust_env=False) as monitor,
-        fail_command(client, ["find", "aggregate"], app_name=APP_NAME, block_ms=1500),
+        fail_command(client, ["find", "aggregate"], app_name=APP_NAME, block_ms=5000, times=4),
     ):
         monitor.get("/health")
         slow = [
@@ -416,11 +416,11 @@ def test_a_slow_database_does_not_hold_up_others(page: Page, client: Any) -> Non
         ]
         for thread in slow:
             thread.start()
-        took = [monitor.get("/health").elapsed.total_seconds() for _ in range(20)]
+        for _ in range(3):
+            assert monitor.get("/health").status_code == 200
         assert all(thread.is_alive() for thread in slow)
         for thread in slow:
             thread.join()
-    assert max(took) < 1
 
 
 # --- two tabs
@@ -436,6 +436,8 @@ def test_a_second_tab_waits_its_turn_and_may_neither_delete_nor_edit_meanwhile(
         next(heard)
         busy = other_tab.http.post("/chat", json={"prompt": "Me too"})
         assert busy.status_code == 409
+        assert "another tab" in busy.json()["detail"]
+        assert page.id not in busy.text, "the stored id holds the identity"
         assert 1 <= int(busy.headers["Retry-After"]) <= 20
         assert "Retry-After" in busy.headers["Access-Control-Expose-Headers"]
         assert other_tab.status("DELETE", "/conversation") == 409
