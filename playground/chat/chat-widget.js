@@ -14,7 +14,7 @@ import { Notice } from "./widget/notice.js";
 import { recall, remember } from "./widget/storage.js";
 import { isDark, toggleTheme } from "./widget/theme.js";
 
-const SUGGESTIONS = ["My name is Ada.", "What is my name?", "Remember that my favourite colour is teal."];
+const SUGGESTIONS = ["My name is Ada.", "Show me Markdown.", "Tell me a long story."];
 const phone = matchMedia("(max-width: 40rem)"); // as in chat.css: the panel covers the page
 const roomy = matchMedia("(min-width: 64rem)"); // a sheet stands beside the messages instead of on them
 
@@ -44,7 +44,7 @@ class ChatWidget {
       title: (title) => {
         this.title.textContent = title || "New conversation";
       },
-      stored: () => this.#refreshSheets(),
+      stored: () => this.#refresh(),
       answered: (text) => this.#announce(text),
       refused: (text) => this.composer.restore(text),
       error,
@@ -54,7 +54,7 @@ class ChatWidget {
       deleted: (id) => id === this.conversation.id && this.#begin(),
       error,
     });
-    this.details = new Details(this.#backend, { changed: () => this.#renamed(), error });
+    this.details = new Details(this.#backend, { changed: () => this.#refresh(), error });
     this.#build();
   }
 
@@ -160,7 +160,9 @@ class ChatWidget {
   }
 
   #welcome() {
-    const prompts = SUGGESTIONS.map((prompt) => el("button", { type: "button", class: "suggestion", "data-chat-prompt": prompt }, prompt));
+    const prompts = SUGGESTIONS.map((prompt) =>
+      el("button", { type: "button", class: "suggestion", "data-chat-prompt": prompt }, prompt),
+    );
     return el("div", { class: "welcome" }, el("p", {}, "Every message is kept in MongoDB. Try:"), ...prompts);
   }
 
@@ -173,7 +175,9 @@ class ChatWidget {
   }
 
   #aside(name, title, body, testid = null) {
-    const close = iconButton("close", `Close ${title.toLowerCase()}`, `${name}-close`, { on: { click: () => this.#showSheet(null) } });
+    const close = iconButton("close", `Close ${title.toLowerCase()}`, `${name}-close`, {
+      on: { click: () => this.#showSheet(null) },
+    });
     return el(
       "aside",
       { class: "sheet", id: `chat-${name}-sheet`, "aria-label": title, "data-testid": testid, hidden: true },
@@ -265,17 +269,16 @@ class ChatWidget {
     }
   }
 
-  #refreshSheets() {
-    if (this.#sheet === "conversations") this.conversations.load();
+  /** Something was stored: list, title and details may be others. */
+  async #refresh() {
     this.#refreshDetails();
+    const page = await this.conversations.load();
+    const current = page?.conversations.find(({ id }) => id === this.conversation.id);
+    if (current) this.title.textContent = current.title;
   }
 
   #refreshDetails() {
     if (this.#sheet === "details" && this.conversation.exists) this.details.load();
-  }
-
-  async #renamed() {
-    await this.conversation.refresh();
   }
 
   #escape(event) {
@@ -313,7 +316,7 @@ class ChatWidget {
       return;
     }
     if (this.conversation.phase === "idle") await this.conversation.refresh();
-    this.#refreshSheets();
+    await this.#refresh();
   }
 }
 

@@ -87,7 +87,8 @@ export class Backend {
 
   async #send(path, { session, method = "GET", body, query = {}, signal }) {
     const url = new URL(path, this.address);
-    for (const [name, value] of Object.entries(query)) if (value !== null && value !== "") url.searchParams.set(name, value);
+    for (const [name, value] of Object.entries(query))
+      if (value !== null && value !== "") url.searchParams.set(name, value);
     const headers = {};
     if (session) headers["X-Session-ID"] = session;
     if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -101,7 +102,11 @@ export class Backend {
     }
     if (response.ok) return response;
     const { detail } = await response.json().catch(() => ({}));
-    throw new RequestFailed(response.status, explain(response.status, detail), Number(response.headers.get("Retry-After")) || null);
+    throw new RequestFailed(
+      response.status,
+      explain(response.status, detail),
+      Number(response.headers.get("Retry-After")) || null,
+    );
   }
 }
 
@@ -115,7 +120,11 @@ const MEANING = {
 
 /** What the backend says of a failure, if that is a sentence; FastAPI's own refusals are lists. */
 function explain(status, detail) {
-  if (Array.isArray(detail)) detail = detail.map((one) => one?.msg).filter(Boolean).join("; ");
+  if (Array.isArray(detail))
+    detail = detail
+      .map((one) => one?.msg)
+      .filter(Boolean)
+      .join("; ");
   if (typeof detail === "string" && detail && detail.length <= 300 && !detail.includes("\n")) return detail;
   return MEANING[status] ?? `The backend answered with an error (${status}).`;
 }

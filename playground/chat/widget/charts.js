@@ -25,7 +25,13 @@ export function chart({ testid, title, parts, format }, turns) {
   const floor = HEIGHT - BOTTOM;
   const step = (WIDTH - LEFT) / Math.max(turns.length, 8);
   const width = Math.min(step * 0.72, 22);
-  const drawing = svg("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": described(title, parts, turns, format), "data-testid": testid });
+  const drawing = svg("svg", {
+    class: "chart",
+    viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+    role: "img",
+    "aria-label": described(title, parts, turns, format),
+    "data-testid": testid,
+  });
 
   for (const value of [0, top / 2, top]) {
     const y = floor - scale(value);
@@ -39,14 +45,36 @@ export function chart({ testid, title, parts, format }, turns) {
     for (const { kind, field, label } of parts) {
       const height = scale(turn[field]);
       y -= height;
-      const bar = { class: `bar bar-${kind}`, x, y, width, height, "data-testid": "bar", "data-turn": turn.turn, "data-value": turn[field], "data-kind": kind };
+      const bar = {
+        class: `bar bar-${kind}`,
+        x,
+        y,
+        width,
+        height,
+        "data-testid": "bar",
+        "data-turn": turn.turn,
+        "data-value": turn[field],
+        "data-kind": kind,
+      };
       drawing.append(svg("rect", bar, svg("title", {}, `Turn ${turn.turn}, ${label}: ${format(turn[field])}`)));
     }
     if (at % every === 0) {
-      drawing.append(svg("text", { class: "chart-number", x: x + width / 2, y: HEIGHT - 4, "text-anchor": "middle" }, String(turn.turn)));
+      drawing.append(
+        svg(
+          "text",
+          { class: "chart-number", x: x + width / 2, y: HEIGHT - 4, "text-anchor": "middle" },
+          String(turn.turn),
+        ),
+      );
     }
   });
-  return el("figure", { class: "figure" }, el("figcaption", {}, el("span", {}, title), ...legend(parts)), drawing, table(title, parts, turns, format));
+  return el(
+    "figure",
+    { class: "figure" },
+    el("figcaption", {}, el("span", {}, title), ...legend(parts)),
+    drawing,
+    table(title, parts, turns, format),
+  );
 }
 
 function legend(parts) {
@@ -55,11 +83,27 @@ function legend(parts) {
 }
 
 function table(title, parts, turns, format) {
-  const head = el("tr", {}, el("th", { scope: "col" }, "Turn"), ...parts.map(({ label }) => el("th", { scope: "col" }, label)));
-  const rows = turns.map((turn) =>
-    el("tr", {}, el("th", { scope: "row" }, String(turn.turn)), ...parts.map(({ field }) => el("td", {}, format(turn[field])))),
+  const head = el(
+    "tr",
+    {},
+    el("th", { scope: "col" }, "Turn"),
+    ...parts.map(({ label }) => el("th", { scope: "col" }, label)),
   );
-  const numbers = el("table", {}, el("caption", { class: "sr-only" }, title), el("thead", {}, head), el("tbody", {}, ...rows));
+  const rows = turns.map((turn) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, String(turn.turn)),
+      ...parts.map(({ field }) => el("td", {}, format(turn[field]))),
+    ),
+  );
+  const numbers = el(
+    "table",
+    {},
+    el("caption", { class: "sr-only" }, title),
+    el("thead", {}, head),
+    el("tbody", {}, ...rows),
+  );
   return el("details", { class: "numbers" }, el("summary", {}, "As a table"), numbers);
 }
 

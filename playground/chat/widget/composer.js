@@ -51,7 +51,16 @@ export class Composer {
       el(
         "p",
         { class: "keys", id: "chat-keys" },
-        el("span", {}, el("kbd", {}, "Enter"), " sends, ", el("kbd", {}, "Shift"), " ", el("kbd", {}, "Enter"), " begins a line"),
+        el(
+          "span",
+          {},
+          el("kbd", {}, "Enter"),
+          " sends, ",
+          el("kbd", {}, "Shift"),
+          " ",
+          el("kbd", {}, "Enter"),
+          " begins a line",
+        ),
         this.#left,
       ),
     );

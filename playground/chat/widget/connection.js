@@ -33,15 +33,18 @@ export class Connection {
 
   #ask(attempt) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(async () => {
-      // Without a network nothing is asked; the event `online` begins anew.
-      if (!navigator.onLine) return;
-      if (!(await this.#isThere())) {
-        this.#ask(attempt + 1);
-        return;
-      }
-      this.#lost = false;
-      this.#onBack();
-    }, PAUSES_MS[Math.min(attempt, PAUSES_MS.length - 1)]);
+    this.#timer = setTimeout(
+      async () => {
+        // Without a network nothing is asked; the event `online` begins anew.
+        if (!navigator.onLine) return;
+        if (!(await this.#isThere())) {
+          this.#ask(attempt + 1);
+          return;
+        }
+        this.#lost = false;
+        this.#onBack();
+      },
+      PAUSES_MS[Math.min(attempt, PAUSES_MS.length - 1)],
+    );
   }
 }

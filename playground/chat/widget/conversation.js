@@ -102,9 +102,9 @@ export class Conversation {
 
   async #ask(text, question, retry) {
     const id = this.id;
-    const turn = { text, question, answer: this.#log.addAnswer(), abort: new AbortController() };
+    const turn = { text, question, retry, answer: this.#log.addAnswer(), abort: new AbortController() };
     this.#turns.set(id, turn);
-    remember("unsent", { id, text, after: (question.id ?? this.#newest + 1) - 1 });
+    keepUnsent(id, { text, after: (question.id ?? this.#newest + 1) - 1 });
     this.#on.phase(this.phase);
     let done = null;
     let failure = null;
@@ -124,19 +124,19 @@ export class Conversation {
       else this.#notAnswered(turn, failure);
       this.#on.phase(this.phase);
     } else if (done) {
-      remember("unsent", null);
+      keepUnsent(id, null);
     }
     this.#on.stored();
   }
 
-  #answered({ question, answer }, { message_ids: ids, metrics }) {
-    remember("unsent", null);
+  #answered({ question, answer, retry }, { message_ids: ids, metrics }) {
+    keepUnsent(this.id, null);
     const missed = ids.user !== null && ids.user > this.#newest + 1; // Another tab has said something, too.
     if (ids.user !== null) question.id = ids.user;
     answer.complete({ id: ids.assistant, metrics, onRate: (messageId, rating) => this.rate(messageId, rating) });
     this.#newest = ids.assistant ?? this.#newest;
     this.#on.answered(answer.text);
-    if (missed) this.refresh();
+    if (missed || retry) this.refresh();
   }
 
   #notAnswered({ text, question, answer, abort }, failure) {
@@ -148,7 +148,7 @@ export class Conversation {
     }
     if (!(failure instanceof RequestFailed)) throw failure;
     if ([403, 404, 413, 422].includes(failure.status)) {
-      remember("unsent", null);
+      keepUnsent(this.id, null);
       question.element.remove();
       this.#on.refused(text);
     } else {
@@ -162,7 +162,7 @@ export class Conversation {
     question.offerRetry(reason, () => {
       if (this.phase !== "idle") return;
       question.settle();
-      while (question.element.nextSibling) question.element.nextSibling.remove(); // what there was of an answer
+      this.#log.removeAfter(question); // what there was of an answer
       this.#ask(question.text, question, true);
     });
   }
@@ -189,23 +189,26 @@ export class Conversation {
   #showWhatIsUnderWay(messages, isLast) {
     const turn = this.#turns.get(this.id);
     const unsent = this.#unsent();
-    const arrived = unsent && messages.some((one) => one.message_id > unsent.after && one.role === "user" && one.text === unsent.text);
-    let question = this.#log.lastQuestion();
+    const arrived =
+      unsent &&
+      messages.some((one) => one.message_id > unsent.after && one.role === "user" && one.text === unsent.text);
+    let question = this.#log.unanswered();
     if (unsent && !arrived) question = this.#log.addQuestion(unsent.text);
-    if (turn) {
-      turn.question = question ?? turn.question;
+    if (turn && question) {
+      this.#log.removeAfter(question); // What is stored of the answer is part of the one that streams.
       this.#log.append(turn.answer.element);
-      return true;
+      turn.question = question;
+    } else if (question === null) {
+      keepUnsent(this.id, null);
+    } else if (isLast) {
+      this.#offerRetry(question, arrived || !unsent ? "There is no answer." : "Not sent.");
     }
-    if (question === null) remember("unsent", null);
-    else if (isLast) this.#offerRetry(question, arrived || !unsent ? "There is no answer." : "Not sent.");
-    return question === null;
+    return Boolean(turn) || question === null;
   }
 
-  /** The text that was sent last, if nobody knows yet what became of it: {text, after: the id it comes behind}. */
+  /** What was sent last, if nobody knows yet what became of it: {text, after: the id of the message before it}. */
   #unsent() {
-    const unsent = recall("unsent");
-    return unsent?.id === this.id ? unsent : null;
+    return recall("unsent")?.[this.id] ?? null;
   }
 
   async #waiting(work) {
@@ -220,4 +223,11 @@ export class Conversation {
       this.#on.phase(this.phase);
     }
   }
+}
+
+function keepUnsent(id, what) {
+  const all = recall("unsent") ?? {};
+  if (what === null) delete all[id];
+  else all[id] = what;
+  remember("unsent", Object.keys(all).length ? all : null);
 }

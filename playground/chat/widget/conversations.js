@@ -3,7 +3,14 @@
 import { el, icon, iconButton } from "./dom.js";
 
 const SEARCH_PAUSE_MS = 200;
-const UNITS = [["year", 31_536_000], ["month", 2_592_000], ["week", 604_800], ["day", 86_400], ["hour", 3600], ["minute", 60]];
+const UNITS = [
+  ["year", 31_536_000],
+  ["month", 2_592_000],
+  ["week", 604_800],
+  ["day", 86_400],
+  ["hour", 3600],
+  ["minute", 60],
+];
 const relative = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
 
 export class Conversations {
@@ -45,7 +52,11 @@ export class Conversations {
         },
       },
     });
-    this.#more = el("button", { type: "button", class: "older", hidden: true, on: { click: () => this.#append() } }, "More");
+    this.#more = el(
+      "button",
+      { type: "button", class: "older", hidden: true, on: { click: () => this.#append() } },
+      "More",
+    );
     this.element = el("div", { class: "sheet-body" }, this.#search, this.#empty, this.#list, this.#more);
   }
 
@@ -68,13 +79,22 @@ export class Conversations {
       const { conversations, cursor } = await this.#backend.conversations({ search, signal: asked.signal });
       if (asked.signal.aborted) return null;
       this.#cursor = cursor;
-      this.#list.replaceChildren(...conversations.map((one) => this.#item(one, search)));
-      this.#showRest(search);
+      this.#show(conversations, search);
       return { conversations, cursor };
     } catch (error) {
       if (!asked.signal.aborted) this.#on.error(error);
       return null;
     }
+  }
+
+  #show(conversations, search) {
+    if (this.#list.querySelector(".confirm")) return; // Nothing moves under a hand that is about to delete.
+    const focused = this.#list.contains(document.activeElement)
+      ? document.activeElement.closest("li").dataset.id
+      : null;
+    this.#list.replaceChildren(...conversations.map((one) => this.#item(one, search)));
+    this.#showRest(search);
+    for (const item of this.#list.children) if (item.dataset.id === focused) item.querySelector("button").focus();
   }
 
   async #append() {
@@ -91,14 +111,21 @@ export class Conversations {
   #showRest(search) {
     this.#more.hidden = this.#cursor === null;
     this.#empty.hidden = this.#list.childElementCount > 0;
-    this.#empty.textContent = search ? `Nothing has the words “${search}”.` : "No conversations yet. What you write is kept here.";
+    this.#empty.textContent = search
+      ? `Nothing has the words “${search}”.`
+      : "No conversations yet. What you write is kept here.";
   }
 
   #item({ id, title, updated_at: updatedAt, messages, excerpt }, search) {
     const date = new Date(updatedAt);
     const open = el(
       "button",
-      { type: "button", class: "conversation-open", "data-testid": "conversation-open", on: { click: () => this.#on.open(id) } },
+      {
+        type: "button",
+        class: "conversation-open",
+        "data-testid": "conversation-open",
+        on: { click: () => this.#on.open(id) },
+      },
       el("span", { class: "conversation-title" }, title || "Untitled"),
       excerpt ? el("span", { class: "conversation-excerpt" }, ...marked(excerpt, search)) : null,
       el(
@@ -109,7 +136,9 @@ export class Conversations {
       ),
     );
     const item = el("li", { class: "conversation", "data-testid": "conversation", "data-id": id }, open);
-    const trash = iconButton("trash", `Delete “${title || "Untitled"}”`, "conversation-delete", { on: { click: () => confirm() } });
+    const trash = iconButton("trash", `Delete “${title || "Untitled"}”`, "conversation-delete", {
+      on: { click: () => confirm() },
+    });
     item.append(trash);
     const confirm = () => {
       const keep = () => {
@@ -117,7 +146,17 @@ export class Conversations {
         open.hidden = trash.hidden = false;
         trash.focus();
       };
-      const yes = el("button", { type: "button", class: "button danger", "data-testid": "conversation-delete-confirm", on: { click: () => this.#delete(item, keep) } }, icon("trash"), "Delete");
+      const yes = el(
+        "button",
+        {
+          type: "button",
+          class: "button danger",
+          "data-testid": "conversation-delete-confirm",
+          on: { click: () => this.#delete(item, keep) },
+        },
+        icon("trash"),
+        "Delete",
+      );
       const no = el("button", { type: "button", class: "button", on: { click: keep } }, "Keep");
       const question = el(
         "div",
@@ -172,9 +211,14 @@ export class Conversations {
 
 /** A text whose searched words are marked. */
 function marked(text, search) {
-  const words = search.split(/\s+/).filter(Boolean).map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  const words = search
+    .split(/\s+/)
+    .filter(Boolean)
+    .map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   if (!words.length) return [text];
-  return text.split(new RegExp(`(${words.join("|")})`, "giu")).map((part, at) => (at % 2 ? el("mark", {}, part) : part));
+  return text
+    .split(new RegExp(`(${words.join("|")})`, "giu"))
+    .map((part, at) => (at % 2 ? el("mark", {}, part) : part));
 }
 
 function ago(date) {

@@ -50,15 +50,33 @@ export class Details {
       on.changed();
       return stored;
     });
-    this.#metadata = new Editor("metadata", "Session metadata", "For your application. A title in it renames the conversation.", async (value) => {
-      const stored = await backend.saveMetadata(this.#session, difference(this.#metadataStored, value));
-      this.#metadataStored = stored;
-      on.changed();
-      return stored;
-    });
-    this.#stored = el("div", { class: "stored", hidden: true }, this.#summary, this.#charts, this.#state.element, this.#metadata.element);
+    this.#metadata = new Editor(
+      "metadata",
+      "Session metadata",
+      "For your application. A title in it renames the conversation.",
+      async (value) => {
+        const stored = await backend.saveMetadata(this.#session, difference(this.#metadataStored, value));
+        this.#metadataStored = stored;
+        on.changed();
+        return stored;
+      },
+    );
+    this.#stored = el(
+      "div",
+      { class: "stored", hidden: true },
+      this.#summary,
+      this.#charts,
+      this.#state.element,
+      this.#metadata.element,
+    );
     const copy = copyButton("Copy session id", "copy-session-id", () => this.#id.textContent);
-    this.element = el("div", { class: "sheet-body" }, el("div", { class: "session" }, el("h3", {}, "Session"), this.#id, copy), this.#empty, this.#stored);
+    this.element = el(
+      "div",
+      { class: "sheet-body" },
+      el("div", { class: "session" }, el("h3", {}, "Session"), this.#id, copy),
+      this.#empty,
+      this.#stored,
+    );
   }
 
   /** Whose details these are. */
@@ -133,7 +151,11 @@ class Editor {
       on: { input: () => this.#edited() },
     });
     this.#said = el("p", { class: "said", id: ids.said, role: "status", "data-testid": `${name}-said` });
-    this.#button = el("button", { type: "submit", class: "button", disabled: true, "data-testid": `${name}-save` }, "Save");
+    this.#button = el(
+      "button",
+      { type: "submit", class: "button", disabled: true, "data-testid": `${name}-save` },
+      "Save",
+    );
     this.element = el(
       "form",
       {

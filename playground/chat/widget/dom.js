@@ -59,7 +59,14 @@ export function iconButton(name, label, testid, attributes = {}) {
   const { class: extra = "", ...others } = attributes;
   return el(
     "button",
-    { type: "button", class: `icon-button ${extra}`.trim(), "aria-label": label, title: label, "data-testid": testid, ...others },
+    {
+      type: "button",
+      class: `icon-button ${extra}`.trim(),
+      "aria-label": label,
+      title: label,
+      "data-testid": testid,
+      ...others,
+    },
     icon(name),
   );
 }

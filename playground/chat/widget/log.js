@@ -22,7 +22,11 @@ export class Log {
    */
   constructor({ older, rate }, welcome) {
     this.#onRate = rate;
-    this.#older = el("button", { type: "button", class: "older", "data-testid": "older", hidden: true, on: { click: older } }, "Earlier messages");
+    this.#older = el(
+      "button",
+      { type: "button", class: "older", "data-testid": "older", hidden: true, on: { click: older } },
+      "Earlier messages",
+    );
     this.#jump = iconButton("latest", "Jump to the latest message", "jump-to-latest", {
       class: "jump",
       hidden: true,
@@ -31,7 +35,14 @@ export class Log {
     // Streaming is not read out piece by piece: the announcer says each answer once, when it is complete.
     this.log = el(
       "div",
-      { class: "messages", role: "log", "aria-live": "off", "aria-label": "Messages", tabindex: 0, "data-testid": "messages" },
+      {
+        class: "messages",
+        role: "log",
+        "aria-live": "off",
+        "aria-label": "Messages",
+        tabindex: 0,
+        "data-testid": "messages",
+      },
       this.#older,
       welcome,
       this.#list,
@@ -87,15 +98,19 @@ export class Log {
     return answer;
   }
 
+  removeAfter({ element }) {
+    while (element.nextSibling) element.nextSibling.remove();
+  }
+
   append(element) {
     this.#list.append(element);
     this.follow();
   }
 
-  /** The last message, if it is somebody's question. */
-  lastQuestion() {
+  /** The last question, if it has no answer behind it: nothing, or only calls of tools. */
+  unanswered() {
     const last = this.#list.lastElementChild;
-    return last?.dataset.role === "user" ? questions.get(last) : null;
+    return questions.get(last) ?? (unfinished.has(last) ? (questions.get(last.previousElementSibling) ?? null) : null);
   }
 
   follow() {
@@ -121,7 +136,8 @@ export class Log {
   }
 }
 
-const questions = new WeakMap();
+const questions = new WeakMap(); // by element
+const unfinished = new WeakSet(); // elements of answers that are not the end of their turn
 const isQuestion = ({ role, text, tool_results }) => role === "user" && (text !== "" || tool_results.length === 0);
 
 /** Stored messages to what people see: all that an agent and its tools said until the next question is one answer. */
@@ -161,5 +177,6 @@ function storedAnswer(messages, onRate) {
       : null,
     onRate,
   });
+  if (messages.at(-1).role === "user" || messages.at(-1).tool_uses.length) unfinished.add(answer.element);
   return answer.element;
 }

@@ -20,7 +20,9 @@ const marked = new Marked({
 
 const ALLOWED = {
   ALLOWED_TAGS:
-    "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre strong table tbody td th thead tr ul #text".split(" "),
+    "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre strong table tbody td th thead tr ul #text".split(
+      " ",
+    ),
   ALLOWED_ATTR: ["align", "class", "href", "start", "title"],
   ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
   ALLOW_ARIA_ATTR: false,
@@ -69,7 +71,12 @@ function decorated(fragment) {
     pre.replaceWith(frame);
     pre.tabIndex = 0;
     frame.append(
-      el("div", { class: "code-head" }, el("span", {}, language), copyButton("Copy code", "copy-code", () => pre.textContent)),
+      el(
+        "div",
+        { class: "code-head" },
+        el("span", {}, language),
+        copyButton("Copy code", "copy-code", () => pre.textContent),
+      ),
       pre,
     );
   }

@@ -17,7 +17,13 @@ export class Question {
     this.#id = id;
     this.element = el(
       "article",
-      { class: "message question", "aria-label": "You", "data-testid": "message", "data-role": "user", "data-message-id": id },
+      {
+        class: "message question",
+        "aria-label": "You",
+        "data-testid": "message",
+        "data-role": "user",
+        "data-message-id": id,
+      },
       el("div", { class: "bubble", "data-testid": "message-text" }, text),
       time(createdAt),
     );
@@ -53,7 +59,7 @@ export class Question {
 
 /** An answer: texts and tool calls in the order they came, and below them what can be done with it. */
 export class Answer {
-  #parts = el("div", { class: "parts" });
+  #parts = el("div", { class: "parts", "data-testid": "message-text" });
   #typing = el("div", { class: "typing", "data-testid": "typing", "aria-hidden": "true" }, el("i"), el("i"), el("i"));
   #typewriters = [];
   #writing = null;
@@ -87,7 +93,7 @@ export class Answer {
   addText(piece) {
     this.#typing.remove();
     if (!this.#writing) {
-      const view = new MarkdownView(el("div", { class: "prose", "data-testid": "message-text" }));
+      const view = new MarkdownView(el("div", { class: "prose" }));
       this.#parts.append(view.element);
       this.#writing = new Typewriter((text) => {
         view.show(text);
@@ -101,7 +107,12 @@ export class Answer {
   addToolUse({ id, name, input }) {
     this.endText();
     const state = el("span", { class: "tool-state" }, "running…");
-    const body = el("div", { class: "tool-body" }, el("h4", {}, "Input"), el("pre", { tabindex: 0 }, JSON.stringify(input, null, 2)));
+    const body = el(
+      "div",
+      { class: "tool-body" },
+      el("h4", {}, "Input"),
+      el("pre", { tabindex: 0 }, JSON.stringify(input, null, 2)),
+    );
     const call = el(
       "details",
       { class: "tool", "data-testid": "tool-call", "data-status": "running" },
@@ -147,13 +158,16 @@ export class Answer {
       call.dataset.status = "unknown";
       state.textContent = "no result";
     }
-    const foot = el("footer", { class: "foot" }, copyButton("Copy answer", "copy", () => this.text));
+    const foot = el(
+      "footer",
+      { class: "foot" },
+      copyButton("Copy answer", "copy", () => this.text),
+    );
     if (id !== null) {
       this.element.dataset.messageId = id;
       foot.append(...thumbs(feedback, (rating) => onRate(id, rating)));
     }
-    foot.append(time(createdAt));
-    if (metrics) foot.append(el("span", { class: "cost" }, cost(metrics)));
+    foot.append(el("span", { class: "facts" }, time(createdAt), metrics ? ` · ${cost(metrics)}` : null));
     this.element.append(foot);
     this.#onGrowth();
   }
@@ -161,7 +175,11 @@ export class Answer {
 
 function thumbs(feedback, onRate) {
   const show = (rating) => {
-    for (const [button, its] of [[up, "up"], [down, "down"]]) button.setAttribute("aria-pressed", String(its === rating));
+    for (const [button, its] of [
+      [up, "up"],
+      [down, "down"],
+    ])
+      button.setAttribute("aria-pressed", String(its === rating));
   };
   const rate = async (rating) => {
     const before = feedback;

@@ -9,7 +9,12 @@ export class Notice {
 
   constructor() {
     const close = iconButton("close", "Dismiss", "notice-close", { on: { click: () => this.clear() } });
-    this.element = el("div", { class: "notice", role: "status", "data-testid": "notice", hidden: true }, el("p", {}, this.#text, this.#count), close);
+    this.element = el(
+      "div",
+      { class: "notice", role: "status", "data-testid": "notice", hidden: true },
+      el("p", {}, this.#text, this.#count),
+      close,
+    );
   }
 
   /**

@@ -21,7 +21,8 @@ export class Typewriter {
 
   push(piece) {
     this.#text += piece;
-    if (still.matches || document.hidden) this.flush(); // A hidden page draws no frames.
+    if (still.matches || document.hidden)
+      this.flush(); // A hidden page draws no frames.
     else if (!this.#frame) {
       this.#before = performance.now();
       this.#frame = requestAnimationFrame((now) => this.#step(now));
