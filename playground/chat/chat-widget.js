@@ -239,9 +239,10 @@ class ChatWidget {
     if (phase === "answering") {
       this.notice.clear("busy");
       this.notice.clear("error");
+      if (document.activeElement === document.body) this.log.log.focus(); // “Try again” has gone.
     }
     this.panel.dataset.phase = phase;
-    this.log.log.setAttribute("aria-busy", String(phase !== "idle"));
+    this.log.phase = phase;
   }
 
   #showSheet(name) {

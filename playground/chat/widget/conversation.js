@@ -163,7 +163,6 @@ export class Conversation {
 
   #offerRetry(question, reason) {
     question.offerRetry(reason, () => {
-      if (this.phase !== "idle") return;
       question.settle();
       this.#log.removeAfter(question); // what there was of an answer
       this.#ask(question.text, question, true);

@@ -80,6 +80,12 @@ export class Log {
     return first < 0 ? [] : [...turns(messages.slice(first), this.#onRate)];
   }
 
+  /** @param {"idle"|"answering"|"waiting"} phase questions can be asked again in the first only */
+  set phase(phase) {
+    this.log.setAttribute("aria-busy", String(phase !== "idle"));
+    for (const retry of this.#list.querySelectorAll("[data-testid=retry]")) retry.disabled = phase !== "idle";
+  }
+
   /** Only the end of a turn is loaded: nothing can be shown yet. */
   get isTorn() {
     return this.#head.length > 0 && this.#list.childElementCount === 0;
