@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format types benchmarks constraints clean
+.PHONY: help demo test browser screenshots check lint format types benchmarks constraints clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## A conversation survives a restart, on a bundled MongoDB with an offline model.
 	$(BIN)/python examples/example_calculator_tool.py
 
-test: $(INSTALLED) ## All tests, on a standalone MongoDB and on a replica set.
+test: browser ## All tests, on a standalone MongoDB and on a replica set; the playground in a browser.
 	$(BIN)/python -m pytest --numprocesses 3
+
+browser: $(INSTALLED) ## A Chromium for the tests and pictures, if the machine has none.
+	@$(BIN)/python tests/support/chromium.py
+
+screenshots: browser ## The playground's pictures in docs/pictures.
+	$(BIN)/python tests/support/screenshots.py
 
 check: lint types ## Lint, format and type checks.
 

@@ -16,6 +16,7 @@ from hypothesis import settings
 from pymongo import MongoClient
 
 from mongodb_session_manager.local import LocalMongoDB
+from support.chromium import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,3 +87,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly that the tests in a browser did not run, where there is no browser."""
+    missed = [report for report in terminalreporter.stats.get("skipped", ()) if MISSING in str(report.longrepr)]
+    if missed:
+        terminalreporter.write_sep("!", f"{len(missed)} tests: {MISSING}", red=True, bold=True)
