@@ -26,11 +26,12 @@ from strands.models import Model
 from strands.types.content import Messages
 
 
-def model_from_environment(offline_answer: Callable[[Messages], Reply]) -> Model:
+def model_from_environment(offline_answer: Callable[[Messages], Reply], **offline_options: Any) -> Model:
     """Return the model that the environment asks for, not connected yet.
 
     Args:
         offline_answer: What the offline model answers, given the messages; used unless a provider is chosen.
+        **offline_options: Further parameters of `OfflineScriptedModel`, likewise.
 
     Raises:
         SystemExit: The provider is unknown, lacks its `MODEL_ID` or is not installed; the message tells what
@@ -38,7 +39,7 @@ def model_from_environment(offline_answer: Callable[[Messages], Reply]) -> Model
     """
     provider = os.environ.get("MODEL_PROVIDER", "offline").strip().lower()
     if provider == "offline":
-        return OfflineScriptedModel(offline_answer)
+        return OfflineScriptedModel(offline_answer, **offline_options)
     if provider not in _PROVIDERS:
         raise SystemExit(f"MODEL_PROVIDER={provider} is unknown; choose offline, {', '.join(_PROVIDERS)}")
     model_id = os.environ.get("MODEL_ID", "")

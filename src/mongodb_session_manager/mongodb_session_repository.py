@@ -377,12 +377,26 @@ class MongoDBSessionRepository(SessionRepository):
         Raises:
             ValueError: ``limit`` or ``offset`` is negative or no ``int``.
         """
-        for name, value in (("limit", limit), ("offset", offset)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise ValueError(f"{name} must be an int of at least 0, not {value!r}")
-        key = _agent_key(agent_id)
-        found = self._store.list_messages(check_id(session_id, "session_id"), key, offset, limit)
-        return [documents.to_session_message(message) for message in found]
+        return [documents.to_session_message(message) for message in self._page(session_id, agent_id, limit, offset)]
+
+    def list_message_documents(
+        self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0
+    ) -> list[dict[str, Any]]:
+        """Return the same page as ``list_messages``, each message as the document that is stored of it.
+
+        So it also has what Strands' type has no room for: ``event_loop_metrics``, ``turn_id``, ``guardrail_event``.
+        The fields are those of ``docs/data-model.md``; values are decoded, blobs are fetched, times have a time zone.
+
+        Args:
+            session_id: As for ``list_messages``, like all below.
+            agent_id: The agent.
+            limit: How many messages at most; None for all.
+            offset: How many of the oldest messages to skip.
+
+        Raises:
+            ValueError: ``limit`` or ``offset`` is negative or no ``int``.
+        """
+        return self._page(session_id, agent_id, limit, offset)
 
     # --- graphs and swarms ------------------------------------------------------------------------------------------
 
@@ -625,6 +639,13 @@ class MongoDBSessionRepository(SessionRepository):
         self._store.ensure_indexes(expiring=self._ttl is not None)
 
     # --- shared with the manager ------------------------------------------------------------------------------------
+
+    def _page(self, session_id: str, agent_id: str, limit: int | None, offset: int) -> list[Document]:
+        for name, value in (("limit", limit), ("offset", offset)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise ValueError(f"{name} must be an int of at least 0, not {value!r}")
+        key = _agent_key(agent_id)
+        return self._store.list_messages(check_id(session_id, "session_id"), key, offset, limit)
 
     def _ref(self, session_id: str) -> SessionRef:
         return SessionRef(check_id(session_id, "session_id"), ttl=self._ttl)

@@ -12,7 +12,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-from .exceptions import add_exception_handlers
+from .exceptions import add_exception_handlers, status_of
 from .lifespan import session_lifespan
 from .metrics import SessionMetrics
 from .router import create_router
@@ -24,5 +24,6 @@ __all__ = [
     "create_router",
     "open_session",
     "session_lifespan",
+    "status_of",
     "stream_turn",
 ]

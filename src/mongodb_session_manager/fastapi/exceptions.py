@@ -46,25 +46,36 @@ def add_exception_handlers(app: FastAPI) -> None:
     - 503 with ``Retry-After``: the database does not answer.
 
     Whatever else PyMongo raises stays an error of the server, 500. An error inside a stream that has begun ends the
-    stream: its status is sent already.
+    stream: its status is sent already. ``status_of`` tells which it would have been.
     """
     for expected in (*_STATUS, PyMongoError, EventLoopException):
         app.add_exception_handler(expected, _answer)
 
 
-async def _answer(request: Request, error: Exception) -> JSONResponse:
+def status_of(error: Exception) -> tuple[int, str] | None:
+    """Return the status and the detail that an error is answered with; None for one that stays an error of the server.
+
+    For a stream that has begun, whose own status is sent already: tell the client in an event.
+    """
     found = error.original_exception if isinstance(error, EventLoopException) else error
-    status = next((status for kind, status in _STATUS.items() if isinstance(found, kind)), None)
-    if isinstance(request, WebSocket):
-        raise error  # It has no statuses.
-    if status is not None:
-        detail = str(found.args[0]) if found.args else type(found).__name__
-        headers = None
-        if isinstance(found, SessionBusyError):
-            headers = {"Retry-After": str(max(1, math.ceil(found.retry_after or 0)))}
-        return JSONResponse({"detail": detail}, status, headers)
+    for kind, status in _STATUS.items():
+        if isinstance(found, kind):
+            return status, str(found.args[0]) if found.args else type(found).__name__
     if isinstance(found, ConnectionFailure) or (isinstance(found, PyMongoError) and found.timeout):
         # PyMongo's own words name the hosts.
-        detail = "The database does not answer at the moment."
-        return JSONResponse({"detail": detail}, 503, {"Retry-After": str(_RETRY_SECONDS)})
-    raise error
+        return 503, "The database does not answer at the moment."
+    return None
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    answer = status_of(error)
+    if answer is None or isinstance(request, WebSocket):  # The latter has no statuses.
+        raise error
+    status, detail = answer
+    headers = None
+    if status == 503:
+        headers = {"Retry-After": str(_RETRY_SECONDS)}
+    found = error.original_exception if isinstance(error, EventLoopException) else error
+    if isinstance(found, SessionBusyError):
+        headers = {"Retry-After": str(max(1, math.ceil(found.retry_after or 0)))}
+    return JSONResponse({"detail": detail}, status, headers)

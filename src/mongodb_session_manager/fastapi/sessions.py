@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
 from fastapi import Depends, Header
+from pymongo.errors import PyMongoError
 from starlette.requests import HTTPConnection
 from strands import Agent
 from strands.types.content import Message
 
+from ..errors import MongoDBSessionError
+from ..lease import SessionLease
 from ..mongodb_session_manager import MongoDBSessionManager
 from .lifespan import factory_of
 
@@ -23,6 +26,7 @@ def open_session(
     session_id: Any = None,
     lease: float | None = None,
     lease_wait: float = 1.0,
+    request_options: Any = None,
     scope: Literal["request", "function"] = "request",
     **options: Any,
 ) -> Any:
@@ -35,11 +39,15 @@ def open_session(
     Args:
         agent_id: The agent, or agents, that the endpoint will build.
         session_id: Where the id comes from: ``Header(…)``, ``Path(…)``, ``Query(…)`` or ``Cookie(…)`` of FastAPI; one
-            without an alias is named ``session_id``. Default: the header ``X-Session-ID``.
-        lease: Make the request the only writer of the session for so many seconds; a turn should fit in. A second
-            request waits ``lease_wait`` seconds, then raises ``SessionBusyError``. The lease ends just after the last
-            byte of a response, so 0 would refuse a client that is quick to ask again.
+            without an alias is named ``session_id``. Or ``Depends(…)`` on a function of yours that returns it. Default:
+            the header ``X-Session-ID``.
+        lease: Make the request the only writer of the session. The lease runs for so many seconds and is renewed while
+            the request lasts, so a process that dies keeps nobody out for longer. A second request waits
+            ``lease_wait`` seconds, then raises ``SessionBusyError``. The lease ends just after the last byte of a
+            response, so 0 would refuse a client that is quick to ask again.
         lease_wait: See above.
+        request_options: ``Depends(…)`` on a function of yours that returns a mapping: parameters of this request's
+            manager that win over ``options``, ``database_name`` and ``collection_name`` among them. For tenants.
         scope: ``"function"`` stores and closes before the response is sent, so that a failure of that becomes the
             response; not for streams.
         **options: Parameters of ``MongoDBSessionManager`` that differ from the factory's, such as
@@ -47,12 +55,15 @@ def open_session(
     """
     agent_ids = [agent_id] if isinstance(agent_id, str) else list(agent_id or ())
     source = Header(alias="X-Session-ID") if session_id is None else session_id
+    further = Depends(_no_options) if request_options is None else request_options
 
-    async def session(connection: HTTPConnection, session_id: str = source) -> AsyncIterator[MongoDBSessionManager]:
-        manager = factory_of(connection).create_session_manager(session_id, **options)
+    async def session(
+        connection: HTTPConnection, session_id: str = source, chosen: Any = further
+    ) -> AsyncIterator[MongoDBSessionManager]:
+        manager = factory_of(connection).create_session_manager(session_id, **{**options, **chosen})
         manager._kept_agents = []  # The endpoint's are gone when it has returned.
         try:
-            async with manager, nullcontext() if lease is None else manager.lease(lease, lease_wait):
+            async with manager, nullcontext() if lease is None else _leased(manager, lease, lease_wait):
                 # Inside the lease: the agents are to have what its former holder wrote.
                 await manager._pool.run(partial(manager._prefetch, agent_ids))
                 async with _turns_of(manager):
@@ -61,6 +72,33 @@ def open_session(
             manager._kept_agents = None
 
     return Depends(session, scope=scope)
+
+
+async def _no_options() -> Mapping[str, Any]:
+    return {}
+
+
+@asynccontextmanager
+async def _leased(manager: MongoDBSessionManager, seconds: float, wait: float) -> AsyncIterator[None]:
+    """Hold the session's lease, however long that takes."""
+    async with manager.lease(seconds, wait) as lease:
+        renewing = asyncio.create_task(_renew(manager, lease))
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+
+
+async def _renew(manager: MongoDBSessionManager, lease: SessionLease) -> None:
+    while True:
+        await asyncio.sleep(lease.seconds / 3)
+        try:
+            await manager._pool.run(lease.renew)
+        except PyMongoError:
+            continue  # There is time for another attempt or two.
+        except MongoDBSessionError:
+            return  # It has run out, or the session is gone: the next write says so.
 
 
 async def stream_turn(

@@ -1,0 +1,193 @@
+"""Who may ask the chat for what: an identity per browser, the frontend's origin, known hosts, requests of a small size.
+
+A conversation belongs to the browser that began it. Its stored id is `<identity>.<uuid>`, and the identity is
+unguessable and comes from a cookie that the server has signed: nobody can so much as name another's conversation.
+"""
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Depends, FastAPI, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import AfterValidator
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY_BYTES = 64 * 1024
+MAX_PROMPT_CHARACTERS = 8_000
+MAX_DEPTH = 60
+YEAR_SECONDS = 365 * 24 * 3600
+
+
+# --- Identity
+
+
+async def identity(request: Request) -> str:
+    """Return who asks; a browser that does not say, or says what was not signed here, becomes somebody new."""
+    found = request.session.get("identity") or secrets.token_urlsafe(24)
+    request.session["identity"] = found  # Set anew each time: the cookie's year begins with the last request.
+    return str(found)
+
+
+Identity = Annotated[str, Depends(identity)]
+
+
+async def own_session_id(owner: Identity, chosen: Annotated[UUID, Header(alias="X-Session-ID")]) -> str:
+    """Return the stored id of the conversation that the frontend has chosen a UUID for."""
+    return f"{owner}.{chosen}"
+
+
+async def own_options(owner: Identity) -> Mapping[str, str]:
+    """Return what a session is stored with, so that its owner's sessions can be listed and searched."""
+    return {"application_name": own_application(owner)}
+
+
+def own_application(owner: str) -> str:
+    """Return the `application_name` that all sessions of an owner have."""
+    return f"playground.{owner}"
+
+
+def signing_key(folder: Path | None = None) -> str:
+    """Return the key that identities are signed with: `CHAT_SECRET`, the one kept in the folder, or a new one.
+
+    Raises:
+        SystemExit: `CHAT_SECRET` is too short to be a secret.
+    """
+    if given := os.environ.get("CHAT_SECRET"):
+        if len(given) < 16:
+            raise SystemExit("CHAT_SECRET must have 16 characters or more")
+        return given
+    if folder is None:
+        return secrets.token_hex(32)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = folder / "signing-key"
+    if not file.exists():
+        new = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(new, "w") as opened:
+            opened.write(secrets.token_hex(32))
+    return file.read_text()
+
+
+# --- Origin, host and size
+
+
+def guards(key: str, origins: Sequence[str], hosts: Sequence[str]) -> list[Middleware]:
+    """Return the middleware of the application, the outermost first."""
+    return [
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_credentials=True,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Content-Type", "X-Session-ID"],
+            expose_headers=["Retry-After"],
+        ),
+        Middleware(RequestGuard, origins=frozenset(origins)),
+        Middleware(SessionMiddleware, secret_key=key, session_cookie="chat", max_age=YEAR_SECONDS, same_site="strict"),
+    ]
+
+
+class RequestGuard:
+    """Refuses a change that another site's page asks for, and a body that is too large, however it is sent."""
+
+    def __init__(self, app: ASGIApp, origins: frozenset[str]) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer in the application's place, or give it the request with its body, which was read already."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self._app(scope, receive, send)
+            return
+        origin = Headers(scope=scope).get("origin")
+        if origin is not None and origin not in self._origins:
+            await JSONResponse({"detail": "This origin may not do that."}, 403)(scope, receive, send)
+            return
+        messages = await self._body(scope, receive)
+        if messages is None:
+            detail = f"A request may have {MAX_BODY_BYTES} bytes."
+            await JSONResponse({"detail": detail}, 413, {"Connection": "close"})(scope, receive, send)
+            return
+
+        async def receive_again() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        await self._app(scope, receive_again, send)
+
+    async def _body(self, scope: Scope, receive: Receive) -> list[Message] | None:
+        """Read the body; return None instead of more of it than is allowed."""
+        stated = Headers(scope=scope).get("content-length", "0")
+        if not stated.isdecimal() or int(stated) > MAX_BODY_BYTES:
+            return None
+        messages: list[Message] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            messages.append(message)
+            size += len(message.get("body", b""))
+            if size > MAX_BODY_BYTES:
+                return None
+            more = message.get("more_body", False)
+        return messages
+
+
+# --- JSON
+
+
+def check_json(value: Any, levels_left: int = MAX_DEPTH) -> Any:
+    """Return a value that was sent as JSON if it can be sent back as such; else raise a `ValueError`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("NaN and Infinity are no JSON")
+    if isinstance(value, dict | list):
+        if not levels_left:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+        for item in value.values() if isinstance(value, dict) else value:
+            check_json(item, levels_left - 1)
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
+
+
+class Json(JSONResponse):
+    """Valid JSON of whatever is stored: null for NaN and Infinity; only ASCII, for a text may hold half a character."""
+
+    def render(self, content: Any) -> bytes:
+        """Encode the body."""
+        return to_json(content).encode("ascii")
+
+
+def to_json(content: Any) -> str:
+    """Encode a value as `Json` does."""
+    return json.dumps(_encodable(content), allow_nan=False, separators=(",", ":"))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def add_validation_handler(app: FastAPI) -> None:
+    """Answer 422 as FastAPI does, without repeating the input, which need be no JSON."""
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: RequestValidationError) -> Json:
+        kept = ("type", "loc", "msg")
+        return Json({"detail": [{name: found[name] for name in kept} for found in error.errors()]}, 422)
