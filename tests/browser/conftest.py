@@ -43,8 +43,9 @@ def chromium() -> Iterator[Browser]:
 def playground(chromium: Browser, standalone: LocalMongoDB) -> Iterator[Playground]:
     """The playground on a database of its own. Behind the browser, so that nothing starts where there is none."""
     client: MongoClient[dict[str, Any]]
-    with MongoClient(standalone.uri, appname="tests") as client:
+    with MongoClient(standalone.uri, appname="tests") as client, pytest.MonkeyPatch.context() as monkeypatch:
         database = client[f"test_{uuid.uuid4().hex}"]
+        monkeypatch.setenv("OFFLINE_PACE_MS", "0")
         with served_playground(standalone.uri, database) as running:
             yield running
         client.drop_database(database)

@@ -63,6 +63,7 @@ def test_nothing_is_cut_off_and_everything_can_be_reached(size: Any, open_browse
     chat.ask("My name is Ada.")
     chat.ask(WIDE_CONTENT)
     assert_fits(chat)
+    chat.get("input").fill("something to send")
     assert_reachable(chat, "close", "new-chat", "conversations-toggle", "details-toggle", "theme", "input", "send")
     for control in ("copy", "thumb-up", "thumb-down"):
         chat.messages("assistant").last.get_by_test_id(control).click(trial=True)
@@ -78,6 +79,8 @@ def test_nothing_is_cut_off_and_everything_can_be_reached(size: Any, open_browse
     chat.get("details-toggle").click()
     expect(chat.get("chart-tokens").get_by_test_id("bar").first).to_be_visible()
     assert_fits(chat)
+    chat.get("state-editor").fill("{}")
+    chat.get("metadata-editor").fill('{"title": "another"}')
     assert_reachable(chat, "state-editor", "state-save", "metadata-editor", "metadata-save", "chart-latency", "summary")
 
 
@@ -172,7 +175,9 @@ def test_everything_works_by_keyboard(chat: Chat, gate: Gate) -> None:
     tab_to(chat, "details-toggle")
     keyboard.press("Enter")
     expect(chat.get("details")).to_be_visible()
-    tab_to(chat, "state-save")
+    tab_to(chat, "state-editor")
+    keyboard.type(" ")
+    tab_to(chat, "metadata-editor")
     keyboard.press("Escape")
     expect(chat.get("details")).to_be_hidden()
     expect(chat.get("details-toggle")).to_be_focused()
@@ -249,11 +254,12 @@ def test_who_wants_no_motion_sees_none(open_browser: OpenBrowser, gate: Gate) ->
     chat.send("repeat: hello")
     expect(chat.get("typing")).to_be_visible()
     moving = "document.getAnimations().filter(animation => animation.playState === 'running').length"
-    assert chat.page.evaluate(moving) == 0
+    eventually(lambda: chat.page.evaluate(moving) == 0, message="nothing moves while an answer is waited for")
     gate.open()
     chat.answered()
     chat.get("details-toggle").click()
-    assert chat.page.evaluate(moving) == 0
+    expect(chat.get("details")).to_be_visible()
+    eventually(lambda: chat.page.evaluate(moving) == 0, message="nothing moves")
 
 
 def test_a_screen_reader_is_told_what_things_are(chat: Chat) -> None:

@@ -46,7 +46,7 @@ ALL_OF_IT = "\n\n".join(HOSTILE)
 HARM = """root => [...root.querySelectorAll('*')].flatMap(element => {
     const tag = element.tagName.toLowerCase()
     const found = []
-    if (/^(script|iframe|frame|object|embed|form|base|meta|link|style|video|audio|source|math|foreignobject)$/.test(tag))
+    if (/^(script|iframe|frame|object|embed|base|meta|link|style|img|video|audio|source|math|foreignobject)$/.test(tag))
         found.push(`<${tag}>`)
     for (const {name, value} of element.attributes) {
         if (/^on/i.test(name) || /^(srcdoc|style|ping|formaction|action|target)$/i.test(name) && value !== '_blank')
@@ -56,11 +56,12 @@ HARM = """root => [...root.querySelectorAll('*')].flatMap(element => {
         if (name === 'src' && !value.startsWith('/') && new URL(value, location).origin !== location.origin)
             found.push(`${tag} ${name}=${value}`)
     }
+    if (tag === 'form' && element.closest('[data-testid=message]')) found.push('<form>')
     return found
 })"""
 # Within what is rendered from Markdown: what would make it pass for a part of the page.
-DISGUISE = """root => [...root.querySelectorAll('[id], [name], [data-testid], input:not([type=checkbox]), button')]
-    .map(element => element.outerHTML)"""
+DISGUISE = """root => [...root.querySelectorAll('[id], [name], [data-testid], input, button')]
+    .filter(element => !element.matches("[data-testid=copy-code], [data-testid=tool-call]")).map(element => element.outerHTML)"""
 
 
 def assert_inert(chat: Chat) -> None:

@@ -107,12 +107,15 @@ class Chat:
         return self.page.locator('[data-testid="message"]' + (f'[data-role="{role}"]' if role else ""))
 
     def texts(self, role: str = "") -> list[str]:
-        """What the messages say, as shown."""
-        return [text.strip() for text in self.messages(role).get_by_test_id("message-text").all_inner_texts()]
+        """What each message says, as shown; the texts before and after a tool call in one."""
+        return [
+            "\n".join(message.get_by_test_id("message-text").all_inner_texts()).strip()
+            for message in self.messages(role).all()
+        ]
 
     def answer(self) -> Locator:
-        """The text of the latest answer."""
-        return self.messages("assistant").last.get_by_test_id("message-text")
+        """The text of the latest answer; behind a tool call, if there was one."""
+        return self.messages("assistant").last.get_by_test_id("message-text").last
 
     def send(self, prompt: str) -> None:
         """Ask something, without waiting for the answer."""
