@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser screenshots check lint format types benchmarks constraints clean
+.PHONY: help demo playground frontend-build frontend-check test browser screenshots check lint format types benchmarks constraints clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; set PYTHON=…")'
@@ -19,6 +19,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) ## A conversation survives a restart, on a bundled MongoDB with an offline model.
 	$(BIN)/python examples/example_calculator_tool.py
+
+playground: $(INSTALLED) ## A chat in the browser, on a bundled MongoDB with an offline model: http://localhost:8881
+	$(BIN)/python playground/chat/playground.py
 
 test: browser ## All tests, on a standalone MongoDB and on a replica set; the playground in a browser.
 	$(BIN)/python -m pytest --numprocesses 3
@@ -41,6 +44,12 @@ format: $(INSTALLED) ## Format the code.
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+frontend-build: $(INSTALLED) ## Build the playground's style sheet, copy its libraries (Node.js comes with `.venv`).
+	$(MAKE) --directory playground/chat build
+
+frontend-check: $(INSTALLED) ## Lint the playground's scripts; what is committed equals what its sources give.
+	$(MAKE) --directory playground/chat check
 
 benchmarks: $(INSTALLED) ## What a turn and a long session cost, beside other stores; and the event loop's lag.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'

@@ -4,6 +4,7 @@ All of it is plain library calls. The endpoints are `def`, so FastAPI runs them 
 event loop wait for MongoDB. Those that may not meet a turn that is under way are refused by its lease: 409.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from mongodb_session_manager import (
     MongoDBSessionError,
     MongoDBSessionManager,
     MongoDBSessionManagerFactory,
+    SessionBusyError,
     SessionHeader,
 )
 from mongodb_session_manager.fastapi import open_session
@@ -112,7 +114,7 @@ def conversations_router(agent_id: str, build_agent: Callable[[MongoDBSessionMan
 
     @router.delete("/conversation", status_code=204)
     def delete(manager: Existing) -> Response:
-        manager.session_repository.delete_session(manager.session_id)
+        patiently(lambda: manager.session_repository.delete_session(manager.session_id))
         return Response(status_code=204)
 
     @router.get("/conversation/details")
@@ -155,16 +157,29 @@ def conversations_router(agent_id: str, build_agent: Callable[[MongoDBSessionMan
     def put_metadata(manager: Existing, change: MetadataChange) -> Json:
         # The repository's methods, for which a conversation that was deleted meanwhile is an error: it stays deleted.
         repository, session_id = manager.session_repository, manager.session_id
-        repository.update_metadata(session_id, change.set)
-        repository.delete_metadata(session_id, change.delete)
+        patiently(lambda: repository.update_metadata(session_id, change.set))
+        patiently(lambda: repository.delete_metadata(session_id, change.delete))
         return Json(repository.get_metadata(session_id).get("metadata", {}))
 
     @router.post("/conversation/feedback", status_code=201)
     def feedback(manager: Existing, given: Feedback) -> Json:
-        manager.session_repository.add_feedback(manager.session_id, {**given.model_dump(), "agent_id": agent_id})
+        stored = {**given.model_dump(), "agent_id": agent_id}
+        patiently(lambda: manager.session_repository.add_feedback(manager.session_id, stored))
         return Json({"message_id": given.message_id, "rating": given.rating}, 201)
 
     return router
+
+
+def patiently(write: Callable[[], None], seconds: float = 1) -> None:
+    """Write, and wait so long for a turn to end: its lease ends a moment after the last byte of its answer."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return write()
+        except SessionBusyError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 # --- Lists and search
