@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from example_fastapi_streaming import COLLECTION, DATABASE, build_agent, create_app
+from pymongo import MongoClient
 
 from support.gated_model import Gate, GatedModel
 from support.waiting import eventually
@@ -50,7 +53,7 @@ class Playground:
     @property
     def sessions(self) -> Collection[dict[str, Any]]:
         """The stored conversations."""
-        return self.database["playground_sessions"]
+        return self.database[COLLECTION]
 
     def stored(self, conversation_id: str) -> dict[str, Any]:
         """The one document of a conversation, whoever owns it."""
@@ -75,8 +78,6 @@ class Playground:
 @contextlib.contextmanager
 def served_playground(uri: str, database: Database[dict[str, Any]]) -> Iterator[Playground]:
     """Serve backend and frontend while the block runs; the backend in a thread, so that a test can hold its model."""
-    from example_fastapi_streaming import build_agent, create_app
-
     gate = Gate()
 
     def build_gated_agent(session_manager: Any) -> Any:
@@ -142,6 +143,14 @@ class BackendProcess:
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(30)
+
+    def end_leases(self, conversation_id: str) -> None:
+        """Have the leases of a conversation run out, as if their time had passed."""
+        with MongoClient(self._uri) as client:
+            client[DATABASE][COLLECTION].update_one(
+                {"_id": {"$regex": rf"\.{re.escape(conversation_id)}$"}},
+                {"$set": {"lease.expires_at": datetime.datetime(2000, 1, 1, tzinfo=datetime.timezone.utc)}},
+            )
 
     def stop(self) -> None:
         """End it if it runs."""
