@@ -40,6 +40,7 @@ class ChatWidget {
       this.#welcome(),
     );
     this.conversation = new Conversation(this.#backend, this.log, {
+      isKnown: (id) => this.conversations.has(id),
       phase: (phase) => this.#showPhase(phase),
       title: (title) => {
         this.title.textContent = title || "New conversation";
@@ -186,18 +187,11 @@ class ChatWidget {
     );
   }
 
-  /** The conversation that this browser had before, if it is still there. */
+  /** The conversation that this browser had before; a new one, if it had none. */
   async #restore() {
     const id = recall("session") ?? crypto.randomUUID();
     this.#adopt(id);
-    // The first request brings the identity that all others need; nothing is asked before it is there.
-    const page = await this.conversations.load();
-    if (page === null) {
-      this.#opened = null; // tried again when the backend is back
-      return;
-    }
-    const known = page.conversations.some((one) => one.id === id) || page.cursor !== null;
-    if (this.conversation.id === id) await this.#show(id, !known);
+    await this.#show(id, false);
   }
 
   /** From now on this is the conversation. */
@@ -231,10 +225,7 @@ class ChatWidget {
   }
 
   #send(text) {
-    if (!this.conversation.send(text)) return false;
-    this.notice.clear("busy");
-    this.notice.clear("error");
-    return true;
+    return this.conversation.send(text);
   }
 
   async #suggested(prompt) {
@@ -245,6 +236,10 @@ class ChatWidget {
 
   #showPhase(phase) {
     this.composer.phase = phase;
+    if (phase === "answering") {
+      this.notice.clear("busy");
+      this.notice.clear("error");
+    }
     this.panel.dataset.phase = phase;
     this.log.log.setAttribute("aria-busy", String(phase !== "idle"));
   }
@@ -311,10 +306,6 @@ class ChatWidget {
 
   async #back() {
     this.notice.clear("offline");
-    if (this.#opened === null) {
-      this.#opened = this.panel.open ? this.#restore() : null;
-      return;
-    }
     if (this.conversation.phase === "idle") await this.conversation.refresh();
     await this.#refresh();
   }

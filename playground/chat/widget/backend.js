@@ -110,16 +110,17 @@ export class Backend {
   }
 }
 
+const BUSY = "This conversation is busy: an answer is being written, perhaps in another tab.";
 const MEANING = {
   403: "The backend does not accept requests from this page.",
   404: "This conversation is not there any more.",
-  409: "This conversation is busy: an answer is being written, perhaps in another tab.",
   413: "That is too long for the backend.",
   503: "The database does not answer.",
 };
 
 /** What the backend says of a failure, if that is a sentence; FastAPI's own refusals are lists. */
 function explain(status, detail) {
+  if (status === 409) return BUSY;
   if (Array.isArray(detail))
     detail = detail
       .map((one) => one?.msg)

@@ -22,6 +22,7 @@ export class Conversation {
    * @param {Backend} backend
    * @param {Log} log
    * @param {object} on
+   * @param {(id: string) => Promise<boolean>} on.isKnown whether the backend has this conversation
    * @param {(phase: "idle"|"answering"|"waiting") => void} on.phase
    * @param {(title: ?string) => void} on.title
    * @param {() => void} on.stored something was stored
@@ -59,7 +60,8 @@ export class Conversation {
   /** Show what is stored. */
   async refresh() {
     await this.#waiting(async () => {
-      const pauses = this.#unsent() && !this.#turns.has(this.id) ? SETTLING_PAUSES_MS : [];
+      const unsent = this.#unsent();
+      const pauses = unsent && !unsent.isOver && !this.#turns.has(this.id) ? SETTLING_PAUSES_MS : [];
       if (await this.#read(pauses.length === 0)) return;
       for (const pause of pauses) {
         await new Promise((wake) => setTimeout(wake, pause));
@@ -147,6 +149,7 @@ export class Conversation {
       return;
     }
     if (!(failure instanceof RequestFailed)) throw failure;
+    if (failure.status !== 0) keepUnsent(this.id, { ...this.#unsent(), isOver: true });
     if ([403, 404, 413, 422].includes(failure.status)) {
       keepUnsent(this.id, null);
       question.element.remove();
@@ -170,10 +173,8 @@ export class Conversation {
   /** Read and show the newest messages. Returns whether nothing is on its way any more. */
   async #read(isLast) {
     const id = this.id;
-    const page = await this.#backend.conversation(id).catch((error) => {
-      if (error.status === 404) return { messages: [], more: false, title: null }; // not begun yet
-      throw error;
-    });
+    const isKnown = this.exists || (await this.#on.isKnown(id));
+    const page = isKnown ? await this.#backend.conversation(id) : { messages: [], more: false, title: null };
     if (id !== this.id) return true;
     this.#newest = page.messages.at(-1)?.message_id ?? -1;
     this.#on.title(page.title);
@@ -206,7 +207,8 @@ export class Conversation {
     return Boolean(turn) || question === null;
   }
 
-  /** What was sent last, if nobody knows yet what became of it: {text, after: the id of the message before it}. */
+  /** What was sent last, if nobody knows yet what became of it: {text, after: the id of the message
+   *  before it, isOver: whether the backend has said that no answer is on its way}. */
   #unsent() {
     return recall("unsent")?.[this.id] ?? null;
   }

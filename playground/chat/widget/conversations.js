@@ -69,6 +69,12 @@ export class Conversations {
     this.#search.focus({ preventScroll: true });
   }
 
+  /** Whether a conversation is there, as far as the newest ones tell; asking for one that is not would be an error. */
+  async has(id) {
+    const { conversations, cursor } = await this.#backend.conversations();
+    return cursor !== null || conversations.some((one) => one.id === id);
+  }
+
   /** Read the list anew. Returns the conversations, or null if they could not be read. */
   async load() {
     this.#asked?.abort();

@@ -11,7 +11,10 @@ const marked = new Marked({
   gfm: true,
   breaks: true,
   renderer: {
-    html: ({ text }) => (/^<br\s*\/?>$/i.test(text.trim()) ? "<br>" : escaped(text)),
+    html: ({ text, block }) => {
+      if (/^<br\s*\/?>$/i.test(text.trim())) return "<br>";
+      return block ? `<p>${escaped(text.trim()).replaceAll("\n", "<br>")}</p>` : escaped(text);
+    },
     // Pictures from elsewhere would tell their server who reads; they become links.
     image: ({ href, text }) => `<a href="${escaped(href)}">${escaped(text || href)}</a>`,
     checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
@@ -25,6 +28,7 @@ const ALLOWED = {
     ),
   ALLOWED_ATTR: ["align", "class", "href", "start", "title"],
   ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
+  ADD_URI_SAFE_ATTR: ["align", "start"], // Their values are no addresses.
   ALLOW_ARIA_ATTR: false,
   ALLOW_DATA_ATTR: false,
   RETURN_DOM_FRAGMENT: true,
@@ -33,7 +37,7 @@ const ALLOWED = {
 DOMPurify.addHook("afterSanitizeAttributes", (node) => {
   const language = node.tagName === "CODE" && /^language-[\w+#.-]+$/.test(node.className);
   if (!language) node.removeAttribute("class");
-  if (node.tagName === "A") {
+  if (node.hasAttribute("href")) {
     node.setAttribute("rel", "noopener noreferrer");
     node.setAttribute("target", "_blank");
   }
