@@ -30,7 +30,7 @@ browser: $(INSTALLED) ## A Chromium for the tests and pictures, if the machine h
 	@$(BIN)/python tests/support/chromium.py
 
 screenshots: browser ## The playground's pictures in docs/pictures.
-	$(BIN)/python tests/support/screenshots.py
+	PYTHONPATH=examples:tests $(BIN)/python -m support.screenshots
 
 check: lint types ## Lint, format and type checks.
 

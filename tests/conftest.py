@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 from pymongo import MongoClient
+from support.chromium import MISSING
 
 from mongodb_session_manager.local import LocalMongoDB
-from support.chromium import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A conversation on the page is the stored one: whatever happens in between, nothing is lost and nothing is there twice."""
+"""A conversation on the page is the stored one: whatever happens, nothing is lost and nothing is there twice."""
 
 from __future__ import annotations
 

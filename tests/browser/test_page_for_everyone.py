@@ -21,7 +21,8 @@ DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 WIDE_CONTENT = (
     "repeat: | one | two | three | four | five | six |\n|---|---|---|---|---|---|\n"
     f"| {'a' * 40} | {'b' * 40} | c | d | e | f |\n\n"
-    f"```\n{'a line of code that does not end ' * 12}\n```\n\n{'unbreakable' * 30}\n\nhttps://example.com/{'path/' * 60}"
+    f"```\n{'a line of code that does not end ' * 12}\n```\n\n"
+    f"{'unbreakable' * 30}\n\nhttps://example.com/{'path/' * 60}"
 )
 
 
@@ -265,7 +266,17 @@ def test_who_wants_no_motion_sees_none(open_browser: OpenBrowser, gate: Gate) ->
 def test_a_screen_reader_is_told_what_things_are(chat: Chat) -> None:
     expect(chat.get("messages")).to_have_attribute("role", "log")
     chat.ask("repeat: hello")
-    controls = ("close", "send", "new-chat", "conversations-toggle", "details-toggle", "theme", "copy", "thumb-up", "input")
+    controls = (
+        "close",
+        "send",
+        "new-chat",
+        "conversations-toggle",
+        "details-toggle",
+        "theme",
+        "copy",
+        "thumb-up",
+        "input",
+    )
     for control in controls:
         expect(chat.get(control).first).to_have_accessible_name(re.compile(r"\w{3}"))
     for control in ("conversations-toggle", "details-toggle"):

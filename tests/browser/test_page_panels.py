@@ -141,8 +141,7 @@ def test_state_and_metadata_are_edited_and_stored(chat: Chat, playground: Playgr
     chat.ask("My name is Ada.")
 
     def state() -> Any:
-        stored = playground.stored(chat.conversation_id)["agents"]["assistant"]["agent_data"]["state"]
-        return stored
+        return playground.stored(chat.conversation_id)["agents"]["assistant"]["agent_data"]["state"]
 
     chat.get("details-toggle").click()
     expect(chat.get("state-editor")).to_have_value(re.compile("Ada"))

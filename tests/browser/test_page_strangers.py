@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from playwright.sync_api import expect
-from support.waiting import eventually
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator
     from support.chat_page import Chat
     from support.playground import Playground
 
@@ -34,7 +32,8 @@ HOSTILE = [
     "<link rel=stylesheet href='https://evil.example/x.css'><style>* { display: none !important }</style>",
     "<p style='position: fixed; inset: 0; background: url(https://evil.example/x)'>over everything</p>",
     "<div data-testid=send id=chat-panel class=hidden name=body>in disguise</div>",
-    "<video src='https://evil.example/x.mp4' autoplay onplay='window.pwned = 1'></video><audio src=x onerror='alert(1)'>",
+    "<video src='https://evil.example/x.mp4' autoplay onplay='window.pwned = 1'></video>",
+    "<audio src=x onerror='alert(1)'></audio><keygen autofocus onfocus='alert(1)'>",
     "<details open ontoggle='window.pwned = 1'>toggled</details><body onload='window.pwned = 1'>",
     "```html\n<script>window.pwned = 1</script>\n```",
     "`<img src=x onerror=alert(1)>` <a href='https://evil.example/' target=_top ping='https://evil.example/'>out</a>",
@@ -61,7 +60,8 @@ HARM = """root => [...root.querySelectorAll('*')].flatMap(element => {
 })"""
 # Within what is rendered from Markdown: what would make it pass for a part of the page.
 DISGUISE = """root => [...root.querySelectorAll('[id], [name], [data-testid], input, button')]
-    .filter(element => !element.matches("[data-testid=copy-code], [data-testid=tool-call]")).map(element => element.outerHTML)"""
+    .filter(element => !element.matches('[data-testid=copy-code], [data-testid=tool-call]'))
+    .map(element => element.outerHTML)"""
 
 
 def assert_inert(chat: Chat) -> None:
@@ -111,14 +111,7 @@ def test_titles_tool_results_state_and_metadata_stay_text(chat: Chat, playground
     chat.ask("List my notes")  # the tool's result
     playground.sessions.update_one(
         {"_id": playground.stored(chat.conversation_id)["_id"]},
-        {
-            "$set": {
-                "metadata": {"title": hostile, hostile.replace(".", "_"): [hostile]},
-                "agents.assistant.agent_data.state.json": json.dumps({hostile: hostile}),
-            }
-        }
-        if "json" in playground.stored(chat.conversation_id)["agents"]["assistant"]["agent_data"]["state"]
-        else {"$set": {"metadata": {"title": hostile, hostile.replace(".", "_"): [hostile]}}},
+        {"$set": {"metadata": {"title": hostile, hostile.replace(".", "_"): [hostile]}}},
     )
     chat.reload()
     expect(chat.get("tool-call")).to_have_count(2)

@@ -24,7 +24,7 @@ NAMES = (
     "google-chrome-stable",
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
-# No cache in /dev/shm, which is small in containers; nothing that a browser does by itself; every other host is unknown.
+# Nothing in /dev/shm, which is small in containers; nothing that a browser does by itself; no host but this machine.
 ARGUMENTS = (
     "--disable-background-networking",
     "--disable-component-update",

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
     from pymongo.collection import Collection
     from pymongo.database import Database
+    from strands.models import Model
 
 ROOT = Path(__file__).parent.parent.parent
 FRONTEND = ROOT / "playground" / "chat" / "frontend.py"
 BACKEND = ROOT / "examples" / "example_fastapi_streaming.py"
-SECRET = "a-secret-of-the-tests"  # noqa: S105
+SECRET = "a-secret-of-the-tests"
 
 
 @dataclass
@@ -76,13 +77,19 @@ class Playground:
 
 
 @contextlib.contextmanager
-def served_playground(uri: str, database: Database[dict[str, Any]]) -> Iterator[Playground]:
-    """Serve backend and frontend while the block runs; the backend in a thread, so that a test can hold its model."""
+def served_playground(uri: str, database: Database[dict[str, Any]], model: Model | None = None) -> Iterator[Playground]:
+    """Serve backend and frontend while the block runs; the backend in a thread, so that a test can hold its model.
+
+    Args:
+        uri: the connection string of the database's server.
+        database: what the backend stores in.
+        model: answers in place of the example's own.
+    """
     gate = Gate()
 
     def build_gated_agent(session_manager: Any) -> Any:
         agent = build_agent(session_manager)
-        agent.model = GatedModel(agent.model, gate)
+        agent.model = GatedModel(model or agent.model, gate)
         return agent
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
