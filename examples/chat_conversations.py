@@ -4,6 +4,7 @@ All of it is plain library calls. The endpoints are `def`, so FastAPI runs them 
 event loop wait for MongoDB. Those that may not meet a turn that is under way are refused by its lease: 409.
 """
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
@@ -277,7 +278,7 @@ def tool_use(block: Document) -> Document:
 
 def tool_result(block: Document) -> Document:
     """Return what a tool has answered as the frontend shows it."""
-    parts = [part["text"] if "text" in part else to_json(part.get("json")) for part in block["content"]]
+    parts = [part["text"] if "text" in part else to_json(part.get("json", "…")) for part in block["content"]]
     return {"id": block["toolUseId"], "status": block["status"], "text": "\n".join(parts)}
 
 
@@ -298,7 +299,8 @@ def title_of(manager: MongoDBSessionManager, agent_id: str) -> str:
     if isinstance(given, str) and given.strip():
         return given
     first = " ".join("".join(map(text_of, messages_of(manager, agent_id, 0, 1))).split())
-    return first if len(first) <= 80 else first[:79] + "…"
+    cut = textwrap.shorten(first, 80, placeholder="…", break_on_hyphens=False)
+    return cut if len(cut) > 40 or len(first) <= 80 else first[:79] + "…"
 
 
 def ratings_of(manager: MongoDBSessionManager, agent_id: str) -> dict[int, str]:

@@ -95,7 +95,8 @@ def guards(key: str, origins: Sequence[str], hosts: Sequence[str]) -> list[Middl
             expose_headers=["Retry-After"],
         ),
         Middleware(RequestGuard, origins=frozenset(origins)),
-        Middleware(SessionMiddleware, secret_key=key, session_cookie="chat", max_age=YEAR_SECONDS, same_site="strict"),
+        # Not "strict": a link on another site, followed, would come without the cookie and be given a new identity.
+        Middleware(SessionMiddleware, secret_key=key, session_cookie="chat", max_age=YEAR_SECONDS, same_site="lax"),
     ]
 
 

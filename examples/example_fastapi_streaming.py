@@ -134,19 +134,28 @@ def build_agent(session_manager: MongoDBSessionManager) -> Agent:
 
 # --- The service
 
-# The request's session: read before the endpoint runs, stored and closed after the stream's last byte. The lease lets
-# one request at a time take a turn; while it lasts, it is renewed.
-Session = Annotated[
-    MongoDBSessionManager,
-    open_session(agent_id=AGENT_ID, session_id=Depends(own_session_id), request_options=Depends(own_options), lease=20),
-]
-
 
 class Turn(BaseModel):
     """What the frontend sends for a turn."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
     retry: bool = False
+
+
+async def session_id_of(
+    turn: Turn,  # noqa: ARG001 - checked before the session is opened, so that a refused one begins none
+    session_id: Annotated[str, Depends(own_session_id)],
+) -> str:
+    """Return the id of the session of a turn."""
+    return session_id
+
+
+# The request's session: read before the endpoint runs, stored and closed after the stream's last byte. The lease lets
+# one request at a time take a turn; while it lasts, it is renewed.
+Session = Annotated[
+    MongoDBSessionManager,
+    open_session(agent_id=AGENT_ID, session_id=Depends(session_id_of), request_options=Depends(own_options), lease=20),
+]
 
 
 def create_app(
@@ -338,7 +347,7 @@ def main() -> None:
         app = create_app(
             mongodb.uri,
             key,
-            origins=arguments.frontend_origin or FRONTENDS,
+            origins=[origin.rstrip("/") for origin in arguments.frontend_origin or FRONTENDS],
             hosts=["localhost", "127.0.0.1", arguments.host],
         )
         if arguments.serve:

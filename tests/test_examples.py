@@ -83,6 +83,24 @@ def test_the_fastapi_example_streams_resumes_and_tells_its_figures(offline_envir
     assert not finished.stderr
 
 
+def test_the_streaming_example_tells_a_turn_in_events_and_its_conversation_is_found_by_other_programs(
+    offline_environment: dict[str, str],
+) -> None:
+    finished = run_example("example_fastapi_streaming.py", {**offline_environment, "OFFLINE_PACE_MS": "0"})
+    assert finished.returncode == 0, finished.stderr
+    output = finished.stdout
+    assert "offline: a script answers, not a language model" in output
+    assert '"name":"remember","input":{"fact":"name","value":"Alice"}' in output
+    told = "".join(re.findall(r'^  {"text":"(.*)"}$', output, re.MULTILINE))
+    assert "Nice to meet you, Alice." in told
+    assert "Your name is Alice." in told
+    assert '"message_ids":{"user":4,"assistant":7}' in output
+    assert "state {'name': 'Alice'}, 2 turns" in output
+    assert re.search(r"ms each, \d+ commands over \d connections", output)
+    assert "8 messages restored, state {'name': 'Alice'}" in output
+    assert not finished.stderr
+
+
 @pytest.mark.parametrize(
     ("expression", "value"),
     [

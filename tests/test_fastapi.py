@@ -54,6 +54,7 @@ from mongodb_session_manager.fastapi import (
     create_router,
     open_session,
     session_lifespan,
+    status_of,
     stream_turn,
 )
 from mongodb_session_manager.fastapi.router import prefers_json
@@ -320,6 +321,52 @@ def test_the_id_may_come_from_elsewhere(
         assert browser.get(url).json() == "s"
 
 
+def test_the_id_and_the_options_may_come_from_a_function_of_ones_own(
+    server: LocalMongoDB, database_name: str, client: Any
+) -> None:
+    app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION, application_name="of all"))
+    add_exception_handlers(app)
+
+    async def of_the_user(user: Annotated[str, Query()], session_id: Annotated[str, Query()]) -> str:
+        return f"{user}.{session_id}"
+
+    def of_the_tenant(user: Annotated[str, Query()]) -> dict[str, str]:
+        return {"application_name": user, "collection_name": f"of_{user}"}
+
+    found = open_session(
+        session_id=Depends(of_the_user), request_options=Depends(of_the_tenant), agent_id="a", session_type="chat"
+    )
+
+    @app.post("/chat")
+    async def chat(session: Any = found) -> str:
+        await build_agent(session, OfflineScriptedModel(["Hello."])).invoke_async("Hello")
+        return str(session.session_id)
+
+    with served(app) as browser:
+        for user in ("alice", "bob"):
+            assert browser.post("/chat", params={"user": user, "session_id": "s"}).json() == f"{user}.s"
+        assert browser.post("/chat", params={"user": "a/b", "session_id": "s"}).status_code == 422
+    for user in ("alice", "bob"):
+        stored = list(client[database_name][f"of_{user}"].find())
+        kept = [(session["_id"], session["application_name"], session["session_type"]) for session in stored]
+        assert kept == [(f"{user}.s", user, "chat")]
+    assert client[database_name][COLLECTION].count_documents({}) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"no_such": 1}, {"maxPoolSize": 5}])
+def test_an_option_of_a_request_that_no_manager_has_is_told(
+    server: LocalMongoDB, database_name: str, wrong: dict[str, int]
+) -> None:
+    app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION))
+    found = open_session(request_options=Depends(lambda: wrong))
+
+    @app.post("/chat")
+    async def chat(session: Any = found) -> None: ...
+
+    with TestClient(app) as browser, pytest.raises(TypeError, match=next(iter(wrong))):
+        browser.post("/chat", headers=SESSION)
+
+
 def test_building_the_agent_sends_nothing_on_the_event_loop(service: Service, client: Any, database_name: str) -> None:
     sent: list[tuple[str, threading.Thread]] = []
     loops: list[threading.Thread] = []
@@ -556,6 +603,57 @@ def test_a_second_request_meets_the_lease_of_the_first(
     assert browser.post("/leased", params={"prompt": "Three"}, headers=SESSION).status_code == 200
 
 
+def test_a_lease_lasts_as_long_as_the_request_and_ends_with_it(
+    server: LocalMongoDB, database_name: str, client: Any
+) -> None:
+    service = Service(server.uri, database_name)
+
+    @service.app.post("/briefly-leased")
+    async def briefly_leased(session: Annotated[Any, open_session(agent_id="a", lease=0.6)]) -> StreamingResponse:
+        agent = build_agent(session, BatonModel(service.baton))
+        return StreamingResponse(texts(stream_turn(session, agent, "One")), media_type="text/plain")
+
+    def expires_at() -> Any:
+        return client[database_name][COLLECTION].find_one({"_id": "s"}).get("lease", {}).get("expires_at")
+
+    service.baton.allowed = 1
+    with served(service.app) as browser, browser.stream("POST", "/briefly-leased", headers=SESSION) as answer:
+        words = answer.iter_text(len(WORDS[0]))
+        next(words)
+        first = expires_at()
+        # Three times as long as it was taken for.
+        eventually(lambda: (expires_at() - first).total_seconds() > 3 * 0.6)
+        service.baton.allowed = len(WORDS)
+        assert "".join(words) == "".join(WORDS[1:])
+        eventually(lambda: expires_at() is None)
+        assert conversation(client, database_name) == [("user", "One"), ("assistant", REPLY)]
+
+
+def test_a_lease_that_could_not_be_renewed_for_a_while_goes_on(
+    server: LocalMongoDB, database_name: str, client: Any
+) -> None:
+    service = Service(server.uri, database_name)
+
+    @service.app.post("/briefly-leased")
+    async def briefly_leased(session: Annotated[Any, open_session(agent_id="a", lease=3)]) -> StreamingResponse:
+        agent = build_agent(session, BatonModel(service.baton))
+        return StreamingResponse(texts(stream_turn(session, agent, "One")), media_type="text/plain")
+
+    def expires_at() -> Any:
+        return client[database_name][COLLECTION].find_one({"_id": "s"}).get("lease", {}).get("expires_at")
+
+    service.baton.allowed = 1
+    with served(service.app) as browser, browser.stream("POST", "/briefly-leased", headers=SESSION) as answer:
+        words = answer.iter_text(len(WORDS[0]))
+        next(words)
+        first = expires_at()
+        with fail_command(client, "update", app_name=APP_NAME, error_code=8000, times=1):
+            eventually(lambda: expires_at() > first)
+        service.baton.allowed = len(WORDS)
+        assert "".join(words) == "".join(WORDS[1:])
+        eventually(lambda: conversation(client, database_name) == [("user", "One"), ("assistant", REPLY)])
+
+
 # --- errors
 
 
@@ -600,6 +698,7 @@ def test_an_error_has_its_status_and_tells_no_secret(error: Callable[[], Excepti
     if isinstance(error(), SessionBusyError):
         assert answer.headers["Retry-After"] == ("3" if error().retry_after else "1")  # type: ignore[attr-defined]
     assert ("Retry-After" in answer.headers) == (status == 503 or isinstance(error(), SessionBusyError))
+    assert status_of(error()) == (None if status == 500 else (status, answer.json()["detail"]))
 
 
 def test_an_error_on_a_web_socket_stays_one() -> None:

@@ -272,6 +272,18 @@ def test_a_restored_agent_does_not_get_the_metrics_of_before_into_its_messages(m
     assert restored.event_loop_metrics.accumulated_usage["totalTokens"] == 0
 
 
+def test_the_documents_of_messages_tell_their_cost_and_their_turn(meter: Meter) -> None:
+    agent = meter.agent(None, reply("One.", 10), reply("Two.", 20))
+    agent("1")
+    agent("2")
+    read = meter.manager().session_repository.list_message_documents("s", "a")
+    assert [message.get("event_loop_metrics") for message in read] == meter.metrics()
+    assert meter.metrics()[1]
+    turns = [message["turn_id"] for message in read]
+    assert turns[0] == turns[1] != turns[2] == turns[3]
+    assert all(message["created_at"].tzinfo is not None for message in read)
+
+
 # --- totals
 
 

@@ -464,6 +464,7 @@ READERS: dict[str, tuple[Operation, Any]] = {
     "message-of-missing-agent": (lambda r: r.read_message("user-123", "missing", 0), None),
     "message": (lambda r: r.read_message("user-123", "assistant-1", 7), None),
     "messages-of-missing-session": (lambda r: r.list_messages("missing", "assistant-1"), []),
+    "documents-of-missing-session": (lambda r: r.list_message_documents("missing", "assistant-1"), []),
     "messages-of-missing-agent": (lambda r: r.list_messages("user-123", "missing"), []),
     "messages-of-new-agent": (lambda r: r.list_messages("user-123", "assistant-1"), []),
     "multi-agent-of-missing-session": (lambda r: r.read_multi_agent("missing", "graph"), None),
@@ -881,12 +882,17 @@ def test_a_page_of_messages_is_counted_in_messages_from_the_oldest(
     assert isinstance(messages, list)
     assert ids_of(messages) == expected
     assert [text_of(message) for message in messages] == [f"text {message_id}" for message_id in expected]
+    documents = ten_messages.list_message_documents("user-123", "assistant-1", **page)
+    assert [document["message_id"] for document in documents] == expected
+    assert [document["content"] for document in documents] == [message.message["content"] for message in messages]
 
 
 @pytest.mark.parametrize("page", [{"limit": -1}, {"offset": -1}, {"limit": -5, "offset": -5}], ids=str)
 def test_a_negative_page_is_refused(page: dict[str, int], ten_messages: MongoDBSessionRepository) -> None:
     with pytest.raises(ValueError, match=r"limit|offset"):
         ten_messages.list_messages("user-123", "assistant-1", **page)
+    with pytest.raises(ValueError, match=r"limit|offset"):
+        ten_messages.list_message_documents("user-123", "assistant-1", **page)
 
 
 def test_strands_calls_the_methods_without_keywords_and_callers_may_add_their_own(
