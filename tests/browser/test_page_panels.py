@@ -148,6 +148,7 @@ def test_state_and_metadata_are_edited_and_stored(chat: Chat, playground: Playgr
     chat.get("state-editor").fill('{"name": "Grace", "notes": ["sail"]}')
     chat.get("state-save").click()
     eventually(lambda: "Grace" in str(state()) and "sail" in str(state()), message="the state is stored")
+    expect(chat.get("state-said")).to_have_text("Saved.")
     # The agent works with it.
     assert "Your name is Grace." in chat.ask("What is my name?").inner_text()
 
@@ -168,9 +169,11 @@ def test_state_and_metadata_are_edited_and_stored(chat: Chat, playground: Playgr
         return playground.stored(chat.conversation_id)["metadata"]
 
     eventually(lambda: metadata() == {"title": "Names", "plan": {"level": 2}}, message="the metadata is stored")
+    expect(chat.get("metadata-said")).to_have_text("Saved.")
     chat.get("metadata-editor").fill('{"plan": {"level": 3}}')
     chat.get("metadata-save").click()
     eventually(lambda: metadata() == {"plan": {"level": 3}}, message="what was left out is deleted")
+    expect(chat.get("metadata-said")).to_have_text("Saved.")
     chat.get("metadata-editor").fill("no JSON")
     if chat.get("metadata-save").is_enabled():
         chat.get("metadata-save").click()
