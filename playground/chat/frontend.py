@@ -1,6 +1,8 @@
 """Serves the playground's page: its public files and nothing else, under a strict Content-Security-Policy.
 
     python frontend.py        http://localhost:8881/chat.html
+
+The page asks the backend on the host name that it was itself loaded from.
 """
 
 import argparse
@@ -30,18 +32,18 @@ def create_app(backend_port: int, hosts: list[str]) -> Starlette:
         hosts: The names under which the page may be loaded.
     """
 
-    async def config(request: Request) -> JSONResponse:
+    async def config(_request: Request) -> JSONResponse:
         return JSONResponse({"backendPort": backend_port})
 
     def file(path: Path) -> Route:
         media_type = MEDIA_TYPES[path.suffix]
 
-        async def serve(request: Request) -> FileResponse:
+        async def serve(_request: Request) -> FileResponse:
             return FileResponse(path, media_type=media_type)
 
         return Route(f"/{path.relative_to(HERE).as_posix()}", serve)
 
-    async def home(request: Request) -> RedirectResponse:
+    async def home(_request: Request) -> RedirectResponse:
         return RedirectResponse("/chat.html")
 
     return Starlette(
@@ -93,7 +95,7 @@ class _SecurityHeaders:
 
 def main() -> None:
     """Serve until Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8881)
     parser.add_argument("--backend-port", type=int, default=8880)

@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +36,7 @@ class PlaygroundError(Exception):
 def main() -> None:
     """Run until Ctrl-C, SIGTERM or the end of one of the two."""
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)  # A shell starts what is in the background without it.
     try:
         backend_port, frontend_port = _port("BACKEND_PORT", 8880), _port("FRONTEND_PORT", 8881)
         origins = [f"--frontend-origin=http://{host}:{frontend_port}" for host in ("localhost", "127.0.0.1")]
@@ -82,10 +84,10 @@ def _port(variable: str, default: int) -> int:
 
 
 @contextlib.contextmanager
-def _child(name, script, *arguments):  # type: ignore[no-untyped-def]
+def _child(name: str, script: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a script in a process that ends with this context, or with this process however that ends."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--with-parent", script, *arguments],
+    process = subprocess.Popen(  # noqa: S603 - this interpreter, this file
+        [sys.executable, __file__, "--with-parent", str(script), *arguments],
         stdin=subprocess.PIPE,  # Nothing is written to it; it closes when this process is no more.
         start_new_session=True,  # Ctrl-C comes to this process only, and is passed on once.
     )
@@ -105,7 +107,7 @@ def _with_parent(script: str, *arguments: str) -> None:
     """Run a script in this process until it ends or the parent is gone, which closes standard input."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # Not through sys.stdin, whose lock must not be held when the interpreter ends.
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(END_SECONDS)
         os._exit(1)
@@ -116,7 +118,7 @@ def _with_parent(script: str, *arguments: str) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
-def _wait_for(url: str, children: dict[str, subprocess.Popen]) -> None:
+def _wait_for(url: str, children: dict[str, subprocess.Popen[bytes]]) -> None:
     """Wait until a server answers."""
     directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
@@ -128,7 +130,7 @@ def _wait_for(url: str, children: dict[str, subprocess.Popen]) -> None:
     raise PlaygroundError(f"{url} does not answer within {START_SECONDS} s")
 
 
-def _check(children: dict[str, subprocess.Popen]) -> None:
+def _check(children: dict[str, subprocess.Popen[bytes]]) -> None:
     for name, process in children.items():
         if (status := process.poll()) is not None:
             how = f"signal {-status}" if status < 0 else f"status {status}"

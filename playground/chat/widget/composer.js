@@ -4,12 +4,15 @@ import { el, iconButton } from "./dom.js";
 import { recall, remember } from "./storage.js";
 
 const LONGEST = 8000; // characters, as the backend has it
+const DOUBLE_CLICK_MS = 500;
 
 export class Composer {
   #input;
   #send;
   #stop;
   #left;
+  #clicked = false; // sent by the button, not by a key
+  #timer = 0;
   #drafts = recall("drafts") ?? {}; // by conversation
   #conversation = null;
   #onSend;
@@ -43,7 +46,7 @@ export class Composer {
         on: {
           submit: (event) => {
             event.preventDefault();
-            this.#submit();
+            this.#submit(true);
           },
         },
       },
@@ -81,14 +84,23 @@ export class Composer {
 
   /** @param {"idle"|"answering"|"waiting"} phase sending is possible in the first only; writing always */
   set phase(phase) {
-    const focused = document.activeElement === this.#stop || document.activeElement === this.#send;
+    if (phase === this.#phase) return;
     this.#phase = phase;
-    this.#send.hidden = phase === "answering";
-    this.#stop.hidden = phase !== "answering";
+    clearTimeout(this.#timer);
+    if (phase !== "answering") this.#showStop(false);
+    // The buttons stand in one place: the second click of a double click would stop what the first has sent.
+    else if (this.#clicked) this.#timer = setTimeout(() => this.#showStop(true), DOUBLE_CLICK_MS);
+    else this.#showStop(true);
     this.#changed();
-    if (focused) this.focus(); // The button under the focus may just have gone.
   }
   #phase = "idle";
+
+  #showStop(isShown) {
+    const { activeElement } = document;
+    this.#send.hidden = isShown;
+    this.#stop.hidden = !isShown;
+    if (activeElement === this.#stop || activeElement === this.#send) this.focus(); // It may just have gone.
+  }
 
   focus() {
     this.#input.focus({ preventScroll: true });
@@ -109,10 +121,11 @@ export class Composer {
     // While an input method composes (229 in Safari), Enter chooses a word.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
-    this.#submit();
+    this.#submit(false);
   }
 
-  #submit() {
+  #submit(clicked) {
+    this.#clicked = clicked;
     const text = this.#input.value.trim();
     if (this.#phase !== "idle" || text === "" || !this.#onSend(text)) return;
     this.#input.value = "";
