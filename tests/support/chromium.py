@@ -59,7 +59,7 @@ def find(playwright: Playwright) -> str:
         # Ubuntu's chromium-browser may be a stub that only says how to install the real one.
         if candidate and Path(candidate).exists() and _runs(candidate):
             return candidate
-    raise NoChromiumError(f"CHROMIUM={named} is none that runs" if named else MISSING)
+    raise NoChromiumError(f"{MISSING}; {named} is none that runs" if named else MISSING)
 
 
 def launch(playwright: Playwright) -> Browser:
