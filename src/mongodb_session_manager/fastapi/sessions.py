@@ -91,12 +91,14 @@ async def _leased(manager: MongoDBSessionManager, seconds: float, wait: float) -
 
 
 async def _renew(manager: MongoDBSessionManager, lease: SessionLease) -> None:
+    pause = lease.seconds / 3
     while True:
-        await asyncio.sleep(lease.seconds / 3)
+        await asyncio.sleep(pause)
         try:
             await manager._pool.run(lease.renew)
+            pause = lease.seconds / 3
         except PyMongoError:
-            continue  # There is time for another attempt or two.
+            pause = lease.seconds / 30  # There is time for more attempts.
         except MongoDBSessionError:
             return  # It has run out, or the session is gone: the next write says so.
 
