@@ -15,8 +15,8 @@ import { recall, remember } from "./widget/storage.js";
 import { isDark, toggleTheme } from "./widget/theme.js";
 
 const SUGGESTIONS = ["My name is Ada.", "Show me Markdown.", "Tell me a long story."];
-const phone = matchMedia("(max-width: 40rem)"); // as in chat.css: the panel covers the page
-const roomy = matchMedia("(min-width: 64rem)"); // a sheet stands beside the messages instead of on them
+const phone = matchMedia("(width < 40rem)"); // as in chat.css: the panel covers the page
+const roomy = matchMedia("(width >= 64rem)"); // a sheet stands beside the messages instead of on them
 
 class ChatWidget {
   #backend;
@@ -52,7 +52,10 @@ class ChatWidget {
     });
     this.conversations = new Conversations(this.#backend, {
       open: (id) => this.#choose(id),
-      deleted: (id) => id === this.conversation.id && this.#begin(),
+      deleted: (id) => {
+        this.conversation.forget(id);
+        if (id === this.conversation.id) this.#begin();
+      },
       error,
     });
     this.details = new Details(this.#backend, { changed: () => this.#refresh(), error });
@@ -66,7 +69,7 @@ class ChatWidget {
     else this.panel.show();
     this.fab.hidden = true;
     this.fab.setAttribute("aria-expanded", "true");
-    sessionStorage.setItem("chat.open", "yes");
+    remember("open", true, { inTab: true });
     if (matchMedia("(pointer: fine)").matches) this.composer.focus(); // No keyboard over the messages on a phone.
     this.log.follow();
     this.#opened ??= this.#restore();
@@ -77,7 +80,7 @@ class ChatWidget {
     this.panel.close();
     this.fab.hidden = false;
     this.fab.setAttribute("aria-expanded", "false");
-    sessionStorage.removeItem("chat.open");
+    remember("open", null, { inTab: true });
     this.fab.focus();
   }
 
@@ -157,7 +160,7 @@ class ChatWidget {
       const prompt = event.target.closest?.("[data-chat-prompt]")?.dataset.chatPrompt;
       if (prompt) this.#suggested(prompt);
     });
-    if (sessionStorage.getItem("chat.open")) this.open();
+    if (recall("open", { inTab: true })) this.open(); // as it was before a reload
   }
 
   #welcome() {
@@ -239,9 +242,10 @@ class ChatWidget {
     if (phase === "answering") {
       this.notice.clear("busy");
       this.notice.clear("error");
+      if (document.activeElement === document.body) this.log.log.focus(); // “Try again” has gone.
     }
     this.panel.dataset.phase = phase;
-    this.log.log.setAttribute("aria-busy", String(phase !== "idle"));
+    this.log.phase = phase;
   }
 
   #showSheet(name) {

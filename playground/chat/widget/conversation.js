@@ -51,6 +51,7 @@ export class Conversation {
     this.id = id;
     this.#newest = -1;
     this.#log.show([], false);
+    this.#log.follow();
     this.#on.title(null);
     this.#on.phase(this.phase);
     if (isNew && this.#unsent() === null) return;
@@ -90,6 +91,12 @@ export class Conversation {
   /** What has been streamed so far is stored as the answer. */
   stop() {
     this.#turns.get(this.id)?.abort.abort();
+  }
+
+  /** A conversation was deleted. */
+  forget(id) {
+    this.#turns.get(id)?.abort.abort();
+    keepUnsent(id, null);
   }
 
   async rate(messageId, rating) {
@@ -163,7 +170,6 @@ export class Conversation {
 
   #offerRetry(question, reason) {
     question.offerRetry(reason, () => {
-      if (this.phase !== "idle") return;
       question.settle();
       this.#log.removeAfter(question); // what there was of an answer
       this.#ask(question.text, question, true);

@@ -58,17 +58,20 @@ export class Log {
 
   /** Show these stored messages and no others. */
   show(messages, more) {
-    this.#head = [];
-    this.#list.replaceChildren();
-    this.#list.append(...this.#entries(messages, more));
-    this.follow();
+    this.#inPlace(() => this.#list.replaceChildren(...this.#entries(messages, more)));
   }
 
-  /** Show these stored messages above the others; the reader stays where they are. */
+  /** Show these stored messages above the others. */
   prepend(messages, more) {
-    const height = this.log.scrollHeight - this.log.scrollTop;
-    this.#list.prepend(...this.#entries([...messages, ...this.#head], more));
-    this.log.scrollTop = this.log.scrollHeight - height;
+    this.#inPlace(() => this.#list.prepend(...this.#entries([...messages, ...this.#head], more)));
+  }
+
+  /** Wherever the reader is, seen from the end, they stay there. */
+  #inPlace(change) {
+    const place = this.log.scrollHeight - this.log.scrollTop;
+    change();
+    this.log.scrollTop = this.log.scrollHeight - place;
+    this.grew();
   }
 
   /** A turn is never torn: what belongs to one that begins on an earlier page waits for that page. */
@@ -78,6 +81,12 @@ export class Log {
     this.before = more ? (messages[0]?.message_id ?? null) : null;
     this.#older.hidden = this.before === null;
     return first < 0 ? [] : [...turns(messages.slice(first), this.#onRate)];
+  }
+
+  /** @param {"idle"|"answering"|"waiting"} phase questions can be asked again in the first only */
+  set phase(phase) {
+    this.log.setAttribute("aria-busy", String(phase !== "idle"));
+    for (const retry of this.#list.querySelectorAll("[data-testid=retry]")) retry.disabled = phase !== "idle";
   }
 
   /** Only the end of a turn is loaded: nothing can be shown yet. */

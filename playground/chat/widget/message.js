@@ -39,17 +39,15 @@ export class Question {
     this.element.dataset.messageId = id;
   }
 
-  /** There is no answer: say so, and offer to ask again. */
+  /** There is no answer: say so, and offer to ask again; the log says when that is possible. */
   offerRetry(reason, onRetry) {
     this.settle();
-    this.element.append(
-      el(
-        "p",
-        { class: "unanswered" },
-        `${reason} `,
-        el("button", { type: "button", class: "link", "data-testid": "retry", on: { click: onRetry } }, "Try again"),
-      ),
+    const retry = el(
+      "button",
+      { type: "button", class: "link", disabled: true, "data-testid": "retry", on: { click: onRetry } },
+      "Try again",
     );
+    this.element.append(el("p", { class: "unanswered" }, `${reason} `, retry));
   }
 
   settle() {

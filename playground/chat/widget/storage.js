@@ -1,18 +1,19 @@
 // What this browser remembers. Where it may not remember (private windows, full disks), nothing breaks.
 
-export function recall(key) {
+export function recall(key, { inTab = false } = {}) {
   try {
-    return JSON.parse(localStorage.getItem(`chat.${key}`));
+    return JSON.parse((inTab ? sessionStorage : localStorage).getItem(`chat.${key}`));
   } catch {
     return null;
   }
 }
 
-/** `null` and `""` forget. */
-export function remember(key, value) {
+/** `null` forgets; `inTab` remembers until the tab is closed, and for that tab only. */
+export function remember(key, value, { inTab = false } = {}) {
   try {
-    if (value === null || value === "") localStorage.removeItem(`chat.${key}`);
-    else localStorage.setItem(`chat.${key}`, JSON.stringify(value));
+    const storage = inTab ? sessionStorage : localStorage;
+    if (value === null) storage.removeItem(`chat.${key}`);
+    else storage.setItem(`chat.${key}`, JSON.stringify(value));
   } catch {
     // Then it is not remembered.
   }
