@@ -265,7 +265,7 @@ def test_a_killed_backend_is_told_of_and_resumed(backend: BackendProcess, open_b
         backend.start(url, pace_ms=50)
         chat = open_browser(url, f"http://127.0.0.1:{backend.port}")
         chat.ask("My name is Ada.")
-        chat.watch.expect("ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET|status of 409")
+        chat.watch.expect("ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET")
         chat.send("Tell me a long story")
         expect(chat.answer()).to_contain_text("Once")
         backend.kill()
@@ -275,8 +275,6 @@ def test_a_killed_backend_is_told_of_and_resumed(backend: BackendProcess, open_b
         backend.start(url, pace_ms=0)
         expect(chat.get("notice")).to_be_hidden()
         # The turn that died keeps others out until its lease has run out: 20 s, which this test does not wait for.
-        chat.get("retry").click()
-        expect(chat.get("notice")).to_have_attribute("data-kind", "busy")
         backend.end_leases(chat.conversation_id)
         chat.get("retry").click()
         expect(chat.answer()).to_contain_text("another hand.")
