@@ -6,7 +6,6 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from playwright.sync_api import expect
 
 if TYPE_CHECKING:
@@ -201,8 +200,13 @@ def test_the_identity_is_out_of_reach_of_scripts(chat: Chat, playground: Playgro
     assert owner not in json.dumps(chat.stored_in_the_browser())
 
 
-@pytest.mark.parametrize("path", ["Makefile", "package.json", "frontend.py", "../../pyproject.toml", "styles/chat.css"])
-def test_the_frontend_serves_the_page_only(path: str, chat: Chat) -> None:
-    chat.watch.expect("status of 404|status of 403")
-    response = chat.page.request.get(f"{chat.url}/{path.replace('..', '%2e%2e')}")
-    assert response.status in (403, 404)
+def test_the_frontend_serves_the_page_only(chat: Chat) -> None:
+    for path in (
+        "Makefile",
+        "package.json",
+        "frontend.py",
+        "styles/chat.css",
+        "%2e%2e/%2e%2e/pyproject.toml",
+        "widget/",
+    ):
+        assert chat.page.request.get(f"{chat.url}/{path}").status == 404, path
