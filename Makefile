@@ -64,4 +64,4 @@ constraints: ## Pin the versions anew (needs uv).
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-emit-index-url --quiet --output-file constraints.txt
 
 clean: ## Remove what was installed and built.
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) playground/chat/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -51,7 +51,7 @@ export class Backend {
 
   async isThere() {
     try {
-      await fetch(`${this.address}/health`, { cache: "no-store" });
+      await fetch(`${this.address}/health`, { cache: "no-store", signal: AbortSignal.timeout(5000) });
       return true;
     } catch {
       return false;

@@ -1,6 +1,6 @@
 // Is the backend there? Asked only after it was not.
 
-const PAUSES_MS = [500, 1000, 2000, 4000];
+const PAUSES_MS = [500, 1000, 2000];
 
 export class Connection {
   #isThere;
