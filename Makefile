@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo playground frontend-build frontend-check test check lint format types benchmarks constraints clean
+.PHONY: help demo playground frontend-build frontend-check test browser screenshots check lint format types benchmarks constraints clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +23,14 @@ demo: $(INSTALLED) ## A conversation survives a restart, on a bundled MongoDB wi
 playground: $(INSTALLED) ## A chat in the browser, on a bundled MongoDB with an offline model: http://localhost:8881
 	$(BIN)/python playground/chat/playground.py
 
-test: $(INSTALLED) ## All tests, on a standalone MongoDB and on a replica set.
+test: browser ## All tests, on a standalone MongoDB and on a replica set; the playground in a browser.
 	$(BIN)/python -m pytest --numprocesses 3
+
+browser: $(INSTALLED) ## A Chromium for the tests and pictures, if the machine has none.
+	@$(BIN)/python tests/support/chromium.py
+
+screenshots: browser ## The playground's pictures in docs/pictures.
+	PYTHONPATH=examples:tests $(BIN)/python -m support.screenshots
 
 check: lint types ## Lint, format and type checks.
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 from pymongo import MongoClient
+from support.chromium import MISSING
 
 from mongodb_session_manager.local import LocalMongoDB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from pymongo.database import Database
 
@@ -86,3 +87,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+    """Say loudly, and last, that the tests in a browser did not run, where there is no browser."""
+    yield
+    missed = [report for report in terminalreporter.stats.get("skipped", ()) if MISSING in str(report.longrepr)]
+    if missed:
+        terminalreporter.write_sep("!", f"{len(missed)} tests: {MISSING}", red=True, bold=True)

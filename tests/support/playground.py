@@ -1,0 +1,179 @@
+"""The playground of a test run: the real backend and the real frontend on free ports, the model behind a gate."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from example_fastapi_streaming import COLLECTION, DATABASE, build_agent, create_app
+from pymongo import MongoClient
+
+from support.gated_model import Gate, GatedModel
+from support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pymongo.collection import Collection
+    from pymongo.database import Database
+    from strands.models import Model
+
+ROOT = Path(__file__).parent.parent.parent
+FRONTEND = ROOT / "playground" / "chat" / "frontend.py"
+BACKEND = ROOT / "examples" / "example_fastapi_streaming.py"
+SECRET = "a-secret-of-the-tests"
+
+
+@dataclass
+class Playground:
+    """What runs, and what its tests look at.
+
+    Attributes:
+        url: the address of the page.
+        backend_url: the address of the service.
+        database: what the service stores in.
+        gate: what the pieces of all answers pass.
+    """
+
+    url: str
+    backend_url: str
+    database: Database[dict[str, Any]]
+    gate: Gate
+
+    @property
+    def sessions(self) -> Collection[dict[str, Any]]:
+        """The stored conversations."""
+        return self.database[COLLECTION]
+
+    def stored(self, conversation_id: str) -> dict[str, Any]:
+        """The one document of a conversation, whoever owns it."""
+        found = list(self.sessions.find({"_id": {"$regex": rf"\.{re.escape(conversation_id)}$"}}))
+        assert len(found) == 1, f"{len(found)} documents for one conversation"
+        return found[0]
+
+    def stored_messages(self, conversation_id: str) -> list[dict[str, Any]]:
+        """The messages of a conversation, as stored."""
+        return list(self.stored(conversation_id)["agents"]["assistant"]["messages"])
+
+    def stored_texts(self, conversation_id: str, role: str = "") -> list[str]:
+        """The texts of a conversation, as stored; of messages that have text."""
+        texts = (
+            "".join(block.get("text", "") for block in message["content"])
+            for message in self.stored_messages(conversation_id)
+            if role in ("", message["role"])
+        )
+        return [text for text in texts if text]
+
+
+@contextlib.contextmanager
+def served_playground(uri: str, database: Database[dict[str, Any]], model: Model | None = None) -> Iterator[Playground]:
+    """Serve backend and frontend while the block runs; the backend in a thread, so that a test can hold its model.
+
+    Args:
+        uri: the connection string of the database's server.
+        database: what the backend stores in.
+        model: answers in place of the example's own.
+    """
+    gate = Gate()
+
+    def build_gated_agent(session_manager: Any) -> Any:
+        agent = build_agent(session_manager)
+        agent.model = GatedModel(model or agent.model, gate)
+        return agent
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with served_frontend(port) as url:
+            app = create_app(
+                uri, SECRET, origins=[url], build_agent=build_gated_agent, database_name=database.name, minPoolSize=0
+            )
+            server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+            thread.start()
+            try:
+                eventually(lambda: server.started or not thread.is_alive(), message="the backend runs")
+                assert server.started, "the lifespan failed"
+                yield Playground(url, f"http://127.0.0.1:{port}", database, gate)
+            finally:
+                gate.reset()
+                server.should_exit = True
+                thread.join(30)
+                assert not thread.is_alive(), "the backend did not end"
+
+
+@contextlib.contextmanager
+def served_frontend(backend_port: int) -> Iterator[str]:
+    """Run the frontend's program while the block runs; give its address."""
+    port = free_port()
+    arguments = ["--port", str(port), "--backend-port", str(backend_port)]
+    process = subprocess.Popen([sys.executable, str(FRONTEND), *arguments], stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: listens(port) or process.poll() is not None, message="the frontend runs")
+        assert process.poll() is None, "the frontend ended"
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+class BackendProcess:
+    """The backend's program, in a process that can be killed and started again on the same port and data."""
+
+    def __init__(self, uri: str) -> None:
+        self.port = free_port()
+        self._uri = uri
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, frontend_url: str, pace_ms: int) -> None:
+        """Start it and wait until it listens; the model takes `pace_ms` for each piece."""
+        settings = {"MONGODB_URI": self._uri, "CHAT_SECRET": SECRET, "OFFLINE_PACE_MS": str(pace_ms)}
+        arguments = ["--serve", "--port", str(self.port), "--frontend-origin", frontend_url]
+        self._process = process = subprocess.Popen(
+            [sys.executable, str(BACKEND), *arguments], env={**os.environ, **settings}, stdout=subprocess.DEVNULL
+        )
+        eventually(lambda: listens(self.port) or process.poll() is not None, 60, "the backend listens")
+        assert process.poll() is None, "the backend ended"
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(30)
+
+    def end_leases(self, conversation_id: str) -> None:
+        """Have the leases of a conversation run out, as if their time had passed."""
+        with MongoClient(self._uri) as client:
+            client[DATABASE][COLLECTION].update_one(
+                {"_id": {"$regex": rf"\.{re.escape(conversation_id)}$"}},
+                {"$set": {"lease.expires_at": datetime.datetime(2000, 1, 1, tzinfo=datetime.timezone.utc)}},
+            )
+
+    def stop(self) -> None:
+        """End it if it runs."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(30)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Return whether somebody listens on a port of this machine."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
