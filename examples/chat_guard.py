@@ -24,6 +24,8 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mongodb_session_manager import SessionBusyError
+
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROMPT_CHARACTERS = 8_000
 MAX_DEPTH = 60
@@ -192,3 +194,12 @@ def add_validation_handler(app: FastAPI) -> None:
     async def refuse(_: Request, error: RequestValidationError) -> Json:
         kept = ("type", "loc", "msg")
         return Json({"detail": [{name: found[name] for name in kept} for found in error.errors()]}, 422)
+
+
+def add_busy_handler(app: FastAPI) -> None:
+    """Answer 409 in words for people: the library's name the stored id, which begins with the identity."""
+
+    @app.exception_handler(SessionBusyError)
+    async def refuse(_: Request, error: SessionBusyError) -> Json:
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after or 0)))}
+        return Json({"detail": "Another request is at work on this conversation."}, 409, headers)

@@ -38,6 +38,7 @@ from chat_conversations import (
 )
 from chat_guard import (
     MAX_PROMPT_CHARACTERS,
+    add_busy_handler,
     add_validation_handler,
     guards,
     own_options,
@@ -196,6 +197,7 @@ def create_app(
     )
     add_exception_handlers(app)  # 404, 409, 422, 503 instead of 500
     add_validation_handler(app)
+    add_busy_handler(app)
     app.include_router(create_router())  # /health, /health/ready, /metrics
     app.include_router(conversations_router(AGENT_ID, build_agent))
 
