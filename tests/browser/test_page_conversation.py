@@ -170,7 +170,10 @@ def test_a_second_tab_is_told_to_wait_and_recovers(chat: Chat, gate: Gate, playg
     chat.send(f"repeat: {COUNTED}")
     expect(chat.answer()).to_contain_text("word1")
 
-    other.send("repeat: from the second tab")
+    with other.page.expect_response(lambda response: response.status == 409) as refused:
+        other.send("repeat: from the second tab")
+    owner, _, _ = playground.stored(chat.conversation_id)["_id"].partition(".")
+    assert owner not in refused.value.text(), "what is kept from scripts in a cookie is not told in an error"
     notice = other.page.locator('[data-testid="notice"][data-kind="busy"]')
     expect(notice).to_be_visible()
     gate.open()
