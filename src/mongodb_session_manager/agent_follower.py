@@ -24,7 +24,7 @@ from strands.types.session import SessionAgent
 from . import documents
 from .blobs import PendingBlobs
 from .documents import Document, MongoDBSessionAgent, StoredAgent
-from .encoding import encode, same
+from .encoding import encode, fingerprint
 from .errors import MongoDBSessionError
 from .guardrails import INTERVENED, facts_of_stop_reason, guardrail_event
 from .metrics import ToolCall, Totals, message_metrics, usage_since
@@ -525,11 +525,11 @@ class AgentFollower:
         body = expected.body
         # Nobody has seen the id that Strands gave it a moment ago; this one is stored.
         message["tracking_id"] = body["tracking_id"]
-        before = encode(documents.text_blocks(expected.entry.source["content"]))
+        before = fingerprint(documents.text_blocks(expected.entry.source["content"]))
         expected.entry.source = message
         self._turn_id = body["turn_id"]
         self._turn_has_begun = self._in_turn
-        if not same(encode(documents.text_blocks(message["content"])), before):
+        if fingerprint(documents.text_blocks(message["content"])) != before:
             self._replace(expected.entry, message)
 
     def _finished_calls(self, message: Message, agent: Any) -> list[ToolCall]:
@@ -636,7 +636,7 @@ def _is_same(expected: Expected, message: Message) -> bool:
     if expected.text:
         return expected.text == documents.message_text(message)
     one, other = expected.entry.source["content"], message["content"]
-    return same(encode(documents.text_blocks(one)), encode(documents.text_blocks(other)))
+    return fingerprint(documents.text_blocks(one)) == fingerprint(documents.text_blocks(other))
 
 
 def _tool_name(tool_use_id: str, messages: list[Message]) -> str | None:

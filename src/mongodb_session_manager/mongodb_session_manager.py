@@ -44,7 +44,7 @@ from .archive_policy import ArchivePolicy, DocumentSize
 from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs, check_threshold
 from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in_event_loop, settle
 from .documents import Document, StoredAgent
-from .encoding import encode, same
+from .encoding import encode, fingerprint
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
 from .expiry import check_ttl, first_expiry
 from .guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
@@ -189,7 +189,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         # For whoever closes the manager when the agents are out of scope: what changed in them since their last event.
         self._kept_agents: list[Any] | None = None
         self._multi_agents: dict[str, Outbox] = {}
-        self._multi_agent_states: dict[str, Any] = {}
+        self._multi_agent_states: dict[str, bytes] = {}
         self._closed = False
 
     # --- Strands' hooks ---------------------------------------------------------------------------------------------
@@ -833,7 +833,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _begin_multi_agent(self, source: Any, state: Any) -> Sending | None:
         if state is None:
             return self._stage_multi_agent(source)
-        self._multi_agent_states[source.id] = encode(state)
+        self._multi_agent_states[source.id] = fingerprint(state)
         source.deserialize_state(state)
         return None
 
@@ -841,16 +841,16 @@ class MongoDBSessionManager(RepositorySessionManager):
         multi_agent_id = check_id(source.id, "multi_agent_id")
         where = f"multi_agent_id={multi_agent_id!r} state"
         state = source.serialize_state()
-        encoded = encode(state, where)
+        mark = fingerprint(state, where)
         outbox = self._multi_agents.get(multi_agent_id)
         if outbox is None:
             outbox = Outbox(self._pool, self._store, self._session_ref, self._filled, self._sent)
             self._multi_agents[multi_agent_id] = outbox
-        if not same(encoded, self._multi_agent_states.get(multi_agent_id)):
+        if mark != self._multi_agent_states.get(multi_agent_id):
             blobs = PendingBlobs(self._blob_threshold)
             stored = encode(state, where, blobs)
             documents.check_size({"state": stored}, where)
-            self._multi_agent_states[multi_agent_id] = encoded
+            self._multi_agent_states[multi_agent_id] = mark
             outbox.put(MultiAgentOperation(multi_agent_id, stored, blobs))
         return outbox.send()
 

@@ -24,14 +24,12 @@ from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
 from .blobs import PendingBlobs
 from .command_pool import CommandPool, settle
 from .documents import Document, check_size
-from .encoding import blob_markers, encode, same, to_bson
+from .encoding import blob_markers, encode, fingerprint, to_bson
 from .errors import UnstorableValueError
 from .metrics import Totals
 from .session_store import SessionStore, now
 from .statements import Commit, SessionRef, late_metrics, message_projection
 from .telemetry import span
-
-_NEVER_STAGED = object()
 
 # What an agent's record may be without.
 _STATES = ("state", "conversation_manager_state", "_internal_state")
@@ -421,8 +419,8 @@ class AgentWork(Outbox):
         self._known: dict[str, list[Entry]] = {}
         self._restored: list[tuple[int, Any]] = []
         self._restored_ids: set[str | None] = set()
-        # What each field was last staged with, encoded. State is compared by identity and version first.
-        self._staged: Document = {}
+        # What each field was last staged with, as a fingerprint. State is compared by identity and version first.
+        self._staged: dict[str, bytes] = {}
         self._riding: Document = {}
         self._state: Any = None
         self._state_version: int | None = None
@@ -669,15 +667,15 @@ class AgentWork(Outbox):
             fields: The fields, as they are now.
             riding: Name of a field that is not worth a commit of its own: it waits for one that is made anyway.
         """
-        staged: Document = {}
+        staged: dict[str, bytes] = {}
         changed: Document = {}
         blobs = PendingBlobs(self.blob_threshold)
         size = 0
         for name, value in fields.items():
-            encoded = encode(value, name)
-            if not same(encoded, self._staged.get(name, _NEVER_STAGED)):
-                staged[name] = encoded
-                # Once more, with its blobs taken out: each commit uploads its own, for those of another may be gone.
+            mark = fingerprint(value, name)
+            if mark != self._staged.get(name):
+                staged[name] = mark
+                # Each commit uploads its own blobs, for those of another may be gone.
                 changed[name] = encode(value, name, blobs)
                 size += check_size({name: changed[name]}, f"agent_id={self.agent_id!r} {name}")
         if not changed:
@@ -699,7 +697,8 @@ class AgentWork(Outbox):
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:
         """Take note of fields as they are stored."""
-        self._staged.update(encode(fields))
+        for name, value in fields.items():
+            self._staged[name] = fingerprint(value, name)
 
     def watch_state(self, state: Any, stored: Any) -> None:
         """Take note that ``stored`` is what the store holds of ``state``, an ``AgentState``."""
@@ -728,7 +727,7 @@ class AgentWork(Outbox):
         version = state._get_version()
         value = state.get()  # A deep copy: 31 ms for 5,000 small dictionaries. Hence here, in a thread.
         if self._stored_state is not None:
-            self._staged["state"] = encode(self._stored_state)
+            self._staged["state"] = fingerprint(self._stored_state)
             self._stored_state = None
         self._state, self._state_version = state, version
         self.stage({"state": value})
