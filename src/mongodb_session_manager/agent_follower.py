@@ -188,17 +188,22 @@ class AgentFollower:
             window = read_from(offset)
         else:
             window = stored.window[offset - stored.window_offset :]
-        order = documents.turns_together(window, _interrupted(session_agent))
-        messages = [documents.to_message(window[index]) for index in order]
-        work.know([window[index].get("message_id", offset + index) for index in order], messages)
+        message_ids = [message.get("message_id", offset + index) for index, message in enumerate(window)]
+        interrupted = _interrupted(session_agent)
+        if interrupted is not None or documents.turns_interleave(window):
+            order = documents.turns_together(window, interrupted)
+            window, message_ids = [window[index] for index in order], [message_ids[index] for index in order]
+        messages = [documents.to_message(message) for message in window]
+        work.know(message_ids, messages)
         if window:
-            self._last_turn_id = window[order[-1]].get("turn_id")
+            self._last_turn_id = window[-1].get("turn_id")
         if not (isinstance(agent, Agent) and agent.model.stateful):
             agent.messages = prepended + messages
             if _trims_by_itself(agent):
                 # As at the end of the last turn, which may have moved the window and stored nothing after that.
                 agent.conversation_manager.apply_management(agent)
-            agent.messages = repair(agent.messages)
+            if any("toolUse" in block or "toolResult" in block for m in agent.messages for block in m["content"]):
+                agent.messages = repair(agent.messages)
         work.watch_state(agent.state, session_agent.state)
         known: Document = {
             name: stored.agent_data[name] for name in ("model", "system_prompt") if name in stored.agent_data

@@ -7,6 +7,7 @@ documents without counters, and fields it does not know.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -312,6 +313,14 @@ def to_session_message(stored: Mapping[str, Any]) -> SessionMessage:
         created_at=to_iso(stored.get("created_at")),
         updated_at=to_iso(stored.get("updated_at")),
     )
+
+
+def turns_interleave(window: list[Document]) -> bool:
+    """Return whether a turn of a window may be in several pieces, so that ``turns_together`` is to look at it."""
+    # By their bytes: an ObjectId is hashed and compared by Python code.
+    turns = [getattr(turn := message.get("turn_id"), "binary", turn) for message in window]
+    pieces = 1 + sum(map(operator.ne, turns, turns[1:]))
+    return pieces > max(1, len(set(turns)))
 
 
 def turns_together(window: list[Document], interrupted: str | None = None) -> list[int]:

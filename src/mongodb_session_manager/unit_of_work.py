@@ -419,6 +419,7 @@ class AgentWork(Outbox):
         self._known: dict[str, list[Entry]] = {}
         self._restored: list[tuple[int, Any]] = []
         self._restored_ids: set[str | None] = set()
+        self._last_restored: Entry | None = None
         # What each field was last staged with, as a fingerprint. State is compared by identity and version first.
         self._staged: dict[str, bytes] = {}
         self._riding: Document = {}
@@ -466,8 +467,7 @@ class AgentWork(Outbox):
         self._restored = list(zip(message_ids, messages, strict=True))
         self._restored_ids = {message.get("tracking_id") for message in messages}
         if messages:
-            same = self.known(messages[-1].get("tracking_id"))
-            self.last = same[-1] if same else Entry(message_ids[-1], source=messages[-1])
+            self.last = self._last_restored = Entry(message_ids[-1], source=messages[-1])
 
     def known(self, tracking_id: str | None) -> list[Entry]:
         """Return the known messages with this ``tracking_id``, oldest first."""
@@ -475,8 +475,9 @@ class AgentWork(Outbox):
             return []
         if tracking_id in self._restored_ids:
             self._restored_ids.remove(tracking_id)
+            last = self._last_restored
             entries = [
-                Entry(message_id, source=source)
+                last if last is not None and source is last.source else Entry(message_id, source=source)
                 for message_id, source in self._restored
                 if source.get("tracking_id") == tracking_id
             ]
