@@ -445,8 +445,9 @@ class AgentFollower:
         if from_agent:
             self._turn_has_begun = self._in_turn
         body["turn_id"] = self._last_turn_id = self._turn_id
-        metrics = None
+        metrics = model = None
         if role == "assistant":
+            model = _model_id(agent)
             if from_agent:
                 self._said.append(message)
             metrics = _own_metrics(message, self._model_call_ms)
@@ -467,16 +468,17 @@ class AgentFollower:
         calls = self._finished_calls(message, agent) if from_agent and carries_results else []
 
         def add_totals(totals: Totals) -> None:
-            self._add_discarded(totals)
+            if self._discarded:
+                self._add_discarded(totals)
             totals.add_message(starts_turn=begins_turn and is_said)
             if metrics is not None:
-                totals.add_model_call(_model_id(agent), metrics)
+                totals.add_model_call(model, metrics)
             for call in calls:
                 totals.add_tool_call(call)
 
         entry = self.work.append(body, size, message, add_totals, blobs, event)
         if role == "assistant":
-            self._last_answer = Answer(message, entry, _model_id(agent), metrics) if from_agent else None
+            self._last_answer = Answer(message, entry, model, metrics) if from_agent else None
 
     def _add_discarded(self, totals: Totals) -> None:
         discarded, self._discarded = self._discarded, []

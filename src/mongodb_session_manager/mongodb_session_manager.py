@@ -40,7 +40,7 @@ from strands.types.session import Session
 
 from . import documents
 from .agent_follower import AgentFollower, add_new_agent
-from .archive_policy import ArchivePolicy, DocumentSize
+from .archive_policy import ArchivePolicy, DocumentSize, archive_policy
 from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs, check_threshold
 from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in_event_loop, settle
 from .documents import Document, StoredAgent
@@ -152,7 +152,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         if durability not in ("message", "turn"):
             raise ValueError(f"durability must be 'message' or 'turn', not {durability!r}")
         _check_on_conflict(on_conflict)
-        self._archive_policy = ArchivePolicy(archive_after_messages, archive_after_bytes, archive_block)
+        self._archive_policy = archive_policy(archive_after_messages, archive_after_bytes, archive_block)
         self._blob_threshold = check_threshold(blob_threshold_bytes)
         self._ttl = check_ttl(ttl_hours)
         self._metadata_hook = check_hook(metadata_hook, "metadata_hook")

@@ -158,7 +158,9 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
     if messages:
         messages[0]["commit_id"] = work.commit_id
     changed: Document = {}
-    interventions = [_intervention(work.key, work.position + index, event) for index, event in work.guardrail_events]
+    interventions: list[Document] = []
+    for index, event in work.guardrail_events:
+        interventions.append(_intervention(work.key, work.position + index, event))
     if work.creates is not None:
         record = new_agent({**work.creates, **work.fields}, now)
         record["message_count"] = len(messages)

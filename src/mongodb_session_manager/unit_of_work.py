@@ -105,8 +105,11 @@ class AppendOperation:
         if not self.placed:
             self.placed = True
             self.work.position = self.agent.position
-        self.work.messages = [entry.body for entry in self.entries]
-        self.work.guardrail_events = [(i, event) for i, e in enumerate(self.entries) for event in e.guardrail_events]
+        self.work.messages, self.work.guardrail_events = [], []
+        for index, entry in enumerate(self.entries):
+            self.work.messages.append(entry.body)
+            for event in entry.guardrail_events:
+                self.work.guardrail_events.append((index, event))
         document = self.agent.document
         if document.bytes + self.bytes > document.make_room_above:
             left = store.archiver.make_room(session.session_id, self.bytes)
@@ -431,9 +434,14 @@ class AgentWork(Outbox):
     @property
     def waiting_bytes(self) -> int:
         """Size of what waits, in bytes; blobs count, too."""
-        waiting = [operation for operation in list(self.queue) if isinstance(operation, AppendOperation)]
-        blobs = [entry.blobs.total_bytes for operation in waiting for entry in operation.entries if entry.blobs]
-        return sum(operation.bytes for operation in waiting) + sum(blobs)
+        size = 0
+        for operation in list(self.queue):
+            if isinstance(operation, AppendOperation):
+                size += operation.bytes
+                for entry in operation.entries:
+                    if entry.blobs is not None:
+                        size += entry.blobs.total_bytes
+        return size
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -669,18 +677,19 @@ class AgentWork(Outbox):
             riding: Name of a field that is not worth a commit of its own: it waits for one that is made anyway.
         """
         staged: dict[str, bytes] = {}
-        changed: Document = {}
-        blobs = PendingBlobs(self.blob_threshold)
-        size = 0
         for name, value in fields.items():
             mark = fingerprint(value, name)
             if mark != self._staged.get(name):
                 staged[name] = mark
-                # Each commit uploads its own blobs, for those of another may be gone.
-                changed[name] = encode(value, name, blobs)
-                size += check_size({name: changed[name]}, f"agent_id={self.agent_id!r} {name}")
-        if not changed:
+        if not staged:
             return
+        changed: Document = {}
+        # Each commit uploads its own, for those of another may be gone.
+        blobs = PendingBlobs(self.blob_threshold)
+        size = 0
+        for name in staged:
+            changed[name] = encode(fields[name], name, blobs)
+            size += check_size({name: changed[name]}, f"agent_id={self.agent_id!r} {name}")
         # All or nothing: what is refused above leaves the others to be found changed again.
         self._staged.update(staged)
         waits = changed.keys() == {riding} and not blobs.blobs
