@@ -147,7 +147,7 @@ class AgentFollower:
 
     def create(self, agent: Any) -> None:
         """Put a new agent, and the messages it was built with, into the next commit."""
-        blobs = self._pending_blobs()
+        blobs = PendingBlobs(self.work.blob_threshold)
         self.work.create(documents.agent_data(_session_agent(agent), blobs), blobs)
         for message in agent.messages:
             _give_tracking_id(message)
@@ -188,30 +188,36 @@ class AgentFollower:
             window = read_from(offset)
         else:
             window = stored.window[offset - stored.window_offset :]
+        messages = self._restored(window, offset, _interrupted(session_agent)) if window else []
+        if not (isinstance(agent, Agent) and agent.model.stateful):
+            agent.messages = prepended + messages
+            if agent.messages:
+                if _trims_by_itself(agent):
+                    # As at the end of the last turn, which may have moved the window and stored nothing after that.
+                    agent.conversation_manager.apply_management(agent)
+                if any("toolUse" in block or "toolResult" in block for m in agent.messages for block in m["content"]):
+                    agent.messages = repair(agent.messages)
+        work.watch_state(agent.state, session_agent.state)
+        known: Document = {
+            "conversation_manager_state": session_agent.conversation_manager_state,
+            "_internal_state": session_agent._internal_state,
+        }
+        for name in ("model", "system_prompt"):
+            if name in stored.agent_data:
+                known[name] = stored.agent_data[name]
+        work.is_staged(known)
+        self._follow(agent)
+
+    def _restored(self, window: list[Document], offset: int, interrupted: str | None) -> list[Message]:
+        """Return the live messages of a stored window that begins at ``offset``, and take note of them."""
         message_ids = [message.get("message_id", offset + index) for index, message in enumerate(window)]
-        interrupted = _interrupted(session_agent)
         if interrupted is not None or documents.turns_interleave(window):
             order = documents.turns_together(window, interrupted)
             window, message_ids = [window[index] for index in order], [message_ids[index] for index in order]
         messages = [documents.to_message(message) for message in window]
-        work.know(message_ids, messages)
-        if window:
-            self._last_turn_id = window[-1].get("turn_id")
-        if not (isinstance(agent, Agent) and agent.model.stateful):
-            agent.messages = prepended + messages
-            if _trims_by_itself(agent):
-                # As at the end of the last turn, which may have moved the window and stored nothing after that.
-                agent.conversation_manager.apply_management(agent)
-            if any("toolUse" in block or "toolResult" in block for m in agent.messages for block in m["content"]):
-                agent.messages = repair(agent.messages)
-        work.watch_state(agent.state, session_agent.state)
-        known: Document = {
-            name: stored.agent_data[name] for name in ("model", "system_prompt") if name in stored.agent_data
-        }
-        known["conversation_manager_state"] = session_agent.conversation_manager_state
-        known["_internal_state"] = session_agent._internal_state
-        work.is_staged(known)
-        self._follow(agent)
+        self.work.know(message_ids, messages)
+        self._last_turn_id = window[-1].get("turn_id")
+        return messages
 
     def _follow_new(self, agent: Any) -> None:
         self.work.is_staged(_agent_fields(agent))
@@ -485,12 +491,9 @@ class AgentFollower:
         for model, metrics in discarded:
             totals.add_model_call(model, metrics)
 
-    def _pending_blobs(self) -> PendingBlobs:
-        return PendingBlobs(self.work.blob_threshold)
-
     def _body(self, message: Message) -> tuple[Document, int, PendingBlobs | None]:
         """Return what is stored of a message, its size in bytes, and the blobs that were taken out of it."""
-        blobs = self._pending_blobs()
+        blobs = PendingBlobs(self.work.blob_threshold)
         try:
             body, size = documents.measured_body(message, self._where, blobs)
         except Exception:

@@ -251,7 +251,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             follower.stage_agent(agent)
         finally:
             if alone_on_a_private_loop():
-                _wait(follower.work.send(at_once=True))
+                follower.work.send_at_once()
             else:
                 await _settle(follower.work.send())
 
@@ -781,7 +781,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._incarnation = opened.incarnation
         self._document.bytes = opened.bytes
         self._parts_should_expire = self._ttl is not None and not opened.parts_expire
-        if any(document["incarnation"] == opened.incarnation for document in created):
+        if created and any(document["incarnation"] == opened.incarnation for document in created):
             return {keys[0]: _CREATED}
         return opened.agents
 
@@ -983,13 +983,15 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _sent(self) -> None:
         # In this order: another thread may fill an outbox in between.
         _unsent.discard(self)
-        waiting = [outbox for outbox in self._outboxes() if outbox.unsent]
-        if not waiting:
-            return
-        if all(outbox.failure_is_known for outbox in waiting):
+        failed = False
+        for outbox in self._outboxes():
+            if outbox.unsent:
+                if not outbox.failure_is_known:
+                    _unsent.add(self)
+                    return
+                failed = True
+        if failed:
             _failed.add(self)
-        else:
-            _unsent.add(self)
 
     # --- leases -----------------------------------------------------------------------------------------------------
 

@@ -275,29 +275,43 @@ class Outbox:
             self.queue.append(operation)
         self._fill()
 
-    def send(self, *, at_once: bool = False) -> Sending | None:
-        """Begin to send whatever is queued; return what to wait for, or None if there is nothing.
+    def send(self) -> Sending | None:
+        """Begin to send whatever is queued; return what to wait for, or None if there is nothing."""
+        future, is_mine = self._begin_to_send()
+        if future is None:
+            return None
+        if is_mine:
+            try:
+                self._pool.submit(lambda: self._drain(future))
+            except BaseException as error:
+                with self.lock:
+                    self._sending = None
+                future.set_exception(error)  # Or everybody would wait for what nobody sends.
+                raise
+        return Sending(self, future)
 
-        Args:
-            at_once: Whether to send in the caller's thread and return when it is done.
-        """
+    def send_at_once(self) -> None:
+        """Send whatever is queued in the caller's thread, or wait for the one that does; raise why it failed."""
+        future, is_mine = self._begin_to_send()
+        if future is None:
+            return
+        if is_mine:
+            self._drain(future)
+        try:
+            future.result()
+        except Exception:
+            self.failure_was_told()
+            raise
+
+    def _begin_to_send(self) -> tuple[Future[None] | None, bool]:
+        """Return what is under way, which goes on until the queue is empty, and whether the caller is to do it."""
         with self.lock:
             if self._sending is not None:
-                return Sending(self, self._sending)  # It goes on until the queue is empty.
+                return self._sending, False
             if not self._has_work():
-                return None
-            future = self._sending = Future()
-        if at_once:
-            self._drain(future)
-            return Sending(self, future)
-        try:
-            self._pool.submit(lambda: self._drain(future))
-        except BaseException as error:
-            with self.lock:
-                self._sending = None
-            future.set_exception(error)  # Or everybody would wait for what nobody sends.
-            raise
-        return Sending(self, future)
+                return None, False
+            self._sending = Future()
+            return self._sending, True
 
     def failure_was_told(self) -> None:
         """Take note that somebody has been told that what waits could not be stored."""
