@@ -98,42 +98,44 @@ class AgentFollower:
         outer_error: An exception that was being handled when the turn began: not the turn's own.
     """
 
+    # What most agents begin with stands here: a follower is made for each request.
+    outer_error: BaseException | None = None
+    _agent: Callable[[], Any] = staticmethod(lambda: None)
+    _in_turn = False
+    _turn_has_begun = False
+    # None: the next message makes one.
+    _turn_id: ObjectId | None = None
+    # The turn of the message before; below, what the assistant has said in it.
+    _last_turn_id: ObjectId | None = None
+    _last_answer: Answer | None = None
+    # What was given for the next answer when a turn was about to begin; None once it has begun.
+    _asked_with: Given | None = None
+    # Appended by hand: the user's message Strands is about to append, the answer that lacks metrics.
+    _expected: Expected | None = None
+    _lacking_metrics: Lacking | None = None
+    _counted_latency: float = 0
+    _window_settings: Document | None = None
+    _model_call_began: float | None = None
+    _model_call_ms: float | None = None
+    # The answer of a model call in which a guardrail intervened; below, what is known of that, and its redactions.
+    _intervened: Message | None = None
+
     def __init__(
         self, work: AgentWork, *, by_turn: bool, override: MetricsOverride, observer: Observer | None = None
     ) -> None:
         self.work = work
         self._observer = observer
         self._override = override
-        self.outer_error: BaseException | None = None
         self._by_turn = by_turn
         self._where = f"agent_id={work.agent_id!r} message"
-        self._agent: Callable[[], Any] = lambda: None
-        self._in_turn = False
-        self._turn_has_begun = False
-        # None: the next message makes one.
-        self._turn_id: ObjectId | None = None
-        # The turn of the message before, and what the assistant has said in it.
-        self._last_turn_id: ObjectId | None = None
         self._said: list[Message] = []
-        self._last_answer: Answer | None = None
-        # What was given for the next answer when a turn was about to begin; None once it has begun.
-        self._asked_with: Given | None = None
-        # Appended by hand: the user's message Strands is about to append, the answer that lacks metrics.
-        self._expected: Expected | None = None
-        self._lacking_metrics: Lacking | None = None
         self._counted_usage: dict[str, float] = {}
-        self._counted_latency: float = 0
-        self._window_settings: Document | None = None
-        self._model_call_began: float | None = None
-        self._model_call_ms: float | None = None
         # What answers used that were made anew, by model: the next message brings it into the totals.
         self._discarded: list[tuple[str | None, Document]] = []
         self._tool_call_began: dict[str, float] = {}
         self._tool_calls: dict[str, ToolCall] = {}
         # The last answer that was appended by hand; it may ask for tools, and is not in the live conversation.
         self._asked_by_hand: list[Message] = []
-        # The answer of a model call in which a guardrail intervened; what is known of that, and the redactions it made.
-        self._intervened: Message | None = None
         self._guardrail_facts: Document = {}
         self._redactions: list[Document] = []
 

@@ -419,6 +419,18 @@ class AgentWork(Outbox):
         indexed: The ``position`` up to which this process knows the search to have the messages; -1 if it knows none.
     """
 
+    archiving: Future[None] | None = None
+    indexing: Future[None] | None = None
+    indexed = -1
+    rebase = True
+    position = 0
+    last: Entry | None = None
+    _last_restored: Entry | None = None
+    _state: Any = None
+    _state_version: int | None = None
+    _stored_state: Any = None
+    _changed_state: Any = None
+
     def __init__(self, agent_id: str, key: str, document: DocumentSize, blob_threshold: int, *args: Any) -> None:
         super().__init__(*args)
         self.agent_id = agent_id
@@ -426,24 +438,13 @@ class AgentWork(Outbox):
         self.document = document
         self.blob_threshold = blob_threshold
         self.embedded = Embedded()
-        self.archiving: Future[None] | None = None
-        self.indexing: Future[None] | None = None
-        self.indexed = -1
-        self.rebase = True
-        self.position = 0
-        self.last: Entry | None = None
         # By tracking id, oldest first. Restored messages join on first need: few are ever looked for.
         self._known: dict[str, list[Entry]] = {}
         self._restored: list[tuple[int, Any]] = []
         self._restored_ids: set[str | None] = set()
-        self._last_restored: Entry | None = None
         # What each field was last staged with, as a fingerprint. State is compared by identity and version first.
         self._staged: dict[str, bytes] = {}
         self._riding: Document = {}
-        self._state: Any = None
-        self._state_version: int | None = None
-        self._stored_state: Any = None
-        self._changed_state: Any = None
 
     @property
     def waiting_bytes(self) -> int:
