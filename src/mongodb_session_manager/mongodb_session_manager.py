@@ -196,27 +196,20 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
         """Follow an agent, graph or swarm. Callbacks that store are coroutines, so no event loop waits for MongoDB."""
-        add = registry.add_callback
-        first, last = HookOrder.SDK_FIRST, HookOrder.SDK_LAST
-        add(AgentInitializedEvent, lambda event: self.initialize(event.agent))
-        add(BeforeInvocationEvent, lambda event: self._follower(event.agent).turn_is_asked_for(), order=first)
-        # Last, so that a callback that fails before it leaves no turn open.
-        add(BeforeInvocationEvent, lambda event: self._follower(event.agent).begin_turn(), order=last)
-        # The clocks run as close to the call as they can.
-        add(BeforeModelCallEvent, lambda event: self._follower(event.agent).model_call_begins(), order=last)
-        add(AfterModelCallEvent, self._model_call_ends, order=first)
-        # Last, when it is known whether a callback wants another answer.
-        add(AfterModelCallEvent, self._model_call_judged, order=last)
-        add(BeforeToolCallEvent, self._tool_call_begins, order=last)
-        add(AfterToolCallEvent, self._tool_call_ends, order=first)
-        add(MessageAddedEvent, self._message_added)
-        add(MessageUpdatedEvent, self._message_updated)
-        # Last, so that what other callbacks change in the agent's state is stored with the turn.
-        for turn_ended in (AfterInvocationEvent, BidiResponseStopEvent, BidiAgentStopEvent):
-            add(turn_ended, self._turn_ended, order=last)
-        add(MultiAgentInitializedEvent, self._multi_agent_initialized)
-        add(AfterNodeCallEvent, self._multi_agent_changed)
-        add(AfterMultiAgentInvocationEvent, self._multi_agent_changed)
+        for event_type, callback, order in _CALLBACKS:
+            registry.add_callback(event_type, getattr(self, callback), order=order)
+
+    def _agent_initialized(self, event: AgentInitializedEvent) -> None:
+        self.initialize(event.agent)
+
+    def _turn_is_asked_for(self, event: BeforeInvocationEvent) -> None:
+        self._follower(event.agent).turn_is_asked_for()
+
+    def _turn_begins(self, event: BeforeInvocationEvent) -> None:
+        self._follower(event.agent).begin_turn()
+
+    def _model_call_begins(self, event: BeforeModelCallEvent) -> None:
+        self._follower(event.agent).model_call_begins()
 
     def _model_call_ends(self, event: AfterModelCallEvent) -> None:
         answer = event.stop_response
@@ -1031,6 +1024,30 @@ def create_mongodb_session_manager(
     """Return a session manager; a shorthand for ``MongoDBSessionManager`` with the same parameters."""
     return MongoDBSessionManager(session_id, connection_string, database_name, collection_name, client, **kwargs)
 
+
+# Which method follows which event. `SDK_FIRST` is called before all other callbacks, `SDK_LAST` after them.
+_CALLBACKS: tuple[tuple[type[Any], str, float], ...] = (
+    (AgentInitializedEvent, "_agent_initialized", HookOrder.DEFAULT),
+    (BeforeInvocationEvent, "_turn_is_asked_for", HookOrder.SDK_FIRST),
+    # Last, so that a callback that fails before it leaves no turn open.
+    (BeforeInvocationEvent, "_turn_begins", HookOrder.SDK_LAST),
+    # The clocks run as close to the call as they can.
+    (BeforeModelCallEvent, "_model_call_begins", HookOrder.SDK_LAST),
+    (AfterModelCallEvent, "_model_call_ends", HookOrder.SDK_FIRST),
+    # Last, when it is known whether a callback wants another answer.
+    (AfterModelCallEvent, "_model_call_judged", HookOrder.SDK_LAST),
+    (BeforeToolCallEvent, "_tool_call_begins", HookOrder.SDK_LAST),
+    (AfterToolCallEvent, "_tool_call_ends", HookOrder.SDK_FIRST),
+    (MessageAddedEvent, "_message_added", HookOrder.DEFAULT),
+    (MessageUpdatedEvent, "_message_updated", HookOrder.DEFAULT),
+    # Last, so that what other callbacks change in the agent's state is stored with the turn.
+    (AfterInvocationEvent, "_turn_ended", HookOrder.SDK_LAST),
+    (BidiResponseStopEvent, "_turn_ended", HookOrder.SDK_LAST),
+    (BidiAgentStopEvent, "_turn_ended", HookOrder.SDK_LAST),
+    (MultiAgentInitializedEvent, "_multi_agent_initialized", HookOrder.DEFAULT),
+    (AfterNodeCallEvent, "_multi_agent_changed", HookOrder.DEFAULT),
+    (AfterMultiAgentInvocationEvent, "_multi_agent_changed", HookOrder.DEFAULT),
+)
 
 # Stands for an agent that was stored together with a new session: there is nothing to restore.
 _CREATED = StoredAgent(agent_data=None)
