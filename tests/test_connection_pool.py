@@ -39,7 +39,7 @@ from support.commands import CommandRecorder
 from support.failpoints import fail_command
 from support.waiting import eventually
 
-from mongodb_session_manager._pool_statistics import PoolReport, PoolStatistics
+from mongodb_session_manager._pool_statistics import _MANY_UNCOUNTED, PoolReport, PoolStatistics
 from mongodb_session_manager.clients import check_client
 from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool, create_client
 
@@ -723,3 +723,17 @@ def test_a_lock_that_was_held_at_the_fork_does_not_stop_the_child(server: Any) -
     )
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_nobody_asks_for_is_counted_all_the_same_and_fills_no_memory() -> None:
+    statistics, address = PoolStatistics(), ("db.example", 27017)
+    statistics.connection_created(ConnectionCreatedEvent(address, 1))
+    statistics.connection_ready(ConnectionReadyEvent(address, 1, 0.01))
+    for _ in range(_MANY_UNCOUNTED):
+        statistics.connection_check_out_started(ConnectionCheckOutStartedEvent(address))
+        statistics.connection_checked_out(ConnectionCheckedOutEvent(address, 1, 0.25))
+        statistics.connection_checked_in(ConnectionCheckedInEvent(address, 1))
+        assert len(statistics._uncounted) < _MANY_UNCOUNTED
+    found = statistics.read()["db.example:27017"]
+    assert (found["check_outs"], found["waiting"], found["in_use"], found["idle"]) == (_MANY_UNCOUNTED, 0, 0, 1)
+    assert found["check_out_wait_total_ms"] == pytest.approx(250 * _MANY_UNCOUNTED)

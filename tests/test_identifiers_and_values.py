@@ -16,6 +16,7 @@ from support.commands import CommandRecorder
 from support.equality import assert_same
 
 from mongodb_session_manager import InvalidIdentifierError, MongoDBSessionRepository, UnstorableValueError
+from mongodb_session_manager.encoding import fingerprint
 
 
 def message_with(value: Any, message_id: int = 0) -> SessionMessage:
@@ -670,3 +671,20 @@ def test_a_text_larger_than_a_document_is_refused_and_the_session_stays_usable(
         conversation.update_agent("s1", agent_with({"huge": "x" * (17 * 1024 * 1024)}))
     conversation.create_message("s1", "assistant", text_message("goes on"))
     assert texts(conversation, "s1", "assistant") == ["goes on"]
+
+
+class Text(str):
+    """What is no plain value, and stored as one."""
+
+
+def test_fingerprints_are_alike_where_values_are_stored_alike_and_nowhere_else() -> None:
+    unlike: list[Any] = [1, 1.0, True, "1", b"1", None, 0.0, -0.0, [1], (1,), {"a": 1, "b": 2}, {"b": 2, "a": 1}]
+    unlike += [2**70, "\ud800", {1: "a"}, {"1": "a"}, [[]], [{}]]
+    assert len({fingerprint(value) for value in unlike}) == len(unlike)
+    # Neither how often an object is in a value nor where a text came from counts.
+    one, parts = ["ab"], ["a", "b"]
+    assert fingerprint([one, one]) == fingerprint([["ab"], ["".join(parts)]])
+    assert fingerprint({"x": math.nan}) == fingerprint({"x": math.nan})
+    assert fingerprint([Text("a")]) == fingerprint(["a"])
+    with pytest.raises(UnstorableValueError, match="state cannot be stored"):
+        fingerprint(object(), "state")

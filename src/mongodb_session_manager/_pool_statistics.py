@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import defaultdict
+from collections import defaultdict, deque
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import pymongo
@@ -27,6 +28,8 @@ from pymongo.monitoring import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pymongo import MongoClient
 
 # How long a caller of `PoolReport.read` waits for the server's version, once per client. The caller may be an
@@ -147,19 +150,17 @@ class PoolStatistics(ConnectionPoolListener):
     """
 
     def __init__(self) -> None:
-        self._servers: defaultdict[tuple[str, int | None], _ServerCounts] = defaultdict(_ServerCounts)
-        # Re-entrant: a garbage collection inside a callback may close a cursor, which publishes an event.
-        self._lock = threading.RLock()
+        self._reset_after_fork()
         _listeners.add(self)
 
     def read(self) -> dict[str, ServerPoolStats]:
         """Return the counts of this moment, keyed by server (``host:port``)."""
-        with self._lock:
+        with self._counting():
             return {_host(address): counts.read() for address, counts in self._servers.items()}
 
     def pool_created(self, event: PoolCreatedEvent) -> None:
         """Begin to count for a server."""
-        with self._lock:
+        with self._counting():
             # A server that left the topology and is back numbers its connections from 1 again. What is still
             # held of the former pool is closed at its check-in.
             self._servers[event.address].drop_connections()
@@ -169,7 +170,7 @@ class PoolStatistics(ConnectionPoolListener):
 
     def pool_cleared(self, event: PoolClearedEvent) -> None:
         """Count; the connections report their own ends, those in use when they are given back."""
-        with self._lock:
+        with self._counting():
             self._servers[event.address].clears += 1
 
     def pool_closed(self, event: PoolClosedEvent) -> None:
@@ -177,7 +178,7 @@ class PoolStatistics(ConnectionPoolListener):
 
     def connection_created(self, event: ConnectionCreatedEvent) -> None:
         """A connection begins to be set up."""
-        with self._lock:
+        with self._counting():
             counts = self._servers[event.address]
             counts.created += 1
             counts.connecting += 1
@@ -185,7 +186,7 @@ class PoolStatistics(ConnectionPoolListener):
 
     def connection_ready(self, event: ConnectionReadyEvent) -> None:
         """A connection is set up."""
-        with self._lock:
+        with self._counting():
             counts = self._servers[event.address]
             if counts.holders.get(event.connection_id) == _CONNECTING:
                 counts.connecting -= 1
@@ -193,17 +194,16 @@ class PoolStatistics(ConnectionPoolListener):
 
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
         """A connection ended, perhaps while it was being set up or in use."""
-        with self._lock:
+        with self._counting():
             self._servers[event.address].drop(event.connection_id)
 
     def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
         """A thread asks for a connection."""
-        with self._lock:
-            self._servers[event.address].waiting += 1
+        self._uncounted.append(event)
 
     def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
         """A thread that asked gets none."""
-        with self._lock:
+        with self._counting():
             counts = self._servers[event.address]
             counts.check_out_failures += 1
             if event.reason == ConnectionCheckOutFailedReason.TIMEOUT:
@@ -212,22 +212,48 @@ class PoolStatistics(ConnectionPoolListener):
 
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
         """A thread that asked has a connection."""
-        with self._lock:
-            counts = self._servers[event.address]
-            counts.check_outs += 1
-            counts.waited(event.duration)
-            counts.hold(event.connection_id, 1)
+        self._uncounted.append(event)
 
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
         """A thread gives its connection back."""
+        self._uncounted.append(event)
+        if len(self._uncounted) >= _MANY_UNCOUNTED:
+            with self._counting():
+                pass
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Hold the lock, when all is counted that was told before."""
         with self._lock:
-            self._servers[event.address].hold(event.connection_id, -1)
+            with suppress(IndexError):
+                while True:
+                    self._count(self._uncounted.popleft())
+            yield
+
+    def _count(self, event: _PerCommandEvent) -> None:
+        counts = self._servers[event.address]
+        if isinstance(event, ConnectionCheckOutStartedEvent):
+            counts.waiting += 1
+        elif isinstance(event, ConnectionCheckedOutEvent):
+            counts.check_outs += 1
+            counts.waited(event.duration)
+            counts.hold(event.connection_id, 1)
+        else:
+            counts.hold(event.connection_id, -1)
 
     def _reset_after_fork(self) -> None:
         """Forget the parent's connections and threads: the child has none of them."""
-        self._servers = defaultdict(_ServerCounts)
+        self._servers: defaultdict[tuple[str, int | None], _ServerCounts] = defaultdict(_ServerCounts)
+        # What each command brings three of is counted when somebody asks, or there are many: many at once are cheap.
+        self._uncounted: deque[_PerCommandEvent] = deque()
+        # Re-entrant: a garbage collection inside a callback may close a cursor, which publishes an event.
         self._lock = threading.RLock()
 
+
+_PerCommandEvent = ConnectionCheckOutStartedEvent | ConnectionCheckedOutEvent | ConnectionCheckedInEvent
+
+# Counted in a quarter of a millisecond.
+_MANY_UNCOUNTED = 300
 
 # Stands in `_ServerCounts.holders` for a connection that is not ready yet.
 _CONNECTING = -1

@@ -24,7 +24,7 @@ from strands.types.session import SessionAgent
 from . import documents
 from .blobs import PendingBlobs
 from .documents import Document, MongoDBSessionAgent, StoredAgent
-from .encoding import encode, same
+from .encoding import encode, fingerprint
 from .errors import MongoDBSessionError
 from .guardrails import INTERVENED, facts_of_stop_reason, guardrail_event
 from .metrics import ToolCall, Totals, message_metrics, usage_since
@@ -98,42 +98,44 @@ class AgentFollower:
         outer_error: An exception that was being handled when the turn began: not the turn's own.
     """
 
+    # What most agents begin with stands here: a follower is made for each request.
+    outer_error: BaseException | None = None
+    _agent: Callable[[], Any] = staticmethod(lambda: None)
+    _in_turn = False
+    _turn_has_begun = False
+    # None: the next message makes one.
+    _turn_id: ObjectId | None = None
+    # The turn of the message before; below, what the assistant has said in it.
+    _last_turn_id: ObjectId | None = None
+    _last_answer: Answer | None = None
+    # What was given for the next answer when a turn was about to begin; None once it has begun.
+    _asked_with: Given | None = None
+    # Appended by hand: the user's message Strands is about to append, the answer that lacks metrics.
+    _expected: Expected | None = None
+    _lacking_metrics: Lacking | None = None
+    _counted_latency: float = 0
+    _window_settings: Document | None = None
+    _model_call_began: float | None = None
+    _model_call_ms: float | None = None
+    # The answer of a model call in which a guardrail intervened; below, what is known of that, and its redactions.
+    _intervened: Message | None = None
+
     def __init__(
         self, work: AgentWork, *, by_turn: bool, override: MetricsOverride, observer: Observer | None = None
     ) -> None:
         self.work = work
         self._observer = observer
         self._override = override
-        self.outer_error: BaseException | None = None
         self._by_turn = by_turn
         self._where = f"agent_id={work.agent_id!r} message"
-        self._agent: Callable[[], Any] = lambda: None
-        self._in_turn = False
-        self._turn_has_begun = False
-        # None: the next message makes one.
-        self._turn_id: ObjectId | None = None
-        # The turn of the message before, and what the assistant has said in it.
-        self._last_turn_id: ObjectId | None = None
         self._said: list[Message] = []
-        self._last_answer: Answer | None = None
-        # What was given for the next answer when a turn was about to begin; None once it has begun.
-        self._asked_with: Given | None = None
-        # Appended by hand: the user's message Strands is about to append, the answer that lacks metrics.
-        self._expected: Expected | None = None
-        self._lacking_metrics: Lacking | None = None
         self._counted_usage: dict[str, float] = {}
-        self._counted_latency: float = 0
-        self._window_settings: Document | None = None
-        self._model_call_began: float | None = None
-        self._model_call_ms: float | None = None
         # What answers used that were made anew, by model: the next message brings it into the totals.
         self._discarded: list[tuple[str | None, Document]] = []
         self._tool_call_began: dict[str, float] = {}
         self._tool_calls: dict[str, ToolCall] = {}
         # The last answer that was appended by hand; it may ask for tools, and is not in the live conversation.
         self._asked_by_hand: list[Message] = []
-        # The answer of a model call in which a guardrail intervened; what is known of that, and the redactions it made.
-        self._intervened: Message | None = None
         self._guardrail_facts: Document = {}
         self._redactions: list[Document] = []
 
@@ -147,7 +149,7 @@ class AgentFollower:
 
     def create(self, agent: Any) -> None:
         """Put a new agent, and the messages it was built with, into the next commit."""
-        blobs = self._pending_blobs()
+        blobs = PendingBlobs(self.work.blob_threshold)
         self.work.create(documents.agent_data(_session_agent(agent), blobs), blobs)
         for message in agent.messages:
             _give_tracking_id(message)
@@ -188,25 +190,36 @@ class AgentFollower:
             window = read_from(offset)
         else:
             window = stored.window[offset - stored.window_offset :]
-        order = documents.turns_together(window, _interrupted(session_agent))
-        messages = [documents.to_message(window[index]) for index in order]
-        work.know([window[index].get("message_id", offset + index) for index in order], messages)
-        if window:
-            self._last_turn_id = window[order[-1]].get("turn_id")
+        messages = self._restored(window, offset, _interrupted(session_agent)) if window else []
         if not (isinstance(agent, Agent) and agent.model.stateful):
             agent.messages = prepended + messages
-            if _trims_by_itself(agent):
-                # As at the end of the last turn, which may have moved the window and stored nothing after that.
-                agent.conversation_manager.apply_management(agent)
-            agent.messages = repair(agent.messages)
+            if agent.messages:
+                if _trims_by_itself(agent):
+                    # As at the end of the last turn, which may have moved the window and stored nothing after that.
+                    agent.conversation_manager.apply_management(agent)
+                if any("toolUse" in block or "toolResult" in block for m in agent.messages for block in m["content"]):
+                    agent.messages = repair(agent.messages)
         work.watch_state(agent.state, session_agent.state)
         known: Document = {
-            name: stored.agent_data[name] for name in ("model", "system_prompt") if name in stored.agent_data
+            "conversation_manager_state": session_agent.conversation_manager_state,
+            "_internal_state": session_agent._internal_state,
         }
-        known["conversation_manager_state"] = session_agent.conversation_manager_state
-        known["_internal_state"] = session_agent._internal_state
+        for name in ("model", "system_prompt"):
+            if name in stored.agent_data:
+                known[name] = stored.agent_data[name]
         work.is_staged(known)
         self._follow(agent)
+
+    def _restored(self, window: list[Document], offset: int, interrupted: str | None) -> list[Message]:
+        """Return the live messages of a stored window that begins at ``offset``, and take note of them."""
+        message_ids = [message.get("message_id", offset + index) for index, message in enumerate(window)]
+        if interrupted is not None or documents.turns_interleave(window):
+            order = documents.turns_together(window, interrupted)
+            window, message_ids = [window[index] for index in order], [message_ids[index] for index in order]
+        messages = [documents.to_message(message) for message in window]
+        self.work.know(message_ids, messages)
+        self._last_turn_id = window[-1].get("turn_id")
+        return messages
 
     def _follow_new(self, agent: Any) -> None:
         self.work.is_staged(_agent_fields(agent))
@@ -440,8 +453,9 @@ class AgentFollower:
         if from_agent:
             self._turn_has_begun = self._in_turn
         body["turn_id"] = self._last_turn_id = self._turn_id
-        metrics = None
+        metrics = model = None
         if role == "assistant":
+            model = _model_id(agent)
             if from_agent:
                 self._said.append(message)
             metrics = _own_metrics(message, self._model_call_ms)
@@ -462,28 +476,26 @@ class AgentFollower:
         calls = self._finished_calls(message, agent) if from_agent and carries_results else []
 
         def add_totals(totals: Totals) -> None:
-            self._add_discarded(totals)
+            if self._discarded:
+                self._add_discarded(totals)
             totals.add_message(starts_turn=begins_turn and is_said)
             if metrics is not None:
-                totals.add_model_call(_model_id(agent), metrics)
+                totals.add_model_call(model, metrics)
             for call in calls:
                 totals.add_tool_call(call)
 
         entry = self.work.append(body, size, message, add_totals, blobs, event)
         if role == "assistant":
-            self._last_answer = Answer(message, entry, _model_id(agent), metrics) if from_agent else None
+            self._last_answer = Answer(message, entry, model, metrics) if from_agent else None
 
     def _add_discarded(self, totals: Totals) -> None:
         discarded, self._discarded = self._discarded, []
         for model, metrics in discarded:
             totals.add_model_call(model, metrics)
 
-    def _pending_blobs(self) -> PendingBlobs:
-        return PendingBlobs(self.work.blob_threshold)
-
     def _body(self, message: Message) -> tuple[Document, int, PendingBlobs | None]:
         """Return what is stored of a message, its size in bytes, and the blobs that were taken out of it."""
-        blobs = self._pending_blobs()
+        blobs = PendingBlobs(self.work.blob_threshold)
         try:
             body, size = documents.measured_body(message, self._where, blobs)
         except Exception:
@@ -525,11 +537,11 @@ class AgentFollower:
         body = expected.body
         # Nobody has seen the id that Strands gave it a moment ago; this one is stored.
         message["tracking_id"] = body["tracking_id"]
-        before = encode(documents.text_blocks(expected.entry.source["content"]))
+        before = fingerprint(documents.text_blocks(expected.entry.source["content"]))
         expected.entry.source = message
         self._turn_id = body["turn_id"]
         self._turn_has_begun = self._in_turn
-        if not same(encode(documents.text_blocks(message["content"])), before):
+        if fingerprint(documents.text_blocks(message["content"])) != before:
             self._replace(expected.entry, message)
 
     def _finished_calls(self, message: Message, agent: Any) -> list[ToolCall]:
@@ -636,7 +648,7 @@ def _is_same(expected: Expected, message: Message) -> bool:
     if expected.text:
         return expected.text == documents.message_text(message)
     one, other = expected.entry.source["content"], message["content"]
-    return same(encode(documents.text_blocks(one)), encode(documents.text_blocks(other)))
+    return fingerprint(documents.text_blocks(one)) == fingerprint(documents.text_blocks(other))
 
 
 def _tool_name(tool_use_id: str, messages: list[Message]) -> str | None:

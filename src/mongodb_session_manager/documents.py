@@ -7,6 +7,7 @@ documents without counters, and fields it does not know.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -190,14 +191,13 @@ def measured_body(message: Mapping[str, Any], where: str, blobs: PendingBlobs | 
     """
     if not isinstance(message, (dict, Mapping)) or "role" not in message or "content" not in message:
         raise UnstorableValueError(f"{where} is no message: it needs 'role' and 'content'")
-    body: Document = {}
-    extra: Document = {}
-    for name, value in message.items():
-        (body if name in _MESSAGE_FIELDS else extra)[name] = value
-    body["content"] = text_blocks(body["content"])
-    body = encode(body, where, blobs)
+    extra = message.keys() - _MESSAGE_FIELDS
+    plain = {name: value for name, value in message.items() if name not in extra} if extra else message
+    if isinstance(message["content"], str):
+        plain = {**plain, "content": text_blocks(message["content"])}
+    body: Document = encode(plain, where, blobs)
     if extra:
-        body["extra"] = encode(extra, where, blobs)
+        body["extra"] = encode({name: value for name, value in message.items() if name in extra}, where, blobs)
     return body, check_size(body, where)
 
 
@@ -312,6 +312,14 @@ def to_session_message(stored: Mapping[str, Any]) -> SessionMessage:
         created_at=to_iso(stored.get("created_at")),
         updated_at=to_iso(stored.get("updated_at")),
     )
+
+
+def turns_interleave(window: list[Document]) -> bool:
+    """Return whether a turn of a window may be in several pieces, so that ``turns_together`` is to look at it."""
+    # By their bytes: an ObjectId is hashed and compared by Python code.
+    turns = [getattr(turn := message.get("turn_id"), "binary", turn) for message in window]
+    pieces: int = 1 + sum(map(operator.ne, turns, turns[1:]))
+    return pieces > max(1, len(set(turns)))
 
 
 def turns_together(window: list[Document], interrupted: str | None = None) -> list[int]:

@@ -75,8 +75,12 @@ def facts_of_trace(trace: Any) -> Document:
 
 def facts_of_config(config: Any) -> Document:
     """Return ``{"guardrail_id": …, "guardrail_version": …}`` of a model's configuration; ``{}`` if it names none."""
-    names = ("guardrail_id", "guardrail_version")
-    return {name: text for name in names if (text := _text(_mapping(config).get(name))) is not None}
+    facts: Document = {}
+    if isinstance(config, dict):
+        for name in ("guardrail_id", "guardrail_version"):
+            if name in config and (text := _text(config[name])) is not None:
+                facts[name] = text
+    return facts
 
 
 def facts_of_stop_reason(stop_reason: Any) -> Document:

@@ -26,6 +26,7 @@ MAX_TOKENS = 2**53
 _MAX_INTEGER = 2**40
 
 _TOKENS = ("inputTokens", "outputTokens", "totalTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
+_TIMES = ("latencyMs", "timeToFirstByteMs")
 
 
 @dataclass
@@ -55,46 +56,42 @@ class Totals:
     increments: dict[str, float] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
 
-    def add(self, path: str, amount: float) -> None:
-        """Add ``amount`` at ``path``."""
-        amount = amount if abs(amount) <= _MAX_INTEGER else float(amount)
-        self.increments[path] = self.increments.get(path, 0) + amount
+    def add(self, path: str, amounts: Mapping[str, float]) -> None:
+        """Add amounts, by their names below ``path``, which is empty or ends with a dot."""
+        increments = self.increments
+        for name, amount in amounts.items():
+            name = path + name
+            increments[name] = increments.get(name, 0) + (amount if abs(amount) <= _MAX_INTEGER else float(amount))
 
     def add_message(self, starts_turn: bool) -> None:
         """Count one message, and the turn it begins."""
-        self.add("messages", 1)
-        if starts_turn:
-            self.add("turns", 1)
+        self.add("", {"messages": 1, "turns": 1} if starts_turn else {"messages": 1})
 
     def add_model_call(self, model: str | None, metrics: Mapping[str, Any]) -> None:
         """Count what one answer of a model used; ``metrics`` is a stored ``event_loop_metrics``."""
-        path = f"models.{encode_key(model or 'unknown')}"
-        self.add_tokens(model, metrics)
-        amounts = {f"{path}.calls": 1}
+        path = f"models.{encode_key(model or 'unknown')}."
+        amounts = {**metrics["accumulated_usage"], "calls": 1}
         latency = metrics["accumulated_metrics"].get("latencyMs", 0)
         if latency > 0:
-            amounts[f"{path}.latency.count"] = 1
-            amounts[f"{path}.latency.sum"] = latency
-            amounts[f"{path}.latency.buckets.{latency_bucket(latency)}"] = 1
-            self.maxima[f"{path}.latency.max"] = max(latency, self.maxima.get(f"{path}.latency.max", 0))
-        for name, amount in amounts.items():
-            self.add(name, amount)
+            amounts["latency.count"] = 1
+            amounts["latency.sum"] = latency
+            amounts[f"latency.buckets.{latency_bucket(latency)}"] = 1
+            self.maxima[path + "latency.max"] = max(latency, self.maxima.get(path + "latency.max", 0))
+        self.add(path, amounts)
 
     def add_tokens(self, model: str | None, metrics: Mapping[str, Any], sign: int = 1) -> None:
         """Count the tokens of an answer, and not the answer; with ``sign=-1``, count them no longer."""
-        path = f"models.{encode_key(model or 'unknown')}"
-        for name, amount in metrics["accumulated_usage"].items():
-            if name in _TOKENS:
-                self.add(f"{path}.{name}", sign * amount)
+        path = f"models.{encode_key(model or 'unknown')}."
+        self.add(path, {name: sign * amount for name, amount in metrics["accumulated_usage"].items()})
 
     def add_tool_call(self, call: ToolCall) -> None:
         """Count one finished call of a tool."""
-        path = f"tools.{encode_key(call.name)}"
-        self.add(f"{path}.calls", 1)
+        amounts: dict[str, float] = {"calls": 1}
         if call.failed:
-            self.add(f"{path}.errors", 1)
+            amounts["errors"] = 1
         if call.milliseconds is not None:
-            self.add(f"{path}.milliseconds", call.milliseconds)
+            amounts["milliseconds"] = call.milliseconds
+        self.add(f"tools.{encode_key(call.name)}.", amounts)
 
 
 def latency_bucket(milliseconds: float) -> int:
@@ -111,8 +108,8 @@ def message_metrics(usage: Any, metrics: Any, measured_ms: float | None) -> Docu
         measured_ms: How long the call took by this process's clock. It stands in where a provider reports 0
             (OpenAI, LiteLLM and Anthropic do).
     """
-    tokens = {name: value for name, value in _numbers(usage).items() if name in _TOKENS}
-    times = _numbers(metrics)
+    tokens = _numbers(usage, _TOKENS)
+    times = _numbers(metrics, _TIMES)
     if not tokens and not times:
         return None
     latency = times.get("latencyMs", 0)
@@ -131,17 +128,17 @@ def usage_since(current: Any, counted: Mapping[str, float]) -> Document:
     """Return by how much an agent's accumulated usage has grown beyond what was already counted."""
     return {
         name: value - counted.get(name, 0)
-        for name, value in _numbers(current).items()
-        if name in _TOKENS and value > counted.get(name, 0)
+        for name, value in _numbers(current, _TOKENS).items()
+        if value > counted.get(name, 0)
     }
 
 
-def _numbers(source: Any) -> dict[str, Any]:
+def _numbers(source: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """Return the numbers that can be true; no NaN, nothing negative, nothing that would take a sum beyond 64 bits."""
-    if not isinstance(source, (dict, Mapping)):
-        return {}
-    return {
-        name: value
-        for name, value in source.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
-    }
+    found: dict[str, Any] = {}
+    if isinstance(source, (dict, Mapping)):
+        for name in names:
+            value = source.get(name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
+                found[name] = value
+    return found

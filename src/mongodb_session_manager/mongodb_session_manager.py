@@ -40,11 +40,11 @@ from strands.types.session import Session
 
 from . import documents
 from .agent_follower import AgentFollower, add_new_agent
-from .archive_policy import ArchivePolicy, DocumentSize
+from .archive_policy import ArchivePolicy, DocumentSize, archive_policy
 from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs, check_threshold
 from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in_event_loop, settle
 from .documents import Document, StoredAgent
-from .encoding import encode, same
+from .encoding import encode, fingerprint
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
 from .expiry import check_ttl, first_expiry
 from .guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
@@ -152,7 +152,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         if durability not in ("message", "turn"):
             raise ValueError(f"durability must be 'message' or 'turn', not {durability!r}")
         _check_on_conflict(on_conflict)
-        self._archive_policy = ArchivePolicy(archive_after_messages, archive_after_bytes, archive_block)
+        self._archive_policy = archive_policy(archive_after_messages, archive_after_bytes, archive_block)
         self._blob_threshold = check_threshold(blob_threshold_bytes)
         self._ttl = check_ttl(ttl_hours)
         self._metadata_hook = check_hook(metadata_hook, "metadata_hook")
@@ -189,34 +189,27 @@ class MongoDBSessionManager(RepositorySessionManager):
         # For whoever closes the manager when the agents are out of scope: what changed in them since their last event.
         self._kept_agents: list[Any] | None = None
         self._multi_agents: dict[str, Outbox] = {}
-        self._multi_agent_states: dict[str, Any] = {}
+        self._multi_agent_states: dict[str, bytes] = {}
         self._closed = False
 
     # --- Strands' hooks ---------------------------------------------------------------------------------------------
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
         """Follow an agent, graph or swarm. Callbacks that store are coroutines, so no event loop waits for MongoDB."""
-        add = registry.add_callback
-        first, last = HookOrder.SDK_FIRST, HookOrder.SDK_LAST
-        add(AgentInitializedEvent, lambda event: self.initialize(event.agent))
-        add(BeforeInvocationEvent, lambda event: self._follower(event.agent).turn_is_asked_for(), order=first)
-        # Last, so that a callback that fails before it leaves no turn open.
-        add(BeforeInvocationEvent, lambda event: self._follower(event.agent).begin_turn(), order=last)
-        # The clocks run as close to the call as they can.
-        add(BeforeModelCallEvent, lambda event: self._follower(event.agent).model_call_begins(), order=last)
-        add(AfterModelCallEvent, self._model_call_ends, order=first)
-        # Last, when it is known whether a callback wants another answer.
-        add(AfterModelCallEvent, self._model_call_judged, order=last)
-        add(BeforeToolCallEvent, self._tool_call_begins, order=last)
-        add(AfterToolCallEvent, self._tool_call_ends, order=first)
-        add(MessageAddedEvent, self._message_added)
-        add(MessageUpdatedEvent, self._message_updated)
-        # Last, so that what other callbacks change in the agent's state is stored with the turn.
-        for turn_ended in (AfterInvocationEvent, BidiResponseStopEvent, BidiAgentStopEvent):
-            add(turn_ended, self._turn_ended, order=last)
-        add(MultiAgentInitializedEvent, self._multi_agent_initialized)
-        add(AfterNodeCallEvent, self._multi_agent_changed)
-        add(AfterMultiAgentInvocationEvent, self._multi_agent_changed)
+        for event_type, callback, order in _CALLBACKS:
+            registry.add_callback(event_type, getattr(self, callback), order=order)
+
+    def _agent_initialized(self, event: AgentInitializedEvent) -> None:
+        self.initialize(event.agent)
+
+    def _turn_is_asked_for(self, event: BeforeInvocationEvent) -> None:
+        self._follower(event.agent).turn_is_asked_for()
+
+    def _turn_begins(self, event: BeforeInvocationEvent) -> None:
+        self._follower(event.agent).begin_turn()
+
+    def _model_call_begins(self, event: BeforeModelCallEvent) -> None:
+        self._follower(event.agent).model_call_begins()
 
     def _model_call_ends(self, event: AfterModelCallEvent) -> None:
         answer = event.stop_response
@@ -251,7 +244,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             follower.stage_agent(agent)
         finally:
             if alone_on_a_private_loop():
-                _wait(follower.work.send(at_once=True))
+                follower.work.send_at_once()
             else:
                 await _settle(follower.work.send())
 
@@ -781,7 +774,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._incarnation = opened.incarnation
         self._document.bytes = opened.bytes
         self._parts_should_expire = self._ttl is not None and not opened.parts_expire
-        if any(document["incarnation"] == opened.incarnation for document in created):
+        if created and any(document["incarnation"] == opened.incarnation for document in created):
             return {keys[0]: _CREATED}
         return opened.agents
 
@@ -833,7 +826,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _begin_multi_agent(self, source: Any, state: Any) -> Sending | None:
         if state is None:
             return self._stage_multi_agent(source)
-        self._multi_agent_states[source.id] = encode(state)
+        self._multi_agent_states[source.id] = fingerprint(state)
         source.deserialize_state(state)
         return None
 
@@ -841,16 +834,16 @@ class MongoDBSessionManager(RepositorySessionManager):
         multi_agent_id = check_id(source.id, "multi_agent_id")
         where = f"multi_agent_id={multi_agent_id!r} state"
         state = source.serialize_state()
-        encoded = encode(state, where)
+        mark = fingerprint(state, where)
         outbox = self._multi_agents.get(multi_agent_id)
         if outbox is None:
             outbox = Outbox(self._pool, self._store, self._session_ref, self._filled, self._sent)
             self._multi_agents[multi_agent_id] = outbox
-        if not same(encoded, self._multi_agent_states.get(multi_agent_id)):
+        if mark != self._multi_agent_states.get(multi_agent_id):
             blobs = PendingBlobs(self._blob_threshold)
             stored = encode(state, where, blobs)
             documents.check_size({"state": stored}, where)
-            self._multi_agent_states[multi_agent_id] = encoded
+            self._multi_agent_states[multi_agent_id] = mark
             outbox.put(MultiAgentOperation(multi_agent_id, stored, blobs))
         return outbox.send()
 
@@ -983,13 +976,15 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _sent(self) -> None:
         # In this order: another thread may fill an outbox in between.
         _unsent.discard(self)
-        waiting = [outbox for outbox in self._outboxes() if outbox.unsent]
-        if not waiting:
-            return
-        if all(outbox.failure_is_known for outbox in waiting):
+        failed = False
+        for outbox in self._outboxes():
+            if outbox.unsent:
+                if not outbox.failure_is_known:
+                    _unsent.add(self)
+                    return
+                failed = True
+        if failed:
             _failed.add(self)
-        else:
-            _unsent.add(self)
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
@@ -1029,6 +1024,30 @@ def create_mongodb_session_manager(
     """Return a session manager; a shorthand for ``MongoDBSessionManager`` with the same parameters."""
     return MongoDBSessionManager(session_id, connection_string, database_name, collection_name, client, **kwargs)
 
+
+# Which method follows which event. `SDK_FIRST` is called before all other callbacks, `SDK_LAST` after them.
+_CALLBACKS: tuple[tuple[type[Any], str, float], ...] = (
+    (AgentInitializedEvent, "_agent_initialized", HookOrder.DEFAULT),
+    (BeforeInvocationEvent, "_turn_is_asked_for", HookOrder.SDK_FIRST),
+    # Last, so that a callback that fails before it leaves no turn open.
+    (BeforeInvocationEvent, "_turn_begins", HookOrder.SDK_LAST),
+    # The clocks run as close to the call as they can.
+    (BeforeModelCallEvent, "_model_call_begins", HookOrder.SDK_LAST),
+    (AfterModelCallEvent, "_model_call_ends", HookOrder.SDK_FIRST),
+    # Last, when it is known whether a callback wants another answer.
+    (AfterModelCallEvent, "_model_call_judged", HookOrder.SDK_LAST),
+    (BeforeToolCallEvent, "_tool_call_begins", HookOrder.SDK_LAST),
+    (AfterToolCallEvent, "_tool_call_ends", HookOrder.SDK_FIRST),
+    (MessageAddedEvent, "_message_added", HookOrder.DEFAULT),
+    (MessageUpdatedEvent, "_message_updated", HookOrder.DEFAULT),
+    # Last, so that what other callbacks change in the agent's state is stored with the turn.
+    (AfterInvocationEvent, "_turn_ended", HookOrder.SDK_LAST),
+    (BidiResponseStopEvent, "_turn_ended", HookOrder.SDK_LAST),
+    (BidiAgentStopEvent, "_turn_ended", HookOrder.SDK_LAST),
+    (MultiAgentInitializedEvent, "_multi_agent_initialized", HookOrder.DEFAULT),
+    (AfterNodeCallEvent, "_multi_agent_changed", HookOrder.DEFAULT),
+    (AfterMultiAgentInvocationEvent, "_multi_agent_changed", HookOrder.DEFAULT),
+)
 
 # Stands for an agent that was stored together with a new session: there is nothing to restore.
 _CREATED = StoredAgent(agent_data=None)

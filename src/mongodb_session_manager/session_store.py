@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, TypeVar
 
 from bson import ObjectId
@@ -684,11 +685,9 @@ class SessionStore:
         return found
 
     def _send(self, update: Update, *, upsert: bool = False) -> UpdateResult:
+        which, changes, array_filters = update
         return self._with_room(
-            update,
-            lambda: self._writes.update_one(
-                update.filter, update.update, upsert=upsert, array_filters=update.array_filters
-            ),
+            update, partial(self._writes.update_one, which, changes, upsert=upsert, array_filters=array_filters)
         )
 
     def _with_room(self, update: Update, send: Callable[[], T]) -> T:

@@ -151,14 +151,16 @@ class Commit:
 def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
     """Return the update that stores everything in ``work``, or nothing of it."""
     agent = f"agents.{work.key}"
-    messages = [
-        message_document(work.position + index, body, body.get("created_at", now), now)
-        for index, body in enumerate(work.messages)
-    ]
+    messages: list[Document] = []
+    for body in work.messages:
+        message_id = work.position + len(messages)
+        messages.append(message_document(message_id, body, body.get("created_at", now), now))
     if messages:
         messages[0]["commit_id"] = work.commit_id
     changed: Document = {}
-    interventions = [_intervention(work.key, work.position + index, event) for index, event in work.guardrail_events]
+    interventions: list[Document] = []
+    for index, event in work.guardrail_events:
+        interventions.append(_intervention(work.key, work.position + index, event))
     if work.creates is not None:
         record = new_agent({**work.creates, **work.fields}, now)
         record["message_count"] = len(messages)
@@ -172,12 +174,13 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
         changed[f"{agent}.agent_data.{name}"] = value
     if not messages:
         return session.write(now, {"$set": changed}, {agent: {"$exists": True}})
-    update: Document = {"$set": changed, "$push": {f"{agent}.messages": {"$each": messages}}}
-    update["$inc"] = {f"{agent}.message_count": len(messages)}
+    increments: Document = {f"{agent}.message_count": len(messages)}
+    update: Document = {"$set": changed, "$push": {f"{agent}.messages": {"$each": messages}}, "$inc": increments}
+    usage = f"{agent}.usage."
     for path, amount in work.totals.increments.items():
-        update["$inc"][f"{agent}.usage.{path}"] = amount
-    if work.totals.maxima:
-        update["$max"] = {f"{agent}.usage.{path}": value for path, value in work.totals.maxima.items()}
+        increments[usage + path] = amount
+    for path, value in work.totals.maxima.items():
+        update.setdefault("$max", {})[usage + path] = value
     return session.write(now, _recording(interventions, update), {f"{agent}.message_count": work.position})
 
 
@@ -632,7 +635,7 @@ def open_projection(agent_keys: Sequence[str]) -> Document:
         "bytes": {"$bsonSize": "$$ROOT"},
         "expired": EXPIRED,
         "parts_expire_at": 1,
-        "agents_opened": {"$cond": [EXPIRED, [], [_agent_window(key) for key in agent_keys]]},
+        "agents_opened": {"$cond": [EXPIRED, [], list(map(_agent_window, agent_keys))]},
     }
 
 

@@ -24,14 +24,12 @@ from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
 from .blobs import PendingBlobs
 from .command_pool import CommandPool, settle
 from .documents import Document, check_size
-from .encoding import blob_markers, encode, same, to_bson
+from .encoding import blob_markers, encode, fingerprint, to_bson
 from .errors import UnstorableValueError
 from .metrics import Totals
 from .session_store import SessionStore, now
 from .statements import Commit, SessionRef, late_metrics, message_projection
 from .telemetry import span
-
-_NEVER_STAGED = object()
 
 # What an agent's record may be without.
 _STATES = ("state", "conversation_manager_state", "_internal_state")
@@ -107,8 +105,11 @@ class AppendOperation:
         if not self.placed:
             self.placed = True
             self.work.position = self.agent.position
-        self.work.messages = [entry.body for entry in self.entries]
-        self.work.guardrail_events = [(i, event) for i, e in enumerate(self.entries) for event in e.guardrail_events]
+        self.work.messages, self.work.guardrail_events = [], []
+        for index, entry in enumerate(self.entries):
+            self.work.messages.append(entry.body)
+            for event in entry.guardrail_events:
+                self.work.guardrail_events.append((index, event))
         document = self.agent.document
         if document.bytes + self.bytes > document.make_room_above:
             left = store.archiver.make_room(session.session_id, self.bytes)
@@ -274,29 +275,43 @@ class Outbox:
             self.queue.append(operation)
         self._fill()
 
-    def send(self, *, at_once: bool = False) -> Sending | None:
-        """Begin to send whatever is queued; return what to wait for, or None if there is nothing.
+    def send(self) -> Sending | None:
+        """Begin to send whatever is queued; return what to wait for, or None if there is nothing."""
+        future, is_mine = self._begin_to_send()
+        if future is None:
+            return None
+        if is_mine:
+            try:
+                self._pool.submit(lambda: self._drain(future))
+            except BaseException as error:
+                with self.lock:
+                    self._sending = None
+                future.set_exception(error)  # Or everybody would wait for what nobody sends.
+                raise
+        return Sending(self, future)
 
-        Args:
-            at_once: Whether to send in the caller's thread and return when it is done.
-        """
+    def send_at_once(self) -> None:
+        """Send whatever is queued in the caller's thread, or wait for the one that does; raise why it failed."""
+        future, is_mine = self._begin_to_send()
+        if future is None:
+            return
+        if is_mine:
+            self._drain(future)
+        try:
+            future.result()
+        except Exception:
+            self.failure_was_told()
+            raise
+
+    def _begin_to_send(self) -> tuple[Future[None] | None, bool]:
+        """Return what is under way, which goes on until the queue is empty, and whether the caller is to do it."""
         with self.lock:
             if self._sending is not None:
-                return Sending(self, self._sending)  # It goes on until the queue is empty.
+                return self._sending, False
             if not self._has_work():
-                return None
-            future = self._sending = Future()
-        if at_once:
-            self._drain(future)
-            return Sending(self, future)
-        try:
-            self._pool.submit(lambda: self._drain(future))
-        except BaseException as error:
-            with self.lock:
-                self._sending = None
-            future.set_exception(error)  # Or everybody would wait for what nobody sends.
-            raise
-        return Sending(self, future)
+                return None, False
+            self._sending = Future()
+            return self._sending, True
 
     def failure_was_told(self) -> None:
         """Take note that somebody has been told that what waits could not be stored."""
@@ -404,6 +419,18 @@ class AgentWork(Outbox):
         indexed: The ``position`` up to which this process knows the search to have the messages; -1 if it knows none.
     """
 
+    archiving: Future[None] | None = None
+    indexing: Future[None] | None = None
+    indexed = -1
+    rebase = True
+    position = 0
+    last: Entry | None = None
+    _last_restored: Entry | None = None
+    _state: Any = None
+    _state_version: int | None = None
+    _stored_state: Any = None
+    _changed_state: Any = None
+
     def __init__(self, agent_id: str, key: str, document: DocumentSize, blob_threshold: int, *args: Any) -> None:
         super().__init__(*args)
         self.agent_id = agent_id
@@ -411,30 +438,25 @@ class AgentWork(Outbox):
         self.document = document
         self.blob_threshold = blob_threshold
         self.embedded = Embedded()
-        self.archiving: Future[None] | None = None
-        self.indexing: Future[None] | None = None
-        self.indexed = -1
-        self.rebase = True
-        self.position = 0
-        self.last: Entry | None = None
         # By tracking id, oldest first. Restored messages join on first need: few are ever looked for.
         self._known: dict[str, list[Entry]] = {}
         self._restored: list[tuple[int, Any]] = []
         self._restored_ids: set[str | None] = set()
-        # What each field was last staged with, encoded. State is compared by identity and version first.
-        self._staged: Document = {}
+        # What each field was last staged with, as a fingerprint. State is compared by identity and version first.
+        self._staged: dict[str, bytes] = {}
         self._riding: Document = {}
-        self._state: Any = None
-        self._state_version: int | None = None
-        self._stored_state: Any = None
-        self._changed_state: Any = None
 
     @property
     def waiting_bytes(self) -> int:
         """Size of what waits, in bytes; blobs count, too."""
-        waiting = [operation for operation in list(self.queue) if isinstance(operation, AppendOperation)]
-        blobs = [entry.blobs.total_bytes for operation in waiting for entry in operation.entries if entry.blobs]
-        return sum(operation.bytes for operation in waiting) + sum(blobs)
+        size = 0
+        for operation in list(self.queue):
+            if isinstance(operation, AppendOperation):
+                size += operation.bytes
+                for entry in operation.entries:
+                    if entry.blobs is not None:
+                        size += entry.blobs.total_bytes
+        return size
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -468,8 +490,7 @@ class AgentWork(Outbox):
         self._restored = list(zip(message_ids, messages, strict=True))
         self._restored_ids = {message.get("tracking_id") for message in messages}
         if messages:
-            same = self.known(messages[-1].get("tracking_id"))
-            self.last = same[-1] if same else Entry(message_ids[-1], source=messages[-1])
+            self.last = self._last_restored = Entry(message_ids[-1], source=messages[-1])
 
     def known(self, tracking_id: str | None) -> list[Entry]:
         """Return the known messages with this ``tracking_id``, oldest first."""
@@ -477,8 +498,9 @@ class AgentWork(Outbox):
             return []
         if tracking_id in self._restored_ids:
             self._restored_ids.remove(tracking_id)
+            last = self._last_restored
             entries = [
-                Entry(message_id, source=source)
+                last if last is not None and source is last.source else Entry(message_id, source=source)
                 for message_id, source in self._restored
                 if source.get("tracking_id") == tracking_id
             ]
@@ -669,19 +691,20 @@ class AgentWork(Outbox):
             fields: The fields, as they are now.
             riding: Name of a field that is not worth a commit of its own: it waits for one that is made anyway.
         """
-        staged: Document = {}
+        staged: dict[str, bytes] = {}
+        for name, value in fields.items():
+            mark = fingerprint(value, name)
+            if mark != self._staged.get(name):
+                staged[name] = mark
+        if not staged:
+            return
         changed: Document = {}
+        # Each commit uploads its own, for those of another may be gone.
         blobs = PendingBlobs(self.blob_threshold)
         size = 0
-        for name, value in fields.items():
-            encoded = encode(value, name)
-            if not same(encoded, self._staged.get(name, _NEVER_STAGED)):
-                staged[name] = encoded
-                # Once more, with its blobs taken out: each commit uploads its own, for those of another may be gone.
-                changed[name] = encode(value, name, blobs)
-                size += check_size({name: changed[name]}, f"agent_id={self.agent_id!r} {name}")
-        if not changed:
-            return
+        for name in staged:
+            changed[name] = encode(fields[name], name, blobs)
+            size += check_size({name: changed[name]}, f"agent_id={self.agent_id!r} {name}")
         # All or nothing: what is refused above leaves the others to be found changed again.
         self._staged.update(staged)
         waits = changed.keys() == {riding} and not blobs.blobs
@@ -699,7 +722,8 @@ class AgentWork(Outbox):
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:
         """Take note of fields as they are stored."""
-        self._staged.update(encode(fields))
+        for name, value in fields.items():
+            self._staged[name] = fingerprint(value, name)
 
     def watch_state(self, state: Any, stored: Any) -> None:
         """Take note that ``stored`` is what the store holds of ``state``, an ``AgentState``."""
@@ -728,7 +752,7 @@ class AgentWork(Outbox):
         version = state._get_version()
         value = state.get()  # A deep copy: 31 ms for 5,000 small dictionaries. Hence here, in a thread.
         if self._stored_state is not None:
-            self._staged["state"] = encode(self._stored_state)
+            self._staged["state"] = fingerprint(self._stored_state)
             self._stored_state = None
         self._state, self._state_version = state, version
         self.stage({"state": value})
