@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 from pymongo import MongoClient
+from support.databases import FurnishedDatabases
 
 from mongodb_session_manager.local import LocalMongoDB
 
@@ -83,18 +84,42 @@ def client(server: LocalMongoDB) -> Iterator[MongoClient[dict[str, Any]]]:
         yield plain
 
 
+@pytest.fixture(scope="session")
+def furnished(client: MongoClient[dict[str, Any]]) -> FurnishedDatabases:
+    """Databases of `server` that have their collections and indexes already."""
+    return FurnishedDatabases(client)
+
+
 @pytest.fixture
-def database_name(client: MongoClient[dict[str, Any]]) -> Iterator[str]:
-    """The name of a database that is this test's own, dropped after it."""
-    name = f"test_{uuid.uuid4().hex}"
-    yield name
-    client.drop_database(name)
+def database_name(
+    request: pytest.FixtureRequest,
+    server: LocalMongoDB,
+    client: MongoClient[dict[str, Any]],
+    furnished: FurnishedDatabases,
+) -> Iterator[str]:
+    """The name of a database that is this test's own, without any document.
+
+    On a standalone server it is new. On a replica set, where a new collection costs three nodes more than most tests,
+    it has the collections of a session already; nothing but a test that is marked `new_database` can tell.
+    """
+    if server.kind == "replica_set" and request.node.get_closest_marker("new_database") is None:
+        with furnished.lend() as name:
+            yield name
+    else:
+        name = f"test_{uuid.uuid4().hex}"
+        yield name
+        client.drop_database(name)
 
 
 @pytest.fixture
 def database(client: MongoClient[dict[str, Any]], database_name: str) -> Database[dict[str, Any]]:
     """This test's own database."""
     return client[database_name]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the marks mean that are only of use here."""
+    config.addinivalue_line("markers", "new_database: needs a database without collections on a replica set as well")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """Run as a program: a turn that moves the parts of its session on, in a process killed at each command in turn.
 
-Usage: `python -m support.expiry_crash_script URI DATABASE`. As in `support/crash_script.py`; each child begins with what
-is kept in the database (`support/snapshots.py`). Prints a line of JSON per child, a `Crash`.
+Usage: `python -m support.expiry_crash_script URI DATABASE`. As in `support/crash_script.py`; each child begins with
+what is kept in the database (`support/snapshots.py`). Prints a line of JSON per child, a `Crash`.
 """
 
 from __future__ import annotations
