@@ -44,18 +44,20 @@ class FurnishedDatabases:
 
     def _furnish(self) -> tuple[str, Any]:
         name = f"test_{uuid.uuid4().hex}"
-        with MongoDBSessionManager(
-            "s",
-            client=self._client,
-            database_name=name,
-            collection_name=SESSIONS,
-            blob_threshold_bytes=THRESHOLD,
-            index_messages=True,
-            **SMALL,
-        ) as manager:
-            agent = talker(manager, conversation_manager=SlidingWindowConversationManager(window_size=2))
-            for n in range(5):
-                agent(shown(f"{n}", n))
+        for ttl_hours in (None, 1):
+            with MongoDBSessionManager(
+                f"{ttl_hours}",
+                client=self._client,
+                database_name=name,
+                collection_name=SESSIONS,
+                blob_threshold_bytes=THRESHOLD,
+                index_messages=True,
+                ttl_hours=ttl_hours,
+                **SMALL,
+            ) as manager:
+                agent = talker(manager, conversation_manager=SlidingWindowConversationManager(window_size=2))
+                for n in range(5):
+                    agent(shown(f"{n}", n))
         _empty(self._client[name])
         return name, _furniture(self._client[name])
 
