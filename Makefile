@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## A conversation survives a restart, on a bundled MongoDB wi
 	$(BIN)/python examples/example_calculator_tool.py
 
 test: $(INSTALLED) ## All tests, on a standalone MongoDB and on a replica set.
-	$(BIN)/python -m pytest --numprocesses 3
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 check: lint types ## Lint, format and type checks.
 
