@@ -24,7 +24,7 @@ playground: $(INSTALLED) ## A chat in the browser, on a bundled MongoDB with an 
 	$(BIN)/python playground/chat/playground.py
 
 test: browser ## All tests, on a standalone MongoDB and on a replica set; the playground in a browser.
-	$(BIN)/python -m pytest --numprocesses 3
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 browser: $(INSTALLED) ## A Chromium for the tests and pictures, if the machine has none.
 	@$(BIN)/python tests/support/chromium.py

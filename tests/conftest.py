@@ -7,14 +7,18 @@ replica set. Each server is started when the first test needs it and lives until
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 from pymongo import MongoClient
 from support.chromium import MISSING
+from support.databases import FurnishedDatabases
 
 from mongodb_session_manager.local import LocalMongoDB
 
@@ -33,17 +37,43 @@ SERVERS = ["external"] if os.environ.get("MONGODB_URI") else ["standalone", "rep
 PARAMETERS = {"enableTestCommands": 1, "ttlMonitorSleepSecs": 1}
 
 
+# Where a node that is killed loses nothing of what it wrote, and an fsync costs nothing: half of a server's time.
+MEMORY = Path("/dev/shm")
+MEMORY_NEEDED = 12 * 2**30  # For three workers with four servers each; half of it is theirs wherever the files are.
+
+
+def memory_is_plenty() -> bool:
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < MEMORY_NEEDED:
+        return False
+    figures = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(figures["MemAvailable"].split()[0]) * 1024 > MEMORY_NEEDED
+
+
+@contextlib.contextmanager
+def running(**options: Any) -> Iterator[LocalMongoDB]:
+    """A server with its files in memory, if there is plenty."""
+    with pytest.MonkeyPatch.context() as patch:
+        if memory_is_plenty():
+            patch.setenv("TMPDIR", str(MEMORY))
+        server = LocalMongoDB(parameters=PARAMETERS, **options)
+        server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def standalone() -> Iterator[LocalMongoDB]:
     """A standalone server."""
-    with LocalMongoDB(parameters=PARAMETERS) as server:
+    with running() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def replica_set() -> Iterator[LocalMongoDB]:
     """A replica set of three nodes. A test that ends a node starts one of its own instead."""
-    with LocalMongoDB(replica_set=True, parameters=PARAMETERS) as server:
+    with running(replica_set=True) as server:
         yield server
 
 
@@ -62,18 +92,42 @@ def client(server: LocalMongoDB) -> Iterator[MongoClient[dict[str, Any]]]:
         yield plain
 
 
+@pytest.fixture(scope="session")
+def furnished(client: MongoClient[dict[str, Any]]) -> FurnishedDatabases:
+    """Databases of `server` that have their collections and indexes already."""
+    return FurnishedDatabases(client)
+
+
 @pytest.fixture
-def database_name(client: MongoClient[dict[str, Any]]) -> Iterator[str]:
-    """The name of a database that is this test's own, dropped after it."""
-    name = f"test_{uuid.uuid4().hex}"
-    yield name
-    client.drop_database(name)
+def database_name(
+    request: pytest.FixtureRequest,
+    server: LocalMongoDB,
+    client: MongoClient[dict[str, Any]],
+    furnished: FurnishedDatabases,
+) -> Iterator[str]:
+    """The name of a database that is this test's own, without any document.
+
+    On a standalone server it is new. On a replica set, where a new collection costs three nodes more than most tests,
+    it has the collections of a session already; nothing but a test that is marked `new_database` can tell.
+    """
+    if server.kind == "replica_set" and request.node.get_closest_marker("new_database") is None:
+        with furnished.lend() as name:
+            yield name
+    else:
+        name = f"test_{uuid.uuid4().hex}"
+        yield name
+        client.drop_database(name)
 
 
 @pytest.fixture
 def database(client: MongoClient[dict[str, Any]], database_name: str) -> Database[dict[str, Any]]:
     """This test's own database."""
     return client[database_name]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the marks mean that are only of use here."""
+    config.addinivalue_line("markers", "new_database: needs a database without collections on a replica set as well")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 COLLECTION = "agent_sessions"
 
+pytestmark = pytest.mark.new_database
+
 
 @tool(context=True)
 def set_language(language: str, tool_context: ToolContext) -> str:

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count, product
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -17,7 +18,7 @@ from pymongo import MongoClient, monitoring
 from pymongo.errors import AutoReconnect
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.session import SessionAgent, SessionMessage
-from support.blob_crash_script import SCENARIOS, opened, repository_of
+from support.blob_crash_script import COLLECTION, SCENARIOS, empty, opened, repository_of
 from support.blobs import (
     assert_every_named_file_is_whole,
     assert_only_named_files_are_left,
@@ -48,7 +49,7 @@ class Place(NamedTuple):
 
     client: MongoClient[Any]
     database: str
-    collection: str = "sessions"
+    collection: str = COLLECTION
 
     def manager(self, **options: Any) -> MongoDBSessionManager:
         return opened(*self, **options)
@@ -63,6 +64,10 @@ class Place(NamedTuple):
 
     def on(self, client: MongoClient[Any]) -> Place:
         return self._replace(client=client)
+
+    def empty(self) -> None:
+        """Delete every document, and keep the collections and their indexes: making them costs more than a test."""
+        empty(*self)
 
 
 @pytest.fixture
@@ -106,25 +111,24 @@ def test_a_process_killed_before_or_after_any_command_about_blobs_loses_and_leav
     database = place.client[place.database]
     hit: list[str] = []
     for crash in crashes("blob_crash_script", server.uri, place.database, scenario):
-        mine = place._replace(collection=crash.session_id)
-        assert_every_named_file_is_whole(database, mine.collection)
-        before = talker(mine.manager())
+        assert_every_named_file_is_whole(database)
+        before = talker(place.manager())
         assert said(before.messages) in OUTCOMES[scenario](crash), crash
         images = [block for message in before.messages for block in message["content"][1:]]
         assert images == [image(n) for n in range(1, len(images) + 1)], crash
         if crash.killed and crash.session_id.startswith("started"):
             hit.append(crash.command)
 
-        agent = talker(mine.manager())
+        agent = talker(place.manager())
         agent(shown("go on", 9))
-        mine.sweep()
+        place.sweep()
 
-        again = talker(mine.manager())
+        again = talker(place.manager())
         assert said(again.messages) == [*said(before.messages), "go on*", "Re: go on"], crash
         assert again.messages == agent.messages, crash
-        assert_only_named_files_are_left(database, mine.collection)
+        assert_only_named_files_are_left(database)
         if scenario == "a sweep":
-            assert not list(database[f"{mine.collection}_history"].find()), crash
+            assert not list(database.sessions_history.find()), crash
     assert {name: hit.count(name) for name in WRITES[scenario]} == WRITES[scenario]
 
 
@@ -171,6 +175,9 @@ CUT: dict[str, tuple[Callable[[Place], None], list[str], bool]] = {
 }
 
 
+CUTS_AT_A_TIME = 8
+
+
 @pytest.mark.parametrize("name", CUT)
 def test_a_connection_that_is_cut_at_any_command_about_blobs_loses_and_leaves_nothing(place: Place, name: str) -> None:
     act, expected, may_fail = CUT[name]
@@ -179,9 +186,21 @@ def test_a_connection_that_is_cut_at_any_command_about_blobs_loses_and_leaves_no
     host, port = place.client.address
     database = place.client[place.database]
 
+    # Many at a time, since a client waits half a second after a cut; the collections are used again and again.
+    free: SimpleQueue[Place] = SimpleQueue()
+    for number in range(CUTS_AT_A_TIME):
+        free.put(place._replace(collection=f"c{number}"))
+
     def run(number: int, moment: Moment) -> bool:
         """Cut one command; return whether there was one to be cut."""
-        mine = place._replace(collection=f"c{number}_{moment[-3:]}".replace(" ", ""))
+        mine = free.get_nowait()
+        mine.empty()
+        try:
+            return cut(mine, number, moment)
+        finally:
+            free.put(mine)
+
+    def cut(mine: Place, number: int, moment: Moment) -> bool:
         with mine.manager() as manager:
             talker(manager)(shown("before", 1, 2))
         if name == "a sweep":
@@ -193,8 +212,7 @@ def test_a_connection_that_is_cut_at_any_command_about_blobs_loses_and_leaves_no
             WireProxy(host, port) as proxy,
             MongoClient(proxy.uri, retryWrites=False, heartbeatFrequencyMS=500) as client,
         ):
-            cut = Cut(COMMANDS, moment, number)
-            proxy.cut(cut)
+            proxy.cut(Cut(COMMANDS, moment, number))
             try:
                 act(mine.on(client))
             except (AutoReconnect, SessionNotFoundError):
@@ -208,9 +226,9 @@ def test_a_connection_that_is_cut_at_any_command_about_blobs_loses_and_leaves_no
         assert_only_named_files_are_left(database, mine.collection)
         return was_cut
 
-    with ThreadPoolExecutor(16) as threads:
-        for first in count(1, 8):
-            cases = list(product(range(first, first + 8), MOMENTS))
+    with ThreadPoolExecutor(CUTS_AT_A_TIME) as threads:
+        for first in count(1, 4):
+            cases = list(product(range(first, first + 4), MOMENTS))
             if not all(threads.map(lambda case: run(*case), cases)):
                 break
 
@@ -252,27 +270,27 @@ def at_each_command(
     prepare: Callable[[Place], object],
     act: Callable[[Place], object],
     other: Callable[..., Any],
-) -> Iterator[tuple[Place, object]]:
-    """Let `other` happen before and after each command of `act`, each time on a new collection.
+) -> Iterator[tuple[str, object]]:
+    """Let `other` happen before and after each command of `act`, each time in a collection with nothing else in it.
 
-    Yields the collection afterwards, and what `act` returned or raised.
+    Yields at which command it happened, and what `act` returned or raised.
     """
     for number in count(1):
         for moment in ("before", "after"):
-            mine = place._replace(collection=f"{moment}_{number}")
-            prepare(mine)
-            meanwhile = Meanwhile(number, moment, lambda mine=mine: other(mine))  # type: ignore[misc]
+            place.empty()
+            prepare(place)
+            meanwhile = Meanwhile(number, moment, lambda: other(place))
             client: MongoClient[Any]
             outcome: object
             with MongoClient(uri, event_listeners=[meanwhile]) as client:
                 try:
-                    outcome = act(mine.on(client))
+                    outcome = act(place.on(client))
                 except Exception as error:
                     outcome = error
             if not meanwhile.done:
                 assert number > 2, "nothing was sent"
                 return
-            yield mine, outcome
+            yield f"{moment} command {number}", outcome
 
 
 def two_turns(place: Place) -> None:
@@ -287,10 +305,10 @@ def test_a_sweep_in_the_midst_of_a_turn_deletes_nothing(server: Any, place: Plac
     def act(mine: Place) -> None:
         turn(durability)(mine)
 
-    for mine, outcome in at_each_command(server.uri, place, two_turns, act, lambda mine: mine.repository.sweep()):
-        assert outcome is None, mine
-        assert said(talker(mine.manager()).messages) == ["1*", "Re: 1", "2*", "Re: 2", "look**", "Re: look"]
-        assert_only_named_files_are_left(place.client[place.database], mine.collection)
+    for moment, outcome in at_each_command(server.uri, place, two_turns, act, lambda mine: mine.repository.sweep()):
+        assert outcome is None, moment
+        assert said(talker(place.manager()).messages) == ["1*", "Re: 1", "2*", "Re: 2", "look**", "Re: look"]
+        assert_only_named_files_are_left(place.client[place.database])
 
 
 POLICY = ArchivePolicy(after_messages=1, block=2)
@@ -323,14 +341,14 @@ def test_a_sweep_while_messages_move_into_the_history_deletes_nothing(server: An
         return mine.sweep()
 
     act, other = (sweep, archive) if order == "archive in a sweep" else (archive, sweep)
-    for mine, outcome in at_each_command(server.uri, place, conversation_to_archive, act, other):
-        assert outcome in (None, 0), mine
-        stored = mine.repository.list_messages("s", "assistant")
-        assert said(message.message for message in stored) == ARCHIVED, mine
-        assert mine.sweep() == 0
-        archived: Any = place.client[place.database][mine.collection].find_one({})
+    for moment, outcome in at_each_command(server.uri, place, conversation_to_archive, act, other):
+        assert outcome in (None, 0), moment
+        stored = place.repository.list_messages("s", "assistant")
+        assert said(message.message for message in stored) == ARCHIVED, moment
+        assert place.sweep() == 0
+        archived: Any = place.client[place.database][place.collection].find_one({})
         assert archived["agents"]["assistant"]["archived_count"] >= 4
-        assert_only_named_files_are_left(place.client[place.database], mine.collection)
+        assert_only_named_files_are_left(place.client[place.database])
 
 
 def redact_the_first(place: Place) -> None:
@@ -400,18 +418,18 @@ def test_a_session_that_is_begun_again_in_the_midst_of_a_write_loses_no_blob(
 ) -> None:
     told = 0
     database = place.client[place.database]
-    for mine, outcome in at_each_command(server.uri, place, two_turns, act, delete_and_begin_again):
+    for moment, outcome in at_each_command(server.uri, place, two_turns, act, delete_and_begin_again):
         # Strands wraps what is raised behind the first model call.
         cause = getattr(outcome, "original_exception", outcome)
-        assert cause is None or isinstance(cause, SessionNotFoundError), (mine, outcome)
+        assert cause is None or isinstance(cause, SessionNotFoundError), (moment, outcome)
         told += outcome is not None
-        mine.sweep()
+        place.sweep()
         # Whatever is stored can be read, and nothing else is left.
-        assert_only_named_files_are_left(database, mine.collection)
-        assert said(talker(mine.manager()).messages)[-1] in ("Re: anew", "Re: look", "look*")
-        found = named_files(database, mine.collection)
-        owners = database[f"{mine.collection}_blobs.files"].distinct("metadata.incarnation")
-        stored: Any = database[mine.collection].find_one({})
+        assert_only_named_files_are_left(database)
+        assert said(talker(place.manager()).messages)[-1] in ("Re: anew", "Re: look", "look*")
+        found = named_files(database)
+        owners = database["sessions_blobs.files"].distinct("metadata.incarnation")
+        stored: Any = database.sessions.find_one({})
         assert owners == [stored["incarnation"]] or not found
     assert told
 

@@ -318,6 +318,7 @@ def test_binaries_and_texts_of_every_kind_come_back(store: BlobStore, data: byte
     assert_same(fetched(store, value), [data])
 
 
+@pytest.mark.new_database
 def test_a_file_says_whose_it_is_before_it_has_a_chunk(watched: BlobStore, recorder: CommandRecorder) -> None:
     with recorder.recording() as commands:
         upload(watched, b"x" * 9 * MEGABYTE, b"y")
@@ -401,7 +402,7 @@ def proxy(client: MongoClient[Any]) -> Iterator[WireProxy]:
 def proxied(proxy: WireProxy, database_name: str) -> Iterator[BlobStore]:
     client: MongoClient[Any]
     # Without PyMongo's own retries, so that ours are seen on a replica set as well.
-    with MongoClient(proxy.uri, retryWrites=False, serverSelectionTimeoutMS=2000) as client:
+    with MongoClient(proxy.uri, retryWrites=False) as client:
         yield BlobStore(client[database_name], "sessions")
 
 

@@ -41,7 +41,7 @@ from support.commands import CommandRecorder
 from support.equality import assert_same
 from support.failpoints import fail_command
 from support.flows import FLOWS, Flow
-from support.stores import MongoStore, run
+from support.stores import MongoStore, alternating_clients, run
 
 from mongodb_session_manager import (
     BlobMissingError,
@@ -193,7 +193,7 @@ class StoreOfSmallBlobs(MongoStore):
     def manager(self) -> MongoDBSessionManager:
         manager = MongoDBSessionManager(
             self.session_id,
-            client=self._client(),
+            client=next(self.clients),
             database_name=self.database_name,
             collection_name=self.collection_name,
             durability=self.durability,
@@ -221,7 +221,8 @@ def test_whatever_passes_through_strands_comes_back_when_every_byte_is_a_blob(
 ) -> None:
     flow: Flow = FLOWS[name]
     with ExitStack() as stack:
-        store = StoreOfSmallBlobs(server.uri, database.name, durability, stack)
+        clients = stack.enter_context(alternating_clients(server.uri))
+        store = StoreOfSmallBlobs(clients, database.name, durability, stack)
         steps = list(run(flow, store, moves=True))
     assert_same([restored for _, restored in steps], [live for live, _ in steps])
     assert_every_named_file_is_whole(database)

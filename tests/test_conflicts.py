@@ -532,6 +532,7 @@ class MeetBeforeTheFirstUpsert(monitoring.CommandListener):
         return not self._still_to_come.acquire(blocking=False) and not self._meeting.broken
 
 
+@pytest.mark.new_database
 def test_two_first_requests_at_once_begin_one_session_with_the_messages_of_both(
     process: Process, database: Database[Any]
 ) -> None:

@@ -74,6 +74,7 @@ def assert_the_next_process_goes_on(client: MongoClient[Any], database: Database
     assert texts(agent.messages) == after, crash
 
 
+@pytest.mark.new_database
 @pytest.mark.parametrize("durability", ["message", "turn"])
 def test_a_process_killed_before_or_after_any_of_its_commands_loses_and_doubles_nothing_and_the_next_goes_on(
     server: Any, client: MongoClient[Any], database: Database[Any], durability: str

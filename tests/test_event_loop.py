@@ -146,7 +146,7 @@ class Service:
     def slowly(self, milliseconds: int = SLOW_MS) -> contextlib.AbstractContextManager[None]:
         return fail_command(self.admin, COMMANDS, app_name=APP_NAME, block_ms=milliseconds)
 
-    def run_slowly(self, work: Awaitable[Any]) -> list[Observed]:
+    def run_slowly(self, work: Awaitable[Any], milliseconds: int = SLOW_MS) -> list[Observed]:
         """Run something on an event loop while the database is slow; return its commands."""
 
         async def main() -> None:
@@ -157,7 +157,7 @@ class Service:
                 beating.cancel()
 
         self.heart.commands.clear()
-        with self.slowly():
+        with self.slowly(milliseconds):
             asyncio.run(main())
         return list(self.heart.commands)
 
@@ -219,6 +219,7 @@ def test_a_whole_request_from_open_to_close_never_holds_up_the_loop(service: Ser
     assert document["agents"]["a"]["agent_data"]["state"] == {"asked": True}
 
 
+@pytest.mark.new_database
 def test_the_first_request_of_a_process_and_of_a_session_does_not_hold_up_the_loop_either(service: Service) -> None:
     async def request() -> None:
         manager = await service.factory.open("s", agent_id="a")
@@ -260,7 +261,8 @@ def test_four_agents_of_one_manager_one_of_them_redacted_hold_up_neither_the_loo
         await asyncio.gather(*(consume(agent, "Hello?") for agent in [*agents, redacted]))
         watching.cancel()
 
-    commands = service.run_slowly(all_at_once())
+    # Long enough for four threads to begin.
+    commands = service.run_slowly(all_at_once(), 4 * SLOW_MS)
 
     names = [command.name for command in commands]
     assert_the_loop_went_on(commands, names)
@@ -462,7 +464,7 @@ def test_many_requests_that_fail_while_the_database_fails_do_not_wait_for_each_o
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=120,
             check=False,
         )
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -702,11 +701,12 @@ def test_a_commit_that_fails_while_an_unrelated_error_is_handled_is_still_told(
 
 
 class Watch(monitoring.CommandListener):
-    """Tells that an update was sent, and how many of those sent are still without an answer."""
+    """Tells that an update was sent, how many of those sent are still without an answer, and how long one failed."""
 
     def __init__(self) -> None:
         self.sent = threading.Event()
         self.under_way = 0
+        self.failed_after_seconds = 0.0
 
     def started(self, event: monitoring.CommandStartedEvent) -> None:
         if event.command_name == "update":
@@ -718,6 +718,7 @@ class Watch(monitoring.CommandListener):
 
     def failed(self, event: monitoring.CommandFailedEvent) -> None:
         self.under_way -= event.command_name == "update"
+        self.failed_after_seconds = max(self.failed_after_seconds, event.duration_micros / 1e6)
 
 
 @both_durabilities
@@ -778,21 +779,24 @@ def test_a_cancelled_turn_whose_commit_failed_keeps_it_for_the_next(
 def test_the_callers_deadline_reaches_the_commit(
     process: Processes, client: MongoClient[Any], database: Database[Any], way: str
 ) -> None:
-    manager = process(durability="turn")
+    watch = Watch()
+    manager = process(durability="turn", listener=watch)
     agent = talker(manager)
 
     async def wait() -> None:
         await agent.invoke_async("hi")
 
     ways = {"called": lambda: agent("hi"), "awaited": lambda: asyncio.run(wait())}
-    began = time.monotonic()
-    with fail_command(client, "update", app_name=APP_NAME, block_ms=3000, times=1):
-        with pytest.raises(PyMongoError) as raised, pymongo.timeout(0.5):
-            ways[way]()
-        took = time.monotonic() - began
+    with (
+        fail_command(client, "update", app_name=APP_NAME, block_ms=4000, times=1),
+        pytest.raises(PyMongoError) as raised,
+        pymongo.timeout(1),
+    ):
+        ways[way]()
 
     assert raised.value.timeout
-    assert took < 2.5, "the commit waited for the server, not for the caller's deadline"
+    # Of the command alone: a busy machine takes its time for everything else.
+    assert watch.failed_after_seconds < 3.5, "the commit waited for the server, not for the caller's deadline"
     manager.flush()
     assert texts(stored_messages(database)) == ["hi", "Re: hi"]
 

@@ -17,6 +17,7 @@ from support.blobs import THRESHOLD, said, shown, talker
 from support.commands import CommandRecorder
 from support.crash_script import crashes
 from support.histories import HISTORY, NEVER, SESSIONS, SMALL, Interruption, by_hand, manager_of, stored
+from support.snapshots import keep, put_back
 from support.waiting import eventually
 from support.wire_proxy import Cut, WireProxy
 
@@ -686,29 +687,30 @@ def test_whatever_another_process_does_between_two_commands_no_live_session_lose
     moment: str,
 ) -> None:
     """One takes a turn with an image and archives; another does the same, with another ttl, at any moment of that."""
+    with opened() as manager:
+        converse(manager, turns=4)
+    # Little is left, so that whoever writes next moves the parts on.
+    let_pass(database, 9.5)
+    keep(database)
+
+    def other() -> None:
+        for turn in range(2):
+            with opened("s", other_ttl) as manager:
+                windowed(manager)(shown(f"other {turn}", turn))
+
     for number in itertools.count(1):
-        session_id = f"{number}"
-        with opened(session_id, 10) as manager:
-            converse(manager, turns=4)
-        # Little is left, so that whoever writes next moves the parts on.
-        let_pass(database, 9.5, session_id)
+        put_back(database)
         interruption = Interruption()
-
-        def other(session_id: str = session_id) -> None:
-            for turn in range(2):
-                with opened(session_id, other_ttl) as manager:
-                    windowed(manager)(shown(f"other {turn}", turn))
-
         with MongoClient(server.uri, event_listeners=[interruption]) as client:
-            with opened(session_id, ttl, client=client) as manager:
+            with opened("s", ttl, client=client) as manager:
                 agent = windowed(manager)
                 interruption.arm(moment, number, other)
                 agent(shown("first", 1))
                 agent(shown("again", 1))
             assert interruption.error is None
             done = len(interruption.commands) < number
-        assert_parts_outlive(database, session_id)
-        windowed(opened(session_id, ttl))
+        assert_parts_outlive(database)
+        windowed(opened("s", ttl))
         if done:
             assert number > 8
             return
@@ -718,17 +720,26 @@ def test_whatever_another_process_does_between_two_commands_no_live_session_lose
 def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leaves_nothing(
     server: Any, client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
+    with opened(index_messages=False) as manager:
+        converse(manager)
+    # The session has half an hour left, and its parts an hour.
+    now = utc_now()
+    database[SESSIONS].update_one({}, {"$set": {"expires_at": now + timedelta(hours=0.5)}})
+    database[SESSIONS].update_one({}, {"$set": {"parts_expire_at": now + timedelta(hours=1)}})
+    for name in PARTS:
+        database[name].update_many({}, {"$set": {"expires_at": now + timedelta(hours=1)}})
+    keep(database)
     killed = []
     for crash in crashes("expiry_crash_script", server.uri, database.name):
         killed.append(crash.command)
-        assert_parts_outlive(database, crash.session_id)
-        with opened(crash.session_id) as manager:
+        assert_parts_outlive(database)
+        with opened() as manager:
             agent = windowed(manager)
-            heard = len(stored(database, crash.session_id).messages)
+            heard = len(stored(database).messages)
             assert heard in ((14,) if not crash.killed else (12, 13, 14)), crash
             agent(shown("go on", 9))
-        assert_parts_outlive(database, crash.session_id)
-        assert said(windowed(opened(crash.session_id)).messages)[-2:] == ["go on*", "Re: go on"]
+        assert_parts_outlive(database)
+        assert said(windowed(opened()).messages)[-2:] == ["go on*", "Re: go on"]
     # Twice each: two collections of blobs and one of segments, what says so before and after, and the commits.
     assert killed.count("update") >= 2 * (3 + 2 + 2)
 
@@ -738,25 +749,26 @@ def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leave
 def test_a_blob_that_is_stored_while_older_ones_get_their_expiry_is_kept_as_long_as_its_session(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager], ttl: float | None
 ) -> None:
+    with opened("s", None) as manager:
+        converse(manager, turns=4)
+    keep(database)
+
+    def other() -> None:
+        for turn in range(2):
+            with opened("s", ttl) as manager:
+                windowed(manager)(shown(f"other {turn}", turn))
+
     for number in itertools.count(1):
-        session_id = f"{number}"
-        with opened(session_id, None) as manager:
-            converse(manager, turns=4)
+        put_back(database)
         interruption = Interruption()
-
-        def other(session_id: str = session_id) -> None:
-            for turn in range(2):
-                with opened(session_id, ttl) as manager:
-                    windowed(manager)(shown(f"other {turn}", turn))
-
         with MongoClient(server.uri, event_listeners=[interruption]) as client:
-            with opened(session_id, 1, client=client) as manager:
+            with opened("s", 1, client=client) as manager:
                 agent = windowed(manager)
                 interruption.arm("succeeded", number, other)
                 agent("hello")
             assert interruption.error is None
             done = len(interruption.commands) < number
-        assert_parts_outlive(database, session_id)
+        assert_parts_outlive(database)
         if done:
             return
 

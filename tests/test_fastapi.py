@@ -127,14 +127,14 @@ async def texts(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
 class Service:
     """A chat service with everything of the module, and what the test knows of its inside."""
 
-    def __init__(self, uri: str, database_name: str, **options: Any) -> None:
+    def __init__(self, uri: str, database_name: str, *, ping_timeout: float = 1.0, **options: Any) -> None:
         self.baton = Baton()
         self.replies: list[Any] = [REPLY]
         self.tasks: set[asyncio.Task[Any]] = set()
         options = {"appName": APP_NAME, "minPoolSize": 0, **options}
         self.app = FastAPI(lifespan=session_lifespan(uri, database_name, COLLECTION, **options))
         add_exception_handlers(self.app)
-        self.app.include_router(create_router())
+        self.app.include_router(create_router(ping_timeout=ping_timeout))
 
         @self.app.post("/stream")
         async def stream(session: OneSession, prompt: str) -> StreamingResponse:
@@ -166,7 +166,7 @@ class Service:
 
 @pytest.fixture
 def service(server: LocalMongoDB, database_name: str) -> Service:
-    return Service(server.uri, database_name)
+    return Service(server.uri, database_name, ping_timeout=30.0)
 
 
 @pytest.fixture
@@ -762,9 +762,9 @@ def test_readiness_gives_up_on_a_database_that_hangs_while_liveness_answers(
     server: LocalMongoDB, client: Any, database_name: str
 ) -> None:
     app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION, appName=APP_NAME))
-    app.include_router(create_router(ping_timeout=0.2), prefix="/operations")
+    app.include_router(create_router(ping_timeout=0.5), prefix="/operations")
     with served(app) as browser:
-        assert browser.get("/operations/health/ready").json() == {"status": "ok"}
+        eventually(lambda: browser.get("/operations/health/ready").json() == {"status": "ok"})
         with fail_command(client, "ping", app_name=APP_NAME, block_ms=5000):
             assert browser.get("/operations/health?ready").status_code == 503
             assert browser.get("/operations/health").json() == {"status": "ok"}

@@ -23,6 +23,7 @@ from strands.types.session import SessionMessage
 from support.commands import CommandRecorder, Commands
 from support.equality import assert_same
 from support.failpoints import fail_command
+from support.gates import Gate
 from support.histories import (
     HISTORY,
     NEVER,
@@ -227,17 +228,21 @@ def test_who_ends_a_session_waits_until_its_archiving_is_done(
 
 
 @both_durabilities
-def test_the_turn_itself_does_not_wait_for_its_archiving(
-    service: Service, client: MongoClient[Any], durability: Any
-) -> None:
-    with service.manager(durability=durability, **SMALL) as manager:
+def test_the_turn_itself_does_not_wait_for_its_archiving(service: Service, server: Any, durability: Any) -> None:
+    gate = Gate()
+    client: MongoClient[Any]
+    with (
+        MongoClient(server.uri, event_listeners=[gate]) as client,
+        manager_of(client, service.database.name, durability=durability, **SMALL) as manager,
+    ):
         agent = talker(manager)
-        with fail_command(client, "insert", app_name=APP_NAME, block_ms=1500, times=1):
+        with gate.holding("insert") as archiving:
             for prompt in prompts(7):
                 agent(prompt)
+            archiving.wait()
             assert stored(service.database).archived == []
             assert texts(stored(service.database).messages) == said(*prompts(7))
-            manager.flush()
+        manager.flush()
     assert len(gapless(stored(service.database)).archived) >= 8
 
 
@@ -559,6 +564,7 @@ def raw_messages(database: Database[Any]) -> list[Any]:
     return found + list(document["agents"]["assistant"]["messages"])
 
 
+@pytest.mark.one_server
 def test_a_thousand_messages_cost_hardly_a_command_more_where_they_are_archived(service: Service) -> None:
     def commands(turns: int, session_id: str, **options: Any) -> int:
         with service.recorder.recording() as sent, service.manager(session_id, **options) as manager:
@@ -827,6 +833,7 @@ def test_live_messages_leave_where_they_would_fill_the_document_and_the_agent_is
     assert service.listed(offset=300) == said("and on", "once more")
 
 
+@pytest.mark.one_server
 def test_room_is_made_before_the_document_has_6_mb_the_second_time_as_the_first(service: Service) -> None:
     sizes = []
     with service.manager() as manager:
@@ -840,6 +847,7 @@ def test_room_is_made_before_the_document_has_6_mb_the_second_time_as_the_first(
     assert 4 * MEGABYTE < max(sizes) <= 6.5 * MEGABYTE
 
 
+@pytest.mark.one_server
 def test_a_repository_alone_keeps_the_document_below_16_mb_as_well(service: Service) -> None:
     with service.manager() as manager:
         talker(manager)
@@ -854,6 +862,7 @@ def test_a_repository_alone_keeps_the_document_below_16_mb_as_well(service: Serv
     assert service.listed() == [large(number) for number in range(200)]
 
 
+@pytest.mark.one_server
 def test_three_hundred_agents_with_full_windows_stay_writable(service: Service) -> None:
     window = [by_hand(f"{number} " + "x" * 2_000, ("user", "assistant")[number % 2]) for number in range(40)]
     agent_ids = [f"agent-{number}" for number in range(300)]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 COLLECTION = "sessions"
 
+pytestmark = pytest.mark.new_database
+
 
 @pytest.fixture
 def client_in_trouble(server: Any) -> Iterator[MongoClient[dict[str, Any]]]:

@@ -100,20 +100,20 @@ def wait_until_past(client: MongoClient[Any], moment: Any) -> None:
 
 
 def test_a_second_process_is_told_at_once_that_the_session_is_taken_and_for_how_long(process: Process) -> None:
-    with process().lease(30):
+    with process().lease(600):
         with pytest.raises(SessionBusyError) as raised, process().lease(30):
             pytest.fail("two processes hold the lease")
 
         assert raised.value.retry_after is not None
-        assert 20 < raised.value.retry_after <= 30
+        assert 500 < raised.value.retry_after <= 600
 
 
 def test_a_second_process_waits_as_long_as_it_said_before_it_gives_up(process: Process) -> None:
-    with process().lease(30):
+    with process().lease(600):
         began = time.monotonic()
         with pytest.raises(SessionBusyError), process().lease(30, wait=0.3):
             pytest.fail("two processes hold the lease")
-        assert 0.3 <= time.monotonic() - began < 10
+        assert 0.3 <= time.monotonic() - began < 60
 
 
 def test_a_process_that_waits_gets_the_lease_when_it_is_given_back(process: Process) -> None:
@@ -121,14 +121,14 @@ def test_a_process_that_waits_gets_the_lease_when_it_is_given_back(process: Proc
     got_it = threading.Event()
 
     def wait() -> None:
-        with waiter.lease(30, wait=20):
+        with waiter.lease(600, wait=300):
             got_it.set()
 
     with ThreadPoolExecutor() as threads:
-        with process().lease(30):
+        with process().lease(600):
             waiting = threads.submit(wait)
             assert not got_it.wait(0.3)
-        waiting.result(30)
+        waiting.result(60)
     assert got_it.is_set()
 
 
@@ -143,27 +143,28 @@ def test_in_async_code_a_second_process_is_told_at_once_and_a_waiting_one_gets_i
             ticks += 1
 
     async def wait() -> None:
-        async with other.lease(30, wait=20):
+        async with other.lease(600, wait=300):
             talker(other)
 
     async def main() -> None:
-        async with one.lease(30):
+        async with one.lease(600):
             with pytest.raises(SessionBusyError) as raised:
                 async with other.lease(30):
                     pytest.fail("two processes hold the lease")
-            assert 20 < (raised.value.retry_after or 0) <= 30
+            assert 500 < (raised.value.retry_after or 0) <= 600
             with pytest.raises(SessionBusyError):
                 async with other.lease(30, wait=0.2):
                     pytest.fail("two processes hold the lease")
             waiting = asyncio.create_task(wait())
             ticking = asyncio.create_task(tick())
-            done, _ = await asyncio.wait([waiting], timeout=0.3)
-            assert not done
-        await asyncio.wait_for(waiting, 30)
+            # If the event loop stood still while one waits, nobody would be inside for that long.
+            while ticks < 30:
+                assert not waiting.done()
+                await asyncio.sleep(0.01)
+        await asyncio.wait_for(waiting, 60)
         ticking.cancel()
 
     asyncio.run(main())
-    assert ticks > 5, "the event loop stood still while one waited"
 
 
 def test_processes_that_contend_for_a_session_are_never_inside_together(
@@ -178,7 +179,7 @@ def test_processes_that_contend_for_a_session_are_never_inside_together(
         manager = process(on_conflict="raise")
         start.wait(30)
         for number in range(rounds):
-            with manager.lease(30, wait=20):
+            with manager.lease(600, wait=300):
                 assert inside.acquire(blocking=False), "two processes hold the lease"
                 # What is read inside is true until the lease is left, so nothing conflicts and no turn is lost.
                 if number == 0:
@@ -472,7 +473,7 @@ def test_the_lease_of_a_process_that_was_killed_keeps_nobody_out_for_longer_than
         running.kill()
 
     manager = process()
-    with manager.lease(30, wait=30):
+    with manager.lease(30, wait=60):
         talker(manager)("hi")
 
     assert stored(database) == ["hi", "Re: hi"]
@@ -482,13 +483,13 @@ def test_renewing_keeps_the_others_out_for_longer(
     process: Process, client: MongoClient[Any], database: Database[Any]
 ) -> None:
     manager = process()
-    with manager.lease(5) as lease:
+    with manager.lease(600) as lease:
         agent = talker(manager)
         first_end = lease_of(database)["expires_at"]
-        lease.renew(0.3)  # shorter, too
+        lease.renew(4)  # shorter, too
         assert lease_of(database)["expires_at"] < first_end
         short_end = lease_of(database)["expires_at"]
-        lease.renew(30)
+        lease.renew(600)
         wait_until_past(client, short_end)
 
         with pytest.raises(SessionBusyError), process().lease(30):
@@ -613,7 +614,7 @@ def test_a_taker_that_is_cancelled_does_not_keep_the_others_out(
     manager = process([sent])
 
     async def take() -> None:
-        async with manager.lease(60):
+        async with manager.lease(600):
             pytest.fail("it was cancelled before")
 
     async def main() -> None:
@@ -626,9 +627,9 @@ def test_a_taker_that_is_cancelled_does_not_keep_the_others_out(
     with fail_command(client, "update", app_name=APP_NAME, block_ms=300):
         asyncio.run(main())
 
-    with process().lease(30, wait=5):
+    with process().lease(30, wait=60):
         pass
-    with manager.lease(30, wait=5):  # and it can take it later
+    with manager.lease(30, wait=60):  # and it can take it later
         pass
 
 
@@ -636,8 +637,8 @@ def test_a_waiting_taker_that_is_cancelled_does_not_take_it_later(process: Proce
     holder, waiter = process(), process()
 
     async def main() -> None:
-        async with holder.lease(30):
-            waiting = asyncio.create_task(waiter.lease(30, wait=20).__aenter__())
+        async with holder.lease(600):
+            waiting = asyncio.create_task(waiter.lease(30, wait=300).__aenter__())
             await asyncio.wait([waiting], timeout=0.2)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -35,6 +35,9 @@ T0 = datetime(2026, 1, 1, tzinfo=timezone.utc)
 SECOND = timedelta(seconds=1)
 SOON: Any = {"archive_after_messages": 2, "archive_block": 2}
 
+# Most make indexes of their own.
+pytestmark = pytest.mark.new_database
+
 
 @pytest.fixture
 def recorder() -> CommandRecorder:

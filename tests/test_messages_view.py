@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 APP_NAME = "writers"
 
+# Each makes a view.
+pytestmark = pytest.mark.new_database
+
 
 @pytest.fixture
 def own_client(server: Any) -> Iterator[MongoClient[Any]]:

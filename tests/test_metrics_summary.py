@@ -573,6 +573,7 @@ def test_ratings_that_are_none_make_no_large_read(
 # --- whether a session exists
 
 
+@pytest.mark.new_database
 def test_asking_whether_a_session_exists_begins_none(
     recorded: MongoClient[Any], recorder: CommandRecorder, database: Database[Any]
 ) -> None:

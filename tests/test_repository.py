@@ -788,7 +788,7 @@ def test_of_many_writers_that_want_one_message_id_exactly_one_gets_it(
     start = threading.Barrier(6)
 
     def create(writer: int) -> str | None:
-        start.wait(10)
+        start.wait(60)
         try:
             conversation.create_message("user-123", "assistant-1", a_message(0, f"writer {writer}"))
         except SessionConflictError:

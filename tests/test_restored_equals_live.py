@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 from support.equality import assert_same, differences
 from support.flows import FLOWS, Flow, picture
-from support.stores import FileStore, MongoStore, run, without_chance
+from support.stores import FileStore, MongoStore, alternating_clients, run, without_chance
 
 every_flow = pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS.keys())
 in_one_process_and_in_many = pytest.mark.parametrize("moves", [False, True], ids=["stays", "moves"])
@@ -28,10 +29,16 @@ def durability(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def clients(server: Any) -> Iterator[Iterator[MongoClient[Any]]]:
+    with alternating_clients(server.uri) as clients:
+        yield clients
+
+
 @pytest.fixture
-def mongo_store(server: Any, database_name: str, durability: Any) -> Iterator[MongoStore]:
+def mongo_store(clients: Iterator[MongoClient[Any]], database_name: str, durability: Any) -> Iterator[MongoStore]:
     with ExitStack() as stack:
-        yield MongoStore(server.uri, database_name, durability, stack)
+        yield MongoStore(clients, database_name, durability, stack)
 
 
 @every_flow
@@ -61,11 +68,13 @@ def test_strands_own_store_restores_the_same_or_its_limit_is_recorded(flow: Flow
     assert bool(lost) == bool(recorded), "\n".join(map(str, lost)) or f"no longer lost: {recorded}"
 
 
-def test_a_process_that_was_started_anew_restores_every_flow(server: Any, database_name: str, durability: Any) -> None:
+def test_a_process_that_was_started_anew_restores_every_flow(
+    server: Any, clients: Iterator[MongoClient[Any]], database_name: str, durability: Any
+) -> None:
     expected = {}
     with ExitStack() as stack:
         for name, flow in FLOWS.items():
-            store = MongoStore(server.uri, database_name, durability, stack, session_id=name)
+            store = MongoStore(clients, database_name, durability, stack, session_id=name)
             live = flow.build(store.manager())
             for step in flow.steps:
                 step(live)

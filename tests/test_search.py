@@ -111,10 +111,12 @@ class World:
     def interrupted(self, deed: Any, number: int, act: Any, session_id: str = "s") -> list[str]:
         """Do a deed; at the n-th of its commands somebody else acts first. Return the commands of the deed."""
         interruption = Interruption()
-        client = self.new_client(event_listeners=[interruption])
-        client.admin.command("ping")
-        interruption.arm("started", number, act)
-        deed(client, self.database.name, session_id)
+        client: MongoClient[Any]
+        # Closed at once: the watch that hundreds of clients keep on a replica set costs more than the test.
+        with MongoClient(self.uri, event_listeners=[interruption]) as client:
+            client.admin.command("ping")
+            interruption.arm("started", number, act)
+            deed(client, self.database.name, session_id)
         if interruption.error is not None:
             raise interruption.error
         return interruption.commands
@@ -215,6 +217,7 @@ def test_of_a_long_text_the_beginning_is_found_and_one_in_gridfs_keeps_nothing_f
     assert world.found("end") == ["begin and end"]
 
 
+@pytest.mark.new_database
 def test_the_factory_searches_as_well(server: Any, database_name: str) -> None:
     with MongoDBSessionManagerFactory(server.uri, database_name, SESSIONS, index_messages=True) as factory:
         with pytest.raises(MongoDBSessionError, match="index_messages=True"):
@@ -264,6 +267,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_sent(
     assert recorder.names == []
 
 
+@pytest.mark.new_database
 def test_where_nothing_was_ever_indexed_the_error_says_what_to_do(world: World) -> None:
     with pytest.raises(MongoDBSessionError, match="index_messages=True"):
         world.repository.search_messages("anything")
@@ -274,6 +278,7 @@ def test_where_nothing_was_ever_indexed_the_error_says_what_to_do(world: World) 
 # --- what it costs
 
 
+@pytest.mark.new_database
 @both_durabilities
 def test_who_does_not_use_it_pays_nothing_and_who_does_sends_three_commands_behind_a_turn(
     world: World, durability: str
@@ -319,6 +324,7 @@ def test_a_redaction_and_a_deletion_send_nothing_more_where_nobody_has_indexed(w
     assert [command for command in recorder.commands if command.collection == SEARCH] == []
 
 
+@pytest.mark.new_database
 def test_the_index_is_created_once_per_process(world: World) -> None:
     recorder = CommandRecorder()
     client = world.new_client(event_listeners=[recorder])
@@ -352,6 +358,7 @@ def test_a_failure_of_mongodb_while_indexing_fails_no_turn_and_the_next_goes_on(
 # --- sessions that were there before
 
 
+@pytest.mark.new_database
 def test_sessions_that_were_there_before_are_indexed_by_request_archived_messages_included(world: World) -> None:
     for session_id in ("one", "two"):
         world.prepare("archived", session_id)
@@ -477,6 +484,7 @@ def test_a_feeder_at_any_command_of_a_redaction_leaves_its_text_in_no_collection
             return
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["embedded", "archived", "indexed, then archived"])
 def test_a_feeder_that_reads_inside_a_redaction_and_writes_long_after_it_brings_nothing_back(
     world: World, state: str

@@ -249,7 +249,7 @@ def test_the_event_loop_goes_on_while_a_session_is_opened(
         with fail_command(client, "find", app_name="slow", block_ms=500, times=1):
             ticks = asyncio.run(ticks_while_opening())
 
-    assert ticks > 5
+    assert ticks > 2  # one, if it stood still
 
 
 def test_a_read_error_while_opening_is_an_error_never_an_empty_conversation(

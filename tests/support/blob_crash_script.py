@@ -1,8 +1,9 @@
 """Run as a program: something is done with images in a process that is killed at each of its commands in turn.
 
 Usage: `python -m support.blob_crash_script URI DATABASE SCENARIO`. As in `support/crash_script.py`: for each command a
-child is killed before it is sent and another when its answer has come, until one is left to the end. Each child has a
-collection of its own. Prints a line of JSON per child, a `Crash` whose `session_id` is the name of the collection.
+child is killed before it is sent and another when its answer has come, until one is left to the end. Each child
+begins with empty collections: those of the child before it, since making them costs more than all the rest. Prints a
+line of JSON per child, a `Crash` whose `session_id` names the child.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from support.crash_script import Crash, KillAt, Killer, kill_at_every_command, r
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+COLLECTION = "sessions"
+
 
 def opened(client: MongoClient[Any], database: str, collection: str, **options: Any) -> MongoDBSessionManager:
     return MongoDBSessionManager(
@@ -37,14 +40,23 @@ def repository_of(client: MongoClient[Any], database: str, collection: str) -> M
     return MongoDBSessionRepository(client=client, database_name=database, collection_name=collection)
 
 
+PARTS = ("", "_history", "_blobs.files", "_blobs.chunks")
+
+
+def empty(client: MongoClient[Any], database: str, collection: str) -> None:
+    """Delete every document, and keep the collections and their indexes."""
+    for name in PARTS:
+        client[database][f"{collection}{name}"].delete_many({})
+
+
 def begin(client: MongoClient[Any], database: str, collection: str) -> None:
     """A turn with two images, before anything is killed."""
     with opened(client, database, collection) as manager:
         talker(manager)(shown("before", 1, 2))
 
 
-def begin_with_rubbish(client: MongoClient[Any], database: str, collection: str) -> None:
-    """The same, after two other lives of sessions of which only blobs and history are left."""
+def leave_rubbish(client: MongoClient[Any], database: str, collection: str) -> None:
+    """Two lives of sessions of which only blobs and history are left."""
     for session_id in ("s", "other"):
         manager = MongoDBSessionManager(
             session_id,
@@ -60,6 +72,14 @@ def begin_with_rubbish(client: MongoClient[Any], database: str, collection: str)
             agent(shown(f"{n}", n))
         manager.close()
         client[database][collection].delete_many({"_id": session_id})
+
+
+def begin_with_rubbish(client: MongoClient[Any], database: str, collection: str) -> None:
+    """The same, after two other lives; all children after the first have a copy of what was left of them."""
+    if "rubbish_history" not in client[database].list_collection_names():
+        leave_rubbish(client, database, "rubbish")
+    for name in PARTS:
+        client[database][f"rubbish{name}"].aggregate([{"$merge": f"{collection}{name}"}])
     begin(client, database, collection)
 
 
@@ -108,16 +128,15 @@ def main(uri: str, database: str, scenario: str) -> None:
     prepare, act = SCENARIOS[scenario]
 
     def child(kill_at: KillAt, number: int) -> Crash:
-        collection = f"{kill_at}_{number}"
-
         def scene(killer: Killer, tell: Callable[[Any], None]) -> None:
             client: MongoClient[Any]
             with MongoClient(uri) as client:  # Acknowledged by a majority: that is what a sweep reads.
-                prepare(client, database, collection)
+                empty(client, database, COLLECTION)
+                prepare(client, database, COLLECTION)
             with MongoClient(uri, event_listeners=[killer]) as client:
-                act(client, database, collection, tell)
+                act(client, database, COLLECTION, tell)
 
-        return run_child(collection, scene, kill_at, number)
+        return run_child(f"{kill_at} {number}", scene, kill_at, number)
 
     kill_at_every_command(child)
 

@@ -159,29 +159,38 @@ def run_child(name: str, act: Callable[[Killer, Callable[[Any], None]], None], k
 
 
 def kill_at_every_command(child: Callable[[KillAt, int], Crash]) -> None:
-    """Print what became of each child, until one is not killed: it has sent all its commands."""
+    """Print what became of each child, until one is not killed: it has sent all its commands.
+
+    The next child begins when a line on the input says that one has seen enough of what the last one left.
+    """
     moments: tuple[KillAt, KillAt] = ("started", "succeeded")
     for number in count(1):
-        found = [child(kill_at, number) for kill_at in moments]
-        for crash in found:
-            sys.stdout.write(json.dumps(asdict(crash)) + "\n")
-        sys.stdout.flush()
+        found = []
+        for kill_at in moments:
+            found.append(child(kill_at, number))
+            sys.stdout.write(json.dumps(asdict(found[-1])) + "\n")
+            sys.stdout.flush()
+            sys.stdin.readline()
         if not all(crash.killed for crash in found):
             return
 
 
 def crashes(script: str, *arguments: str) -> Iterator[Crash]:
-    """What became of each process of such a script, a module of this package, as soon as it is dead."""
+    """What became of each process of such a script, a module of this package, before the next one begins."""
     with subprocess.Popen(
         [sys.executable, "-m", f"support.{script}", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as running:
+        assert running.stdin is not None
         assert running.stdout is not None
         try:
             for line in running.stdout:
                 yield Crash(**json.loads(line))
+                running.stdin.write("seen\n")
+                running.stdin.flush()
             assert running.wait(60) == 0
         finally:
             running.kill()

@@ -156,7 +156,7 @@ async def slow_report(subject: str, tool_context: ToolContext) -> str:
         while "on its way" not in str(tool_context.agent.messages[-1]):
             await asyncio.sleep(0.001)
 
-    await asyncio.wait_for(model_has_answered(), timeout=10)
+    await asyncio.wait_for(model_has_answered(), timeout=60)
     return f"report on {subject}"
 
 

@@ -12,14 +12,15 @@ from contextlib import ExitStack
 from typing import Any
 
 from support.flows import FLOWS
-from support.stores import MongoStore, restore, restored_picture
+from support.stores import MongoStore, alternating_clients, restore, restored_picture
 
 
 def main(database_name: str, durability: Any, *names: str) -> None:
     pictures = {}
     with ExitStack() as stack:
+        clients = stack.enter_context(alternating_clients(os.environ["FLOWS_URI"]))
         for name in names:
-            store = MongoStore(os.environ["FLOWS_URI"], database_name, durability, stack, session_id=name)
+            store = MongoStore(clients, database_name, durability, stack, session_id=name)
             pictures[name] = restored_picture(restore(FLOWS[name], store), store)
     sys.stdout.write(base64.b64encode(pickle.dumps(pictures)).decode())
 

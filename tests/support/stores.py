@@ -1,8 +1,9 @@
 """The stores in which a flow is kept: Strands' own files, and MongoDB."""
 
+import itertools
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -45,9 +46,14 @@ class FileStore:
 
 @dataclass
 class MongoStore:
-    """A session in MongoDB; every manager has a client of its own. Close the stack to close them all."""
+    """A session in MongoDB; every manager has another client than the one before it.
 
-    uri: str
+    Args:
+        clients: One for each manager in turn, as `alternating_clients` makes them.
+        stack: Close it to close the managers.
+    """
+
+    clients: Iterator[MongoClient[dict[str, Any]]]
     database_name: str
     durability: Literal["message", "turn"]
     stack: ExitStack
@@ -57,7 +63,7 @@ class MongoStore:
     def manager(self) -> MongoDBSessionManager:
         manager = MongoDBSessionManager(
             self.session_id,
-            client=self._client(),
+            client=next(self.clients),
             database_name=self.database_name,
             collection_name=self.collection_name,
             durability=self.durability,
@@ -66,12 +72,18 @@ class MongoStore:
 
     def orchestrator_state(self, orchestrator_id: str) -> dict[str, Any] | None:
         repository = MongoDBSessionRepository(
-            client=self._client(), database_name=self.database_name, collection_name=self.collection_name
+            client=next(self.clients), database_name=self.database_name, collection_name=self.collection_name
         )
         return repository.read_multi_agent(self.session_id, orchestrator_id)
 
-    def _client(self) -> MongoClient[dict[str, Any]]:
-        return self.stack.enter_context(MongoClient(self.uri))
+
+@contextmanager
+def alternating_clients(uri: str) -> Iterator[Iterator[MongoClient[dict[str, Any]]]]:
+    """Two clients in turn, without an end: one for each manager would watch three nodes each."""
+    one: MongoClient[dict[str, Any]]
+    other: MongoClient[dict[str, Any]]
+    with MongoClient(uri) as one, MongoClient(uri) as other:
+        yield itertools.cycle((one, other))
 
 
 def run(flow: Flow, store: Store, *, moves: bool) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

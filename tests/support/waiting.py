@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], deadline_seconds: float = 30.0, message: str = "") -> T:
+def eventually(condition: Callable[[], T], deadline_seconds: float = 60.0, message: str = "") -> T:
     """Return the first true result of `condition`.
 
     Args:

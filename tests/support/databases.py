@@ -1,0 +1,76 @@
+"""Databases that are used again: to make the collections of a session and their indexes costs more than most tests."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from strands.agent.conversation_manager import SlidingWindowConversationManager
+
+from mongodb_session_manager import MongoDBSessionManager
+from support.blobs import THRESHOLD, shown, talker
+from support.histories import SESSIONS, SMALL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pymongo import MongoClient
+    from pymongo.database import Database
+
+
+class FurnishedDatabases:
+    """Databases with every collection that this library makes, each with its indexes and without documents.
+
+    Args:
+        client: of the server.
+    """
+
+    def __init__(self, client: MongoClient[dict[str, Any]]) -> None:
+        self._client = client
+        self._free: list[tuple[str, Any]] = []
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[str]:
+        """Lend a database to one test; it is used again if that has left nothing but documents."""
+        name, furniture = self._free.pop() if self._free else self._furnish()
+        yield name
+        database = self._client[name]
+        if _furniture(database) == furniture:
+            _empty(database)
+            self._free.append((name, furniture))
+        else:
+            self._client.drop_database(name)
+
+    def _furnish(self) -> tuple[str, Any]:
+        name = f"test_{uuid.uuid4().hex}"
+        for ttl_hours in (None, 1):
+            with MongoDBSessionManager(
+                f"{ttl_hours}",
+                client=self._client,
+                database_name=name,
+                collection_name=SESSIONS,
+                blob_threshold_bytes=THRESHOLD,
+                index_messages=True,
+                ttl_hours=ttl_hours,
+                **SMALL,
+            ) as manager:
+                agent = talker(manager, conversation_manager=SlidingWindowConversationManager(window_size=2))
+                for n in range(5):
+                    agent(shown(f"{n}", n))
+        _empty(self._client[name])
+        return name, _furniture(self._client[name])
+
+
+def _furniture(database: Database[Any]) -> Any:
+    """The collections and views, their options and indexes."""
+    found = {made["name"]: made for made in database.list_collections()}
+    return [
+        (name, made, None if made["type"] == "view" else database[name].index_information())
+        for name, made in sorted(found.items())
+    ]
+
+
+def _empty(database: Database[Any]) -> None:
+    for name in database.list_collection_names():
+        database[name].delete_many({})
