@@ -110,7 +110,8 @@ def database_name(
     On a standalone server it is new. On a replica set, where a new collection costs three nodes more than most tests,
     it has the collections of a session already; nothing but a test that is marked `new_database` can tell.
     """
-    if server.kind == "replica_set" and request.node.get_closest_marker("new_database") is None:
+    elsewhere = {"standalone", "replica_set"} & set(request.fixturenames)
+    if server.kind == "replica_set" and request.node.get_closest_marker("new_database") is None and not elsewhere:
         with furnished.lend() as name:
             yield name
     else:

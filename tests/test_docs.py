@@ -32,11 +32,12 @@ def blocks() -> Iterator[Any]:
             yield pytest.param(found[1], id=f"{page.relative_to(ROOT)}:{line}")
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("code", list(blocks()))
 def test_a_block_of_the_documentation_runs_as_it_stands(
-    code: str, standalone: LocalMongoDB, database_name: str, capsys: pytest.CaptureFixture[str]
+    code: str, server: LocalMongoDB, database_name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = code.replace(LOCALHOST, standalone.uri).replace("my_database", database_name)
+    code = code.replace(LOCALHOST, server.uri).replace("my_database", database_name)
     code = re.sub(r"\bAgent\(", OFFLINE, code)
     names: dict[str, Any] = {"__name__": "documentation"}
     exec(compile(code, "documentation", "exec"), names)

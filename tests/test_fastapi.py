@@ -739,8 +739,9 @@ def test_a_database_that_is_down_is_told_without_its_name(database_name: str) ->
             assert "hunter2" not in browser.get("/metrics", headers={"Accept": accept}).text
 
 
-def test_a_database_that_goes_away_and_comes_back(standalone: LocalMongoDB, database_name: str) -> None:
-    host, _, port = standalone.uri.partition("://")[2].partition("/")[0].partition(":")
+@pytest.mark.one_server
+def test_a_database_that_goes_away_and_comes_back(server: LocalMongoDB, database_name: str) -> None:
+    host, _, port = server.uri.partition("://")[2].partition("/")[0].partition(":")
     with WireProxy(host, int(port)) as proxy:
         service = Service(proxy.uri, database_name, retryReads=False, retryWrites=False)
         with served(service.app) as browser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from strands.agent.conversation_manager import SlidingWindowConversationManager
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from pymongo.database import Database
 
 
+_AT_REST = 4
+
+
 class FurnishedDatabases:
     """Databases with every collection that this library makes, each with its indexes and without documents.
 
@@ -28,16 +32,19 @@ class FurnishedDatabases:
 
     def __init__(self, client: MongoClient[dict[str, Any]]) -> None:
         self._client = client
-        self._free: list[tuple[str, Any]] = []
+        self._free: deque[tuple[str, Any]] = deque()
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[str]:
-        """Lend a database to one test; it is used again if that has left nothing but documents."""
-        name, furniture = self._free.pop() if self._free else self._furnish()
-        yield name
+        """Lend a database to one test; it is used again if that has left nothing but documents.
+
+        It is emptied when it is lent again, some tests later: a thread that the test has left behind may still write.
+        """
+        name, furniture = self._free.popleft() if len(self._free) >= _AT_REST else self._furnish()
         database = self._client[name]
+        _empty(database)
+        yield name
         if _furniture(database) == furniture:
-            _empty(database)
             self._free.append((name, furniture))
         else:
             self._client.drop_database(name)
@@ -58,7 +65,6 @@ class FurnishedDatabases:
                 agent = talker(manager, conversation_manager=SlidingWindowConversationManager(window_size=2))
                 for n in range(5):
                     agent(shown(f"{n}", n))
-        _empty(self._client[name])
         return name, _furniture(self._client[name])
 
 
