@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from chat_guard import Identity, Json, JsonObject, own_application, own_options, own_session_id, to_json
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from strands import Agent
 from strands.agent.state import AgentState
 
@@ -34,6 +34,14 @@ Document = dict[str, Any]
 class MetadataChange(BaseModel):
     """A change of metadata; a dot in a key addresses a nested field."""
 
+    set: JsonObject = {}
+    delete: list[str] = Field([], max_length=1_000)
+
+
+class StateChange(BaseModel):
+    """A change of the agent's state: what else the agent's tools have put into it meanwhile stays."""
+
+    model_config = ConfigDict(extra="forbid")
     set: JsonObject = {}
     delete: list[str] = Field([], max_length=1_000)
 
@@ -147,9 +155,10 @@ def conversations_router(agent_id: str, build_agent: Callable[[MongoDBSessionMan
     )
 
     @router.put("/conversation/state")
-    def put_state(session: Annotated[MongoDBSessionManager, opened], state: JsonObject) -> Json:
+    def put_state(session: Annotated[MongoDBSessionManager, opened], change: StateChange) -> Json:
         agent = build_agent(session)
-        agent.state = AgentState(state)
+        kept = {key: value for key, value in agent.state.get().items() if key not in change.delete}
+        agent.state = AgentState({**kept, **change.set})
         session.sync_agent(agent)
         stored = session.session_repository.read_agent(session.session_id, agent_id)
         return Json(stored.state if stored else {})

@@ -37,8 +37,8 @@ export class Backend {
     return this.#json("/conversation/details", { session });
   }
 
-  saveState(session, state) {
-    return this.#json("/conversation/state", { session, method: "PUT", body: state });
+  saveState(session, changes) {
+    return this.#json("/conversation/state", { session, method: "PUT", body: changes });
   }
 
   saveMetadata(session, changes) {
