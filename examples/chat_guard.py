@@ -126,10 +126,34 @@ def guards(key: str, origins: Sequence[str], hosts: Sequence[str]) -> list[Middl
             allow_headers=["Content-Type", "X-Session-ID"],
             expose_headers=["Retry-After"],
         ),
+        Middleware(ErrorsWithHeaders),
         Middleware(RequestGuard, origins=frozenset(origins)),
         # Not "strict": a link on another site, followed, would come without the cookie and be given a new identity.
         Middleware(SessionMiddleware, secret_key=key, session_cookie="chat", max_age=YEAR_SECONDS, same_site="lax"),
     ]
+
+
+class ErrorsWithHeaders:
+    """Answers 500 inside of the CORS middleware: a page that may not read it would take the server for gone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on the request; answer for an application that raises, and let the server log that."""
+        begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        except Exception:
+            if scope["type"] == "http" and not begun:
+                await JSONResponse({"detail": "The server has failed."}, 500)(scope, receive, send)
+            raise
 
 
 class RequestGuard:
