@@ -7,6 +7,7 @@ event loop wait for MongoDB. Those that may not meet a turn that is under way ar
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from chat_guard import Identity, Json, JsonObject, own_application, own_options, own_session_id, to_json
@@ -26,6 +27,7 @@ from mongodb_session_manager.fastapi import open_session
 
 LISTED_TURNS = 50
 SEARCHED_SESSIONS = 1_000
+SEARCHED_MESSAGES = 1_000  # So that a long conversation about one thing does not hide the others.
 EXCERPT_CHARACTERS = 160
 
 Document = dict[str, Any]
@@ -218,11 +220,10 @@ def found(factory: MongoDBSessionManagerFactory, application: str, words: list[s
     """Return the conversations that have all of these words, in the title or in one message, the newest first."""
     phrases = " ".join(f'"{word}"' for word in (word.replace('"', "") for word in words) if word)
     excerpts: dict[str, str] = {}
-    try:
-        for hit in factory.search_messages(phrases, application_name=application, limit=200) if phrases else []:
+    with suppress(MongoDBSessionError):  # Nobody has said anything yet that could be found.
+        searched = {"application_name": application, "limit": SEARCHED_MESSAGES}
+        for hit in factory.search_messages(phrases, **searched) if phrases else []:
             excerpts.setdefault(hit.session_id, excerpt(hit.text, words))
-    except MongoDBSessionError:
-        pass  # Nobody has said anything yet that could be found.
     result = []
     for header in all_headers(factory, application):
         title = (header.title or "").casefold()

@@ -560,6 +560,16 @@ def test_the_frontend_may_ask_with_its_cookie_and_its_header(page: Page, origin:
     assert page.http.options("/chat", headers={**asked, "Origin": "https://evil.example"}).status_code == 400
 
 
+def test_the_frontend_may_read_that_the_server_has_failed(page: Page, chat: Chat) -> None:
+    @chat.app.get("/broken")
+    def broken() -> None:
+        raise ValueError("a secret of the inside")
+
+    answer = page.http.get("/broken")
+    assert (answer.status_code, answer.json()) == (500, {"detail": "The server has failed."})
+    assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+
+
 def test_another_host_name_is_refused(page: Page) -> None:
     for host in ("evil.example", "evil.example:8880", "127.0.0.1.evil.example", ""):
         assert page.status("GET", "/conversations", headers={"Host": host}) == 400, host
@@ -720,6 +730,20 @@ def test_two_hundred_conversations_are_listed_page_by_page_and_found(
     for cursor in ("x", "é", "a" * 100):
         assert page.status("GET", "/conversations", params={"cursor": cursor}) == 422
     assert page.status("GET", "/conversations", params={"limit": 101}) == 422
+
+
+def test_a_long_conversation_about_one_thing_does_not_hide_another(
+    page: Page, other_tab: Page, client: Any, database_name: str
+) -> None:
+    page.say("kettle")
+    other_tab.http.headers["X-Session-ID"] = str(uuid.uuid4())
+    other_tab.say("Hello")  # the title, which is searched, too
+    other_tab.say("a kettle, among other things")
+    index = client[database_name][f"{COLLECTION}_search"]
+    eventually(lambda: index.count_documents({"text": {"$regex": "kettle"}}) == 2)
+    said = index.find_one({"text": "kettle"})
+    index.insert_many({**said, "_id": {**said["_id"], "message": number}} for number in range(100, 400))
+    assert len(page.get("/conversations", search="kettle")["conversations"]) == 2
 
 
 @pytest.mark.parametrize("search", ["nothing", '"', "-word01", "$where", "   ", "\u2603", '-- " \\', "\0"])
