@@ -225,6 +225,20 @@ def test_hostile_text_comes_back_as_it_was_and_breaks_no_stream(
         assert page.conversation()[-1][1] == hostile.strip()
 
 
+def test_a_turn_of_many_tool_calls_ends_with_all_of_what_is_stored(page: Page, chat: Chat) -> None:
+    @tool
+    def look() -> str:
+        """Look."""
+        return "nothing"
+
+    chat.tools, chat.replies = [look], [*([ToolCall("look")] * 60), "There is nothing."]
+    chat.baton.allowed = 1_000
+    done = page.say("Look everywhere")[-1][1]
+    assert done["message_ids"] == {"user": 0, "assistant": 121}
+    turn = page.get("/conversation/details")["turns"][0]
+    assert done["metrics"] == {name: turn[name] for name in done["metrics"]}
+
+
 def test_half_a_character_in_state_metadata_and_a_tools_input_is_valid_json(page: Page, chat: Chat) -> None:
     @tool
     def look_up(what: str) -> str:
