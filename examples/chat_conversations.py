@@ -7,11 +7,12 @@ event loop wait for MongoDB. Those that may not meet a turn that is under way ar
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from chat_guard import Identity, Json, JsonObject, own_application, own_options, own_session_id, to_json
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from strands import Agent
 from strands.agent.state import AgentState
 
@@ -26,6 +27,7 @@ from mongodb_session_manager.fastapi import open_session
 
 LISTED_TURNS = 50
 SEARCHED_SESSIONS = 1_000
+SEARCHED_MESSAGES = 1_000  # So that a long conversation about one thing does not hide the others.
 EXCERPT_CHARACTERS = 160
 
 Document = dict[str, Any]
@@ -34,6 +36,14 @@ Document = dict[str, Any]
 class MetadataChange(BaseModel):
     """A change of metadata; a dot in a key addresses a nested field."""
 
+    set: JsonObject = {}
+    delete: list[str] = Field([], max_length=1_000)
+
+
+class StateChange(BaseModel):
+    """A change of the agent's state: what else the agent's tools have put into it meanwhile stays."""
+
+    model_config = ConfigDict(extra="forbid")
     set: JsonObject = {}
     delete: list[str] = Field([], max_length=1_000)
 
@@ -147,9 +157,10 @@ def conversations_router(agent_id: str, build_agent: Callable[[MongoDBSessionMan
     )
 
     @router.put("/conversation/state")
-    def put_state(session: Annotated[MongoDBSessionManager, opened], state: JsonObject) -> Json:
+    def put_state(session: Annotated[MongoDBSessionManager, opened], change: StateChange) -> Json:
         agent = build_agent(session)
-        agent.state = AgentState(state)
+        kept = {key: value for key, value in agent.state.get().items() if key not in change.delete}
+        agent.state = AgentState({**kept, **change.set})
         session.sync_agent(agent)
         stored = session.session_repository.read_agent(session.session_id, agent_id)
         return Json(stored.state if stored else {})
@@ -209,11 +220,10 @@ def found(factory: MongoDBSessionManagerFactory, application: str, words: list[s
     """Return the conversations that have all of these words, in the title or in one message, the newest first."""
     phrases = " ".join(f'"{word}"' for word in (word.replace('"', "") for word in words) if word)
     excerpts: dict[str, str] = {}
-    try:
-        for hit in factory.search_messages(phrases, application_name=application, limit=200) if phrases else []:
+    with suppress(MongoDBSessionError):  # Nobody has said anything yet that could be found.
+        searched = {"application_name": application, "limit": SEARCHED_MESSAGES}
+        for hit in factory.search_messages(phrases, **searched) if phrases else []:
             excerpts.setdefault(hit.session_id, excerpt(hit.text, words))
-    except MongoDBSessionError:
-        pass  # Nobody has said anything yet that could be found.
     result = []
     for header in all_headers(factory, application):
         title = (header.title or "").casefold()

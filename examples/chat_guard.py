@@ -25,8 +25,8 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mongodb_session_manager import SessionBusyError
-from mongodb_session_manager.fastapi import add_exception_handlers
+from mongodb_session_manager import MongoDBSessionError, SessionBusyError
+from mongodb_session_manager.fastapi import add_exception_handlers, status_of
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROMPT_CHARACTERS = 8_000
@@ -88,8 +88,16 @@ def signing_key(folder: Path | None = None) -> str:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Add the library's, with another answer where its own would tell a script of the page the identity."""
+    """Add the library's, without the identity in what they say: no script of the page is to know it."""
     add_exception_handlers(app)  # 404, 409, 422, 503 instead of 500
+
+    async def refuse(request: Request, error: Exception) -> Json:
+        status, detail = status_of(error) or (500, "")
+        return Json({"detail": detail.replace(f"{request.session['identity']}.", "")}, status)
+
+    for kind in list(app.exception_handlers):
+        if isinstance(kind, type) and issubclass(kind, MongoDBSessionError):
+            app.add_exception_handler(kind, refuse)
 
     @app.exception_handler(SessionBusyError)
     async def busy(_: Request, error: SessionBusyError) -> Json:
@@ -118,10 +126,34 @@ def guards(key: str, origins: Sequence[str], hosts: Sequence[str]) -> list[Middl
             allow_headers=["Content-Type", "X-Session-ID"],
             expose_headers=["Retry-After"],
         ),
+        Middleware(ErrorsWithHeaders),
         Middleware(RequestGuard, origins=frozenset(origins)),
         # Not "strict": a link on another site, followed, would come without the cookie and be given a new identity.
         Middleware(SessionMiddleware, secret_key=key, session_cookie="chat", max_age=YEAR_SECONDS, same_site="lax"),
     ]
+
+
+class ErrorsWithHeaders:
+    """Answers 500 inside of the CORS middleware: a page that may not read it would take the server for gone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on the request; answer for an application that raises, and let the server log that."""
+        begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        except Exception:
+            if scope["type"] == "http" and not begun:
+                await JSONResponse({"detail": "The server has failed."}, 500)(scope, receive, send)
+            raise
 
 
 class RequestGuard:

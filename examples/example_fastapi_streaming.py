@@ -246,8 +246,11 @@ def is_unanswered(agent: Agent, prompt: str) -> bool:
 
 def stored_turn(session: MongoDBSessionManager) -> dict[str, Any]:
     """Return the ids of the turn's messages and what the turn has cost, as they are stored."""
-    stop = session.get_message_count(AGENT_ID)
-    messages = messages_of(session, AGENT_ID, max(0, stop - 100), stop)
+    start = session.get_message_count(AGENT_ID)
+    messages: list[dict[str, Any]] = []
+    while start > 0 and not any(map(is_prompt, messages)):  # An agent may call a hundred tools in a turn.
+        stop, start = start, max(0, start - 100)
+        messages[:0] = messages_of(session, AGENT_ID, start, stop)
     begins = [index for index, message in enumerate(messages) if is_prompt(message)]
     turn = messages[begins[-1] :] if begins else messages
     ids = {message["role"]: message["message_id"] for message in turn[-1:]}

@@ -186,7 +186,7 @@ def test_tools_are_shown_with_their_input_and_result_and_counted_with_the_turn(
         assert told[-1][1]["message_ids"] == {"user": 0, "assistant": 3}
 
         assert "Your name is Alice." in texts(page.say("What is my name?"))
-        page.http.put("/conversation/state", json={"name": "Bob"})
+        page.http.put("/conversation/state", json={"set": {"name": "Bob"}})
         assert "Your name is Bob." in texts(page.say("What is my name?"))
         page.say("Note: buy milk")
         assert "- buy milk" in texts(page.say("List my notes"))
@@ -225,6 +225,20 @@ def test_hostile_text_comes_back_as_it_was_and_breaks_no_stream(
         assert page.conversation()[-1][1] == hostile.strip()
 
 
+def test_a_turn_of_many_tool_calls_ends_with_all_of_what_is_stored(page: Page, chat: Chat) -> None:
+    @tool
+    def look() -> str:
+        """Look."""
+        return "nothing"
+
+    chat.tools, chat.replies = [look], [*([ToolCall("look")] * 60), "There is nothing."]
+    chat.baton.allowed = 1_000
+    done = page.say("Look everywhere")[-1][1]
+    assert done["message_ids"] == {"user": 0, "assistant": 121}
+    turn = page.get("/conversation/details")["turns"][0]
+    assert done["metrics"] == {name: turn[name] for name in done["metrics"]}
+
+
 def test_half_a_character_in_state_metadata_and_a_tools_input_is_valid_json(page: Page, chat: Chat) -> None:
     @tool
     def look_up(what: str) -> str:
@@ -237,7 +251,7 @@ def test_half_a_character_in_state_metadata_and_a_tools_input_is_valid_json(page
     assert [data["input"] for name, data in told if name == "tool_use"] == [{"what": "\udc00"}]
     assert [data["text"] for name, data in told if name == "tool_result"] == ["\udc00\ud800"]
     assert page.get("/conversation")["messages"][1]["tool_uses"][0]["input"] == {"what": "\udc00"}
-    body = b'{"half": "\\ud83d"}'
+    body = b'{"set": {"half": "\\ud83d"}}'
     answer = page.http.put("/conversation/state", content=body, headers={"Content-Type": "application/json"})
     assert answer.json() == {"half": "\ud83d"} == page.get("/conversation/details")["state"]
     prompt = page.http.post("/chat", content=b'{"prompt": "\\ud800"}', headers={"Content-Type": "application/json"})
@@ -441,7 +455,7 @@ def test_a_second_tab_waits_its_turn_and_may_neither_delete_nor_edit_meanwhile(
         assert 1 <= int(busy.headers["Retry-After"]) <= 20
         assert "Retry-After" in busy.headers["Access-Control-Expose-Headers"]
         assert other_tab.status("DELETE", "/conversation") == 409
-        assert other_tab.status("PUT", "/conversation/state", json={"a": 1}) == 409
+        assert other_tab.status("PUT", "/conversation/state", json={"set": {"a": 1}}) == 409
         assert [text for _, text in other_tab.conversation()] == ["Before", REPLY, "Hello"]
         chat.baton.allowed = len(WORDS)
         assert list(heard)[-1][0] == "done"
@@ -451,13 +465,13 @@ def test_a_second_tab_waits_its_turn_and_may_neither_delete_nor_edit_meanwhile(
 
 def test_a_turn_in_a_conversation_that_the_other_tab_has_deleted_begins_it_anew(page: Page, other_tab: Page) -> None:
     page.say("Hello")
-    page.http.put("/conversation/state", json={"a": 1})
+    page.http.put("/conversation/state", json={"set": {"a": 1}})
     assert other_tab.status("DELETE", "/conversation") == 204
     assert other_tab.status("DELETE", "/conversation") == 404
     for method, path, body in [
         ("GET", "/conversation", None),
         ("GET", "/conversation/details", None),
-        ("PUT", "/conversation/state", {"a": 1}),
+        ("PUT", "/conversation/state", {"set": {"a": 1}}),
         ("PUT", "/conversation/metadata", {"set": {"title": "x"}}),
         ("POST", "/conversation/feedback", {"message_id": 0, "rating": "up"}),
     ]:
@@ -480,7 +494,7 @@ def test_another_browser_that_knows_the_id_finds_nothing_and_harms_nothing(
         ("GET", "/conversation", None),
         ("GET", "/conversation/details", None),
         ("DELETE", "/conversation", None),
-        ("PUT", "/conversation/state", {"a": 1}),
+        ("PUT", "/conversation/state", {"set": {"a": 1}}),
         ("PUT", "/conversation/metadata", {"set": {"title": "x"}}),
         ("POST", "/conversation/feedback", {"message_id": 0, "rating": "up"}),
     ]:
@@ -560,6 +574,16 @@ def test_the_frontend_may_ask_with_its_cookie_and_its_header(page: Page, origin:
     assert page.http.options("/chat", headers={**asked, "Origin": "https://evil.example"}).status_code == 400
 
 
+def test_the_frontend_may_read_that_the_server_has_failed(page: Page, chat: Chat) -> None:
+    @chat.app.get("/broken")
+    def broken() -> None:
+        raise ValueError("a secret of the inside")
+
+    answer = page.http.get("/broken")
+    assert (answer.status_code, answer.json()) == (500, {"detail": "The server has failed."})
+    assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+
+
 def test_another_host_name_is_refused(page: Page) -> None:
     for host in ("evil.example", "evil.example:8880", "127.0.0.1.evil.example", ""):
         assert page.status("GET", "/conversations", headers={"Host": host}) == 400, host
@@ -620,14 +644,27 @@ STATE = {
 
 def test_a_state_comes_back_as_it_was_put(page: Page) -> None:
     page.say("Hello")
-    answer = page.http.put("/conversation/state", json=STATE)
+    answer = page.http.put("/conversation/state", json={"set": STATE})
     assert (answer.status_code, answer.json()) == (200, STATE)
     assert page.get("/conversation/details")["state"] == STATE
     page.say("And the next turn leaves it alone")
     assert page.get("/conversation/details")["state"] == STATE
-    assert page.http.put("/conversation/state", json={}).json() == {}
+    assert page.http.put("/conversation/state", json={"delete": list(STATE)}).json() == {}
     assert page.get("/conversation/details")["state"] == {}
     assert len(page.conversation()) == 4
+
+
+def test_a_changed_state_keeps_what_the_tools_have_put_into_it_meanwhile(
+    server: LocalMongoDB, database_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OFFLINE_PACE_MS", "0")
+    with served(create_app(server.uri, KEY, database_name=database_name, collection_name=COLLECTION)) as browser:
+        page = Page(browser.base_url)
+        page.say("My name is Alice.")
+        page.say("Note: buy milk")  # after the page has shown the state that is edited there
+        answer = page.http.put("/conversation/state", json={"set": {"mine": 1}, "delete": ["name", "never there"]})
+        assert answer.json() == {"notes": ["buy milk"], "mine": 1} == page.get("/conversation/details")["state"]
+        assert page.status("PUT", "/conversation/state", json={"mine": 2}) == 422
 
 
 @pytest.mark.parametrize(
@@ -651,8 +688,7 @@ def test_a_state_comes_back_as_it_was_put(page: Page) -> None:
 def test_what_is_no_json_object_is_refused_and_answered_in_json(page: Page, body: bytes) -> None:
     page.say("Hello")
     for path in ("/conversation/state", "/conversation/metadata"):
-        content = body if path.endswith("state") else b'{"set": ' + body + b"}"
-        answer = page.http.put(path, content=content, headers={"Content-Type": "application/json"})
+        answer = page.http.put(path, content=b'{"set": ' + body + b"}", headers={"Content-Type": "application/json"})
         assert answer.status_code in (400, 422), answer.text
         assert json.loads(answer.text, parse_constant=pytest.fail).keys() == {"detail"}
 
@@ -708,6 +744,20 @@ def test_two_hundred_conversations_are_listed_page_by_page_and_found(
     for cursor in ("x", "é", "a" * 100):
         assert page.status("GET", "/conversations", params={"cursor": cursor}) == 422
     assert page.status("GET", "/conversations", params={"limit": 101}) == 422
+
+
+def test_a_long_conversation_about_one_thing_does_not_hide_another(
+    page: Page, other_tab: Page, client: Any, database_name: str
+) -> None:
+    page.say("kettle")
+    other_tab.http.headers["X-Session-ID"] = str(uuid.uuid4())
+    other_tab.say("Hello")  # the title, which is searched, too
+    other_tab.say("a kettle, among other things")
+    index = client[database_name][f"{COLLECTION}_search"]
+    eventually(lambda: index.count_documents({"text": {"$regex": "kettle"}}) == 2)
+    said = index.find_one({"text": "kettle"})
+    index.insert_many({**said, "_id": {**said["_id"], "message": number}} for number in range(100, 400))
+    assert len(page.get("/conversations", search="kettle")["conversations"]) == 2
 
 
 @pytest.mark.parametrize("search", ["nothing", '"', "-word01", "$where", "   ", "\u2603", '-- " \\', "\0"])
@@ -796,6 +846,16 @@ def test_the_newest_rating_of_a_message_counts(page: Page) -> None:
 def test_feedback_about_nothing_or_of_no_meaning_is_refused(page: Page, given: Any, status: int) -> None:
     page.say("Hello")
     assert page.status("POST", "/conversation/feedback", json=given) == status
+
+
+def test_what_a_refusal_says_does_not_tell_the_identity(page: Page) -> None:
+    page.say("Hello")
+    page.http.put("/conversation/metadata", json={"set": {"a": [1]}})
+    below_a_list = page.http.put("/conversation/metadata", json={"set": {"a.x": 1}})
+    no_message = page.http.post("/conversation/feedback", json={"message_id": 99, "rating": "up"})
+    assert (below_a_list.status_code, no_message.status_code) == (422, 404)
+    for answer in (below_a_list, no_message):
+        assert answer.json()["detail"].startswith(f"session_id='{page.id}'")
 
 
 def test_health_and_metrics_need_no_session(base_url: httpx.URL) -> None:

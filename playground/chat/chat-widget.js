@@ -15,6 +15,7 @@ import { recall, remember } from "./widget/storage.js";
 import { isDark, toggleTheme } from "./widget/theme.js";
 
 const SUGGESTIONS = ["My name is Ada.", "Show me Markdown.", "Tell me a long story."];
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 const phone = matchMedia("(width < 40rem)"); // as in chat.css: the panel covers the page
 const roomy = matchMedia("(width >= 64rem)"); // a sheet stands beside the messages instead of on them
 
@@ -192,7 +193,8 @@ class ChatWidget {
 
   /** The conversation that this browser had before; a new one, if it had none. */
   async #restore() {
-    const id = recall("session") ?? crypto.randomUUID();
+    const kept = recall("session", { inTab: true }) ?? recall("session"); // another tab may be at another one
+    const id = UUID.test(kept) ? kept : crypto.randomUUID();
     this.#adopt(id);
     await this.#show(id, false);
   }
@@ -201,6 +203,7 @@ class ChatWidget {
   #adopt(id) {
     this.conversation.id = id;
     remember("session", id);
+    remember("session", id, { inTab: true });
     this.composer.open(id);
     this.details.open(id);
     this.conversations.current = id;

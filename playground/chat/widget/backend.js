@@ -14,6 +14,9 @@ export class RequestFailed extends Error {
 }
 
 export class Backend {
+  #first = null; // what is asked before anything was answered
+  #isKnown = false;
+
   /** @param {string} address such as http://localhost:8880 */
   constructor(address) {
     this.address = address;
@@ -37,8 +40,8 @@ export class Backend {
     return this.#json("/conversation/details", { session });
   }
 
-  saveState(session, state) {
-    return this.#json("/conversation/state", { session, method: "PUT", body: state });
+  saveState(session, changes) {
+    return this.#json("/conversation/state", { session, method: "PUT", body: changes });
   }
 
   saveMetadata(session, changes) {
@@ -80,6 +83,20 @@ export class Backend {
     throw new RequestFailed(0, "The answer ended before it was complete.");
   }
 
+  /** The first answer brings the cookie. Until then one thing is asked at a time: two would come from two people. */
+  async #fetch(url, request) {
+    while (this.#first) await this.#first.catch(() => {});
+    if (this.#isKnown) return fetch(url, request);
+    this.#first = fetch(url, request);
+    try {
+      const response = await this.#first;
+      this.#isKnown = true;
+      return response;
+    } finally {
+      this.#first = null;
+    }
+  }
+
   async #json(path, request) {
     const response = await this.#send(path, request);
     return response.json();
@@ -95,7 +112,7 @@ export class Backend {
     let response;
     try {
       // The cookie says whose conversations these are.
-      response = await fetch(url, { method, headers, body: JSON.stringify(body), credentials: "include", signal });
+      response = await this.#fetch(url, { method, headers, body: JSON.stringify(body), credentials: "include", signal });
     } catch (error) {
       if (signal?.aborted) throw error;
       throw new RequestFailed(0, `The backend at ${this.address} does not answer.`);

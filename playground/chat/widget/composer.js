@@ -1,7 +1,7 @@
 // Where one writes. What is not sent yet survives a reload.
 
 import { el, iconButton } from "./dom.js";
-import { recall, remember } from "./storage.js";
+import { recallAll, rememberOne } from "./storage.js";
 
 const LONGEST = 8000; // characters, as the backend has it
 const DOUBLE_CLICK_MS = 500;
@@ -13,7 +13,6 @@ export class Composer {
   #left;
   #clicked = false; // sent by the button, not by a key
   #timer = 0;
-  #drafts = recall("drafts") ?? {}; // by conversation
   #conversation = null;
   #onSend;
 
@@ -72,7 +71,7 @@ export class Composer {
   /** The draft of another conversation comes into the box. */
   open(conversation) {
     this.#conversation = conversation;
-    this.#input.value = this.#drafts[conversation] ?? "";
+    this.#input.value = recallAll("drafts")[conversation] ?? "";
     this.#changed();
   }
 
@@ -111,10 +110,7 @@ export class Composer {
     this.#send.disabled = this.#phase !== "idle" || text.trim() === "";
     this.#left.hidden = text.length < LONGEST * 0.9;
     this.#left.textContent = `${LONGEST - text.length} characters left`;
-    if (this.#conversation === null) return;
-    if (text) this.#drafts[this.#conversation] = text;
-    else delete this.#drafts[this.#conversation];
-    remember("drafts", Object.keys(this.#drafts).length ? this.#drafts : null);
+    if (this.#conversation !== null) rememberOne("drafts", this.#conversation, text || null);
   }
 
   #pressed(event) {

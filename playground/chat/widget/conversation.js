@@ -4,7 +4,7 @@
 // end as it should (stop, a failure, a lost connection, a reload in between) the stored messages are shown instead.
 
 import { RequestFailed } from "./backend.js";
-import { recall, remember } from "./storage.js";
+import { recallAll, rememberOne } from "./storage.js";
 
 // A turn that was cut off is stored a moment later.
 const SETTLING_PAUSES_MS = [150, 300, 600, 1200];
@@ -15,6 +15,7 @@ export class Conversation {
   #log;
   #on;
   #newest = -1; // the id of the newest message that is known
+  #open = null; // the question that could be asked again
   #turns = new Map(); // by conversation: an answer goes on while one looks at another conversation
   #reading = 0;
 
@@ -113,7 +114,8 @@ export class Conversation {
     const id = this.id;
     const turn = { text, question, retry, answer: this.#log.addAnswer(), abort: new AbortController() };
     this.#turns.set(id, turn);
-    keepUnsent(id, { text, after: (question.id ?? this.#newest + 1) - 1 });
+    question.after = this.#newest;
+    keepUnsent(id, { text, after: question.after });
     this.#on.phase(this.phase);
     let done = null;
     let failure = null;
@@ -133,13 +135,13 @@ export class Conversation {
       else this.#notAnswered(turn, failure);
       this.#on.phase(this.phase);
     } else if (done) {
-      keepUnsent(id, null);
+      forgetUnsent(id, text);
     }
     this.#on.stored();
   }
 
-  #answered({ question, answer, retry }, { message_ids: ids, metrics }) {
-    keepUnsent(this.id, null);
+  #answered({ text, question, answer, retry }, { message_ids: ids, metrics }) {
+    forgetUnsent(this.id, text);
     const missed = ids.user !== null && ids.user > this.#newest + 1; // Another tab has said something, too.
     if (ids.user !== null) question.id = ids.user;
     answer.complete({ id: ids.assistant, metrics, onRate: (messageId, rating) => this.rate(messageId, rating) });
@@ -156,9 +158,9 @@ export class Conversation {
       return;
     }
     if (!(failure instanceof RequestFailed)) throw failure;
-    if (failure.status !== 0) keepUnsent(this.id, { ...this.#unsent(), isOver: true });
+    if (failure.status !== 0) keepUnsent(this.id, { text, after: question.after, isOver: true });
     if ([403, 404, 413, 422].includes(failure.status)) {
-      keepUnsent(this.id, null);
+      forgetUnsent(this.id, text);
       question.element.remove();
       this.#on.refused(text);
     } else {
@@ -169,19 +171,32 @@ export class Conversation {
   }
 
   #offerRetry(question, reason) {
-    question.offerRetry(reason, () => {
-      question.settle();
-      this.#log.removeAfter(question); // what there was of an answer
-      this.#ask(question.text, question, true);
+    this.#open = question;
+    question.offerRetry(reason, () => this.#askAgain(question));
+  }
+
+  /** Ask again, unless it has been answered by now: unseen by this page, or in another tab. */
+  async #askAgain({ text, after }) {
+    const { id } = this;
+    keepUnsent(id, { text, after, isOver: true });
+    let isRead = false;
+    await this.#waiting(async () => {
+      await this.#read(true);
+      isRead = true;
     });
+    const question = this.#open;
+    if (!isRead || id !== this.id || this.phase !== "idle" || question?.text !== text) return;
+    question.settle();
+    this.#log.removeAfter(question); // what there was of an answer
+    this.#ask(text, question, true);
   }
 
   /** Read and show the newest messages. Returns whether nothing is on its way any more. */
   async #read(isLast) {
     const id = this.id;
-    const isKnown = this.exists || (await this.#on.isKnown(id));
-    const page = isKnown ? await this.#backend.conversation(id) : { messages: [], more: false, title: null };
+    const page = await this.#newestPage(id);
     if (id !== this.id) return true;
+    this.#open = null;
     this.#newest = page.messages.at(-1)?.message_id ?? -1;
     this.#on.title(page.title);
     this.#log.show(page.messages, page.more);
@@ -193,6 +208,18 @@ export class Conversation {
     return this.#showWhatIsUnderWay(page.messages, isLast);
   }
 
+  async #newestPage(id) {
+    const nothing = { messages: [], more: false, title: null };
+    const { exists } = this;
+    if (!exists && !(await this.#on.isKnown(id))) return nothing;
+    try {
+      return await this.#backend.conversation(id);
+    } catch (error) {
+      if (error.status !== 404 || exists) throw error;
+      return nothing; // It is not among the newest, and not among the others either: nothing was said in it yet.
+    }
+  }
+
   #showWhatIsUnderWay(messages, isLast) {
     const turn = this.#turns.get(this.id);
     const unsent = this.#unsent();
@@ -200,7 +227,10 @@ export class Conversation {
       unsent &&
       messages.some((one) => one.message_id > unsent.after && one.role === "user" && one.text === unsent.text);
     let question = this.#log.unanswered();
-    if (unsent && !arrived) question = this.#log.addQuestion(unsent.text);
+    if (unsent && !arrived) {
+      question = this.#log.addQuestion(unsent.text);
+      question.after = unsent.after;
+    }
     if (turn && question) {
       this.#log.removeAfter(question); // What is stored of the answer is part of the one that streams.
       this.#log.append(turn.answer.element);
@@ -216,7 +246,7 @@ export class Conversation {
   /** What was sent last, if nobody knows yet what became of it: {text, after: the id of the message
    *  before it, isOver: whether the backend has said that no answer is on its way}. */
   #unsent() {
-    return recall("unsent")?.[this.id] ?? null;
+    return recallAll("unsent")[this.id] ?? null;
   }
 
   async #waiting(work) {
@@ -234,8 +264,10 @@ export class Conversation {
 }
 
 function keepUnsent(id, what) {
-  const all = recall("unsent") ?? {};
-  if (what === null) delete all[id];
-  else all[id] = what;
-  remember("unsent", Object.keys(all).length ? all : null);
+  rememberOne("unsent", id, what);
+}
+
+/** What another tab has sent meanwhile is its own affair. */
+function forgetUnsent(id, text) {
+  if (recallAll("unsent")[id]?.text === text) keepUnsent(id, null);
 }

@@ -104,13 +104,18 @@ export class Conversations {
   }
 
   async #append() {
+    const asked = this.#asked;
+    this.#more.disabled = true; // A double click would bring the same page twice.
     try {
       const { conversations, cursor } = await this.#backend.conversations({ cursor: this.#cursor });
+      if (asked !== this.#asked) return; // The list was read anew meanwhile, from its beginning.
       this.#cursor = cursor;
       this.#list.append(...conversations.map((one) => this.#item(one, "")));
       this.#showRest("");
     } catch (error) {
       this.#on.error(error);
+    } finally {
+      this.#more.disabled = false;
     }
   }
 

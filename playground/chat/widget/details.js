@@ -34,6 +34,7 @@ export class Details {
   #stored;
   #state;
   #metadata;
+  #stateStored = {};
   #metadataStored = {};
 
   /**
@@ -46,7 +47,9 @@ export class Details {
     this.#backend = backend;
     this.#on = on;
     this.#state = new Editor("state", "Agent state", "What the agent’s tools remember.", async (value) => {
-      const stored = await backend.saveState(this.#session, value);
+      const session = this.#session;
+      const stored = await backend.saveState(session, difference(this.#stateStored, value));
+      if (session === this.#session) this.#stateStored = stored;
       on.changed();
       return stored;
     });
@@ -55,8 +58,9 @@ export class Details {
       "Session metadata",
       "For your application. A title in it renames the conversation.",
       async (value) => {
-        const stored = await backend.saveMetadata(this.#session, difference(this.#metadataStored, value));
-        this.#metadataStored = stored;
+        const session = this.#session;
+        const stored = await backend.saveMetadata(session, difference(this.#metadataStored, value));
+        if (session === this.#session) this.#metadataStored = stored;
         on.changed();
         return stored;
       },
@@ -103,7 +107,7 @@ export class Details {
     const { summary, turns, state, metadata } = details;
     this.#summary.replaceChildren(...facts(summary));
     this.#charts.replaceChildren(chart(TOKENS, turns), chart(LATENCY, turns));
-    this.#state.show(state);
+    if (this.#state.show(state)) this.#stateStored = state;
     if (this.#metadata.show(metadata)) this.#metadataStored = metadata;
     this.#showStored(true);
   }
@@ -134,6 +138,7 @@ class Editor {
   #said;
   #button;
   #shown = "";
+  #forgotten = 0; // how often
   #save;
 
   constructor(name, title, hint, save) {
@@ -184,6 +189,7 @@ class Editor {
   }
 
   forget() {
+    this.#forgotten += 1;
     this.#shown = this.#text.value = "";
     this.#say("", false);
     this.#button.disabled = true;
@@ -201,11 +207,15 @@ class Editor {
     this.#say(problem, problem !== "");
     if (problem) return;
     this.#button.disabled = true;
+    const forgotten = this.#forgotten;
     try {
       this.#shown = this.#text.value; // What comes back may be shown in its place.
-      this.show(await this.#save(value));
+      const stored = await this.#save(value);
+      if (forgotten !== this.#forgotten) return; // Another conversation's is shown by now.
+      this.show(stored);
       this.#say("Saved.", false);
     } catch (error) {
+      if (forgotten !== this.#forgotten) return;
       this.#shown = "";
       this.#button.disabled = false;
       this.#say(error.message, true);
@@ -236,6 +246,7 @@ function parsed(text) {
 
 /** What has to be set and deleted so that `before` becomes `after`. */
 function difference(before, after) {
-  const changed = Object.entries(after).filter(([key, value]) => JSON.stringify(before[key]) !== JSON.stringify(value));
-  return { set: Object.fromEntries(changed), delete: Object.keys(before).filter((key) => !(key in after)) };
+  const isSame = (key, value) => Object.hasOwn(before, key) && JSON.stringify(before[key]) === JSON.stringify(value);
+  const changed = Object.entries(after).filter(([key, value]) => !isSame(key, value));
+  return { set: Object.fromEntries(changed), delete: Object.keys(before).filter((key) => !Object.hasOwn(after, key)) };
 }

@@ -46,13 +46,27 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
 /** An element that shows Markdown which may still grow: blocks that are complete are not made again. */
 export class MarkdownView {
   #blocks = []; // {raw, links, node}
+  #isPlain = false;
 
   constructor(element) {
     this.element = element;
   }
 
   show(source) {
+    try {
+      this.#show(source);
+    } catch {
+      // Thousands of quotations in each other, say, are too much for the stack: then it is shown as it came.
+      this.#blocks = [];
+      this.element.replaceChildren(el("pre", { tabindex: 0 }, source));
+      this.#isPlain = true;
+    }
+  }
+
+  #show(source) {
     const tokens = marked.lexer(source);
+    if (this.#isPlain) this.element.replaceChildren();
+    this.#isPlain = false;
     const links = Object.keys(tokens.links).length; // A definition that comes later changes the blocks before it.
     tokens.forEach((token, at) => {
       const block = this.#blocks[at];

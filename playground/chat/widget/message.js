@@ -11,6 +11,7 @@ const number = new Intl.NumberFormat();
 /** What somebody asked; shown as it was typed. */
 export class Question {
   #id;
+  #after = -1;
 
   constructor(text, { id = null, createdAt = new Date() } = {}) {
     this.text = text;
@@ -37,6 +38,15 @@ export class Question {
   set id(id) {
     this.#id = id;
     this.element.dataset.messageId = id;
+  }
+
+  /** The id of the message before it; while it is not stored, of the newest one that was known when it was asked. */
+  get after() {
+    return this.#id === null ? this.#after : this.#id - 1;
+  }
+
+  set after(id) {
+    this.#after = id;
   }
 
   /** There is no answer: say so, and offer to ask again; the log says when that is possible. */
