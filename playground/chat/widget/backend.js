@@ -112,7 +112,13 @@ export class Backend {
     let response;
     try {
       // The cookie says whose conversations these are.
-      response = await this.#fetch(url, { method, headers, body: JSON.stringify(body), credentials: "include", signal });
+      response = await this.#fetch(url, {
+        method,
+        headers,
+        body: JSON.stringify(body),
+        credentials: "include",
+        signal,
+      });
     } catch (error) {
       if (signal?.aborted) throw error;
       throw new RequestFailed(0, `The backend at ${this.address} does not answer.`);
