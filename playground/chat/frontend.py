@@ -81,7 +81,7 @@ class _SecurityHeaders:
             ),
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
-            "Cache-Control": "no-cache",  # asks whether it has changed; files have an ETag
+            "Cache-Control": "no-cache",  # A changed file is seen at the next reload.
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -195,6 +195,60 @@ def test_a_second_tab_is_told_to_wait_and_recovers(chat: Chat, gate: Gate, playg
     expect(other.messages()).to_have_count(6)
 
 
+def test_a_question_that_another_tab_sees_answered_is_not_asked_again(
+    chat: Chat, gate: Gate, playground: Playground
+) -> None:
+    chat.ask("repeat: hello")
+    gate.hold(after=3)
+    chat.send(f"repeat: {COUNTED}")
+    expect(chat.answer()).to_contain_text("word1")
+    other = chat.another_tab()
+    expect(other.get("retry")).to_be_enabled()  # What it reads is a question without an answer.
+    gate.open()
+    chat.answered()
+
+    other.get("retry").click()
+    expect(other.answer()).to_have_text(COUNTED)
+    expect(other.messages()).to_have_count(4)
+    assert playground.stored_texts(chat.conversation_id, "user") == ["repeat: hello", f"repeat: {COUNTED}"]
+
+
+def test_what_was_refused_because_another_tab_was_faster_is_there_after_a_reload(
+    chat: Chat, gate: Gate, playground: Playground
+) -> None:
+    chat.watch.expect("status of 409")
+    chat.ask("repeat: hello")
+    other = chat.another_tab()
+    gate.hold(after=3)
+    chat.send(f"repeat: {COUNTED}")
+    expect(chat.answer()).to_contain_text("word1")
+    other.send("repeat: from the second tab")
+    expect(other.get("retry")).to_be_visible()
+    gate.open()
+    chat.answered()
+
+    other.reload()
+    expect(other.get("retry")).to_be_enabled()
+    other.get("retry").click()
+    expect(other.messages("assistant").last).to_contain_text("from the second tab")
+    other.answered()
+    said = ["repeat: hello", f"repeat: {COUNTED}", "repeat: from the second tab"]
+    assert playground.stored_texts(chat.conversation_id, "user") == said
+
+
+@pytest.mark.parametrize("spoilt", ["", "null", "[]", "17", '"x"', "{", '{"a": {"b": 1}}'])
+def test_whatever_stands_in_the_browser_the_page_can_be_used(spoilt: str, chat: Chat) -> None:
+    chat.ask("repeat: before")
+    chat.page.evaluate(
+        """spoilt => { for (const storage of [localStorage, sessionStorage])
+            for (const key of ["session", "drafts", "unsent", "theme", "open"])
+                storage.setItem(`chat.${key}`, spoilt) }""",
+        spoilt,
+    )
+    chat.reload()
+    expect(chat.ask("repeat: after")).to_have_text("after")
+
+
 def test_a_typed_draft_survives_a_reload_and_is_gone_once_sent(chat: Chat) -> None:
     chat.get("input").fill("half a thought")
     chat.reload()

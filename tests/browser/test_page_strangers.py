@@ -104,6 +104,14 @@ def test_every_way_to_be_hostile_stays_inert_while_it_streams(chat: Chat) -> Non
     assert_inert(chat)
 
 
+def test_markdown_that_is_nested_too_deeply_to_be_read_is_shown_as_it_came(chat: Chat) -> None:
+    deep = ">" * 7_000
+    expect(chat.ask(f"repeat: {deep} at the end")).to_contain_text("at the end")
+    chat.reload()
+    expect(chat.answer()).to_contain_text("at the end")
+    expect(chat.ask("repeat: **and** on")).to_have_text("and on")
+
+
 def test_titles_tool_results_state_and_metadata_stay_text(chat: Chat, playground: Playground) -> None:
     hostile = HOSTILE[1] + HOSTILE[0]
     chat.ask(f"Note: {ALL_OF_IT}")  # the tool's input, the agent's state and the conversation's title
@@ -160,8 +168,13 @@ def test_two_browsers_know_nothing_of_each_other(open_browser: OpenBrowser, play
     second.page.keyboard.press("Escape")
 
     # All that the first browser's page knows, its session id too, in the second browser.
-    second.page.evaluate("stored => Object.assign(localStorage, stored)", first.stored_in_the_browser())
+    second.page.evaluate(
+        "stored => { for (const name in stored) Object.assign(window[name], stored[name]) }",
+        first.stored_in_the_browser(),
+    )
     second.reload()
+    with second.details() as details:
+        expect(details.get_by_test_id("session-id")).to_contain_text(theirs)
     expect(second.get("input")).to_be_editable()
     expect(second.page.locator("body")).not_to_contain_text("unrepeatable")
 

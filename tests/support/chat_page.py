@@ -142,8 +142,8 @@ class Chat:
         return self.watch.session_id
 
     def stored_in_the_browser(self) -> dict[str, Any]:
-        """The page's `localStorage`."""
-        return dict(self.page.evaluate("({...localStorage})"))
+        """What the page has stored: `{"localStorage": {…}, "sessionStorage": {…}}`."""
+        return dict(self.page.evaluate("({localStorage: {...localStorage}, sessionStorage: {...sessionStorage}})"))
 
     @contextmanager
     def details(self) -> Iterator[Locator]:
