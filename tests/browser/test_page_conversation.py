@@ -139,7 +139,7 @@ def test_a_question_left_without_an_answer_can_be_asked_again_after_a_reload(
 
 
 def test_without_a_network_nothing_typed_is_lost(chat: Chat, playground: Playground) -> None:
-    chat.watch.expect("ERR_INTERNET_DISCONNECTED")
+    chat.watch.expect("net::ERR_")
     chat.ask("repeat: with a network")
     chat.page.context.set_offline(True)
     notice = chat.page.locator('[data-testid="notice"][data-kind="offline"]')
@@ -322,7 +322,7 @@ def test_a_killed_backend_is_told_of_and_resumed(backend: BackendProcess, open_b
         backend.start(url, pace_ms=50)
         chat = open_browser(url, f"http://127.0.0.1:{backend.port}")
         chat.ask("My name is Ada.")
-        chat.watch.expect("ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET")
+        chat.watch.expect("net::ERR_")  # which of them depends on what was under way
         chat.send("Tell me a long story")
         expect(chat.answer()).to_contain_text("Once")
         backend.kill()
