@@ -139,7 +139,7 @@ def test_the_defaults_are_those_of_the_documentation(nobody: str) -> None:
         ("", {"maxPoolSize": 7}, (7, 7)),
         ("", {"maxpoolsize": 7}, (7, 7)),
         ("", {"maxPoolSize": 50}, (50, 10)),
-        ("", {"maxPoolSize": 0}, (0, 10)),
+        ("", {"maxPoolSize": 0}, (0, 0)),
         ("", {"maxPoolSize": None}, (None, 10)),
         ("?maxPoolSize=7", {}, (7, 7)),
         ("?MAXPOOLSIZE=7", {}, (7, 7)),

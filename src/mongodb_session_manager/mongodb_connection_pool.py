@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import weakref
+from contextlib import suppress
 from typing import Any
 
 from pymongo import MongoClient
@@ -217,12 +218,10 @@ def _with_defaults(connection_string: str, options: dict[str, Any]) -> dict[str,
     given = {**_uri_options(connection_string), **_by_name(options)}
     defaults = {name: value for name, value in DEFAULT_OPTIONS.items() if name.lower() not in given}
     if "minPoolSize" in defaults:
-        try:
-            most = int(given.get("maxpoolsize") or 0)
-        except (TypeError, ValueError):
-            most = 0  # PyMongo will say what is wrong with it.
-        if most > 0:  # 0 and None mean that there is no limit.
-            defaults["minPoolSize"] = min(defaults["minPoolSize"], most)
+        most = given.get("maxpoolsize", DEFAULT_OPTIONS["maxPoolSize"])
+        # None is no limit, nor is 0; but PyMongo 4.18 refuses any minimum beside 0. It also refuses what is no number.
+        with suppress(TypeError, ValueError):
+            defaults["minPoolSize"] = min(defaults["minPoolSize"], max(0, int(most)))
     return {**defaults, **options}
 
 
