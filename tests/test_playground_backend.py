@@ -410,11 +410,15 @@ def test_a_database_that_stops_in_the_middle_is_told_in_the_stream(database_name
             mongodb.nodes[0].start()
             eventually(lambda: httpx.get(f"{browser.base_url}/conversation", **asked).status_code == 200)
             page = Page(browser.base_url, page.id, page.http.cookies)
-            assert page.conversation() == [("user", "Hello")]
+            question, answer = ("user", "Hello"), ("assistant", REPLY)
+            # The request's last attempt to store the answer may have met the database that was back already.
+            kept = page.conversation()
+            assert kept in ([question], [question, answer])
             with MongoClient(mongodb.uri) as client:  # Its lease, which could not be given back, is not waited for.
                 client[database_name][COLLECTION].update_many({}, {"$unset": {"lease": 1}})
-            assert texts(page.say("Hello", retry=True)) == REPLY
-            assert page.conversation() == [("user", "Hello"), ("assistant", REPLY)]
+            if kept == [question]:
+                assert texts(page.say("Hello", retry=True)) == REPLY
+            assert page.conversation() == [question, answer]
 
 
 def test_a_slow_database_does_not_hold_up_others(page: Page, client: Any) -> None:
