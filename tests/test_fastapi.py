@@ -603,28 +603,41 @@ def test_a_second_request_meets_the_lease_of_the_first(
     assert browser.post("/leased", params={"prompt": "Three"}, headers=SESSION).status_code == 200
 
 
-def test_a_lease_lasts_as_long_as_the_request_and_ends_with_it(
-    server: LocalMongoDB, database_name: str, client: Any
-) -> None:
+@contextlib.contextmanager
+def held_in_a_lease(
+    server: LocalMongoDB, database_name: str, client: Any, seconds: float
+) -> Iterator[tuple[Callable[[], Any], Callable[[], None]]]:
+    """A request that has a lease and waits after its first word; when its lease ends, and what lets it say the rest."""
     service = Service(server.uri, database_name)
+    leased = open_session(agent_id="a", lease=seconds)
 
     @service.app.post("/briefly-leased")
-    async def briefly_leased(session: Annotated[Any, open_session(agent_id="a", lease=5)]) -> StreamingResponse:
+    async def briefly_leased(session: Any = leased) -> StreamingResponse:
         agent = build_agent(session, BatonModel(service.baton))
         return StreamingResponse(texts(stream_turn(session, agent, "One")), media_type="text/plain")
 
     def expires_at() -> Any:
         return client[database_name][COLLECTION].find_one({"_id": "s"}).get("lease", {}).get("expires_at")
 
+    def finish() -> None:
+        service.baton.allowed = len(WORDS)
+        assert "".join(words) == "".join(WORDS[1:])
+
     service.baton.allowed = 1
     with served(service.app) as browser, browser.stream("POST", "/briefly-leased", headers=SESSION) as answer:
         words = answer.iter_text(len(WORDS[0]))
         next(words)
+        yield expires_at, finish
+
+
+def test_a_lease_lasts_as_long_as_the_request_and_ends_with_it(
+    server: LocalMongoDB, database_name: str, client: Any
+) -> None:
+    with held_in_a_lease(server, database_name, client, 5) as (expires_at, finish):
         first = expires_at()
         # Longer than it was taken for.
         eventually(lambda: (expires_at() - first).total_seconds() > 5)
-        service.baton.allowed = len(WORDS)
-        assert "".join(words) == "".join(WORDS[1:])
+        finish()
         eventually(lambda: expires_at() is None)
         assert conversation(client, database_name) == [("user", "One"), ("assistant", REPLY)]
 
@@ -632,25 +645,11 @@ def test_a_lease_lasts_as_long_as_the_request_and_ends_with_it(
 def test_a_lease_that_could_not_be_renewed_for_a_while_goes_on(
     server: LocalMongoDB, database_name: str, client: Any
 ) -> None:
-    service = Service(server.uri, database_name)
-
-    @service.app.post("/briefly-leased")
-    async def briefly_leased(session: Annotated[Any, open_session(agent_id="a", lease=6)]) -> StreamingResponse:
-        agent = build_agent(session, BatonModel(service.baton))
-        return StreamingResponse(texts(stream_turn(session, agent, "One")), media_type="text/plain")
-
-    def expires_at() -> Any:
-        return client[database_name][COLLECTION].find_one({"_id": "s"}).get("lease", {}).get("expires_at")
-
-    service.baton.allowed = 1
-    with served(service.app) as browser, browser.stream("POST", "/briefly-leased", headers=SESSION) as answer:
-        words = answer.iter_text(len(WORDS[0]))
-        next(words)
+    with held_in_a_lease(server, database_name, client, 6) as (expires_at, finish):
         first = expires_at()
         with fail_command(client, "update", app_name=APP_NAME, error_code=8000, times=1):
             eventually(lambda: expires_at() > first)
-        service.baton.allowed = len(WORDS)
-        assert "".join(words) == "".join(WORDS[1:])
+        finish()
         eventually(lambda: conversation(client, database_name) == [("user", "One"), ("assistant", REPLY)])
 
 

@@ -55,7 +55,7 @@ def playground(chromium: Browser, standalone: LocalMongoDB) -> Iterator[Playgrou
 def gate(playground: Playground) -> Iterator[Gate]:
     """What the pieces of answers pass; open after the test."""
     yield playground.gate
-    playground.gate.reset()
+    playground.gate.open()
 
 
 class OpenBrowser(Protocol):

@@ -1,4 +1,4 @@
-"""A model whose answers a test can hold between two pieces, let on, or have fail."""
+"""A model whose answers a test can hold between two pieces, and let on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ class Gate:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._passes: int | None = None
-        self._failures: list[tuple[int, Exception]] = []
         self.waiting = threading.Event()
 
     def hold(self, after: int = 0) -> None:
@@ -33,21 +32,6 @@ class Gate:
         """Let everything pass."""
         with self._lock:
             self._passes = None
-
-    def fail_next(self, error: Exception, after: int = 0) -> None:
-        """Have the next model call that is not spoken for raise `error` after this many pieces."""
-        with self._lock:
-            self._failures.append((after, error))
-
-    def reset(self) -> None:
-        """Open, and nothing fails any more."""
-        with self._lock:
-            self._passes, self._failures = None, []
-
-    def take_failure(self) -> tuple[int, Exception] | None:
-        """What the model call that begins now is to raise, and after how many pieces."""
-        with self._lock:
-            return self._failures.pop(0) if self._failures else None
 
     async def passed(self) -> None:
         """Return when one piece may pass."""
@@ -84,14 +68,7 @@ class GatedModel(Model):
         return self._model.structured_output(*args, **kwargs)
 
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[StreamEvent]:
-        failure = self._gate.take_failure()
-        pieces = 0
         async for event in self._model.stream(*args, **kwargs):
-            if failure is not None and pieces == failure[0]:
-                raise failure[1]
             if "contentBlockDelta" in event:
                 await self._gate.passed()
-                pieces += 1
             yield event
-        if failure is not None:
-            raise failure[1]

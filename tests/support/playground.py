@@ -106,7 +106,7 @@ def served_playground(uri: str, database: Database[dict[str, Any]], model: Model
                 assert server.started, "the lifespan failed"
                 yield Playground(url, f"http://127.0.0.1:{port}", database, gate)
             finally:
-                gate.reset()
+                gate.open()
                 server.should_exit = True
                 thread.join(30)
                 assert not thread.is_alive(), "the backend did not end"

@@ -57,7 +57,7 @@ def status_of(error: Exception) -> tuple[int, str] | None:
 
     For a stream that has begun, whose own status is sent already: tell the client in an event.
     """
-    found = error.original_exception if isinstance(error, EventLoopException) else error
+    found = _cause(error)
     for kind, status in _STATUS.items():
         if isinstance(found, kind):
             return status, str(found.args[0]) if found.args else type(found).__name__
@@ -75,7 +75,11 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     headers = None
     if status == 503:
         headers = {"Retry-After": str(_RETRY_SECONDS)}
-    found = error.original_exception if isinstance(error, EventLoopException) else error
+    found = _cause(error)
     if isinstance(found, SessionBusyError):
         headers = {"Retry-After": str(max(1, math.ceil(found.retry_after or 0)))}
     return JSONResponse({"detail": detail}, status, headers)
+
+
+def _cause(error: Exception) -> Exception:
+    return error.original_exception if isinstance(error, EventLoopException) else error
