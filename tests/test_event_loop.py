@@ -24,10 +24,12 @@ from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient, monitoring
 from pymongo.errors import PyMongoError
 from strands import Agent, tool
-from strands.bidi.hooks import BidiAgentStopEvent
+from strands.bidi import BidiAgent
+from strands.bidi.hooks import BidiAgentStopEvent, BidiResponseStopEvent
 from strands.hooks import AfterInvocationEvent, HookRegistry, MessageAddedEvent, MessageUpdatedEvent
 from strands.hooks.events import AfterMultiAgentInvocationEvent, AfterNodeCallEvent, MultiAgentInitializedEvent
 from strands.multiagent import GraphBuilder, Swarm
+from support.bidi_model import ScriptedBidiModel
 from support.failpoints import fail_command
 
 from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManagerFactory
@@ -529,20 +531,27 @@ def test_a_deadline_of_pymongo_around_a_turn_reaches_the_commands_and_what_misse
 # --- how it is done
 
 
-def test_every_hook_that_stores_is_a_coroutine_function_since_strands_runs_others_on_the_loop(service: Service) -> None:
-    class Recording(HookRegistry):
-        def add_callback(self, event_type: Any, callback: Any, **options: Any) -> None:
-            for one in event_type if isinstance(event_type, list) else [event_type]:
-                added.setdefault(one, []).append(callback)
-            super().add_callback(event_type, callback, **options)
-
+def test_every_hook_that_stores_is_a_coroutine_function_since_strands_runs_others_on_the_loop(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     added: dict[type, list[Any]] = {}
-    service.manager().register_hooks(Recording())
+    add_callback = HookRegistry.add_callback
+
+    def recording(registry: HookRegistry, event_type: Any, callback: Any, **options: Any) -> None:
+        if isinstance(getattr(callback, "__self__", None), MongoDBSessionManager):
+            added.setdefault(event_type, []).append(callback)
+        add_callback(registry, event_type, callback, **options)
+
+    monkeypatch.setattr(HookRegistry, "add_callback", recording)
+    service.agent(service.manager("agent"))
+    BidiAgent(ScriptedBidiModel(), agent_id="voice", session_manager=service.manager("voice"))
+    Swarm([Agent(model=OfflineScriptedModel([]), name="clerk")], session_manager=service.manager("swarm"))
 
     for event in (
         MessageAddedEvent,
         MessageUpdatedEvent,
         AfterInvocationEvent,
+        BidiResponseStopEvent,
         BidiAgentStopEvent,
         MultiAgentInitializedEvent,
         AfterNodeCallEvent,

@@ -117,6 +117,8 @@ class AgentFollower:
     _window_settings: Document | None = None
     _model_call_began: float | None = None
     _model_call_ms: float | None = None
+    # The answer of the last model call, until it is a message.
+    _answer: Message | None = None
     # The answer of a model call in which a guardrail intervened; below, what is known of that, and its redactions.
     _intervened: Message | None = None
 
@@ -197,7 +199,7 @@ class AgentFollower:
                 if _trims_by_itself(agent):
                     # As at the end of the last turn, which may have moved the window and stored nothing after that.
                     agent.conversation_manager.apply_management(agent)
-                if any("toolUse" in block or "toolResult" in block for m in agent.messages for block in m["content"]):
+                if documents.have_tool_blocks(agent.messages):
                     agent.messages = repair(agent.messages)
         work.watch_state(agent.state, session_agent.state)
         known: Document = {
@@ -212,13 +214,14 @@ class AgentFollower:
 
     def _restored(self, window: list[Document], offset: int, interrupted: str | None) -> list[Message]:
         """Return the live messages of a stored window that begins at ``offset``, and take note of them."""
-        message_ids = [message.get("message_id", offset + index) for index, message in enumerate(window)]
+        order = None
         if interrupted is not None or documents.turns_interleave(window):
             order = documents.turns_together(window, interrupted)
-            window, message_ids = [window[index] for index in order], [message_ids[index] for index in order]
-        messages = [documents.to_message(message) for message in window]
+        self._last_turn_id = window[-1 if order is None else order[-1]].get("turn_id")
+        message_ids, messages = documents.to_messages(window, offset)
+        if order is not None:
+            message_ids, messages = [message_ids[index] for index in order], [messages[index] for index in order]
         self.work.know(message_ids, messages)
-        self._last_turn_id = window[-1].get("turn_id")
         return messages
 
     def _follow_new(self, agent: Any) -> None:
@@ -245,7 +248,7 @@ class AgentFollower:
         self._asked_with = None
         self._in_turn = True
         self._turn_has_begun = False
-        self._turn_id = None
+        self._turn_id = self._answer = None
         self._said = []
         self.outer_error = sys.exc_info()[1]
 
@@ -271,20 +274,23 @@ class AgentFollower:
         # A BidiAgent tells no beginning of a turn: while it runs, it is in one.
         return self._in_turn or (not isinstance(agent, Agent) and getattr(agent, "_started", True))
 
-    def model_call_begins(self) -> None:
+    def model_call_begins(self, agent: Any) -> None:
         """Start the clock for a provider that reports no latency."""
+        if self._answer is not None:
+            self._discard(self._answer, agent)
+        self._answer = self._intervened = None
         self._model_call_began = time.perf_counter()
-        self._intervened = None
 
     def model_call_ends(self, message: Message | None, stop_reason: str | None) -> None:
         """Stop it, and take note of an answer whose model call a guardrail has stopped."""
         if self._model_call_began is not None:
             self._model_call_ms = (time.perf_counter() - self._model_call_began) * 1000
+        self._answer = message
         if stop_reason == INTERVENED:
             self._intervened = message
             self.guardrail_said(facts_of_stop_reason(stop_reason))
 
-    def answer_discarded(self, message: Message, agent: Any) -> None:
+    def _discard(self, message: Message, agent: Any) -> None:
         """Take note of an answer in whose place another is made: it was paid for, and no message will carry it."""
         metrics = _own_metrics(message, self._model_call_ms)
         if metrics is not None:
@@ -457,6 +463,7 @@ class AgentFollower:
         if role == "assistant":
             model = _model_id(agent)
             if from_agent:
+                self._answer = None
                 self._said.append(message)
             metrics = _own_metrics(message, self._model_call_ms)
             self._model_call_ms = None

@@ -8,9 +8,10 @@ documents without counters, and fields it does not know.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
@@ -37,6 +38,13 @@ MAX_SEARCHED_BYTES = 32 * 1024
 
 # Fields of a Strands message that have a place of their own; whatever else it holds is kept in `extra`.
 _MESSAGE_FIELDS = frozenset(("role", "content", "tracking_id", "metadata"))
+
+_TOOL_BLOCKS = frozenset(("toolUse", "toolResult"))
+
+# A window is looked at with these: no line of Python runs per message.
+_CONTENT = operator.itemgetter("content")
+_TURN_ID = operator.methodcaller("get", "turn_id")
+_BINARY = operator.attrgetter("binary")
 
 
 @dataclass
@@ -256,6 +264,12 @@ def has_tool_result(message: Mapping[str, Any]) -> bool:
     return False
 
 
+def have_tool_blocks(messages: Iterable[Message]) -> bool:
+    """Return whether any of these live messages asks for a tool or carries the result of one."""
+    blocks = chain.from_iterable(map(_CONTENT, messages))
+    return not _TOOL_BLOCKS.isdisjoint(chain.from_iterable(blocks))
+
+
 def message_document(message_id: int, body: Mapping[str, Any], created_at: datetime, updated_at: datetime) -> Document:
     """Return a stored message: what it is first, then what is known about it."""
     return {
@@ -303,6 +317,23 @@ def to_message(stored: Mapping[str, Any]) -> Message:
     return message  # type: ignore[no-any-return]
 
 
+def to_messages(window: list[Document], offset: int) -> tuple[list[int], list[Message]]:
+    """Return the ids of the stored messages (decoded) of a window, and the live messages of an agent that they are.
+
+    Args:
+        window: Stored messages. They are used up: one that has nothing else to tell becomes the live message itself.
+        offset: Position of the first of them in the conversation: its id where it has none.
+    """
+    message_ids: list[int] = []
+    messages: list[Message] = []
+    for stored in window:
+        message_ids.append(stored.pop("message_id", offset + len(messages)))
+        stored.pop("turn_id", None)
+        plain = stored.keys() <= _MESSAGE_FIELDS and "role" in stored and type(stored.get("content")) is list
+        messages.append(stored if plain else to_message(stored))  # type: ignore[arg-type]
+    return message_ids, messages
+
+
 def to_session_message(stored: Mapping[str, Any]) -> SessionMessage:
     """Return a stored message (decoded) as Strands' ``SessionMessage``; metrics are left out, as the spec says."""
     return SessionMessage(
@@ -317,7 +348,11 @@ def to_session_message(stored: Mapping[str, Any]) -> SessionMessage:
 def turns_interleave(window: list[Document]) -> bool:
     """Return whether a turn of a window may be in several pieces, so that ``turns_together`` is to look at it."""
     # By their bytes: an ObjectId is hashed and compared by Python code.
-    turns = [getattr(turn := message.get("turn_id"), "binary", turn) for message in window]
+    turns: list[Any] = list(map(_TURN_ID, window))
+    try:
+        turns = list(map(_BINARY, turns))
+    except AttributeError:  # Not every message has one.
+        turns = [getattr(turn, "binary", turn) for turn in turns]
     pieces: int = 1 + sum(map(operator.ne, turns, turns[1:]))
     return pieces > max(1, len(set(turns)))
 

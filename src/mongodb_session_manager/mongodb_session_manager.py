@@ -10,6 +10,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -196,11 +197,18 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
         """Follow an agent, graph or swarm. Callbacks that store are coroutines, so no event loop waits for MongoDB."""
-        for event_type, callback, order in _CALLBACKS:
+        registry.add_callback(AgentInitializedEvent, partial(self._agent_initialized, registry))
+        registry.add_callback(MultiAgentInitializedEvent, partial(self._multi_agent_initialized, registry))
+        self._register(registry, _CALLBACKS)
+
+    def _register(self, registry: HookRegistry, callbacks: _Callbacks) -> None:
+        for event_type, callback, order in callbacks:
             registry.add_callback(event_type, getattr(self, callback), order=order)
 
-    def _agent_initialized(self, event: AgentInitializedEvent) -> None:
+    def _agent_initialized(self, registry: HookRegistry, event: AgentInitializedEvent) -> None:
         self.initialize(event.agent)
+        if not isinstance(event.agent, Agent):
+            self._register(registry, _BIDI_CALLBACKS)
 
     def _turn_is_asked_for(self, event: BeforeInvocationEvent) -> None:
         self._follower(event.agent).turn_is_asked_for()
@@ -209,16 +217,12 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._follower(event.agent).begin_turn()
 
     def _model_call_begins(self, event: BeforeModelCallEvent) -> None:
-        self._follower(event.agent).model_call_begins()
+        self._follower(event.agent).model_call_begins(event.agent)
 
     def _model_call_ends(self, event: AfterModelCallEvent) -> None:
         answer = event.stop_response
         message, stop_reason = (None, None) if answer is None else (answer.message, answer.stop_reason)
         self._follower(event.agent).model_call_ends(message, stop_reason)
-
-    def _model_call_judged(self, event: AfterModelCallEvent) -> None:
-        if event.retry and event.stop_response is not None:
-            self._follower(event.agent).answer_discarded(event.stop_response.message, event.agent)
 
     def _tool_call_begins(self, event: BeforeToolCallEvent) -> None:
         self._follower(event.agent).tool_call_begins(event.tool_use["toolUseId"], event.agent)
@@ -262,7 +266,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             self._archive_if_due(follower.work)
             self._index_if_due(follower.work)
 
-    async def _multi_agent_initialized(self, event: MultiAgentInitializedEvent) -> None:
+    async def _multi_agent_initialized(self, registry: HookRegistry, event: MultiAgentInitializedEvent) -> None:
+        self._register(registry, _MULTI_AGENT_CALLBACKS)
         state = await self._pool.run(lambda: self._read_multi_agent(event.source))
         await _settle(self._begin_multi_agent(event.source, state))
 
@@ -1025,28 +1030,32 @@ def create_mongodb_session_manager(
     return MongoDBSessionManager(session_id, connection_string, database_name, collection_name, client, **kwargs)
 
 
+_Callbacks = Sequence[tuple[type[Any], str, float]]
+
 # Which method follows which event. `SDK_FIRST` is called before all other callbacks, `SDK_LAST` after them.
-_CALLBACKS: tuple[tuple[type[Any], str, float], ...] = (
-    (AgentInitializedEvent, "_agent_initialized", HookOrder.DEFAULT),
+_CALLBACKS: _Callbacks = (
     (BeforeInvocationEvent, "_turn_is_asked_for", HookOrder.SDK_FIRST),
     # Last, so that a callback that fails before it leaves no turn open.
     (BeforeInvocationEvent, "_turn_begins", HookOrder.SDK_LAST),
     # The clocks run as close to the call as they can.
     (BeforeModelCallEvent, "_model_call_begins", HookOrder.SDK_LAST),
     (AfterModelCallEvent, "_model_call_ends", HookOrder.SDK_FIRST),
-    # Last, when it is known whether a callback wants another answer.
-    (AfterModelCallEvent, "_model_call_judged", HookOrder.SDK_LAST),
     (BeforeToolCallEvent, "_tool_call_begins", HookOrder.SDK_LAST),
     (AfterToolCallEvent, "_tool_call_ends", HookOrder.SDK_FIRST),
     (MessageAddedEvent, "_message_added", HookOrder.DEFAULT),
-    (MessageUpdatedEvent, "_message_updated", HookOrder.DEFAULT),
     # Last, so that what other callbacks change in the agent's state is stored with the turn.
     (AfterInvocationEvent, "_turn_ended", HookOrder.SDK_LAST),
+)
+# What else there is to follow in what is no `Agent`: registered when one of these is built. An `Agent` is built at each
+# request, and there registering a callback costs more than calling it.
+_BIDI_CALLBACKS: _Callbacks = (
+    (MessageUpdatedEvent, "_message_updated", HookOrder.DEFAULT),
     (BidiResponseStopEvent, "_turn_ended", HookOrder.SDK_LAST),
     (BidiAgentStopEvent, "_turn_ended", HookOrder.SDK_LAST),
-    (MultiAgentInitializedEvent, "_multi_agent_initialized", HookOrder.DEFAULT),
-    (AfterNodeCallEvent, "_multi_agent_changed", HookOrder.DEFAULT),
-    (AfterMultiAgentInvocationEvent, "_multi_agent_changed", HookOrder.DEFAULT),
+)
+_MULTI_AGENT_CALLBACKS: _Callbacks = (
+    (AfterNodeCallEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
+    (AfterMultiAgentInvocationEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
 )
 
 # Stands for an agent that was stored together with a new session: there is nothing to restore.

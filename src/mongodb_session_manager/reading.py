@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import bson
 from bson.raw_bson import RawBSONDocument
 
@@ -11,7 +9,7 @@ from .blobs import BlobStore
 from .documents import Document
 from .encoding import CODEC_OPTIONS, MARKER, blob_files, decode
 
-_MARKER = re.compile(MARKER.encode())
+_MARKER = MARKER.encode()
 
 
 class Reader:
@@ -32,9 +30,11 @@ class Reader:
         Raises:
             BlobMissingError: A blob that it names is not there.
         """
-        document: Document = bson.decode(found.raw, CODEC_OPTIONS)
+        raw = bytes(found.raw)  # PyMongo may give a `memoryview`.
+        document: Document = bson.decode(raw, CODEC_OPTIONS)
         # The walk through all of it is only made where its bytes hold an encoded value.
-        if not _MARKER.search(found.raw):
+        # (From behind: `bytes.rfind` takes half as long as `in`, which was half of a regular expression.)
+        if raw.rfind(_MARKER) < 0:
             return document
         decoded: Document = decode(document, self._blobs.fetch(blob_files(document)))
         return decoded

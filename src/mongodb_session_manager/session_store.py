@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -23,7 +24,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
-from . import messages_view, session_listing, statements
+from . import direct, messages_view, session_listing, statements
 from .archive_policy import Embedded
 from .archiving import Archiver
 from .blobs import BlobOwner, BlobStore, PendingBlobs
@@ -158,7 +159,7 @@ class SessionStore:
         """
         projection = statements.open_projection(agent_keys)
         while True:
-            document = self.find_one({"_id": session_id}, projection)
+            document = self._find_session(session_id, projection)
             if document is None or document["expired"]:
                 if create is None:
                     return None
@@ -276,6 +277,15 @@ class SessionStore:
                 missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.
         return None
 
+    def _find_session(self, session_id: str, projection: Mapping[str, Any]) -> Document | None:
+        """Return what ``find_one`` returns, for less."""
+        query = {"_id": session_id}
+        if (answer := direct.find_one(self._raw, query, projection)) is not None:
+            with suppress(BlobMissingError):
+                found: list[Document] = self._reader.decode(answer)["cursor"]["firstBatch"]
+                return found[0] if found else None
+        return self.find_one(query, projection)
+
     def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document whose values are not encoded: metadata, feedback."""
         found = self._raw.find_one(query, projection)
@@ -331,7 +341,11 @@ class SessionStore:
         """
         for lost_races in range(_MAX_REBASES):
             try:
-                if self.update(statements.commit(session, work, now())):
+                update = statements.commit(session, work, now())
+                matched = direct.update_one(self._writes, update)
+                if matched is None:
+                    matched = self.update(update)
+                if matched:
                     return
             except WriteError as error:
                 if error.code not in _NOT_A_LIST or not work.guardrail_events:

@@ -9,6 +9,7 @@ An ``AgentWork`` is the outbox of one agent and knows how to put messages and ch
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import weakref
@@ -30,6 +31,8 @@ from .metrics import Totals
 from .session_store import SessionStore, now
 from .statements import Commit, SessionRef, late_metrics, message_projection
 from .telemetry import span
+
+_TRACKING_ID = operator.methodcaller("get", "tracking_id")
 
 # What an agent's record may be without.
 _STATES = ("state", "conversation_manager_state", "_internal_state")
@@ -488,7 +491,7 @@ class AgentWork(Outbox):
     def know(self, message_ids: Sequence[int], messages: list[Any]) -> None:
         """Take note of the stored messages of the live conversation: their ids and what they became."""
         self._restored = list(zip(message_ids, messages, strict=True))
-        self._restored_ids = {message.get("tracking_id") for message in messages}
+        self._restored_ids = set(map(_TRACKING_ID, messages))
         if messages:
             self.last = self._last_restored = Entry(message_ids[-1], source=messages[-1])
 
