@@ -177,13 +177,13 @@ class AgentFollower:
         work = self.work
         work.position = stored.message_count
         work.embedded = stored.embedded
-        session_agent = documents.to_session_agent(stored.agent_data, work.key)
-        agent.state = _agent_state(session_agent.state)
-        session_agent.initialize_internal_state(agent)
+        state, manager_state, internal_state = documents.states(stored.agent_data)
+        agent.state = _agent_state(state)
+        # Strands' own way; times are nothing to it.
+        SessionAgent(agent.agent_id, state, manager_state, internal_state, "", "").initialize_internal_state(agent)
         prepended: list[Message] = []
         offset = 0
         if isinstance(agent, Agent):
-            manager_state = session_agent.conversation_manager_state
             if manager_state:
                 prepended = agent.conversation_manager.restore_from_session(manager_state) or []
             offset = max(0, agent.conversation_manager.removed_message_count)
@@ -192,7 +192,7 @@ class AgentFollower:
             window = read_from(offset)
         else:
             window = stored.window[offset - stored.window_offset :]
-        messages = self._restored(window, offset, _interrupted(session_agent)) if window else []
+        messages = self._restored(window, offset, _interrupted(internal_state)) if window else []
         if not (isinstance(agent, Agent) and agent.model.stateful):
             agent.messages = prepended + messages
             if agent.messages:
@@ -201,11 +201,8 @@ class AgentFollower:
                     agent.conversation_manager.apply_management(agent)
                 if documents.have_tool_blocks(agent.messages):
                     agent.messages = repair(agent.messages)
-        work.watch_state(agent.state, session_agent.state)
-        known: Document = {
-            "conversation_manager_state": session_agent.conversation_manager_state,
-            "_internal_state": session_agent._internal_state,
-        }
+        work.watch_state(agent.state, state)
+        known: Document = {"conversation_manager_state": manager_state, "_internal_state": internal_state}
         for name in ("model", "system_prompt"):
             if name in stored.agent_data:
                 known[name] = stored.agent_data[name]
@@ -390,15 +387,12 @@ class AgentFollower:
         if metrics is not None:
             body["event_loop_metrics"] = metrics
 
-        def add_totals(totals: Totals) -> None:
-            self._add_discarded(totals)
-            totals.add_message(starts_turn=role == "user" and not documents.has_tool_result(message))
-            if metrics is not None:
-                totals.add_model_call(_model_id(agent), metrics)
-            for call in calls:
-                totals.add_tool_call(call)
-
-        entry = self.work.append(body, size, message, add_totals, blobs)
+        totals = self._totals(starts_turn=role == "user" and not documents.has_tool_result(message))
+        if metrics is not None:
+            totals.add_model_call(_model_id(agent), metrics)
+        for call in calls:
+            totals.add_tool_call(call)
+        entry = self.work.append(body, size, message, totals, blobs)
         if role == "user":
             self._said = []
             self._expected = Expected(entry, text, body)
@@ -481,24 +475,24 @@ class AgentFollower:
                 event = body["guardrail_event"] = guardrail_event("intervened", role, now(), self._guardrail_facts)
             self._forget_guardrail()
         calls = self._finished_calls(message, agent) if from_agent and carries_results else []
-
-        def add_totals(totals: Totals) -> None:
-            if self._discarded:
-                self._add_discarded(totals)
-            totals.add_message(starts_turn=begins_turn and is_said)
-            if metrics is not None:
-                totals.add_model_call(model, metrics)
-            for call in calls:
-                totals.add_tool_call(call)
-
-        entry = self.work.append(body, size, message, add_totals, blobs, event)
+        totals = self._totals(starts_turn=begins_turn and is_said)
+        if metrics is not None:
+            totals.add_model_call(model, metrics)
+        for call in calls:
+            totals.add_tool_call(call)
+        entry = self.work.append(body, size, message, totals, blobs, event)
         if role == "assistant":
             self._last_answer = Answer(message, entry, model, metrics) if from_agent else None
 
-    def _add_discarded(self, totals: Totals) -> None:
-        discarded, self._discarded = self._discarded, []
-        for model, metrics in discarded:
-            totals.add_model_call(model, metrics)
+    def _totals(self, *, starts_turn: bool) -> Totals:
+        """Return what a message adds to the running totals, and with it the answers that were made anew before."""
+        totals = Totals()
+        totals.add_message(starts_turn)
+        if self._discarded:
+            discarded, self._discarded = self._discarded, []
+            for model, metrics in discarded:
+                totals.add_model_call(model, metrics)
+        return totals
 
     def _body(self, message: Message) -> tuple[Document, int, PendingBlobs | None]:
         """Return what is stored of a message, its size in bytes, and the blobs that were taken out of it."""
@@ -670,9 +664,9 @@ def _tool_name(tool_use_id: str, messages: list[Message]) -> str | None:
     return None
 
 
-def _interrupted(session_agent: MongoDBSessionAgent) -> str | None:
+def _interrupted(internal_state: Document) -> str | None:
     """Return the ``tracking_id`` of the message whose tool uses wait for an answer to an interrupt, if any do."""
-    state = session_agent._internal_state.get("interrupt_state") or {}
+    state = internal_state.get("interrupt_state") or {}
     pending = state.get("pending_tool_execution") if state.get("activated") else None
     tracking_id = (pending or {}).get("assistant_message", {}).get("tracking_id")
     return tracking_id if isinstance(tracking_id, str) else None

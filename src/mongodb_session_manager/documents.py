@@ -19,7 +19,7 @@ from strands.types.content import Message
 from strands.types.session import Session, SessionAgent, SessionMessage
 
 from .archive_policy import Embedded
-from .encoding import decode, encode, to_bson
+from .encoding import decode, encode, size_in_bson
 from .errors import UnstorableValueError
 from .keys import decode_key
 
@@ -35,6 +35,9 @@ MAX_VALUE_BYTES = 15 * 1024 * 1024
 
 MAX_SEARCHED_BYTES = 32 * 1024
 """How much of a message's text can be searched, as UTF-8: each word is a key in an index."""
+
+STATES = ("state", "conversation_manager_state", "_internal_state")
+"""Fields of ``agent_data`` that may be as large as an application makes them."""
 
 # Fields of a Strands message that have a place of their own; whatever else it holds is kept in `extra`.
 _MESSAGE_FIELDS = frozenset(("role", "content", "tracking_id", "metadata"))
@@ -162,13 +165,19 @@ def new_agent(data: Document, now: datetime) -> Document:
     }
 
 
+def states(data: Mapping[str, Any]) -> list[Document]:
+    """Return ``state``, ``conversation_manager_state`` and ``_internal_state`` of a decoded ``agent_data``."""
+    return [value if type(value := data.get(name)) is dict else {} for name in STATES]
+
+
 def to_session_agent(data: Mapping[str, Any], key: str) -> MongoDBSessionAgent:
     """Return a decoded ``agent_data`` as a ``SessionAgent``; fields that are missing take Strands' defaults."""
+    state, manager_state, internal_state = states(data)
     return MongoDBSessionAgent(
         agent_id=data.get("agent_id", decode_key(key)),
-        state=_mapping(data.get("state")),
-        conversation_manager_state=_mapping(data.get("conversation_manager_state")),
-        _internal_state=_mapping(data.get("_internal_state")),
+        state=state,
+        conversation_manager_state=manager_state,
+        _internal_state=internal_state,
         created_at=to_iso(data.get("created_at")),
         updated_at=to_iso(data.get("updated_at")),
         model=data.get("model"),
@@ -388,10 +397,12 @@ def turns_together(window: list[Document], interrupted: str | None = None) -> li
 def check_size(value: Document | bytes, where: str) -> int:
     """Return the size of an encoded value, given as such or as BSON; refuse what no session document could hold.
 
+    It is that of ``size_in_bson``.
+
     Raises:
         UnstorableValueError: It has more than ``MAX_VALUE_BYTES``.
     """
-    if (size := len(value if isinstance(value, bytes) else to_bson(value))) > MAX_VALUE_BYTES:
+    if (size := len(value) if isinstance(value, bytes) else size_in_bson(value)) > MAX_VALUE_BYTES:
         path, largest = ("", size) if isinstance(value, bytes) else _largest(value)
         most = f"; most of it is {path}, {largest} bytes" if path and 2 * largest > size else ""
         raise UnstorableValueError(f"{where} has {size} bytes{most}; at most {MAX_VALUE_BYTES} can be stored")
@@ -427,7 +438,3 @@ def to_iso(moment: Any) -> str:
     if isinstance(moment, str):
         return moment
     return (moment if isinstance(moment, datetime) else datetime.fromtimestamp(0, timezone.utc)).isoformat()
-
-
-def _mapping(value: Any) -> Document:
-    return dict(value) if isinstance(value, dict) else {}

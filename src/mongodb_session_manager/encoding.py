@@ -29,6 +29,7 @@ decoded to plain ``int`` and documents to plain ``dict``.
 from __future__ import annotations
 
 import marshal
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,14 @@ _MAX_DEPTH = 80
 
 _DBREF_KEYS = frozenset(("$ref", "$id", "$db"))
 _STORED_AS_THEY_ARE = frozenset((type(None), bool, float))
+_ANY_LENGTH = sys.maxsize
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 # Its later versions write equal values in several ways, by which objects they share.
 _CANONICAL_MARSHAL = 2
+
+# What is smaller is not measured exactly.
+_MEASURED_BYTES = 16 * 1024
 
 
 class _Int64AsInt(TypeDecoder):
@@ -168,6 +173,18 @@ def to_bson(document: Mapping[str, Any]) -> bytes:
     return bson.encode(document, codec_options=CODEC_OPTIONS)
 
 
+def size_in_bson(document: Mapping[str, Any]) -> int:
+    """Return how many bytes ``document`` (encoded) has as BSON; a few percent more or less where it is small.
+
+    Every message is measured when it is added, and to make BSON for that takes as long as to encode it.
+    """
+    try:
+        size = len(marshal.dumps(document, _CANONICAL_MARSHAL))  # type: ignore[arg-type]
+    except ValueError:  # It names a blob.
+        size = _MEASURED_BYTES
+    return size if size < _MEASURED_BYTES else len(to_bson(document))
+
+
 class _Unstorable(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -191,6 +208,7 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
         if depth >= _MAX_DEPTH:
             return _encode_deep(value)
         encoded: dict[Any, Any] = {}
+        short = _ANY_LENGTH if blobs is None else blobs.text_threshold
         for key, inner in value.items():
             # Nearly every key is an identifier and every value a scalar: for those, nothing is called.
             if (type(key) is not str or key == MARKER or not key.isidentifier()) and not _plain_key(key):
@@ -198,11 +216,13 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
                     del blobs.blobs[len(blobs.blobs) - len(blob_files(encoded)) :]
                 return {MARKER: "dict", "value": _encode([list(item) for item in value.items()], depth + 1, blobs)}
             kind = type(inner)
-            if (
-                kind in _STORED_AS_THEY_ARE
-                or (kind is str and inner.isascii() and (blobs is None or len(inner) < blobs.text_threshold))
-                or (kind is int and _INT64_MIN <= inner <= _INT64_MAX)
-            ):
+            if kind is str:
+                plain = len(inner) < short and inner.isascii()
+            elif kind is int:
+                plain = _INT64_MIN <= inner <= _INT64_MAX
+            else:
+                plain = kind in _STORED_AS_THEY_ARE
+            if plain:
                 encoded[key] = inner
                 continue
             try:

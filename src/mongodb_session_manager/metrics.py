@@ -8,8 +8,9 @@ totals grow by ``$inc`` in the same update that stores the message.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .documents import Document
@@ -44,32 +45,34 @@ class ToolCall:
     milliseconds: float | None = None
 
 
-@dataclass
 class Totals:
-    """Growth of an agent's running totals: what a commit will add.
+    """Growth of an agent's running totals: what one message adds to them.
 
     Attributes:
         increments: Paths below the agent's ``usage`` and what is added there.
         maxima: Paths below ``usage`` and the value they grow to.
     """
 
-    increments: dict[str, float] = field(default_factory=dict)
-    maxima: dict[str, float] = field(default_factory=dict)
+    __slots__ = ("increments", "maxima")
+
+    def __init__(self) -> None:
+        self.increments: dict[str, float] = {}
+        self.maxima: dict[str, float] = {}
 
     def add(self, path: str, amounts: Mapping[str, float]) -> None:
         """Add amounts, by their names below ``path``, which is empty or ends with a dot."""
         increments = self.increments
         for name, amount in amounts.items():
             name = path + name
-            increments[name] = increments.get(name, 0) + (amount if abs(amount) <= _MAX_INTEGER else float(amount))
+            increments[name] = increments.get(name, 0) + amount
 
     def add_message(self, starts_turn: bool) -> None:
         """Count one message, and the turn it begins."""
-        self.add("", {"messages": 1, "turns": 1} if starts_turn else {"messages": 1})
+        self.add("", _MESSAGE_AND_TURN if starts_turn else _MESSAGE)
 
     def add_model_call(self, model: str | None, metrics: Mapping[str, Any]) -> None:
         """Count what one answer of a model used; ``metrics`` is a stored ``event_loop_metrics``."""
-        path = f"models.{encode_key(model or 'unknown')}."
+        path = _model_path(model)
         amounts = {**metrics["accumulated_usage"], "calls": 1}
         latency = metrics["accumulated_metrics"].get("latencyMs", 0)
         if latency > 0:
@@ -81,8 +84,7 @@ class Totals:
 
     def add_tokens(self, model: str | None, metrics: Mapping[str, Any], sign: int = 1) -> None:
         """Count the tokens of an answer, and not the answer; with ``sign=-1``, count them no longer."""
-        path = f"models.{encode_key(model or 'unknown')}."
-        self.add(path, {name: sign * amount for name, amount in metrics["accumulated_usage"].items()})
+        self.add(_model_path(model), {name: sign * amount for name, amount in metrics["accumulated_usage"].items()})
 
     def add_tool_call(self, call: ToolCall) -> None:
         """Count one finished call of a tool."""
@@ -92,6 +94,29 @@ class Totals:
         if call.milliseconds is not None:
             amounts["milliseconds"] = call.milliseconds
         self.add(f"tools.{encode_key(call.name)}.", amounts)
+
+
+_MESSAGE = {"messages": 1}
+_MESSAGE_AND_TURN = {"messages": 1, "turns": 1}
+
+
+@lru_cache(maxsize=256)
+def _model_path(model: str | None) -> str:
+    return f"models.{encode_key(model or 'unknown')}."
+
+
+def summed(totals: Iterable[Totals], path: str = "") -> tuple[Document, Document]:
+    """Return what some messages add together, below a path: increments and maxima, as in each of them."""
+    increments: Document = {}
+    maxima: Document = {}
+    for grown in totals:
+        for name, amount in grown.increments.items():
+            name = path + name
+            increments[name] = increments.get(name, 0) + (amount if abs(amount) <= _MAX_INTEGER else float(amount))
+        for name, value in grown.maxima.items():
+            name = path + name
+            maxima[name] = max(value, maxima.get(name, 0))
+    return increments, maxima
 
 
 def latency_bucket(milliseconds: float) -> int:
@@ -139,6 +164,8 @@ def _numbers(source: Any, names: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(source, (dict, Mapping)):
         for name in names:
             value = source.get(name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
+            if value is None or not isinstance(value, (int, float)):
+                continue
+            if 0 <= value <= MAX_TOKENS and value is not True and value is not False:
                 found[name] = value
     return found

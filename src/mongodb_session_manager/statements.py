@@ -20,7 +20,7 @@ from .encoding import to_bson
 from .expiry import EXPIRED, NOT_EXPIRED, in_hours, parts_needed_until
 from .guardrails import MAX_GUARDRAIL_EVENTS
 from .keys import decode_key, encode_key
-from .metrics import Totals
+from .metrics import Totals, summed
 
 # What a live agent needs of a stored message. Times, metrics and commit ids stay on the server: they are a third of
 # a short message.
@@ -128,18 +128,18 @@ class Commit:
         messages: Stored messages without their ``message_id``, oldest first.
         creates: The agent's whole ``agent_data`` if the agent is not stored yet, else None.
         fields: Fields of ``agent_data`` that have changed, since it was created here or read, encoded.
-        totals: Growth of the running totals; rides with messages, never alone.
+        totals: Growth of the running totals, by each of the messages.
         guardrail_events: Interventions of a guardrail, each with the index of its message in ``messages``.
         commit_id: Stored on the first message, so that a commit of unknown outcome can be recognised.
     """
 
     key: str
     position: int
-    messages: list[Document] = field(default_factory=list)
+    messages: Sequence[Document] = ()
     creates: Document | None = None
     fields: Document = field(default_factory=dict)
-    totals: Totals = field(default_factory=Totals)
-    guardrail_events: list[tuple[int, Document]] = field(default_factory=list)
+    totals: Sequence[Totals] = ()
+    guardrail_events: Sequence[tuple[int, Document]] = ()
     commit_id: ObjectId = field(default_factory=ObjectId)
 
     @property
@@ -158,30 +158,32 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
     if messages:
         messages[0]["commit_id"] = work.commit_id
     changed: Document = {}
-    interventions: list[Document] = []
-    for index, event in work.guardrail_events:
-        interventions.append(_intervention(work.key, work.position + index, event))
     if work.creates is not None:
         record = new_agent({**work.creates, **work.fields}, now)
+        increments, maxima = summed(work.totals)
         record["message_count"] = len(messages)
-        record["usage"] = _nested({**work.totals.increments, **work.totals.maxima})
+        record["usage"] = _nested({**increments, **maxima})
         record["messages"] = messages
         changed[agent] = record
-        changes = {"$set": changed, "$addToSet": {"agent_ids": work.creates["agent_id"]}}
-        return session.write(now, _recording(interventions, changes), {agent: {"$exists": False}})
-    changed[f"{agent}.updated_at"] = now
-    for name, value in work.fields.items():
-        changed[f"{agent}.agent_data.{name}"] = value
-    if not messages:
-        return session.write(now, {"$set": changed}, {agent: {"$exists": True}})
-    increments: Document = {f"{agent}.message_count": len(messages)}
-    update: Document = {"$set": changed, "$push": {f"{agent}.messages": {"$each": messages}}, "$inc": increments}
-    usage = f"{agent}.usage."
-    for path, amount in work.totals.increments.items():
-        increments[usage + path] = amount
-    for path, value in work.totals.maxima.items():
-        update.setdefault("$max", {})[usage + path] = value
-    return session.write(now, _recording(interventions, update), {f"{agent}.message_count": work.position})
+        update: Document = {"$set": changed, "$addToSet": {"agent_ids": work.creates["agent_id"]}}
+        conditions: Document = {agent: {"$exists": False}}
+    else:
+        changed[f"{agent}.updated_at"] = now
+        for name, value in work.fields.items():
+            changed[f"{agent}.agent_data.{name}"] = value
+        if not messages:
+            return session.write(now, {"$set": changed}, {agent: {"$exists": True}})
+        increments, maxima = summed(work.totals, f"{agent}.usage.")
+        increments[f"{agent}.message_count"] = len(messages)
+        update = {"$set": changed, "$push": {f"{agent}.messages": {"$each": messages}}, "$inc": increments}
+        if maxima:
+            update["$max"] = maxima
+        conditions = {f"{agent}.message_count": work.position}
+    if work.guardrail_events:
+        _list_interventions(
+            update, [_intervention(work.key, work.position + index, event) for index, event in work.guardrail_events]
+        )
+    return session.write(now, update, conditions)
 
 
 def rewrite(
@@ -209,8 +211,9 @@ def rewrite(
     changes["$set"][f"{agent}.updated_at"] = now
     changes["$inc"] = {f"{agent}.edits": 1, f"{agent}.rewrites": 1}
     is_there = {f"{agent}.messages.message_id": message_id, **_not_listed(guardrail_event)}
-    interventions = [_intervention(key, message_id, guardrail_event)] if guardrail_event is not None else []
-    return session.write(now, _recording(interventions, changes), is_there, array_filters)
+    if guardrail_event is not None:
+        _list_interventions(changes, [_intervention(key, message_id, guardrail_event)])
+    return session.write(now, changes, is_there, array_filters)
 
 
 def edit_archived(
@@ -223,8 +226,9 @@ def edit_archived(
     agent = f"agents.{key}"
     changes: Document = {"$set": {f"{agent}.updated_at": now}, "$inc": {f"{agent}.edits": 1, f"{agent}.rewrites": 1}}
     is_there = {f"{agent}.archived_count": {"$gt": 0}, **_not_listed(guardrail_event)}
-    interventions = [_intervention(key, message_id, guardrail_event)] if guardrail_event is not None else []
-    return session.write(now, _recording(interventions, changes), is_there)
+    if guardrail_event is not None:
+        _list_interventions(changes, [_intervention(key, message_id, guardrail_event)])
+    return session.write(now, changes, is_there)
 
 
 def listed_projection(guardrail_event: Document | None) -> Document:
@@ -243,13 +247,10 @@ def _intervention(key: str, message_id: int, guardrail_event: Document) -> Docum
     return {**guardrail_event, "agent_id": decode_key(key), "message_id": message_id}
 
 
-def _recording(interventions: list[Document], update: Document) -> Document:
-    """Return the update, which lists these interventions in the session as well, the newest ones only."""
-    if interventions:
-        newest = {"$each": interventions, "$slice": -MAX_GUARDRAIL_EVENTS}
-        update["$push"] = {**update.get("$push", {}), "guardrail_events": newest}
-        update["$inc"] = {**update.get("$inc", {}), "guardrail_event_count": len(interventions)}
-    return update
+def _list_interventions(update: Document, interventions: list[Document]) -> None:
+    """Let an update list these interventions in the session as well, the newest ones only."""
+    update.setdefault("$push", {})["guardrail_events"] = {"$each": interventions, "$slice": -MAX_GUARDRAIL_EVENTS}
+    update.setdefault("$inc", {})["guardrail_event_count"] = len(interventions)
 
 
 def rewrite_in_segment(
@@ -309,15 +310,11 @@ def late_metrics(
     """Return the update that gives a stored message its metrics, once: in the place of none, or of those ``before``."""
     agent = f"agents.{key}"
     lacking = {"message_id": message_id, "event_loop_metrics": {"$exists": False} if before is None else before}
-    update: Document = {
-        "$set": {f"{agent}.messages.$[m].event_loop_metrics": metrics},
-        "$inc": {
-            f"{agent}.edits": 1,
-            **{f"{agent}.usage.{path}": n for path, n in totals.increments.items()},
-        },
-    }
-    if totals.maxima:
-        update["$max"] = {f"{agent}.usage.{path}": value for path, value in totals.maxima.items()}
+    increments, maxima = summed([totals], f"{agent}.usage.")
+    increments[f"{agent}.edits"] = 1
+    update: Document = {"$set": {f"{agent}.messages.$[m].event_loop_metrics": metrics}, "$inc": increments}
+    if maxima:
+        update["$max"] = maxima
     return session.write(now, update, {f"{agent}.messages": {"$elemMatch": lacking}}, [{"m.message_id": message_id}])
 
 

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from bson import ObjectId
@@ -24,7 +25,7 @@ from bson import ObjectId
 from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
 from .blobs import PendingBlobs
 from .command_pool import CommandPool, settle
-from .documents import Document, check_size
+from .documents import STATES, Document, check_size
 from .encoding import blob_markers, encode, fingerprint, to_bson
 from .errors import UnstorableValueError
 from .metrics import Totals
@@ -33,9 +34,6 @@ from .statements import Commit, SessionRef, late_metrics, message_projection
 from .telemetry import span
 
 _TRACKING_ID = operator.methodcaller("get", "tracking_id")
-
-# What an agent's record may be without.
-_STATES = ("state", "conversation_manager_state", "_internal_state")
 
 # MongoDB takes 16 MB in an update; a message that would make a commit larger than this begins the next one.
 _COMMIT_BYTES = 15 * 1024 * 1024
@@ -74,19 +72,19 @@ class Entry:
         blobs: What of it is too large for the session document, while it waits.
         commit: The operation that carries it while it waits.
         guardrail_events: What is to be listed in the session of it, while it waits.
+        totals: What it adds to the agent's running totals, while it waits.
     """
 
-    __slots__ = ("blobs", "body", "commit", "guardrail_events", "message_id", "source")
+    __slots__ = ("blobs", "body", "commit", "guardrail_events", "message_id", "source", "totals")
 
-    def __init__(
-        self, message_id: int | None, *, source: Any, body: Document | None = None, blobs: PendingBlobs | None = None
-    ) -> None:
+    def __init__(self, message_id: int | None, source: Any) -> None:
         self.message_id = message_id
-        self.body = body or {}
         self.source = source
-        self.blobs = blobs
+        self.body: Document = {}
+        self.blobs: PendingBlobs | None = None
         self.commit: AppendOperation | None = None
         self.guardrail_events: tuple[Document, ...] = ()
+        self.totals: Totals | None = None
 
 
 @dataclass(eq=False)
@@ -99,32 +97,36 @@ class AppendOperation:
     entries: list[Entry] = field(default_factory=list)
     bytes: int = 0
     field_bytes: int = 0
-    state_blobs: list[PendingBlobs] = field(default_factory=list)
+    state_blobs: tuple[PendingBlobs, ...] = ()
     started: bool = False
     placed: bool = False
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store it, at the position that is next now, or where it was first sent to."""
+        work, document = self.work, self.agent.document
         if not self.placed:
             self.placed = True
-            self.work.position = self.agent.position
-        self.work.messages, self.work.guardrail_events = [], []
-        for index, entry in enumerate(self.entries):
-            self.work.messages.append(entry.body)
-            for event in entry.guardrail_events:
-                self.work.guardrail_events.append((index, event))
-        document = self.agent.document
+            work.position = self.agent.position
         if document.bytes + self.bytes > document.make_room_above:
             left = store.archiver.make_room(session.session_id, self.bytes)
             document.bytes = document.bytes if left is None else left
             document.make_room_above = max(MAKE_ROOM_ABOVE_BYTES, document.bytes + self.bytes + _ROOM_STEP_BYTES)
         for blobs in self.state_blobs:
-            store.upload(session, self.work.key, None, blobs)
+            store.upload(session, work.key, None, blobs)
+        messages: list[Document] = []
+        totals: list[Totals] = []
+        guardrail_events: list[tuple[int, Document]] = []
         for index, entry in enumerate(self.entries):
+            messages.append(entry.body)
+            if entry.totals is not None:
+                totals.append(entry.totals)
+            for event in entry.guardrail_events:
+                guardrail_events.append((index, event))
             if entry.blobs is not None:
-                store.upload(session, self.work.key, self.work.position + index, entry.blobs)
-        with span("commit", {"agent_id": self.agent.agent_id, "messages": len(self.entries)}):
-            store.commit(session, self.work, rebase=self.rebase)
+                store.upload(session, work.key, work.position + index, entry.blobs)
+        work.messages, work.totals, work.guardrail_events = messages, totals, guardrail_events
+        with span("commit", {"agent_id": self.agent.agent_id, "messages": len(messages)}):
+            store.commit(session, work, rebase=self.rebase)
         self.agent.was_stored(self)
 
     def refuse(self) -> bool:
@@ -468,20 +470,20 @@ class AgentWork(Outbox):
         body: Document,
         size: int,
         source: Any,
-        totals: Callable[[Totals], None],
+        totals: Totals,
         blobs: PendingBlobs | None,
         guardrail_event: Document | None = None,
     ) -> Entry:
         """Put a message of ``size`` bytes, besides its blobs, into the next commit."""
-        body["created_at"] = now()
-        entry = Entry(None, source=source, body=body, blobs=blobs)
+        body["created_at"] = datetime.now(timezone.utc)
+        entry = Entry(None, source)
+        entry.body, entry.totals, entry.blobs = body, totals, blobs
         if guardrail_event is not None:
             entry.guardrail_events = (guardrail_event,)
         with self.lock:
             entry.commit = operation = self._open_append(size)
             operation.entries.append(entry)
             operation.bytes += size
-            totals(operation.work.totals)
         self.last = entry
         if tracking_id := body.get("tracking_id"):
             self._known.setdefault(tracking_id, []).append(entry)
@@ -493,7 +495,7 @@ class AgentWork(Outbox):
         self._restored = list(zip(message_ids, messages, strict=True))
         self._restored_ids = set(map(_TRACKING_ID, messages))
         if messages:
-            self.last = self._last_restored = Entry(message_ids[-1], source=messages[-1])
+            self.last = self._last_restored = Entry(message_ids[-1], messages[-1])
 
     def known(self, tracking_id: str | None) -> list[Entry]:
         """Return the known messages with this ``tracking_id``, oldest first."""
@@ -503,7 +505,7 @@ class AgentWork(Outbox):
             self._restored_ids.remove(tracking_id)
             last = self._last_restored
             entries = [
-                last if last is not None and source is last.source else Entry(message_id, source=source)
+                last if last is not None and source is last.source else Entry(message_id, source)
                 for message_id, source in self._restored
                 if source.get("tracking_id") == tracking_id
             ]
@@ -595,7 +597,7 @@ class AgentWork(Outbox):
         work, entries = operation.work, operation.entries
         for index, entry in enumerate(entries):
             entry.message_id = work.position + index
-            entry.commit = entry.blobs = None
+            entry.commit = entry.blobs = entry.totals = None
             entry.body = {}
         if entries:
             self.position = work.position + len(entries)
@@ -618,10 +620,10 @@ class AgentWork(Outbox):
             self._forget_staged(work.fields)
             work.fields = {}
             return True
-        if work.creates is not None and any(work.creates[name] for name in _STATES):
-            self._forget_staged(_STATES)
-            work.creates = {**work.creates, **{name: {} for name in _STATES}}
-            operation.state_blobs = []
+        if work.creates is not None and any(work.creates[name] for name in STATES):
+            self._forget_staged(STATES)
+            work.creates = {**work.creates, **{name: {} for name in STATES}}
+            operation.state_blobs = ()
             return True
         self._forget_staged(work.fields)
         with self.lock:
@@ -681,7 +683,7 @@ class AgentWork(Outbox):
         with self.lock:
             operation = self._open_append()
             operation.work.creates = agent_data
-            operation.state_blobs.append(blobs)
+            operation.state_blobs += (blobs,)
             operation.bytes += len(to_bson(agent_data))
         self._fill()
 
@@ -720,7 +722,7 @@ class AgentWork(Outbox):
             operation.bytes += size
             operation.field_bytes += size
             if blobs.blobs:
-                operation.state_blobs.append(blobs)
+                operation.state_blobs += (blobs,)
         self._fill()
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:
