@@ -228,10 +228,39 @@ def test_a_lease_inside_a_lease_is_refused_and_the_outer_one_goes_on(process: Pr
     assert stored(database) == ["hi", "Re: hi"]
 
 
-@pytest.mark.parametrize("seconds", [0, -1, 86_401])
+@pytest.mark.parametrize("seconds", [0, -1, 86_401, float("nan")])
 def test_a_lease_that_could_not_be_held_or_would_never_end_is_refused(process: Process, seconds: float) -> None:
     with pytest.raises(ValueError, match="seconds"):
         process().lease(seconds)
+    with process().lease(30) as lease:
+        with pytest.raises(ValueError, match="seconds"):
+            lease.renew(seconds)
+        lease.renew()
+
+
+def test_two_tasks_of_one_manager_that_ask_at_once_do_not_end_each_others_lease(
+    process: Process, database: Database[Any]
+) -> None:
+    manager = process()
+    agent = talker(manager)
+    refused: list[Exception] = []
+
+    async def ask() -> None:
+        try:
+            async with manager.lease(30):
+                while not refused:
+                    await asyncio.sleep(0.001)
+                await agent.invoke_async("hi")
+        except SessionBusyError as error:
+            refused.append(error)
+
+    async def both() -> None:
+        await asyncio.wait_for(asyncio.gather(ask(), ask()), timeout=30)
+
+    asyncio.run(both())
+
+    assert len(refused) == 1
+    assert stored(database) == ["hi", "Re: hi"]
 
 
 def test_a_lease_does_not_make_a_session_look_recently_used(process: Process, database: Database[Any]) -> None:

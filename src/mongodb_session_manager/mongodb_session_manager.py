@@ -1004,7 +1004,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._store.guarded(session, renew_lease(session, seconds))
 
     def _release_lease(self, token: str, error: BaseException | None) -> None:
-        self._lease_token = None
+        if self._lease_token == token:  # Else it was not got: another task of this manager may have it.
+            self._lease_token = None
         try:
             self._store.release_lease(self.session_id, token)
         except PyMongoError as failure:
