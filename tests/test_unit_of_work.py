@@ -156,6 +156,37 @@ def test_a_redaction_after_a_refused_message_does_not_overwrite_the_one_before(
     assert [(m["role"], m["content"][0]["text"]) for m in stored(sessions)] == [("user", "one"), ("assistant", "Yes.")]
 
 
+def test_an_agent_whose_first_commit_failed_can_be_built_again(
+    manager: Callable[..., MongoDBSessionManager],
+    client: MongoClient[dict[str, Any]],
+    sessions: Collection[dict[str, Any]],
+) -> None:
+    opened = manager()
+    agent(opened, agent_id="other")
+    said: list[Any] = [
+        {"role": "user", "content": [{"text": "one"}]},
+        {"role": "assistant", "content": [{"text": "1"}]},
+    ]
+    with fail_command(client, "update", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
+        agent(opened, messages=[dict(message) for message in said])
+    again = agent(opened, messages=[dict(message) for message in said])
+    again("two")
+    assert [m["content"][0]["text"] for m in stored(sessions)] == ["one", "1", "two", "Yes."]
+
+
+def test_a_manager_whose_agent_was_refused_is_forgotten_when_nobody_holds_it(
+    manager: Callable[..., MongoDBSessionManager],
+) -> None:
+    agent(manager())  # The session is there, so that the next agent takes a commit of its own.
+    opened = manager()
+    with pytest.raises(UnstorableValueError):
+        agent(opened, agent_id="b", messages=[{"role": "user", "content": [{"text": date(2026, 1, 1)}]}])
+    forgotten = weakref.ref(opened)
+    del opened
+    gc.collect()
+    assert forgotten() is None
+
+
 def test_a_reload_that_could_not_read_keeps_what_waits(
     manager: Callable[..., MongoDBSessionManager],
     client: MongoClient[dict[str, Any]],

@@ -323,19 +323,25 @@ class MongoDBSessionManager(RepositorySessionManager):
         stored = self._prefetched.pop(key, None)
         if stored is None:
             stored = self._open([key], agent)[key]
-        if stored is _CREATED:
-            follower.created_with_session(agent)
-        elif stored.agent_data is None:
-            follower.create(agent)
-        else:
-            self._restore(follower, agent, stored)
-        self._agents[agent_id] = follower
+        try:
+            if stored is _CREATED:
+                follower.created_with_session(agent)
+            elif stored.agent_data is None:
+                follower.create(agent)
+            else:
+                self._restore(follower, agent, stored)
+            self._agents[agent_id] = follower
+            if agent.messages and stored.agent_data is None:
+                self._send_now(follower.work)
+        except BaseException:
+            # There will be no such agent: another one may be built under its id, and nothing of this one waits.
+            self._agents.pop(agent_id, None)
+            follower.work.drop()
+            raise
         if self._kept_agents is not None:
             self._kept_agents.append(agent)
         if InvokeModelStage is not None and isinstance(agent, Agent) and facts_of_config(_model_config(agent.model)):
             agent.add_middleware(InvokeModelStage, self._watch_model)
-        if agent.messages and stored.agent_data is None:
-            self._send_now(follower.work)
 
     def append_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
         """Store a message. Strands stores its messages by itself; this is for messages of your own.
