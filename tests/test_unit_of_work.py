@@ -13,6 +13,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
+from strands.hooks import MessageAddedEvent
 from support.failpoints import fail_command
 
 from mongodb_session_manager import (
@@ -154,6 +155,26 @@ def test_a_redaction_after_a_refused_message_does_not_overwrite_the_one_before(
     with pytest.raises(MongoDBSessionError, match="no message"):
         opened.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, talker)
     assert [(m["role"], m["content"][0]["text"]) for m in stored(sessions)] == [("user", "one"), ("assistant", "Yes.")]
+
+
+def test_a_guardrail_redacts_the_question_and_not_a_note_that_was_appended_by_hand_behind_it(
+    manager: Callable[..., MongoDBSessionManager], sessions: Collection[dict[str, Any]]
+) -> None:
+    opened = manager()
+    talker = agent(opened, ScriptedReply(text="No.", redact_user="[redacted]"))
+    note: Any = {"role": "assistant", "content": [{"text": "a note"}]}
+
+    def take_a_note(event: MessageAddedEvent) -> None:
+        if event.message["role"] == "user":
+            opened.append_message(note, event.agent)
+
+    talker.hooks.add_callback(MessageAddedEvent, take_a_note)
+    talker("secret")
+
+    content = [(m["role"], m["content"][0]["text"]) for m in stored(sessions)]
+    assert content == [("user", "[redacted]"), ("assistant", "a note"), ("assistant", "No.")]
+    events = [(event["message_id"], event["action"]) for event in opened.get_guardrail_events()]
+    assert events == [(0, "redacted"), (2, "intervened")]
 
 
 def test_an_agent_whose_first_commit_failed_can_be_built_again(
