@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from datetime import date, timedelta
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply
 from pymongo import MongoClient
-from pymongo.errors import OperationFailure
+from pymongo.errors import OperationFailure, WriteConcernError
 from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.hooks import MessageAddedEvent
@@ -66,6 +67,18 @@ def stored(sessions: Collection[dict[str, Any]], agent_id: str = "a") -> list[di
 
 def image(content: bytes) -> dict[str, Any]:
     return {"image": {"format": "png", "source": {"bytes": content}}}
+
+
+@contextlib.contextmanager
+def stored_but_not_told(client: MongoClient[dict[str, Any]]) -> Iterator[None]:
+    """Updates are made, and the answer is that too few nodes have them yet."""
+    failure = {"code": 64, "errmsg": "waiting for replication timed out"}
+    data = {"failCommands": ["update"], "appName": APP_NAME, "writeConcernError": failure}
+    client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=data)
+    try:
+        yield
+    finally:
+        client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
 class KeepsADate(SlidingWindowConversationManager):
@@ -206,6 +219,23 @@ def test_a_manager_whose_agent_was_refused_is_forgotten_when_nobody_holds_it(
     del opened
     gc.collect()
     assert forgotten() is None
+
+
+def test_a_reload_redacts_what_may_have_been_stored_though_nobody_was_told_so(
+    manager: Callable[..., MongoDBSessionManager],
+    client: MongoClient[dict[str, Any]],
+    sessions: Collection[dict[str, Any]],
+) -> None:
+    opened = manager(on_conflict="raise")
+    talker = agent(opened)
+    talker("one")
+    with stored_but_not_told(client), pytest.raises(WriteConcernError):
+        opened.append_message({"role": "user", "content": [{"text": "secret"}]}, talker)
+    with fail_command(client, "update", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
+        opened.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, talker)
+    opened.reload(talker)
+    assert [m["content"][0]["text"] for m in stored(sessions)] == ["one", "Yes.", "[redacted]"]
+    assert talker.messages[-1]["content"] == [{"text": "[redacted]"}]
 
 
 def test_a_reload_that_could_not_read_keeps_what_waits(
