@@ -288,7 +288,11 @@ def session_message_body(message: SessionMessage, blobs: PendingBlobs | None = N
 
 def to_message(stored: Mapping[str, Any]) -> Message:
     """Return a stored message (decoded) as the live message of an agent."""
-    source = stored if "role" in stored else stored.get("message", stored)
+    source = stored
+    if "role" not in stored:
+        source = stored.get("message", stored)
+        if isinstance(redacted := stored.get("redact_message"), dict):
+            source = {**source, **redacted}  # Older documents keep the original beside it.
     content = source.get("content", [])
     message: Any = {
         "role": source.get("role", "user"),
