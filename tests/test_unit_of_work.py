@@ -221,10 +221,12 @@ def test_a_manager_whose_agent_was_refused_is_forgotten_when_nobody_holds_it(
     assert forgotten() is None
 
 
+@pytest.mark.parametrize("fails_first", [False, True])
 def test_a_reload_redacts_what_may_have_been_stored_though_nobody_was_told_so(
     manager: Callable[..., MongoDBSessionManager],
     client: MongoClient[dict[str, Any]],
     sessions: Collection[dict[str, Any]],
+    fails_first: bool,
 ) -> None:
     opened = manager(on_conflict="raise")
     talker = agent(opened)
@@ -233,6 +235,10 @@ def test_a_reload_redacts_what_may_have_been_stored_though_nobody_was_told_so(
         opened.append_message({"role": "user", "content": [{"text": "secret"}]}, talker)
     with fail_command(client, "update", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
         opened.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, talker)
+    if fails_first:
+        with fail_command(client, "findAndModify", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
+            opened.reload(talker)
+        opened.flush()  # What was found to be stored is not sent again.
     opened.reload(talker)
     assert [m["content"][0]["text"] for m in stored(sessions)] == ["one", "Yes.", "[redacted]"]
     assert talker.messages[-1]["content"] == [{"text": "[redacted]"}]

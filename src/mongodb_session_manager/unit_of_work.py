@@ -656,6 +656,8 @@ class AgentWork(Outbox):
                 there = self._store.read_message(session.session_id, self.key, commit.work.position)
                 if there is not None and there.get("commit_id") == commit.work.commit_id:
                     self.was_stored(commit)
+                    with self.lock:
+                        self.queue.remove(commit)
             operation.send(self._store, session)
             with self.lock:
                 self.queue.remove(operation)
