@@ -19,6 +19,7 @@ from pymongo import MongoClient, monitoring
 from pymongo.errors import OperationFailure
 from strands import Agent
 from strands.types.session import SessionAgent, SessionMessage
+from support.commands import CommandRecorder
 from support.failpoints import fail_command
 from support.waiting import eventually
 from support.wire_proxy import Cut, WireProxy
@@ -286,6 +287,29 @@ def test_taking_a_lease_reads_anew_what_was_read_before(server: Any, process: Pr
         with manager.lease(30):
             agent = talker(manager)
             assert texts(agent.messages) == ["before", "Re: before", "meanwhile", "Re: meanwhile"]
+
+
+def test_an_agent_that_was_opened_before_the_lease_is_built_inside_without_a_command(
+    server: Any, process: Process, database: Database[Any]
+) -> None:
+    """Building is synchronous: what it sent would hold up the event loop."""
+    talker(process())("before")
+    recorder = CommandRecorder()
+
+    async def take_turn(factory: MongoDBSessionManagerFactory) -> None:
+        manager = await factory.open("s", agent_id="assistant")
+        async with manager.lease(30):
+            with recorder.recording() as sent:
+                agent = talker(manager)
+            assert sent.names == []
+            await agent.invoke_async("hi")
+
+    with MongoDBSessionManagerFactory(
+        server.uri, database.name, "sessions", event_listeners=[recorder], minPoolSize=0
+    ) as factory:
+        asyncio.run(take_turn(factory))
+
+    assert stored(database) == ["before", "Re: before", "hi", "Re: hi"]
 
 
 def test_a_lease_whose_answer_was_lost_is_held(

@@ -999,8 +999,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         taken_for = self._store.take_lease(self._session_ref(), owner, token, seconds)
         if taken_for is None:
             self._lease_token = token
-            # What was read before may be old by now.
-            self._prefetched.clear()
+            # What was read before may be old by now. It is read here, not when the agents are built: on an event loop.
+            opened, self._prefetched = list(self._prefetched), {}
+            if opened:
+                self._prefetched.update(self._open(opened, None))
         return taken_for
 
     def _renew_lease(self, seconds: float) -> None:
