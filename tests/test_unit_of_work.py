@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import weakref
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply
 from pymongo import MongoClient
-from pymongo.errors import OperationFailure, WriteConcernError
+from pymongo.errors import InvalidOperation, OperationFailure, WriteConcernError
 from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.hooks import MessageAddedEvent
@@ -146,6 +147,36 @@ def test_a_conversation_appended_by_hand_does_not_swallow_the_next_question(
         opened.append_message({"role": role, "content": [{"text": text}]}, talker)  # type: ignore[typeddict-item]
     talker("Hi")
     assert [m["content"][0]["text"] for m in stored(sessions)] == ["Hi", "Hello", "Hello", "Hi", "Yes."]
+
+
+def leave_with(opened: MongoDBSessionManager) -> None:
+    with opened:
+        pass
+
+
+def leave_async_with(opened: MongoDBSessionManager) -> None:
+    async def leave() -> None:
+        async with opened:
+            pass
+
+    asyncio.run(leave())
+
+
+@pytest.mark.parametrize("leave", [MongoDBSessionManager.close, leave_with, leave_async_with])
+def test_a_manager_that_holds_what_can_never_be_stored_says_so_once_and_is_closed(
+    server: Any, database_name: str, leave: Callable[[MongoDBSessionManager], None]
+) -> None:
+    opened = MongoDBSessionManager("s", server.uri, database_name, "sessions")
+    talker = agent(opened)
+    talker("one")
+    talker.conversation_manager = KeepsADate()
+
+    with pytest.raises(UnstorableValueError):
+        leave(opened)
+
+    opened.close()
+    with pytest.raises(InvalidOperation, match="after close"):
+        opened.list_agents()
 
 
 def test_a_message_carries_the_time_at_which_it_was_added_not_that_of_its_commit(

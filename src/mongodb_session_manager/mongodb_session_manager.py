@@ -689,15 +689,16 @@ class MongoDBSessionManager(RepositorySessionManager):
 
         Raises:
             PyMongoError: Something could not be stored. The manager stays open and keeps it: ``close()`` again later.
+            UnstorableValueError: Something never can be. The manager is closed all the same.
         """
         if not self._closed:
             try:
                 self.flush()
             except SessionNotFoundError:
                 self._give_up()
-                self._close()
                 raise
-            self._close()
+            finally:
+                self._close()
 
     def __enter__(self) -> MongoDBSessionManager:
         """Return the manager; leaving ``with`` closes it."""
@@ -711,8 +712,10 @@ class MongoDBSessionManager(RepositorySessionManager):
     ) -> None:
         """Store what is unsaved and close."""
         if not self._closed:
-            self._flush_beside(error)
-            self._close()
+            try:
+                self._flush_beside(error)
+            finally:
+                self._close()
 
     async def __aenter__(self) -> MongoDBSessionManager:
         """Return the manager; leaving ``async with`` closes it without holding up the event loop."""
@@ -726,8 +729,10 @@ class MongoDBSessionManager(RepositorySessionManager):
     ) -> None:
         """Store what is unsaved and close."""
         if not self._closed:
-            await self._settle_beside(error)
-            await self._pool.run(self._close)
+            try:
+                await self._settle_beside(error)
+            finally:
+                await self._pool.run(self._close)
 
     def _give_up(self) -> None:
         """Forget what is unsaved: the session is gone, and nothing of this can ever be stored."""
