@@ -298,7 +298,10 @@ class MongoDBSessionManager(RepositorySessionManager):
             # Nobody listens any more, so what Strands would have redacted is redacted here.
             for text in map(redacted_prompt, held):
                 if text is not None:
-                    self.redact_latest_message({"role": "user", "content": [{"text": text}]}, agent)
+                    content: Any = {"role": "user", "content": [{"text": text}]}
+                    # Named, as Strands does: another may have been appended by hand behind it.
+                    content["tracking_id"] = agent.messages[-1].get("tracking_id")
+                    self.redact_latest_message(content, agent)
             raise
         while held:
             yield held.pop(0)
