@@ -293,7 +293,9 @@ def to_message(stored: Mapping[str, Any]) -> Message:
         source = stored.get("message", stored)
         if isinstance(redacted := stored.get("redact_message"), dict):
             source = {**source, **redacted}  # Older documents keep the original beside it.
-    content = source.get("content", [])
+    content = source.get("content")
+    if content is None:
+        content = []
     message: Any = {
         "role": source.get("role", "user"),
         "content": [{"text": content}] if type(content) is str else content,
