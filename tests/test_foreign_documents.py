@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from bson import Decimal128
+from offline_model import OfflineScriptedModel
+from strands import Agent
 
 from mongodb_session_manager import MongoDBSessionManager
 
@@ -86,3 +88,37 @@ def test_an_agent_is_named_by_its_key_where_nothing_better_is_known(
     (header,) = manager.session_repository.list_sessions().sessions
     assert header.agent_ids == ["a.b", "100%FF", "c", "D"]
     assert manager.list_agents() == ["a.b", "100%FF", "c", "d"]
+
+
+def test_a_counter_that_was_written_in_a_shell_makes_no_fraction_of_a_message_id(
+    client: MongoClient[Any], database: Database[Any]
+) -> None:
+    """A shell writes numbers as floating point."""
+
+    def talker() -> Agent:
+        manager = MongoDBSessionManager("s", client=client, database_name=database.name, collection_name="sessions")
+        return Agent(OfflineScriptedModel(["Yes."]), agent_id="a", session_manager=manager, callback_handler=None)
+
+    one, other = talker(), talker()
+    other("first")
+    database.sessions.update_one({"_id": "s"}, {"$set": {"agents.a.message_count": 2.0}})
+    one("second")
+
+    messages = database.sessions.find_one({"_id": "s"})["agents"]["a"]["messages"]  # type: ignore[index]
+    assert [(m["message_id"], type(m["message_id"])) for m in messages] == [(n, int) for n in range(4)]
+
+
+WITHOUT_CONTENT = {"role": "assistant", "content": None}
+
+
+@pytest.mark.parametrize("message", [WITHOUT_CONTENT, {"message": WITHOUT_CONTENT}], ids=["flat", "nested"])
+def test_a_message_without_content_keeps_no_session_from_being_opened(
+    client: MongoClient[Any], database: Database[Any], message: Any
+) -> None:
+    said = {"message_id": 0, **message}
+    database.sessions.insert_one({"_id": "s", "agents": {"a": {"agent_data": {"agent_id": "a"}, "messages": [said]}}})
+    manager = MongoDBSessionManager("s", client=client, database_name=database.name, collection_name="sessions")
+    agent = Agent(OfflineScriptedModel(["Yes."]), agent_id="a", session_manager=manager, callback_handler=None)
+    agent("Hello?")
+    assert [m["content"] for m in agent.messages] == [[], [{"text": "Hello?"}], [{"text": "Yes."}]]
+    assert database.sessions.find_one()["agents"]["a"]["messages"][0] == said  # type: ignore[index]

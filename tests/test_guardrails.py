@@ -22,6 +22,7 @@ from pymongo.errors import OperationFailure
 from strands import Agent, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.bidi import BidiAgent
+from strands.hooks import MessageAddedEvent
 from strands.types.session import SessionMessage
 from support.bidi_model import ScriptedBidiModel
 from support.commands import CommandRecorder
@@ -587,11 +588,15 @@ def test_a_reader_that_goes_away_before_the_trace_leaves_no_text_behind(office: 
 
 
 @reads_traces
+@pytest.mark.parametrize("noted", [False, True], ids=["", "with a note appended by hand behind the prompt"])
 def test_a_redaction_is_not_lost_with_a_stream_that_is_cancelled_before_the_guardrail_has_said_why(
-    office: Office,
+    office: Office, noted: bool
 ) -> None:
     with office.manager() as manager:
         agent = guarded(manager, BLOCKED)
+        if noted:
+            note = by_hand("a note", "assistant")
+            agent.hooks.add_callback(MessageAddedEvent, lambda event: manager.append_message(note, event.agent))
         redacted = asyncio.Event()
 
         async def silent(context: Any, next_fn: Any) -> Any:

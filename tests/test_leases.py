@@ -19,6 +19,7 @@ from pymongo import MongoClient, monitoring
 from pymongo.errors import OperationFailure
 from strands import Agent
 from strands.types.session import SessionAgent, SessionMessage
+from support.commands import CommandRecorder
 from support.failpoints import fail_command
 from support.waiting import eventually
 from support.wire_proxy import Cut, WireProxy
@@ -228,10 +229,39 @@ def test_a_lease_inside_a_lease_is_refused_and_the_outer_one_goes_on(process: Pr
     assert stored(database) == ["hi", "Re: hi"]
 
 
-@pytest.mark.parametrize("seconds", [0, -1, 86_401])
+@pytest.mark.parametrize("seconds", [0, -1, 86_401, float("nan")])
 def test_a_lease_that_could_not_be_held_or_would_never_end_is_refused(process: Process, seconds: float) -> None:
     with pytest.raises(ValueError, match="seconds"):
         process().lease(seconds)
+    with process().lease(30) as lease:
+        with pytest.raises(ValueError, match="seconds"):
+            lease.renew(seconds)
+        lease.renew()
+
+
+def test_two_tasks_of_one_manager_that_ask_at_once_do_not_end_each_others_lease(
+    process: Process, database: Database[Any]
+) -> None:
+    manager = process()
+    agent = talker(manager)
+    refused: list[Exception] = []
+
+    async def ask() -> None:
+        try:
+            async with manager.lease(30):
+                while not refused:
+                    await asyncio.sleep(0.001)
+                await agent.invoke_async("hi")
+        except SessionBusyError as error:
+            refused.append(error)
+
+    async def both() -> None:
+        await asyncio.wait_for(asyncio.gather(ask(), ask()), timeout=30)
+
+    asyncio.run(both())
+
+    assert len(refused) == 1
+    assert stored(database) == ["hi", "Re: hi"]
 
 
 def test_a_lease_does_not_make_a_session_look_recently_used(process: Process, database: Database[Any]) -> None:
@@ -257,6 +287,29 @@ def test_taking_a_lease_reads_anew_what_was_read_before(server: Any, process: Pr
         with manager.lease(30):
             agent = talker(manager)
             assert texts(agent.messages) == ["before", "Re: before", "meanwhile", "Re: meanwhile"]
+
+
+def test_an_agent_that_was_opened_before_the_lease_is_built_inside_without_a_command(
+    server: Any, process: Process, database: Database[Any]
+) -> None:
+    """Building is synchronous: what it sent would hold up the event loop."""
+    talker(process())("before")
+    recorder = CommandRecorder()
+
+    async def take_turn(factory: MongoDBSessionManagerFactory) -> None:
+        manager = await factory.open("s", agent_id="assistant")
+        async with manager.lease(30):
+            with recorder.recording() as sent:
+                agent = talker(manager)
+            assert sent.names == []
+            await agent.invoke_async("hi")
+
+    with MongoDBSessionManagerFactory(
+        server.uri, database.name, "sessions", event_listeners=[recorder], minPoolSize=0
+    ) as factory:
+        asyncio.run(take_turn(factory))
+
+    assert stored(database) == ["before", "Re: before", "hi", "Re: hi"]
 
 
 def test_a_lease_whose_answer_was_lost_is_held(

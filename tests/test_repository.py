@@ -14,6 +14,7 @@ import pytest
 from bson import ObjectId
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
+from offline_model import OfflineScriptedModel
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError, InvalidOperation, OperationFailure, PyMongoError
@@ -30,6 +31,7 @@ from mongodb_session_manager import (
     AgentNotFoundError,
     MessageNotFoundError,
     MongoDBSessionError,
+    MongoDBSessionManager,
     MongoDBSessionRepository,
     SessionConflictError,
     SessionExistsError,
@@ -1514,6 +1516,32 @@ def test_a_redaction_in_a_nested_message_is_honoured(
     ]
     documents.insert_one(document)
     assert text_of(repository.read_message("user-123", "assistant-1", 0)) == "[redacted]"
+
+
+def test_what_was_redacted_in_a_nested_message_is_shown_nowhere(
+    repository: MongoDBSessionRepository,
+    documents: Collection[dict[str, Any]],
+    client: MongoClient,
+    database_name: str,
+) -> None:
+    document = legacy_document()
+    document["agents"]["assistant-1"]["messages"] = [
+        {
+            "message_id": 0,
+            "message": {"role": "user", "content": [{"text": SECRET}], "tracking_id": "t"},
+            "redact_message": {"role": "user", "content": [{"text": "[redacted]"}]},
+        }
+    ]
+    documents.insert_one(document)
+    manager = MongoDBSessionManager("user-123", None, database_name, documents.name, client)
+    agent = Agent(OfflineScriptedModel(), agent_id="assistant-1", session_manager=manager, callback_handler=None)
+    assert_same(agent.messages, [{"role": "user", "content": [{"text": "[redacted]"}], "tracking_id": "t"}])
+
+    assert repository.list_sessions().sessions[0].title == "[redacted]"
+    repository.index_messages()
+    assert [hit.text for hit in repository.search_messages("redacted")] == ["[redacted]"]
+    [shown] = client[database_name][repository.create_messages_view()].find()
+    assert shown["content"] == [{"text": "[redacted]"}]
 
 
 def test_fields_that_the_library_does_not_know_survive_every_write(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import weakref
 from datetime import date, timedelta
@@ -10,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply
 from pymongo import MongoClient
-from pymongo.errors import OperationFailure
+from pymongo.errors import InvalidOperation, OperationFailure, WriteConcernError
 from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
+from strands.hooks import MessageAddedEvent
 from support.failpoints import fail_command
 
 from mongodb_session_manager import (
@@ -65,6 +68,18 @@ def stored(sessions: Collection[dict[str, Any]], agent_id: str = "a") -> list[di
 
 def image(content: bytes) -> dict[str, Any]:
     return {"image": {"format": "png", "source": {"bytes": content}}}
+
+
+@contextlib.contextmanager
+def stored_but_not_told(client: MongoClient[dict[str, Any]]) -> Iterator[None]:
+    """Updates are made, and the answer is that too few nodes have them yet."""
+    failure = {"code": 64, "errmsg": "waiting for replication timed out"}
+    data = {"failCommands": ["update"], "appName": APP_NAME, "writeConcernError": failure}
+    client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=data)
+    try:
+        yield
+    finally:
+        client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
 class KeepsADate(SlidingWindowConversationManager):
@@ -134,6 +149,36 @@ def test_a_conversation_appended_by_hand_does_not_swallow_the_next_question(
     assert [m["content"][0]["text"] for m in stored(sessions)] == ["Hi", "Hello", "Hello", "Hi", "Yes."]
 
 
+def leave_with(opened: MongoDBSessionManager) -> None:
+    with opened:
+        pass
+
+
+def leave_async_with(opened: MongoDBSessionManager) -> None:
+    async def leave() -> None:
+        async with opened:
+            pass
+
+    asyncio.run(leave())
+
+
+@pytest.mark.parametrize("leave", [MongoDBSessionManager.close, leave_with, leave_async_with])
+def test_a_manager_that_holds_what_can_never_be_stored_says_so_once_and_is_closed(
+    server: Any, database_name: str, leave: Callable[[MongoDBSessionManager], None]
+) -> None:
+    opened = MongoDBSessionManager("s", server.uri, database_name, "sessions")
+    talker = agent(opened)
+    talker("one")
+    talker.conversation_manager = KeepsADate()
+
+    with pytest.raises(UnstorableValueError):
+        leave(opened)
+
+    opened.close()
+    with pytest.raises(InvalidOperation, match="after close"):
+        opened.list_agents()
+
+
 def test_a_message_carries_the_time_at_which_it_was_added_not_that_of_its_commit(
     manager: Callable[..., MongoDBSessionManager], sessions: Collection[dict[str, Any]]
 ) -> None:
@@ -154,6 +199,80 @@ def test_a_redaction_after_a_refused_message_does_not_overwrite_the_one_before(
     with pytest.raises(MongoDBSessionError, match="no message"):
         opened.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, talker)
     assert [(m["role"], m["content"][0]["text"]) for m in stored(sessions)] == [("user", "one"), ("assistant", "Yes.")]
+
+
+def test_a_guardrail_redacts_the_question_and_not_a_note_that_was_appended_by_hand_behind_it(
+    manager: Callable[..., MongoDBSessionManager], sessions: Collection[dict[str, Any]]
+) -> None:
+    opened = manager()
+    talker = agent(opened, ScriptedReply(text="No.", redact_user="[redacted]"))
+    note: Any = {"role": "assistant", "content": [{"text": "a note"}]}
+
+    def take_a_note(event: MessageAddedEvent) -> None:
+        if event.message["role"] == "user":
+            opened.append_message(note, event.agent)
+
+    talker.hooks.add_callback(MessageAddedEvent, take_a_note)
+    talker("secret")
+
+    content = [(m["role"], m["content"][0]["text"]) for m in stored(sessions)]
+    assert content == [("user", "[redacted]"), ("assistant", "a note"), ("assistant", "No.")]
+    events = [(event["message_id"], event["action"]) for event in opened.get_guardrail_events()]
+    assert events == [(0, "redacted"), (2, "intervened")]
+
+
+def test_an_agent_whose_first_commit_failed_can_be_built_again(
+    manager: Callable[..., MongoDBSessionManager],
+    client: MongoClient[dict[str, Any]],
+    sessions: Collection[dict[str, Any]],
+) -> None:
+    opened = manager()
+    agent(opened, agent_id="other")
+    said: list[Any] = [
+        {"role": "user", "content": [{"text": "one"}]},
+        {"role": "assistant", "content": [{"text": "1"}]},
+    ]
+    with fail_command(client, "update", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
+        agent(opened, messages=[dict(message) for message in said])
+    again = agent(opened, messages=[dict(message) for message in said])
+    again("two")
+    assert [m["content"][0]["text"] for m in stored(sessions)] == ["one", "1", "two", "Yes."]
+
+
+def test_a_manager_whose_agent_was_refused_is_forgotten_when_nobody_holds_it(
+    manager: Callable[..., MongoDBSessionManager],
+) -> None:
+    agent(manager())  # The session is there, so that the next agent takes a commit of its own.
+    opened = manager()
+    with pytest.raises(UnstorableValueError):
+        agent(opened, agent_id="b", messages=[{"role": "user", "content": [{"text": date(2026, 1, 1)}]}])
+    forgotten = weakref.ref(opened)
+    del opened
+    gc.collect()
+    assert forgotten() is None
+
+
+@pytest.mark.parametrize("fails_first", [False, True])
+def test_a_reload_redacts_what_may_have_been_stored_though_nobody_was_told_so(
+    manager: Callable[..., MongoDBSessionManager],
+    client: MongoClient[dict[str, Any]],
+    sessions: Collection[dict[str, Any]],
+    fails_first: bool,
+) -> None:
+    opened = manager(on_conflict="raise")
+    talker = agent(opened)
+    talker("one")
+    with stored_but_not_told(client), pytest.raises(WriteConcernError):
+        opened.append_message({"role": "user", "content": [{"text": "secret"}]}, talker)
+    with fail_command(client, "update", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
+        opened.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, talker)
+    if fails_first:
+        with fail_command(client, "findAndModify", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
+            opened.reload(talker)
+        opened.flush()  # What was found to be stored is not sent again.
+    opened.reload(talker)
+    assert [m["content"][0]["text"] for m in stored(sessions)] == ["one", "Yes.", "[redacted]"]
+    assert talker.messages[-1]["content"] == [{"text": "[redacted]"}]
 
 
 def test_a_reload_that_could_not_read_keeps_what_waits(

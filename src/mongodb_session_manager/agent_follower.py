@@ -426,6 +426,9 @@ class AgentFollower:
         tracking_id = redact_message.get("tracking_id")
         # A prompt that was tried again may stand in the conversation twice, under one tracking id.
         same = self.work.known(tracking_id)
+        if same and entry not in same:
+            # Strands means its own latest message; behind that stands one that was appended by hand.
+            entry = same[-1]
         entries = [*(other for other in same if other is not entry), entry]
         # One redaction, one event in the session, however often the message stands in the conversation.
         to_send = [

@@ -311,8 +311,14 @@ def session_message_body(message: SessionMessage, blobs: PendingBlobs | None = N
 
 def to_message(stored: Mapping[str, Any]) -> Message:
     """Return a stored message (decoded) as the live message of an agent."""
-    source = stored if "role" in stored else stored.get("message", stored)
-    content = source.get("content", [])
+    source = stored
+    if "role" not in stored:
+        source = stored.get("message", stored)
+        if isinstance(redacted := stored.get("redact_message"), dict):
+            source = {**source, **redacted}  # Older documents keep the original beside it.
+    content = source.get("content")
+    if content is None:
+        content = []
     message: Any = {
         "role": source.get("role", "user"),
         "content": [{"text": content}] if type(content) is str else content,

@@ -36,9 +36,8 @@ class SessionLease:
     """
 
     def __init__(self, manager: MongoDBSessionManager, seconds: float, wait: float) -> None:
-        if not 0 < seconds <= 86_400:
-            raise ValueError("seconds must be above 0 and at most 86400")
-        if wait < 0:
+        _check_seconds(seconds)
+        if not wait >= 0:  # Nor NaN.
             raise ValueError("wait must not be negative")
         self.seconds = seconds
         self.wait = wait
@@ -51,7 +50,10 @@ class SessionLease:
 
         Raises:
             SessionBusyError: It has run out; somebody else may have written since.
+            ValueError: ``seconds`` are none that a lease can be taken for.
         """
+        if seconds is not None:
+            _check_seconds(seconds)
         self._manager._renew_lease(self.seconds if seconds is None else seconds)
 
     def __enter__(self) -> SessionLease:
@@ -116,6 +118,11 @@ class SessionLease:
                 taken_for,
             )
         return min(left, random.uniform(*_POLL_SECONDS))
+
+
+def _check_seconds(seconds: float) -> None:
+    if not 0 < seconds <= 86_400:
+        raise ValueError("seconds must be above 0 and at most 86400")
 
 
 def no_lease_twice(token: str | None) -> None:

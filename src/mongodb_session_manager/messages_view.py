@@ -60,8 +60,9 @@ def _message(session_id: str, session: str, agent: str, message: str) -> Documen
                 "agent_id": {"$ifNull": [f"{agent}.v.agent_data.agent_id", f"{agent}.k"]},
                 "model": f"{agent}.v.agent_data.model",
             },
-            # Older documents keep role and content in `message`.
+            # Older documents keep role and content in `message`, also of what was redacted.
             {"$ifNull": [f"{message}.message", {}]},
+            {"$ifNull": [f"{message}.redact_message", {}]},
             message,
         ]
     }

@@ -303,7 +303,10 @@ class MongoDBSessionManager(RepositorySessionManager):
             # Nobody listens any more, so what Strands would have redacted is redacted here.
             for text in map(redacted_prompt, held):
                 if text is not None:
-                    self.redact_latest_message({"role": "user", "content": [{"text": text}]}, agent)
+                    content: Any = {"role": "user", "content": [{"text": text}]}
+                    # Named, as Strands does: another may have been appended by hand behind it.
+                    content["tracking_id"] = agent.messages[-1].get("tracking_id")
+                    self.redact_latest_message(content, agent)
             raise
         while held:
             yield held.pop(0)
@@ -328,19 +331,25 @@ class MongoDBSessionManager(RepositorySessionManager):
         stored = self._prefetched.pop(key, None)
         if stored is None:
             stored = self._open([key], agent)[key]
-        if stored is _CREATED:
-            follower.created_with_session(agent)
-        elif stored.agent_data is None:
-            follower.create(agent)
-        else:
-            self._restore(follower, agent, stored)
-        self._agents[agent_id] = follower
+        try:
+            if stored is _CREATED:
+                follower.created_with_session(agent)
+            elif stored.agent_data is None:
+                follower.create(agent)
+            else:
+                self._restore(follower, agent, stored)
+            self._agents[agent_id] = follower
+            if agent.messages and stored.agent_data is None:
+                self._send_now(follower.work)
+        except BaseException:
+            # There will be no such agent: another one may be built under its id, and nothing of this one waits.
+            self._agents.pop(agent_id, None)
+            follower.work.drop()
+            raise
         if self._kept_agents is not None:
             self._kept_agents.append(agent)
         if InvokeModelStage is not None and isinstance(agent, Agent) and facts_of_config(_model_config(agent.model)):
             agent.add_middleware(InvokeModelStage, self._watch_model)
-        if agent.messages and stored.agent_data is None:
-            self._send_now(follower.work)
 
     def append_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
         """Store a message. Strands stores its messages by itself; this is for messages of your own.
@@ -688,15 +697,16 @@ class MongoDBSessionManager(RepositorySessionManager):
 
         Raises:
             PyMongoError: Something could not be stored. The manager stays open and keeps it: ``close()`` again later.
+            UnstorableValueError: Something never can be. The manager is closed all the same.
         """
         if not self._closed:
             try:
                 self.flush()
             except SessionNotFoundError:
                 self._give_up()
-                self._close()
                 raise
-            self._close()
+            finally:
+                self._close()
 
     def __enter__(self) -> MongoDBSessionManager:
         """Return the manager; leaving ``with`` closes it."""
@@ -710,8 +720,10 @@ class MongoDBSessionManager(RepositorySessionManager):
     ) -> None:
         """Store what is unsaved and close."""
         if not self._closed:
-            self._flush_beside(error)
-            self._close()
+            try:
+                self._flush_beside(error)
+            finally:
+                self._close()
 
     async def __aenter__(self) -> MongoDBSessionManager:
         """Return the manager; leaving ``async with`` closes it without holding up the event loop."""
@@ -725,8 +737,10 @@ class MongoDBSessionManager(RepositorySessionManager):
     ) -> None:
         """Store what is unsaved and close."""
         if not self._closed:
-            await self._settle_beside(error)
-            await self._pool.run(self._close)
+            try:
+                await self._settle_beside(error)
+            finally:
+                await self._pool.run(self._close)
 
     def _give_up(self) -> None:
         """Forget what is unsaved: the session is gone, and nothing of this can ever be stored."""
@@ -998,8 +1012,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         taken_for = self._store.take_lease(self._session_ref(), owner, token, seconds)
         if taken_for is None:
             self._lease_token = token
-            # What was read before may be old by now.
-            self._prefetched.clear()
+            # What was read before may be old by now. It is read here, not when the agents are built: on an event loop.
+            opened, self._prefetched = list(self._prefetched), {}
+            if opened:
+                self._prefetched.update(self._open(opened, None))
         return taken_for
 
     def _renew_lease(self, seconds: float) -> None:
@@ -1009,7 +1025,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._store.guarded(session, renew_lease(session, seconds))
 
     def _release_lease(self, token: str, error: BaseException | None) -> None:
-        self._lease_token = None
+        if self._lease_token == token:  # Else it was not got: another task of this manager may have it.
+            self._lease_token = None
         try:
             self._store.release_lease(self.session_id, token)
         except PyMongoError as failure:

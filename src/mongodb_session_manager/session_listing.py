@@ -393,9 +393,10 @@ def _text(text: str) -> Document:
 
 def _first_user_text(messages: Any) -> Document:
     """Return the expression for the first text that the user wrote, cut, as it is stored; null if there is none."""
-    # Older documents keep role and content in `message`, and a text as `content` itself. A tuple is a marker.
+    # Older documents keep role and content in `message`, what was redacted, too, and a text as `content` itself. A
+    # tuple is a marker.
     role = {"$ifNull": ["$$this.role", "$$this.message.role"]}
-    content = {"$ifNull": ["$$this.content", "$$this.message.content"]}
+    content = {"$ifNull": ["$$this.content", "$$this.redact_message.content", "$$this.message.content"]}
     blocks = {
         "$switch": {
             "branches": [

@@ -371,7 +371,7 @@ class SessionStore:
                         f"session_id={session.session_id!r}, agent {work.key!r}: another process has stored messages "
                         f"from message_id={work.position} on"
                     )
-                work.position = standing["message_count"]
+                work.position = int(standing["message_count"])  # A shell writes numbers as floating point.
             self._see_to_expiry(session, standing)
             back_off(lost_races)
         raise SessionConflictError(f"session_id={session.session_id!r}, agent {work.key!r}: lost every race")

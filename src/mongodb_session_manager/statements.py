@@ -24,7 +24,9 @@ from .metrics import Totals, summed
 
 # What a live agent needs of a stored message. Times, metrics and commit ids stay on the server: they are a third of
 # a short message.
-_WINDOW_FIELDS = ("message_id", "role", "content", "message", "tracking_id", "metadata", "extra", "turn_id")
+_WINDOW_FIELDS = (
+    *("message_id", "role", "content", "message", "redact_message", "tracking_id", "metadata", "extra", "turn_id"),
+)
 
 
 class Update(NamedTuple):
@@ -1072,7 +1074,8 @@ def unindexed_in_segment_projection(position: int) -> Document:
 
 def _texts(messages: Document) -> Document:
     """Return the expression for messages of which only blocks of text are left."""
-    content: Document = {"$ifNull": ["$$m.content", "$$m.message.content"]}  # The latter: in older documents.
+    # The latter two: in older documents, which keep what was redacted.
+    content: Document = {"$ifNull": ["$$m.content", "$$m.redact_message.content", "$$m.message.content"]}
     has_text = {"$ne": [{"$type": "$$b.text"}, "missing"]}
     blocks = {"$filter": {"input": content, "as": "b", "cond": has_text}}
     texts = {"$map": {"input": blocks, "as": "b", "in": {"text": "$$b.text"}}}

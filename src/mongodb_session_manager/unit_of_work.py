@@ -655,7 +655,15 @@ class AgentWork(Outbox):
     def send_rewrites(self) -> None:
         """Send the changes of stored messages that wait, whatever waits before them. For while nothing is under way."""
         for operation in [waiting for waiting in self.queue if isinstance(waiting, RewriteOperation)]:
-            operation.send(self._store, self._session())
+            session, commit = self._session(), operation.entry.commit
+            if commit is not None and commit.placed:
+                # It was sent and failed; but it may be stored, and only the answer to it was lost.
+                there = self._store.read_message(session.session_id, self.key, commit.work.position)
+                if there is not None and there.get("commit_id") == commit.work.commit_id:
+                    self.was_stored(commit)
+                    with self.lock:
+                        self.queue.remove(commit)
+            operation.send(self._store, session)
             with self.lock:
                 self.queue.remove(operation)
 
