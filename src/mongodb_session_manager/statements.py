@@ -24,9 +24,14 @@ from .metrics import Totals, summed
 
 # What a live agent needs of a stored message. Times, metrics and commit ids stay on the server: they are a third of
 # a short message.
-_WINDOW_FIELDS = (
-    *("message_id", "role", "content", "message", "redact_message", "tracking_id", "metadata", "extra", "turn_id"),
-)
+_WINDOW_FIELDS = {
+    **{
+        name: f"$$m.{name}"
+        for name in ("message_id", "role", "content", "message", "tracking_id", "metadata", "extra", "turn_id")
+    },
+    # Older documents keep the original of what was redacted; newer ones have it only as `content`.
+    "redact_message": {"$cond": [{"$eq": [{"$type": "$$m.role"}, "missing"]}, "$$m.redact_message", "$$REMOVE"]},
+}
 
 
 class Update(NamedTuple):
@@ -651,7 +656,7 @@ def _agent_window(key: str) -> Document:
         "removed": "$$removed",
         "embedded": {"$size": "$$messages"},
         "bytes": {"$bsonSize": agent},
-        "window": {"$map": {"input": window, "as": "m", "in": {name: f"$$m.{name}" for name in _WINDOW_FIELDS}}},
+        "window": {"$map": {"input": window, "as": "m", "in": _WINDOW_FIELDS}},
     }
     skip = {"$max": [0, {"$subtract": ["$$removed", "$$archived"]}]}
     return {
