@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 MAKE_ROOM_ABOVE_BYTES = 6 * 1024 * 1024
 """Where a write would take the session document above this, room is made first: long before MongoDB's 16 MB, for a
@@ -44,10 +43,6 @@ class ArchivePolicy:
     def segment_bytes(self) -> int:
         """How many bytes make a segment of fewer than ``block`` messages."""
         return max(1, min(self.after_bytes // 2, _MAX_SEGMENT_BYTES))
-
-
-# Each manager has one, and a service gives all of them the same thresholds.
-archive_policy = lru_cache(maxsize=256, typed=True)(ArchivePolicy)
 
 
 @dataclass

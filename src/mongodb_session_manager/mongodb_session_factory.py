@@ -17,17 +17,18 @@ from .metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
 from .mongodb_session_repository import MongoDBSessionRepository
+from .settings import check_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from pymongo import MongoClient
 
-    from .mongodb_session_manager import Durability, OnConflict
     from .operation_hooks import FeedbackHook, MetadataHook
     from .search_index import MessageHit
     from .session_listing import SessionPage
+    from .settings import Durability, OnConflict, Settings
     from .telemetry import Observer
 
 
@@ -131,6 +132,7 @@ class MongoDBSessionManagerFactory:
                 self._cache_use = metadata_cache._attach(self)
                 self._metadata_cache = metadata_cache
             # What no manager would take is refused when the application starts, not at the first request.
+            self._settings = _settings(self._defaults)
             self.create_session_manager("defaults")
         except BaseException:
             if self._metadata_cache is not None:
@@ -175,13 +177,16 @@ class MongoDBSessionManagerFactory:
             TypeError: A parameter is unknown, or an option of the client, which all managers share.
             InvalidIdentifierError: The session id cannot be used.
         """
-        # A manager takes whatever else it is given for options of a client of its own, and only warns.
-        if unknown := kwargs.keys() - self._defaults.keys():
-            raise TypeError(
-                "create_session_manager() takes no option of the client, which all managers of the factory share,"
-                f" and no unknown one: {', '.join(sorted(unknown))}"
-            )
-        parameters = {**self._defaults, **kwargs} if kwargs else self._defaults
+        parameters, settings = self._defaults, self._settings
+        if kwargs:
+            # A manager takes whatever else it is given for options of a client of its own, and only warns.
+            if unknown := kwargs.keys() - self._defaults.keys():
+                raise TypeError(
+                    "create_session_manager() takes no option of the client, which all managers of the factory share,"
+                    f" and no unknown one: {', '.join(sorted(unknown))}"
+                )
+            parameters = {**self._defaults, **kwargs}
+            settings = _settings(parameters)
         client = self.client
         repository = self._repository(
             client,
@@ -191,7 +196,7 @@ class MongoDBSessionManagerFactory:
             parameters["ttl_hours"],
         )
         return MongoDBSessionManager(
-            session_id, client=client, _repository=repository, _observer=self._observer, **parameters
+            session_id, client=client, _repository=repository, _observer=self._observer, _settings=settings
         )
 
     def _repository(
@@ -501,6 +506,11 @@ def close_global_factory() -> None:
         with _global_lock:
             if _global is current:
                 _global = None
+
+
+def _settings(parameters: Mapping[str, Any]) -> Settings:
+    """Return the settings of a manager with these parameters; which metadata is indexed is the collection's matter."""
+    return check_settings(**{name: value for name, value in parameters.items() if name != "metadata_fields"})
 
 
 # The factory, and the arguments it was made from.

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import pymongo
 from bson import ObjectId
@@ -41,13 +41,13 @@ from strands.types.session import Session
 
 from . import documents
 from .agent_follower import AgentFollower, add_new_agent
-from .archive_policy import ArchivePolicy, DocumentSize, archive_policy
-from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs, check_threshold
-from .command_pool import CommandPool, alone_on_a_private_loop, command_pool, in_event_loop, settle
+from .archive_policy import ArchivePolicy, DocumentSize
+from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
+from .command_pool import CommandPool, alone_on_a_private_loop, in_event_loop, settle
 from .documents import Document, StoredAgent
 from .encoding import encode, fingerprint
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
-from .expiry import check_ttl, first_expiry
+from .expiry import first_expiry
 from .guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
 from .keys import check_feedback, check_id, check_metadata, check_metadata_paths, encode_key
 from .lease import SessionLease
@@ -55,9 +55,10 @@ from .metadata_tool import metadata_tool
 from .metrics_override import MetricsOverride
 from .metrics_summary import MetricsSummary, ModelPrice
 from .mongodb_session_repository import MongoDBSessionRepository
-from .operation_hooks import FeedbackHook, MetadataHook, call_hook, check_hook
+from .operation_hooks import FeedbackHook, MetadataHook, call_hook
 from .search_index import Feed
 from .session_store import SessionStore, now
+from .settings import Durability, OnConflict, Settings, check_on_conflict, check_settings
 from .statements import SessionRef, renew_lease
 from .telemetry import Observer, span
 from .unit_of_work import AgentWork, MultiAgentOperation, Outbox, Sending
@@ -68,9 +69,6 @@ except ImportError:  # Strands keeps it to itself before 1.62.
     InvokeModelStage = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
-
-Durability = Literal["message", "turn"]
-OnConflict = Literal["rebase", "raise"]
 
 # A conversation that was long before it was to be indexed is not gone through in one go: whoever closes the manager
 # waits for that.
@@ -123,6 +121,15 @@ class MongoDBSessionManager(RepositorySessionManager):
             below 1; ``ttl_hours`` not above 0; more than 28 ``metadata_fields``.
     """
 
+    # What every manager begins with stands here: one is made for each request.
+    _incarnation: ObjectId | None = None
+    _lease_token: str | None = None
+    # A ttl came to a session that had none: what belongs to it expires with it from the next turn's end on.
+    _parts_should_expire = False
+    # For whoever closes the manager when the agents are out of scope: what changed in them since their last event.
+    _kept_agents: list[Any] | None = None
+    _closed = False
+
     def __init__(
         self,
         session_id: str,
@@ -146,21 +153,25 @@ class MongoDBSessionManager(RepositorySessionManager):
         index_messages: bool = False,
         _repository: MongoDBSessionRepository | None = None,
         _observer: Observer | None = None,
+        _settings: Settings | None = None,
         **client_options: Any,
     ) -> None:
         # Strands' constructor is not called: it reads and creates the session at once.
         self.session_id = check_id(session_id, "session_id")
-        if durability not in ("message", "turn"):
-            raise ValueError(f"durability must be 'message' or 'turn', not {durability!r}")
-        _check_on_conflict(on_conflict)
-        self._archive_policy = archive_policy(archive_after_messages, archive_after_bytes, archive_block)
-        self._blob_threshold = check_threshold(blob_threshold_bytes)
-        self._ttl = check_ttl(ttl_hours)
-        self._metadata_hook = check_hook(metadata_hook, "metadata_hook")
-        self._feedback_hook = check_hook(feedback_hook, "feedback_hook")
-        if not isinstance(index_messages, bool):
-            raise TypeError(f"index_messages must be True or False, not {index_messages!r}")
-        self._index_messages = index_messages
+        self._settings = _settings or check_settings(
+            application_name=application_name,
+            session_type=session_type,
+            durability=durability,
+            on_conflict=on_conflict,
+            ttl_hours=ttl_hours,
+            archive_after_messages=archive_after_messages,
+            archive_after_bytes=archive_after_bytes,
+            archive_block=archive_block,
+            blob_threshold_bytes=blob_threshold_bytes,
+            metadata_hook=metadata_hook,
+            feedback_hook=feedback_hook,
+            index_messages=index_messages,
+        )
         # A factory's managers share one: it holds no state, and making one takes 0.1 ms.
         self.session_repository: MongoDBSessionRepository = _repository or MongoDBSessionRepository(
             connection_string,
@@ -173,25 +184,14 @@ class MongoDBSessionManager(RepositorySessionManager):
             **client_options,
         )
         self._observer = _observer
-        self._durability = durability
-        self._override = MetricsOverride()
-        self._on_conflict = on_conflict
-        self._application_name = application_name
-        self._session_type = session_type
         self._store: SessionStore = self.session_repository._store
-        self._pool: CommandPool = command_pool(self._store.client)
-        self._incarnation: ObjectId | None = None
+        self._pool: CommandPool = self._store.pool
+        self._override = MetricsOverride()
         self._document = DocumentSize()
-        # A ttl came to a session that had none: what belongs to it expires with it from the next turn's end on.
-        self._parts_should_expire = False
-        self._lease_token: str | None = None
         self._prefetched: dict[str, StoredAgent] = {}
         self._agents: dict[str, AgentFollower] = {}
-        # For whoever closes the manager when the agents are out of scope: what changed in them since their last event.
-        self._kept_agents: list[Any] | None = None
         self._multi_agents: dict[str, Outbox] = {}
         self._multi_agent_states: dict[str, bytes] = {}
-        self._closed = False
 
     # --- Strands' hooks ---------------------------------------------------------------------------------------------
 
@@ -454,12 +454,12 @@ class MongoDBSessionManager(RepositorySessionManager):
             self.session_repository._update_metadata(self._open_ref(), checked)
             done.extend(checked)
 
-        if self._metadata_hook is None:
+        if self._settings.metadata_hook is None:
             update(metadata)
         else:
             given = check_metadata(metadata)
             names: Any = {"metadata": given, "session_manager": self}
-            call_hook(self._metadata_hook, "metadata_hook", update, "update", self.session_id, **names)
+            call_hook(self._settings.metadata_hook, "metadata_hook", update, "update", self.session_id, **names)
         return done
 
     def get_metadata(self) -> dict[str, Any]:
@@ -472,9 +472,11 @@ class MongoDBSessionManager(RepositorySessionManager):
         def get() -> dict[str, Any]:
             return self.session_repository._read_metadata(self.session_id, self._incarnation)
 
-        if self._metadata_hook is None:
+        if self._settings.metadata_hook is None:
             return get()
-        found = call_hook(self._metadata_hook, "metadata_hook", get, "get", self.session_id, session_manager=self)
+        found = call_hook(
+            self._settings.metadata_hook, "metadata_hook", get, "get", self.session_id, session_manager=self
+        )
         if not isinstance(found, dict):
             raise TypeError(f"metadata_hook returned {type(found).__name__} for 'get': it must return a dict")
         return found
@@ -496,12 +498,12 @@ class MongoDBSessionManager(RepositorySessionManager):
             self.session_repository._delete_metadata(self._open_ref(), checked)
             done.extend(checked)
 
-        if self._metadata_hook is None:
+        if self._settings.metadata_hook is None:
             delete(metadata_keys)
         else:
             given = check_metadata_paths(metadata_keys)
             names: Any = {"keys": given, "session_manager": self}
-            call_hook(self._metadata_hook, "metadata_hook", delete, "delete", self.session_id, **names)
+            call_hook(self._settings.metadata_hook, "metadata_hook", delete, "delete", self.session_id, **names)
         return done
 
     def get_metadata_tool(
@@ -549,12 +551,12 @@ class MongoDBSessionManager(RepositorySessionManager):
                     f"session_id={self.session_id!r} has no agent_id={feedback['agent_id']!r}: it does not exist yet"
                 ) from error
 
-        if self._feedback_hook is None:
+        if self._settings.feedback_hook is None:
             add(feedback)
         else:
             given = check_feedback(feedback)
             names: Any = {"session_manager": self, "feedback": given}
-            call_hook(self._feedback_hook, "feedback_hook", add, "add", self.session_id, **names)
+            call_hook(self._settings.feedback_hook, "feedback_hook", add, "add", self.session_id, **names)
 
     def get_feedbacks(self) -> list[dict[str, Any]]:
         """Return the session's feedbacks, oldest first, each with its ``created_at``."""
@@ -638,7 +640,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             on_conflict: For what waits now, instead of the manager's own.
         """
         if on_conflict is not None:
-            _check_on_conflict(on_conflict)
+            check_on_conflict(on_conflict)
             for follower in list(self._agents.values()):
                 follower.work.set_rebase(on_conflict == "rebase")
         sendings, failure = self._send_all()
@@ -771,15 +773,15 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _open(self, keys: Sequence[str], new_agent: Any) -> dict[str, StoredAgent]:
         """Read the session and these agents; begin the session if there is none, with the agent that needs it."""
-        self._store.ensure_indexes(expiring=self._ttl is not None)
+        self._store.ensure_indexes(expiring=self._settings.ttl is not None)
         created: list[Document] = []
 
         def create() -> Document:
             moment = now()
             document = documents.new_session(
-                self.session_id, self._session_type, self._application_name, moment, moment
-            ) | first_expiry(moment, self._ttl)
-            if new_agent is not None and add_new_agent(document, keys[0], new_agent, self._blob_threshold):
+                self.session_id, self._settings.session_type, self._settings.application_name, moment, moment
+            ) | first_expiry(moment, self._settings.ttl)
+            if new_agent is not None and add_new_agent(document, keys[0], new_agent, self._settings.blob_threshold):
                 created.append(document)
             return document
 
@@ -792,7 +794,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             self._observer.session_opened()
         self._incarnation = opened.incarnation
         self._document.bytes = opened.bytes
-        self._parts_should_expire = self._ttl is not None and not opened.parts_expire
+        self._parts_should_expire = self._settings.ttl is not None and not opened.parts_expire
         if created and any(document["incarnation"] == opened.incarnation for document in created):
             return {keys[0]: _CREATED}
         return opened.agents
@@ -806,7 +808,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         return self._session_ref()
 
     def _session_ref(self) -> SessionRef:
-        return SessionRef(self.session_id, self._incarnation, self._lease_token, self._ttl)
+        return SessionRef(self.session_id, self._incarnation, self._lease_token, self._settings.ttl)
 
     def _follower(self, agent: Any) -> AgentFollower:
         follower = self._agents.get(agent.agent_id)
@@ -815,19 +817,11 @@ class MongoDBSessionManager(RepositorySessionManager):
         return follower
 
     def _new_follower(self, agent_id: str, key: str) -> AgentFollower:
-        work = AgentWork(
-            agent_id,
-            key,
-            self._document,
-            self._blob_threshold,
-            self._pool,
-            self._store,
-            self._session_ref,
-            self._filled,
-            self._sent,
-        )
-        work.rebase = self._on_conflict == "rebase"
-        return AgentFollower(work, by_turn=self._durability == "turn", override=self._override, observer=self._observer)
+        settings = self._settings
+        outbox = self._store, self._session_ref, self._filled, self._sent
+        work = AgentWork(agent_id, key, self._document, settings.blob_threshold, *outbox)
+        work.rebase = settings.rebase
+        return AgentFollower(work, by_turn=settings.by_turn, override=self._override, observer=self._observer)
 
     def _restore(self, follower: AgentFollower, agent: Any, stored: StoredAgent) -> None:
         def read_from(offset: int) -> list[Document]:
@@ -856,10 +850,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         mark = fingerprint(state, where)
         outbox = self._multi_agents.get(multi_agent_id)
         if outbox is None:
-            outbox = Outbox(self._pool, self._store, self._session_ref, self._filled, self._sent)
+            outbox = Outbox(self._store, self._session_ref, self._filled, self._sent)
             self._multi_agents[multi_agent_id] = outbox
         if mark != self._multi_agent_states.get(multi_agent_id):
-            blobs = PendingBlobs(self._blob_threshold)
+            blobs = PendingBlobs(self._settings.blob_threshold)
             stored = encode(state, where, blobs)
             documents.check_size({"state": stored}, where)
             self._multi_agent_states[multi_agent_id] = mark
@@ -927,19 +921,19 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _archive_if_due(self, work: AgentWork) -> None:
         """Begin to archive in a thread what has left the live conversation, if there is enough of it."""
         under_way = work.archiving is not None and not work.archiving.done()
-        due = self._parts_should_expire or work.embedded.due(self._archive_policy, self._document.bytes)
+        due = self._parts_should_expire or work.embedded.due(self._settings.archive_policy, self._document.bytes)
         if due and not under_way:
             work.archiving = self._pool.submit_behind(lambda: self._archive(work))
 
     def _archive(self, work: AgentWork) -> None:
-        before, incarnation = replace(work.embedded), self._incarnation
+        before, incarnation, policy = replace(work.embedded), self._incarnation, self._settings.archive_policy
         assert incarnation is not None
         try:
             if self._parts_should_expire:
                 self._store.let_parts_expire(self._session_ref())
                 self._parts_should_expire = False
             with span("archive", {"agent_id": work.agent_id}):
-                left = self._store.archiver.archive(self.session_id, incarnation, work.key, self._archive_policy)
+                left = self._store.archiver.archive(self.session_id, incarnation, work.key, policy)
         except PyMongoError as error:
             # Nothing is lost by that, and it stays due: the next turn, here or in another process, tries again.
             logger.warning("session_id=<%s>, error=<%s> | not archived", self.session_id, error)
@@ -956,7 +950,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _index_if_due(self, work: AgentWork) -> None:
         """Begin to feed the search in a thread, if it may lack messages; also what a process has left that died."""
-        if not self._index_messages or work.indexed == work.position or self._incarnation is None:
+        if not self._settings.index_messages or work.indexed == work.position or self._incarnation is None:
             return
         if work.indexing is None or work.indexing.done():
             work.indexing = self._pool.submit_behind(lambda: self._index(work))
@@ -1103,11 +1097,6 @@ async def _settle(sending: Sending | None) -> None:
 def _model_config(model: Any) -> Any:
     get_config = getattr(model, "get_config", None)
     return None if get_config is None else get_config()
-
-
-def _check_on_conflict(on_conflict: str) -> None:
-    if on_conflict not in ("rebase", "raise"):
-        raise ValueError(f"on_conflict must be 'rebase' or 'raise', not {on_conflict!r}")
 
 
 def _add_note(error: BaseException, failure: Exception, what: str = "The session could not be stored") -> None:

@@ -29,6 +29,7 @@ from .archive_policy import Embedded
 from .archiving import Archiver
 from .blobs import BlobOwner, BlobStore, PendingBlobs
 from .clients import check_client
+from .command_pool import command_pool
 from .documents import Document, StoredAgent
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
@@ -105,6 +106,7 @@ class SessionStore:
         check_client(client)
         preference = client.read_preference
         self.client = client
+        self.pool = command_pool(client)
         self.collection: Collection[Document] = client.get_database(database_name).get_collection(
             collection_name,
             codec_options=CODEC_OPTIONS,

@@ -24,7 +24,7 @@ from bson import ObjectId
 
 from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
 from .blobs import PendingBlobs
-from .command_pool import CommandPool, settle
+from .command_pool import settle
 from .documents import STATES, Document, check_size
 from .encoding import blob_markers, encode, fingerprint, to_bson
 from .errors import UnstorableValueError
@@ -212,6 +212,27 @@ class MultiAgentOperation:
         return False
 
 
+class _UnderWay:
+    """One run through an outbox. Mostly nobody waits for it but who does it, so its future is made on demand."""
+
+    _future: Future[None] | None = None
+
+    def future(self) -> Future[None]:
+        """Return what to wait for. Only under the outbox's lock, and while this is what the outbox is sending."""
+        if self._future is None:
+            self._future = Future()
+        return self._future
+
+    def is_over(self, failure: BaseException | None) -> None:
+        """Tell whoever waits. Only when the outbox is no longer sending this: then nobody asks for the future."""
+        if self._future is None:
+            return
+        if failure is None:
+            self._future.set_result(None)
+        else:
+            self._future.set_exception(failure)
+
+
 class Sending:
     """What is on its way from an outbox. Whoever waits for it is told if it fails."""
 
@@ -240,8 +261,7 @@ class Outbox:
     """Operations that are sent in order.
 
     Args:
-        pool: Where they are sent.
-        store: What sends them.
+        store: What sends them, and has the pool where that is done.
         session: Returns for whom, and by which right, at the moment of sending.
         filled: Told that something waits.
         sent: Told that nothing is under way any more; perhaps nothing waits, either.
@@ -252,7 +272,6 @@ class Outbox:
 
     def __init__(
         self,
-        pool: CommandPool,
         store: SessionStore,
         session: Callable[[], SessionRef],
         filled: Callable[[], None],
@@ -260,13 +279,12 @@ class Outbox:
     ) -> None:
         self.lock = threading.Lock()
         self.queue: deque[Operation] = deque()
-        self._pool = pool
         self._store = store
         self._session = session
         self._filled = filled
         self._sent = sent
         self.failure_is_known = False
-        self._sending: Future[None] | None = None
+        self._sending: _UnderWay | None = None
         _outboxes.add(self)
 
     @property
@@ -282,12 +300,14 @@ class Outbox:
 
     def send(self) -> Sending | None:
         """Begin to send whatever is queued; return what to wait for, or None if there is nothing."""
-        future, is_mine = self._begin_to_send()
-        if future is None:
-            return None
+        with self.lock:
+            under_way, is_mine = self._begin_to_send()
+            if under_way is None:
+                return None
+            future = under_way.future()
         if is_mine:
             try:
-                self._pool.submit(lambda: self._drain(future))
+                self._store.pool.submit(lambda: self._drain(under_way))
             except BaseException as error:
                 with self.lock:
                     self._sending = None
@@ -297,26 +317,26 @@ class Outbox:
 
     def send_at_once(self) -> None:
         """Send whatever is queued in the caller's thread, or wait for the one that does; raise why it failed."""
-        future, is_mine = self._begin_to_send()
-        if future is None:
-            return
-        if is_mine:
-            self._drain(future)
+        with self.lock:
+            under_way, is_mine = self._begin_to_send()
+            future = None if is_mine or under_way is None else under_way.future()
         try:
-            future.result()
+            if future is not None:
+                future.result()
+            elif under_way is not None and (error := self._drain(under_way)) is not None:
+                raise error
         except Exception:
             self.failure_was_told()
             raise
 
-    def _begin_to_send(self) -> tuple[Future[None] | None, bool]:
+    def _begin_to_send(self) -> tuple[_UnderWay | None, bool]:
         """Return what is under way, which goes on until the queue is empty, and whether the caller is to do it."""
-        with self.lock:
-            if self._sending is not None:
-                return self._sending, False
-            if not self._has_work():
-                return None, False
-            self._sending = Future()
-            return self._sending, True
+        if self._sending is not None:
+            return self._sending, False
+        if not self._has_work():
+            return None, False
+        self._sending = _UnderWay()
+        return self._sending, True
 
     def failure_was_told(self) -> None:
         """Take note that somebody has been told that what waits could not be stored."""
@@ -330,9 +350,9 @@ class Outbox:
     def wait_quietly(self) -> None:
         """Wait for what is under way. Whoever asked for it hears whether it failed."""
         with self.lock:
-            sending = self._sending
-        if sending is not None:
-            sending.exception()
+            future = self._sending.future() if self._sending is not None else None
+        if future is not None:
+            future.exception()
 
     def drop(self) -> None:
         """Forget what is queued."""
@@ -352,8 +372,10 @@ class Outbox:
     def _prepare(self) -> None:
         """Do what is too slow for an event loop, before each operation."""
 
-    def _drain(self, future: Future[None]) -> None:
+    def _drain(self, under_way: _UnderWay) -> BaseException | None:
+        """Send until the queue is empty or something fails; return why it failed, and tell whoever waits."""
         refused: UnstorableValueError | None = None
+        failure: BaseException | None = None
         try:
             while True:
                 try:
@@ -379,15 +401,13 @@ class Outbox:
                     if self.queue and self.queue[0] is operation:
                         self.queue.popleft()
         except BaseException as error:
+            failure = error
             with self.lock:
                 self._sending = None
-            future.set_exception(error)
-        else:
-            if refused is None:
-                future.set_result(None)
-            else:
-                future.set_exception(refused)
+        failure = failure or refused
+        under_way.is_over(failure)
         self._sent()
+        return failure
 
 
 def _completed(body: Document, guardrail_event: Document, completed: Document) -> Document:
