@@ -538,7 +538,7 @@ def test_every_hook_that_stores_is_a_coroutine_function_since_strands_runs_other
     add_callback = HookRegistry.add_callback
 
     def recording(registry: HookRegistry, event_type: Any, callback: Any, **options: Any) -> None:
-        if isinstance(getattr(getattr(callback, "func", callback), "__self__", None), MongoDBSessionManager):
+        if callback.__module__ == MongoDBSessionManager.__module__:
             added.setdefault(event_type, []).append(callback)
         add_callback(registry, event_type, callback, **options)
 

@@ -27,61 +27,72 @@ _RETRYABLE = "RetryableWriteError"
 _WRITE_CONCERN_FAILED = 64
 
 
-def find_one(collection: Collection[Any], query: Mapping[str, Any], projection: Mapping[str, Any]) -> Any:
-    """Return the server's whole answer to a ``find`` of one document, or None if something went wrong.
+class DirectCommands:
+    """Sends the two commands to one collection.
 
     Args:
-        collection: Where; its options decide how it is read, and how the answer is decoded.
-        query: Which document.
-        projection: What of it.
+        reads: The collection; its options decide how it is read, and how the answer is decoded.
+        writes: The same collection; its options decide when something counts as written.
     """
-    command: dict[str, Any] = {
-        "find": collection.name,
-        "filter": query,
-        "projection": projection,
-        "limit": 1,
-        "singleBatch": True,
-    }
-    if collection.read_concern.level is not None:
-        command["readConcern"] = collection.read_concern.document
-    try:
-        return collection.database.command(
-            command, codec_options=collection.codec_options, read_preference=collection.read_preference
-        )
-    except ServerSelectionTimeoutError:
-        raise  # Nothing was sent, and PyMongo has waited long enough.
-    except (AutoReconnect, OperationFailure):
-        return None
 
+    def __init__(self, reads: Collection[Any], writes: Collection[Any]) -> None:
+        self._database = reads.database
+        self._name = reads.name
+        self._read_concern = reads.read_concern
+        self._how_to_read: dict[str, Any] = {
+            "codec_options": reads.codec_options,
+            "read_preference": reads.read_preference,
+        }
+        self._write_concern = writes.write_concern
+        self._how_to_write: dict[str, Any] = {"codec_options": writes.codec_options}
 
-def update_one(collection: Collection[Any], update: Update) -> int | None:
-    """Update one document; return how many matched, or None if something went wrong: perhaps it is updated.
+    def find_one(self, query: Mapping[str, Any], projection: Mapping[str, Any]) -> Any:
+        """Return the server's whole answer to a ``find`` of one document, or None if something went wrong.
 
-    Args:
-        collection: Where; its options decide when it counts as written.
-        update: The update.
+        Args:
+            query: Which document.
+            projection: What of it.
+        """
+        command: dict[str, Any] = {
+            "find": self._name,
+            "filter": query,
+            "projection": projection,
+            "limit": 1,
+            "singleBatch": True,
+        }
+        if self._read_concern.level is not None:
+            command["readConcern"] = self._read_concern.document
+        try:
+            return self._database.command(command, **self._how_to_read)
+        except ServerSelectionTimeoutError:
+            raise  # Nothing was sent, and PyMongo has waited long enough.
+        except (AutoReconnect, OperationFailure):
+            return None
 
-    Raises:
-        OperationFailure: The server says why it does not do that, and that nobody need try again.
-        WriteConcernError: It is done, and not known to as many servers as were asked for.
-    """
-    command: dict[str, Any] = {"update": collection.name, "updates": [{"q": update.filter, "u": update.update}]}
-    if not collection.write_concern.is_server_default:
-        command["writeConcern"] = collection.write_concern.document
-    try:
-        answer = collection.database.command(command, codec_options=collection.codec_options)
-    except ServerSelectionTimeoutError:
-        raise
-    except (AutoReconnect, DocumentTooLarge):
-        return None
-    except OperationFailure as error:
-        if not error.has_error_label(_RETRYABLE):
+    def update_one(self, update: Update) -> int | None:
+        """Update one document; return how many matched, or None if something went wrong: perhaps it is updated.
+
+        Raises:
+            OperationFailure: The server says why it does not do that, and that nobody need try again.
+            WriteConcernError: It is done, and not known to as many servers as were asked for.
+        """
+        command: dict[str, Any] = {"update": self._name, "updates": [{"q": update.filter, "u": update.update}]}
+        if not self._write_concern.is_server_default:
+            command["writeConcern"] = self._write_concern.document
+        try:
+            answer = self._database.command(command, **self._how_to_write)
+        except ServerSelectionTimeoutError:
             raise
-        return None
-    if "writeErrors" in answer or _RETRYABLE in answer.get("errorLabels", ()):
-        return None
-    if (concern := answer.get("writeConcernError")) is not None:
-        error_type = WTimeoutError if concern.get("code") == _WRITE_CONCERN_FAILED else WriteConcernError
-        raise error_type(concern.get("errmsg"), concern.get("code"), concern)
-    matched: int = answer["n"]
-    return matched
+        except (AutoReconnect, DocumentTooLarge):
+            return None
+        except OperationFailure as error:
+            if not error.has_error_label(_RETRYABLE):
+                raise
+            return None
+        if "writeErrors" in answer or _RETRYABLE in answer.get("errorLabels", ()):
+            return None
+        if (concern := answer.get("writeConcernError")) is not None:
+            error_type = WTimeoutError if concern.get("code") == _WRITE_CONCERN_FAILED else WriteConcernError
+            raise error_type(concern.get("errmsg"), concern.get("code"), concern)
+        matched: int = answer["n"]
+        return matched

@@ -10,7 +10,6 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -197,18 +196,24 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
         """Follow an agent, graph or swarm. Callbacks that store are coroutines, so no event loop waits for MongoDB."""
-        registry.add_callback(AgentInitializedEvent, partial(self._agent_initialized, registry))
-        registry.add_callback(MultiAgentInitializedEvent, partial(self._multi_agent_initialized, registry))
+
+        def agent_initialized(event: AgentInitializedEvent) -> None:
+            self.initialize(event.agent)
+            if not isinstance(event.agent, Agent):
+                self._register(registry, _BIDI_CALLBACKS)
+
+        async def multi_agent_initialized(event: MultiAgentInitializedEvent) -> None:
+            self._register(registry, _MULTI_AGENT_CALLBACKS)
+            state = await self._pool.run(lambda: self._read_multi_agent(event.source))
+            await _settle(self._begin_multi_agent(event.source, state))
+
+        registry.add_callback(AgentInitializedEvent, agent_initialized)
+        registry.add_callback(MultiAgentInitializedEvent, multi_agent_initialized)
         self._register(registry, _CALLBACKS)
 
     def _register(self, registry: HookRegistry, callbacks: _Callbacks) -> None:
         for event_type, callback, order in callbacks:
             registry.add_callback(event_type, getattr(self, callback), order=order)
-
-    def _agent_initialized(self, registry: HookRegistry, event: AgentInitializedEvent) -> None:
-        self.initialize(event.agent)
-        if not isinstance(event.agent, Agent):
-            self._register(registry, _BIDI_CALLBACKS)
 
     def _turn_is_asked_for(self, event: BeforeInvocationEvent) -> None:
         self._follower(event.agent).turn_is_asked_for()
@@ -265,11 +270,6 @@ class MongoDBSessionManager(RepositorySessionManager):
         else:
             self._archive_if_due(follower.work)
             self._index_if_due(follower.work)
-
-    async def _multi_agent_initialized(self, registry: HookRegistry, event: MultiAgentInitializedEvent) -> None:
-        self._register(registry, _MULTI_AGENT_CALLBACKS)
-        state = await self._pool.run(lambda: self._read_multi_agent(event.source))
-        await _settle(self._begin_multi_agent(event.source, state))
 
     async def _multi_agent_changed(self, event: AfterNodeCallEvent | AfterMultiAgentInvocationEvent) -> None:
         await _settle(self._stage_multi_agent(event.source))

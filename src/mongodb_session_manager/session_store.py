@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -24,12 +23,13 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
-from . import direct, messages_view, session_listing, statements
+from . import messages_view, session_listing, statements
 from .archive_policy import Embedded
 from .archiving import Archiver
 from .blobs import BlobOwner, BlobStore, PendingBlobs
 from .clients import check_client
 from .command_pool import command_pool
+from .direct import DirectCommands
 from .documents import Document, StoredAgent
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
@@ -117,6 +117,7 @@ class SessionStore:
             codec_options=PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
         )
         self._writes = self.collection.with_options(codec_options=PLAIN_CODEC_OPTIONS)
+        self._direct = DirectCommands(self._raw, self._writes)
         # What decides that something is deleted must be true for ever: no failover may take back what is read here.
         self._settled = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
         self.blobs = BlobStore(self.collection.database, collection_name)
@@ -170,13 +171,13 @@ class SessionStore:
                     agents = {key: StoredAgent(agent_data=None) for key in agent_keys}
                     return OpenedSession(new["incarnation"], 0, "parts_expire_at" in new, agents)
                 continue
-            found = dict(zip(agent_keys, document["agents_opened"], strict=True))
-            if "incarnation" not in document or any(a is not None and "message_count" not in a for a in found.values()):
+            found = document["agents_opened"]
+            if "incarnation" not in document or not all(map(_has_counters, found)):
                 self.adopt(session_id, agent_keys)
                 continue
             parts_expire = document.get("parts_expire_at") is not None
             opened = OpenedSession(document["incarnation"], int(document["bytes"]), parts_expire, {})
-            for key, agent in found.items():
+            for key, agent in zip(agent_keys, found, strict=True):
                 stored = opened.agents[key] = _stored_agent(agent)
                 start, stop = stored.embedded.removed, stored.embedded.archived
                 if start < stop:  # The live window reaches into the history.
@@ -282,11 +283,14 @@ class SessionStore:
     def _find_session(self, session_id: str, projection: Mapping[str, Any]) -> Document | None:
         """Return what ``find_one`` returns, for less."""
         query = {"_id": session_id}
-        if (answer := direct.find_one(self._raw, query, projection)) is not None:
-            with suppress(BlobMissingError):
-                found: list[Document] = self._reader.decode(answer)["cursor"]["firstBatch"]
-                return found[0] if found else None
-        return self.find_one(query, projection)
+        answer = self._direct.find_one(query, projection)
+        if answer is None:
+            return self.find_one(query, projection)
+        try:
+            found: list[Document] = self._reader.decode(answer)["cursor"]["firstBatch"]
+        except BlobMissingError:
+            return self.find_one(query, projection)  # Perhaps it was redacted or deleted since it was read.
+        return found[0] if found else None
 
     def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document whose values are not encoded: metadata, feedback."""
@@ -344,7 +348,7 @@ class SessionStore:
         for lost_races in range(_MAX_REBASES):
             try:
                 update = statements.commit(session, work, now())
-                matched = direct.update_one(self._writes, update)
+                matched = self._direct.update_one(update)
                 if matched is None:
                     matched = self.update(update)
                 if matched:
@@ -904,6 +908,11 @@ def now() -> datetime:
 
 def _expired(session: SessionRef) -> SessionNotFoundError:
     return SessionNotFoundError(f"session_id={session.session_id!r} has expired")
+
+
+def _has_counters(agent: Document | None) -> bool:
+    """Return whether an agent as it was read is one that has its counters, or is not there."""
+    return agent is None or "message_count" in agent
 
 
 def _stored_agent(found: Document | None) -> StoredAgent:
