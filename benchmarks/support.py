@@ -208,9 +208,9 @@ class Store(ABC):
 class _MongoStore(Store):
     """A store on MongoDB: a plain client to work with and one whose commands are recorded."""
 
-    def __init__(self, uri: str, database_name: str, **options: Any) -> None:
+    def __init__(self, uri: str, database_name: str, client: MongoClient[dict[str, Any]] | None = None) -> None:
         self.database_name = database_name
-        self.client: MongoClient[dict[str, Any]] = MongoClient(uri, **options)
+        self.client: MongoClient[dict[str, Any]] = MongoClient(uri) if client is None else client
         self.recorder = CommandRecorder()
         self.recorded_client: MongoClient[dict[str, Any]] = MongoClient(uri, event_listeners=[self.recorder])
         self.collection: Collection[dict[str, Any]] = self.client[database_name]["sessions"]
@@ -225,8 +225,8 @@ class _MongoStore(Store):
 class _DocumentStore(_MongoStore):
     """A store with one document per session; `reset` puts the document back."""
 
-    def __init__(self, uri: str, database_name: str, **options: Any) -> None:
-        super().__init__(uri, database_name, **options)
+    def __init__(self, uri: str, database_name: str, client: MongoClient[dict[str, Any]] | None = None) -> None:
+        super().__init__(uri, database_name, client)
         self.documents: dict[int, RawBSONDocument] = {}
 
     def reset(self, history: int) -> None:
@@ -241,12 +241,16 @@ class OurStore(_DocumentStore):
         uri: The server.
         durability: As for the manager.
         database_name: Where its sessions are.
+        counts_pool: Whether the factory makes its client, which then counts what its connections do; or borrows one,
+            of the same options.
         **more: More parameters of the factory.
     """
 
-    def __init__(self, uri: str, durability: str, database_name: str | None = None, **more: Any) -> None:
-        super().__init__(uri, database_name or f"ours_{durability}")
-        self.name = f'ours, "{durability}"'
+    def __init__(
+        self, uri: str, durability: str, database_name: str | None = None, *, counts_pool: bool = False, **more: Any
+    ) -> None:
+        super().__init__(uri, database_name or f"ours_{durability}", MongoClient(uri, **DEFAULT_OPTIONS))
+        self.name = f'ours, "{durability}"{", pool counted" * counts_pool}'
         self.per_message = durability == "message"
         self.embedded = _TEMPLATE_MESSAGES
         """How many of its messages a long session has in its document; older ones have been archived."""
@@ -256,7 +260,8 @@ class OurStore(_DocumentStore):
             "durability": durability,
             **more,
         }
-        self.factory = MongoDBSessionManagerFactory(uri, **options)
+        client = None if counts_pool else self.client
+        self.factory = MongoDBSessionManagerFactory(uri if counts_pool else None, client=client, **options)
         self.counted_factory = MongoDBSessionManagerFactory(client=self.recorded_client, **options)
 
     def manager(self, session_id: str, *, counted: bool = False) -> SessionManager:
@@ -484,12 +489,13 @@ class ReplayStore(_DocumentStore):
     """Bare PyMongo: the commands that ours sent in a dry run, at the same moments, and nothing else.
 
     The agent has no session manager; it is given the live messages, made before the clock runs. Filters, projections
-    and documents are those that were recorded, but for the session's id. The calls are synchronous. The client has the
-    options of ours, and the collection its indexes: they are part of what a command costs.
+    and documents are those that were recorded, but for the session's id. The calls are synchronous. The client is the
+    one that ours borrows, or one of the same options; the collection has the same indexes: all that is part of what a
+    command costs.
     """
 
     def __init__(self, uri: str, ours: OurStore) -> None:
-        super().__init__(uri, f"replay_{ours.database_name}", **DEFAULT_OPTIONS)
+        super().__init__(uri, f"replay_{ours.database_name}", ours.client)
         self.name = f"bare PyMongo replay of {ours.name}"
         self.per_message = ours.per_message
         self._ours = ours

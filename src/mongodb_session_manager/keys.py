@@ -43,9 +43,10 @@ def check_id(value: object, kind: str) -> str:
         raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
     if not value:
         raise InvalidIdentifierError(f"{kind} is empty")
-    for char, name in (("/", "a slash"), ("\0", "a NUL character")):
-        if char in value:
-            raise InvalidIdentifierError(f"{kind}={value!r} holds {name}")
+    if "/" in value:
+        raise InvalidIdentifierError(f"{kind}={value!r} holds a slash")
+    if "\0" in value:
+        raise InvalidIdentifierError(f"{kind}={value!r} holds a NUL character")
     if not _encodable(value):
         raise InvalidIdentifierError(f"{kind}={value!r} holds a lone surrogate")
     return str(value)

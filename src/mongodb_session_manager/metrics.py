@@ -60,7 +60,7 @@ class Totals:
         self.maxima: dict[str, float] = {}
 
     def add(self, path: str, amounts: Mapping[str, float]) -> None:
-        """Add amounts, by their names below ``path``, which is empty or ends with a dot."""
+        """Add amounts, by their names below ``path``, which ends with a dot."""
         increments = self.increments
         for name, amount in amounts.items():
             name = path + name
@@ -68,7 +68,10 @@ class Totals:
 
     def add_message(self, starts_turn: bool) -> None:
         """Count one message, and the turn it begins."""
-        self.add("", _MESSAGE_AND_TURN if starts_turn else _MESSAGE)
+        increments = self.increments
+        increments["messages"] = increments.get("messages", 0) + 1
+        if starts_turn:
+            increments["turns"] = increments.get("turns", 0) + 1
 
     def add_model_call(self, model: str | None, metrics: Mapping[str, Any]) -> None:
         """Count what one answer of a model used; ``metrics`` is a stored ``event_loop_metrics``."""
@@ -94,10 +97,6 @@ class Totals:
         if call.milliseconds is not None:
             amounts["milliseconds"] = call.milliseconds
         self.add(f"tools.{encode_key(call.name)}.", amounts)
-
-
-_MESSAGE = {"messages": 1}
-_MESSAGE_AND_TURN = {"messages": 1, "turns": 1}
 
 
 @lru_cache(maxsize=256)

@@ -25,12 +25,12 @@ from .metrics import Totals, summed
 # What a live agent needs of a stored message. Times, metrics and commit ids stay on the server: they are a third of
 # a short message.
 _WINDOW_FIELDS = {
-    **{
-        name: f"$$m.{name}"
-        for name in ("message_id", "role", "content", "message", "tracking_id", "metadata", "extra", "turn_id")
-    },
-    # Older documents keep the original of what was redacted; newer ones have it only as `content`.
-    "redact_message": {"$cond": [{"$eq": [{"$type": "$$m.role"}, "missing"]}, "$$m.redact_message", "$$REMOVE"]},
+    name: f"$$m.{name}"
+    for name in (
+        *("message_id", "role", "content", "tracking_id", "metadata", "extra", "turn_id"),
+        # Where older documents keep role and content, and what was redacted.
+        *("message", "redact_message"),
+    )
 }
 
 
