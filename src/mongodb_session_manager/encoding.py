@@ -168,6 +168,21 @@ def fingerprint(value: Any, where: str = "value") -> bytes:
         return marshal.dumps(encode(value, where), _CANONICAL_MARSHAL)
 
 
+def fingerprints(fields: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the fingerprint of each of these values, by its name.
+
+    Raises:
+        UnstorableValueError: As for ``fingerprint``.
+    """
+    found: dict[str, bytes] = {}
+    for name, value in fields.items():
+        try:
+            found[name] = marshal.dumps(value, _CANONICAL_MARSHAL)
+        except ValueError:
+            found[name] = fingerprint(value, name)
+    return found
+
+
 def to_bson(document: Mapping[str, Any]) -> bytes:
     """Return ``document`` (encoded) as BSON bytes: to compare it, types included, or to know its size."""
     return bson.encode(document, codec_options=CODEC_OPTIONS)

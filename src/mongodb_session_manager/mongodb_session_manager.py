@@ -59,7 +59,7 @@ from .search_index import Feed
 from .session_store import SessionStore, now
 from .settings import Durability, OnConflict, Settings, check_on_conflict, check_settings
 from .statements import SessionRef, renew_lease
-from .telemetry import Observer, span
+from .telemetry import Observer, traced
 from .unit_of_work import AgentWork, MultiAgentOperation, Outbox, Sending
 
 try:
@@ -786,8 +786,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             return document
 
         # A session that this manager has seen and that is gone was deleted: it is not brought back.
-        with span("open", {"agents": len(keys)}):
-            opened = self._store.open(self.session_id, keys, create if self._incarnation is None else None)
+        begin = create if self._incarnation is None else None
+        opened = traced("open", {"agents": len(keys)}, self._store.open, self.session_id, keys, begin)
         if opened is None or self._incarnation not in (None, opened.incarnation):
             raise SessionNotFoundError(f"session_id={self.session_id!r} was deleted, or has expired")
         if self._observer is not None and self._incarnation is None:
@@ -932,8 +932,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             if self._parts_should_expire:
                 self._store.let_parts_expire(self._session_ref())
                 self._parts_should_expire = False
-            with span("archive", {"agent_id": work.agent_id}):
-                left = self._store.archiver.archive(self.session_id, incarnation, work.key, policy)
+            archive, attributes = self._store.archiver.archive, {"agent_id": work.agent_id}
+            left = traced("archive", attributes, archive, self.session_id, incarnation, work.key, policy)
         except PyMongoError as error:
             # Nothing is lost by that, and it stays due: the next turn, here or in another process, tries again.
             logger.warning("session_id=<%s>, error=<%s> | not archived", self.session_id, error)

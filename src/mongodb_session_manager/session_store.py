@@ -330,7 +330,7 @@ class SessionStore:
 
     # --- writes -----------------------------------------------------------------------------------------------------
 
-    def commit(self, session: SessionRef, work: Commit, *, rebase: bool) -> None:
+    def commit(self, session: SessionRef, work: Commit, rebase: bool) -> None:
         """Store everything in ``work`` in one update, exactly once; ``work.position`` is then where it begins.
 
         Args:

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer, TracerProvider
     from pymongo.monitoring import CommandFailedEvent
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Attributes = Mapping[str, "str | int"]
 
 
@@ -68,13 +70,15 @@ def disable() -> None:
         _tracer = None
 
 
-def span(name: str, attributes: Attributes) -> AbstractContextManager[None]:
-    """Return a span around what happens in ``with``; one that does nothing unless spans are enabled."""
-    return _NOTHING if _tracer is None else _span(_tracer, name, attributes)
+def traced(name: str, attributes: Attributes, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``call`` with the arguments behind it, within a span if spans are enabled; return what it returns."""
+    if _tracer is None:
+        return call(*args, **kwargs)
+    with _span(_tracer, name, attributes):
+        return call(*args, **kwargs)
 
 
 _tracer: Tracer | None = None
-_NOTHING = nullcontext()
 
 
 @contextmanager

@@ -22,16 +22,16 @@ from typing import Any, Protocol
 
 from bson import ObjectId
 
+from . import telemetry
 from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
 from .blobs import PendingBlobs
 from .command_pool import settle
 from .documents import STATES, Document, check_size
-from .encoding import blob_markers, encode, fingerprint, to_bson
+from .encoding import blob_markers, encode, fingerprint, fingerprints, to_bson
 from .errors import UnstorableValueError
 from .metrics import Totals
 from .session_store import SessionStore, now
 from .statements import Commit, SessionRef, late_metrics, message_projection
-from .telemetry import span
 
 _TRACKING_ID = operator.methodcaller("get", "tracking_id")
 
@@ -87,19 +87,32 @@ class Entry:
         self.totals: Totals | None = None
 
 
-@dataclass(eq=False)
 class AppendOperation:
-    """New messages, changed fields, a new agent's record: one commit."""
+    """New messages, changed fields, a new agent's record: one commit.
 
-    agent: AgentWork
-    work: Commit
-    rebase: bool
-    entries: list[Entry] = field(default_factory=list)
-    bytes: int = 0
-    field_bytes: int = 0
+    Attributes:
+        agent: Whose.
+        work: What the commit carries, but for what comes with the messages: that is put there when it is sent.
+        rebase: Whether to append behind what others have stored meanwhile.
+        entries: The messages.
+        bytes: Size of the messages and fields, without blobs.
+        field_bytes: Size of the fields.
+        state_blobs: What of the fields is too large for the session document.
+        started: As for every operation.
+        placed: Whether the position is decided.
+    """
+
+    bytes = 0
+    field_bytes = 0
     state_blobs: tuple[PendingBlobs, ...] = ()
-    started: bool = False
-    placed: bool = False
+    started = False
+    placed = False
+
+    def __init__(self, agent: AgentWork, work: Commit, rebase: bool, entries: Iterable[Entry] = ()) -> None:
+        self.agent = agent
+        self.work = work
+        self.rebase = rebase
+        self.entries = list(entries)
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store it, at the position that is next now, or where it was first sent to."""
@@ -125,8 +138,8 @@ class AppendOperation:
             if entry.blobs is not None:
                 store.upload(session, work.key, work.position + index, entry.blobs)
         work.messages, work.totals, work.guardrail_events = messages, totals, guardrail_events
-        with span("commit", {"agent_id": self.agent.agent_id, "messages": len(messages)}):
-            store.commit(session, work, rebase=self.rebase)
+        attributes: telemetry.Attributes = {"agent_id": self.agent.agent_id, "messages": len(messages)}
+        telemetry.traced("commit", attributes, store.commit, session, work, self.rebase)
         self.agent.was_stored(self)
 
     def refuse(self) -> bool:
@@ -724,11 +737,10 @@ class AgentWork(Outbox):
             fields: The fields, as they are now.
             riding: Name of a field that is not worth a commit of its own: it waits for one that is made anyway.
         """
-        staged: dict[str, bytes] = {}
-        for name, value in fields.items():
-            mark = fingerprint(value, name)
-            if mark != self._staged.get(name):
-                staged[name] = mark
+        staged = fingerprints(fields)
+        for name, mark in list(staged.items()):
+            if mark == self._staged.get(name):
+                del staged[name]
         if not staged:
             return
         changed: Document = {}
@@ -755,8 +767,7 @@ class AgentWork(Outbox):
 
     def is_staged(self, fields: Mapping[str, Any]) -> None:
         """Take note of fields as they are stored."""
-        for name, value in fields.items():
-            self._staged[name] = fingerprint(value, name)
+        self._staged.update(fingerprints(fields))
 
     def watch_state(self, state: Any, stored: Any) -> None:
         """Take note that ``stored`` is what the store holds of ``state``, an ``AgentState``."""
