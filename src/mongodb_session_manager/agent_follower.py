@@ -108,8 +108,6 @@ class AgentFollower:
     # The turn of the message before; below, what the assistant has said in it.
     _last_turn_id: ObjectId | None = None
     _last_answer: Answer | None = None
-    # What was given for the next answer when a turn was about to begin; None once it has begun.
-    _asked_with: Given | None = None
     # Appended by hand: the user's message Strands is about to append, the answer that lacks metrics.
     _expected: Expected | None = None
     _lacking_metrics: Lacking | None = None
@@ -130,6 +128,8 @@ class AgentFollower:
         self._override = override
         self._by_turn = by_turn
         self._where = f"agent_id={work.agent_id!r} message"
+        # For the next message; mostly it has none, and leaves this to the one after it.
+        self._blobs = PendingBlobs(work.blob_threshold)
         self._said: list[Message] = []
         self._counted_usage: dict[str, float] = {}
         # What answers used that were made anew, by model: the next message brings it into the totals.
@@ -233,16 +233,8 @@ class AgentFollower:
 
     # --- turns and calls --------------------------------------------------------------------------------------------
 
-    def turn_is_asked_for(self) -> None:
-        """Take note that an invocation is about to begin, if no callback fails before it does."""
-        if self._asked_with is not None:
-            # The one before has never begun, so its end could not forget this.
-            self._override.forget(self._asked_with)
-        self._asked_with = self._override.given
-
     def begin_turn(self) -> None:
         """Take note that an invocation begins."""
-        self._asked_with = None
         self._in_turn = True
         self._turn_has_begun = False
         self._turn_id = self._answer = None
@@ -265,7 +257,8 @@ class AgentFollower:
 
     def waits(self, agent: Any) -> bool:
         """Return whether what is staged waits for the end of the turn."""
-        return self._by_turn and self._is_in_turn(agent) and self.work.waiting_bytes < _EARLY_COMMIT_BYTES
+        in_turn = self._in_turn or self._is_in_turn(agent)
+        return self._by_turn and in_turn and self.work.waiting_bytes < _EARLY_COMMIT_BYTES
 
     def _is_in_turn(self, agent: Any) -> bool:
         # A BidiAgent tells no beginning of a turn: while it runs, it is in one.
@@ -347,7 +340,7 @@ class AgentFollower:
                 self._recognise(expected, message)
                 return
         # Outside a turn Strands appends what tells of a direct call of a tool; no user has said it.
-        self._append(message, agent, from_agent=True, is_said=by_hand or self._is_in_turn(agent))
+        self._append(message, agent, from_agent=True, is_said=by_hand or self._in_turn or self._is_in_turn(agent))
 
     def message_updated(self, tracking_id: str, message: Message) -> None:
         """Stage the replacement of a message: a transcript that is complete now."""
@@ -499,14 +492,18 @@ class AgentFollower:
 
     def _body(self, message: Message) -> tuple[Document, int, PendingBlobs | None]:
         """Return what is stored of a message, its size in bytes, and the blobs that were taken out of it."""
-        blobs = PendingBlobs(self.work.blob_threshold)
+        blobs = self._blobs
         try:
             body, size = documents.measured_body(message, self._where, blobs)
         except Exception:
             # What was said of this message is true of no other.
             self._override.forget()
+            blobs.blobs = []
             raise
-        return body, size, blobs if blobs.blobs else None
+        if not blobs.blobs:
+            return body, size, None
+        self._blobs = PendingBlobs(self.work.blob_threshold)
+        return body, size, blobs
 
     def _replace(self, entry: Entry, message: Message) -> None:
         """Stage a message in the place of a known one."""

@@ -1,7 +1,7 @@
 """What the application says of the next answer in place of what its provider reports: token counts, a stopwatch.
 
 A manager and the followers of its agents share one ``MetricsOverride``. Whichever answer is stored next takes what was
-given; the end of a turn forgets what no answer has taken, and so does what keeps a message or a turn from being.
+given; the end of a turn forgets what no answer has taken, and so does what keeps a message from being.
 """
 
 from __future__ import annotations
@@ -84,13 +84,6 @@ class MetricsOverride:
         except IndexError:
             return None
 
-    @property
-    def given(self) -> Given | None:
-        """What was given and not taken yet."""
-        given = self._given[:]
-        return given[0] if given else None
-
-    def forget(self, given: Given | None = None) -> None:
-        """Forget what was given; if ``given`` is passed, only that, and nothing that was said since."""
-        if given is None or self.given is given:
-            self._given.clear()
+    def forget(self) -> None:
+        """Forget what was given."""
+        self._given.clear()

@@ -215,9 +215,6 @@ class MongoDBSessionManager(RepositorySessionManager):
         for event_type, callback, order in callbacks:
             registry.add_callback(event_type, getattr(self, callback), order=order)
 
-    def _turn_is_asked_for(self, event: BeforeInvocationEvent) -> None:
-        self._follower(event.agent).turn_is_asked_for()
-
     def _turn_begins(self, event: BeforeInvocationEvent) -> None:
         self._follower(event.agent).begin_turn()
 
@@ -1045,7 +1042,6 @@ _Callbacks = Sequence[tuple[type[Any], str, float]]
 
 # Which method follows which event. `SDK_FIRST` is called before all other callbacks, `SDK_LAST` after them.
 _CALLBACKS: _Callbacks = (
-    (BeforeInvocationEvent, "_turn_is_asked_for", HookOrder.SDK_FIRST),
     # Last, so that a callback that fails before it leaves no turn open.
     (BeforeInvocationEvent, "_turn_begins", HookOrder.SDK_LAST),
     # The clocks run as close to the call as they can.
