@@ -324,7 +324,7 @@ def _against(figures: Sequence[tuple[int, int, int]]) -> str:
 def main() -> int:
     """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, help="interleaved rounds to time (default 150; with --quick 10)")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds to time (default 300; with --quick 10)")
     parser.add_argument("--quick", action="store_true", help="histories of 0 and 100 messages only, few rounds")
     parser.add_argument(
         "--on-loop",
@@ -333,7 +333,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     histories = HISTORIES[:2] if arguments.quick else HISTORIES
-    rounds = arguments.rounds or (10 if arguments.quick else 150)
+    rounds = arguments.rounds or (10 if arguments.quick else 300)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(LocalMongoDB())
         directory = stack.enter_context(tempfile.TemporaryDirectory())

@@ -179,8 +179,16 @@ class AgentFollower:
         work.embedded = stored.embedded
         state, manager_state, internal_state = documents.states(stored.agent_data)
         agent.state = _agent_state(state)
-        # Strands' own way; times are nothing to it.
-        SessionAgent(agent.agent_id, state, manager_state, internal_state, "", "").initialize_internal_state(agent)
+        # Strands' own way; only the internal state counts.
+        as_stored = SessionAgent(
+            agent_id=agent.agent_id,
+            state=state,
+            conversation_manager_state=manager_state,
+            _internal_state=internal_state,
+            created_at="",
+            updated_at="",
+        )
+        as_stored.initialize_internal_state(agent)
         prepended: list[Message] = []
         offset = 0
         if isinstance(agent, Agent):

@@ -1,6 +1,6 @@
 """The two commands of every turn, without what PyMongo's collection methods do besides: a cursor, a result, a retry.
 
-In a turn that costs half as much as all that this library itself does in Python. Nothing is lost by leaving it out:
+That is a quarter of what a turn would cost besides its commands. Nothing is lost by leaving it out:
 whatever does not go smoothly is told by None, and the caller uses the collection's own method. That sends the command
 again, retries it as the driver does, and raises the driver's errors. So only what may be sent twice goes this way:
 reads, and updates that are idempotent or whose filter no longer matches once they are applied.

@@ -208,7 +208,7 @@ def measured_body(message: Mapping[str, Any], where: str, blobs: PendingBlobs | 
     """
     if not isinstance(message, (dict, Mapping)) or "role" not in message or "content" not in message:
         raise UnstorableValueError(f"{where} is no message: it needs 'role' and 'content'")
-    extra = message.keys() - _MESSAGE_FIELDS if not message.keys() <= _MESSAGE_FIELDS else None
+    extra = () if message.keys() <= _MESSAGE_FIELDS else message.keys() - _MESSAGE_FIELDS
     plain = {name: value for name, value in message.items() if name not in extra} if extra else message
     if isinstance(message["content"], str):
         plain = {**plain, "content": text_blocks(message["content"])}

@@ -60,7 +60,7 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _CANONICAL_MARSHAL = 2
 
 # What is smaller is not measured exactly.
-_MEASURED_BYTES = 16 * 1024
+_MEASURED_BYTES = 4 * 1024
 
 
 class _Int64AsInt(TypeDecoder):
@@ -189,9 +189,10 @@ def to_bson(document: Mapping[str, Any]) -> bytes:
 
 
 def size_in_bson(document: Mapping[str, Any]) -> int:
-    """Return how many bytes ``document`` (encoded) has as BSON; a few percent more or less where it is small.
+    """Return how many bytes ``document`` (encoded) has as BSON; where that is little, about as many.
 
-    Every message is measured when it is added, and to make BSON for that takes as long as to encode it.
+    Texts are right to a few percent, short values in lists count for less. Every message is measured when it is added,
+    and to make BSON for that takes as long as to encode it.
     """
     try:
         size = len(marshal.dumps(document, _CANONICAL_MARSHAL))  # type: ignore[arg-type]

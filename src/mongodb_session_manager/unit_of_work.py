@@ -737,10 +737,7 @@ class AgentWork(Outbox):
             fields: The fields, as they are now.
             riding: Name of a field that is not worth a commit of its own: it waits for one that is made anyway.
         """
-        staged = fingerprints(fields)
-        for name, mark in list(staged.items()):
-            if mark == self._staged.get(name):
-                del staged[name]
+        staged = {name: mark for name, mark in fingerprints(fields).items() if mark != self._staged.get(name)}
         if not staged:
             return
         changed: Document = {}
