@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Literal
 
 from .archive_policy import ArchivePolicy
-from .blobs import BLOB_THRESHOLD_BYTES, check_threshold
+from .blobs import check_threshold
 from .expiry import check_ttl
 from .operation_hooks import FeedbackHook, MetadataHook, check_hook
 
@@ -46,20 +46,20 @@ class Settings:
 
 def check_settings(
     *,
-    application_name: str | None = None,
-    session_type: str = "default",
-    durability: Durability = "message",
-    on_conflict: OnConflict = "rebase",
-    ttl_hours: float | None = None,
-    archive_after_messages: int = ArchivePolicy.after_messages,
-    archive_after_bytes: int = ArchivePolicy.after_bytes,
-    archive_block: int = ArchivePolicy.block,
-    blob_threshold_bytes: int = BLOB_THRESHOLD_BYTES,
-    metadata_hook: MetadataHook | None = None,
-    feedback_hook: FeedbackHook | None = None,
-    index_messages: bool = False,
+    application_name: str | None,
+    session_type: str,
+    durability: Durability,
+    on_conflict: OnConflict,
+    ttl_hours: float | None,
+    archive_after_messages: int,
+    archive_after_bytes: int,
+    archive_block: int,
+    blob_threshold_bytes: int,
+    metadata_hook: MetadataHook | None,
+    feedback_hook: FeedbackHook | None,
+    index_messages: bool,
 ) -> Settings:
-    """Return parameters of a manager as its settings.
+    """Return parameters of a manager as its settings; their defaults stand where they are given.
 
     Raises:
         TypeError: One is of a type that it cannot be.
