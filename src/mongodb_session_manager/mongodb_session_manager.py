@@ -203,7 +203,6 @@ class MongoDBSessionManager(RepositorySessionManager):
                 self._register(registry, _BIDI_CALLBACKS)
 
         async def multi_agent_initialized(event: MultiAgentInitializedEvent) -> None:
-            self._register(registry, _MULTI_AGENT_CALLBACKS)
             state = await self._pool.run(lambda: self._read_multi_agent(event.source))
             await _settle(self._begin_multi_agent(event.source, state))
 
@@ -1052,17 +1051,16 @@ _CALLBACKS: _Callbacks = (
     (MessageAddedEvent, "_message_added", HookOrder.DEFAULT),
     # Last, so that what other callbacks change in the agent's state is stored with the turn.
     (AfterInvocationEvent, "_turn_ended", HookOrder.SDK_LAST),
+    # An orchestrator of one's own may be initialized by `initialize_multi_agent`, and no event tells of that.
+    (AfterNodeCallEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
+    (AfterMultiAgentInvocationEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
 )
-# What else there is to follow in what is no `Agent`: registered when one of these is built. An `Agent` is built at each
+# What else there is to follow in a `BidiAgent`: registered when one of these is built. An `Agent` is built at each
 # request, and there registering a callback costs more than calling it.
 _BIDI_CALLBACKS: _Callbacks = (
     (MessageUpdatedEvent, "_message_updated", HookOrder.DEFAULT),
     (BidiResponseStopEvent, "_turn_ended", HookOrder.SDK_LAST),
     (BidiAgentStopEvent, "_turn_ended", HookOrder.SDK_LAST),
-)
-_MULTI_AGENT_CALLBACKS: _Callbacks = (
-    (AfterNodeCallEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
-    (AfterMultiAgentInvocationEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
 )
 
 # Stands for an agent that was stored together with a new session: there is nothing to restore.
