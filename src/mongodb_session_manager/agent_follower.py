@@ -128,8 +128,6 @@ class AgentFollower:
         self._override = override
         self._by_turn = by_turn
         self._where = f"agent_id={work.agent_id!r} message"
-        # For the next message; mostly it has none, and leaves this to the one after it.
-        self._blobs = PendingBlobs(work.blob_threshold)
         self._said: list[Message] = []
         self._counted_usage: dict[str, float] = {}
         # What answers used that were made anew, by model: the next message brings it into the totals.
@@ -492,18 +490,15 @@ class AgentFollower:
 
     def _body(self, message: Message) -> tuple[Document, int, PendingBlobs | None]:
         """Return what is stored of a message, its size in bytes, and the blobs that were taken out of it."""
-        blobs = self._blobs
+        # Its own: a message may be appended by hand in another thread while this one is encoded.
+        blobs = PendingBlobs(self.work.blob_threshold)
         try:
             body, size = documents.measured_body(message, self._where, blobs)
         except Exception:
             # What was said of this message is true of no other.
             self._override.forget()
-            blobs.blobs = []
             raise
-        if not blobs.blobs:
-            return body, size, None
-        self._blobs = PendingBlobs(self.work.blob_threshold)
-        return body, size, blobs
+        return body, size, blobs if blobs.blobs else None
 
     def _replace(self, entry: Entry, message: Message) -> None:
         """Stage a message in the place of a known one."""
