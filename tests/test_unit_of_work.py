@@ -15,7 +15,7 @@ from pymongo import MongoClient
 from pymongo.errors import InvalidOperation, OperationFailure, WriteConcernError
 from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
-from strands.hooks import MessageAddedEvent
+from strands.hooks import BeforeModelCallEvent, MessageAddedEvent
 from support.failpoints import fail_command
 
 from mongodb_session_manager import (
@@ -303,3 +303,21 @@ def test_a_manager_of_its_own_client_can_be_closed_after_its_session_was_deleted
     opened.close()
     with pytest.raises(Exception, match="close"):
         opened.get_metadata()
+
+
+def test_a_turn_of_messages_whose_bson_is_far_larger_than_it_seems_is_stored(
+    manager: Callable[..., MongoDBSessionManager],
+) -> None:
+    mine = manager(durability="turn")
+    talker = agent(mine)
+    flags = {"toolUseId": "t", "status": "success", "content": [{"json": [True] * 16_000}]}  # 117 kB
+
+    def append(event: BeforeModelCallEvent) -> None:
+        for _ in range(160):
+            mine.append_message({"role": "user", "content": [{"toolResult": flags}]}, talker)
+
+    talker.hooks.add_callback(BeforeModelCallEvent, append)
+    talker("hi")
+    mine.close()
+
+    assert len(mine.session_repository.list_messages("s", "a")) == 162
