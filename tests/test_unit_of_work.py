@@ -15,7 +15,7 @@ from pymongo import MongoClient
 from pymongo.errors import InvalidOperation, OperationFailure, WriteConcernError
 from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
-from strands.hooks import BeforeModelCallEvent, MessageAddedEvent
+from strands.hooks import MessageAddedEvent
 from support.failpoints import fail_command
 
 from mongodb_session_manager import (
@@ -305,19 +305,14 @@ def test_a_manager_of_its_own_client_can_be_closed_after_its_session_was_deleted
         opened.get_metadata()
 
 
-def test_a_turn_of_messages_whose_bson_is_far_larger_than_it_seems_is_stored(
+def test_an_agent_with_messages_whose_bson_is_far_larger_than_it_seems_is_stored(
     manager: Callable[..., MongoDBSessionManager],
 ) -> None:
-    mine = manager(durability="turn")
-    talker = agent(mine)
+    mine = manager()
+    mine.update_metadata({"begun": True})
     flags = {"toolUseId": "t", "status": "success", "content": [{"json": [True] * 16_000}]}  # 117 kB
+    messages: Any = [{"role": "user", "content": [{"toolResult": flags}]} for _ in range(160)]
 
-    def append(event: BeforeModelCallEvent) -> None:
-        for _ in range(160):
-            mine.append_message({"role": "user", "content": [{"toolResult": flags}]}, talker)
+    agent(mine, messages=messages)
 
-    talker.hooks.add_callback(BeforeModelCallEvent, append)
-    talker("hi")
-    mine.close()
-
-    assert len(mine.session_repository.list_messages("s", "a")) == 162
+    assert len(mine.session_repository.list_messages("s", "a")) == 160
