@@ -218,12 +218,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._follower(event.agent).begin_turn()
 
     def _model_call_begins(self, event: BeforeModelCallEvent) -> None:
-        self._follower(event.agent).model_call_begins(event.agent)
+        self._follower(event.agent).model_call_begins()
 
     def _model_call_ends(self, event: AfterModelCallEvent) -> None:
-        answer = event.stop_response
-        message, stop_reason = (None, None) if answer is None else (answer.message, answer.stop_reason)
-        self._follower(event.agent).model_call_ends(message, stop_reason)
+        self._follower(event.agent).model_call_ends(event)
 
     def _tool_call_begins(self, event: BeforeToolCallEvent) -> None:
         self._follower(event.agent).tool_call_begins(event.tool_use["toolUseId"], event.agent)
