@@ -11,7 +11,8 @@ import itertools
 import random
 import sys
 import threading
-from contextlib import ExitStack
+from collections import UserDict
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,42 @@ def test_images_documents_videos_and_results_of_tools_come_back_in_a_new_process
     # Three and two of the user, two of the tool, one of the model; each with one file of its own.
     assert len(named_files(app.database)) == 3 + 2 + 1 + 1
     assert_only_named_files_are_left(app.database)
+
+
+class Interrupted(UserDict[str, Any]):
+    """A value in whose midst something else happens."""
+
+    def __init__(self, value: dict[str, Any], meanwhile: Callable[[], object]) -> None:
+        super().__init__(value)
+        self._meanwhile = meanwhile
+
+    def __iter__(self) -> Iterator[str]:
+        self._meanwhile()
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("other", [{"text": "Hm."}, {"text": object()}], ids=["stored", "refused"])
+def test_messages_that_are_appended_in_two_threads_at_once_keep_their_blobs(app: Application, other: Any) -> None:
+    manager = app.manager(durability="turn")
+    agent = talker(manager)
+
+    def append_other() -> None:
+        with suppress(UnstorableValueError):
+            manager.append_message({"role": "user", "content": [other]}, agent)
+
+    def meanwhile() -> None:
+        thread = threading.Thread(target=append_other)
+        thread.start()
+        thread.join()
+
+    manager.append_message({"role": "user", "content": [image(1), Interrupted({"text": "Look."}, meanwhile)]}, agent)
+    manager.close()
+
+    [message] = [message for message in app.repository_messages() if len(message["content"]) == 2]
+    assert message["content"] == [image(1), {"text": "Look."}]
+    [owner] = app.files.find()
+    stored = app.session()["agents"]["assistant"]["messages"]
+    assert [m["message_id"] for m in stored if len(m["content"]) == 2] == [owner["metadata"]["message"]]
 
 
 @both_durabilities

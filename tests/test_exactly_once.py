@@ -23,7 +23,7 @@ import pymongo
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient, monitoring
-from pymongo.errors import AutoReconnect, OperationFailure, PyMongoError, WriteConcernError
+from pymongo.errors import AutoReconnect, NetworkTimeout, OperationFailure, PyMongoError, WriteConcernError
 from strands import Agent, tool
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
@@ -554,6 +554,75 @@ def test_a_turn_that_was_stored_but_not_replicated_in_time_is_told_and_not_store
     agent("ho")
 
     assert texts(stored_messages(database)) == ["hi", "Re: hi", "ho", "Re: ho"]
+
+
+# The spec for retryable writes lists more of them; no server labels them for a command without a transaction number.
+@pytest.mark.parametrize("code", [6, 7, 89, 262, 9001])
+@both_durabilities
+def test_an_error_of_the_network_behind_the_server_costs_no_turn(
+    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int, server: Any
+) -> None:
+    if server.kind != "replica_set":
+        pytest.skip("a standalone server has no retryable writes")
+    agent = talker(process(durability=durability, client_options={"retryWrites": True}))
+
+    with fail_command(client, "update", app_name=APP_NAME, error_code=code, times=1):
+        agent("hi")
+
+    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+
+
+@pytest.mark.parametrize("code", [91, 189, 262, 11602])
+@both_durabilities
+def test_a_primary_that_steps_down_before_others_have_the_commit_costs_no_turn(
+    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int
+) -> None:
+    agent = talker(process(durability=durability, client_options={"retryWrites": True}))
+    error = {"code": code, "errmsg": "interrupted", "errInfo": {"writeConcern": {}}}
+    data = {"failCommands": ["update"], "appName": APP_NAME, "writeConcernError": error}
+    client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
+
+    agent("hi")
+
+    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+
+
+def test_a_change_of_state_that_arrives_late_does_not_undo_a_newer_one(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], server: Any
+) -> None:
+    if server.kind != "replica_set":
+        pytest.skip("a standalone server has no retryable writes")
+    proxy, all_else_is_stored = proxies(), threading.Event()
+    manager = process(uri=proxy.uri, client_options={"retryWrites": True, "socketTimeoutMS": 500})
+    agent = talker(manager)
+    agent("hi")
+    first = Cut("update", "long after", meanwhile=all_else_is_stored.wait)
+    proxy.cut(first)
+    for number in (1, 2):
+        agent.state.set("number", number)
+        manager.sync_agent(agent)
+
+    all_else_is_stored.set()
+
+    assert first.answered.wait(10)
+    assert database.sessions.find_one({"_id": "s"})["agents"]["assistant"]["agent_data"]["state"] == {"number": 2}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("options", [{"timeoutMS": 300}, {"socketTimeoutMS": 300, "retryReads": False}])
+def test_a_read_whose_time_is_over_is_not_sent_again(
+    process: Processes, client: MongoClient[Any], options: dict[str, Any]
+) -> None:
+    talker(process())("hi")
+    recorder = CommandRecorder()
+    manager = process(listener=recorder, client_options=options)
+
+    with (
+        fail_command(client, "find", app_name=APP_NAME, block_ms=1000, times=2),
+        pytest.raises(NetworkTimeout),
+    ):
+        talker(manager)
+
+    assert len(recorder.commands.failures) == 1
 
 
 # --- a primary is killed

@@ -16,7 +16,7 @@ import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient
 from strands import Agent, ModelRetryStrategy, ToolContext, tool
-from strands.hooks import AfterModelCallEvent
+from strands.hooks import AfterModelCallEvent, BeforeModelCallEvent
 from strands.types.exceptions import ModelThrottledException
 
 from mongodb_session_manager import MongoDBSessionManager
@@ -577,6 +577,24 @@ def test_what_a_discarded_answer_used_is_given_to_no_other(meter: Meter, durabil
     use(agent, 5, latency_ms=6)
     manager.sync_agent(agent)
     assert summed(meter.messages())["outputTokens"] == 25
+
+
+def test_a_discarded_answer_is_counted_if_a_callback_fails_before_another_is_asked_for(meter: Meter) -> None:
+    asked: list[BeforeModelCallEvent] = []
+
+    def fail_once(event: BeforeModelCallEvent) -> None:
+        asked.append(event)
+        if len(asked) == 2:
+            raise RuntimeError("not now")
+
+    agent = meter.agent(None, reply("No good.", 10), reply("Yes.", 20), hooks=[once_more])
+    agent.hooks.add_callback(BeforeModelCallEvent, fail_once)
+    with pytest.raises(RuntimeError, match="not now"):
+        agent("1")
+    agent("2")
+
+    model = meter.record()["usage"]["models"]["offline-scripted-model"]
+    assert (model["outputTokens"], model["calls"]) == (30, 2)
 
 
 def test_a_discarded_answer_is_counted_with_the_next_message_if_its_turn_fails(meter: Meter) -> None:

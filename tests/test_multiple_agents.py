@@ -10,7 +10,9 @@ import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient
 from strands import Agent, tool
+from strands.hooks import AfterMultiAgentInvocationEvent, AfterNodeCallEvent, HookRegistry
 from strands.multiagent import GraphBuilder
+from strands.multiagent.base import MultiAgentBase, MultiAgentResult, Status
 from strands.types.exceptions import SessionException
 from support.commands import CommandRecorder
 from support.equality import assert_same
@@ -242,3 +244,34 @@ def test_a_graph_of_agents_and_an_agent_share_a_session(app: Application) -> Non
     assert state is not None
     assert sorted(state["completed_nodes"]) == ["first", "second"]
     assert texts(app.stored("host")) == [("user", "Hello?"), ("assistant", "Hello.")]
+
+
+class Pipeline(MultiAgentBase):
+    """An orchestrator of one's own, which has its session manager initialize it, as Strands' interface says."""
+
+    def __init__(self, manager: MongoDBSessionManager) -> None:
+        self.id = "pipeline"
+        self.done: list[str] = []
+        self.hooks = HookRegistry()
+        self.hooks.add_hook(manager)
+        manager.initialize_multi_agent(self)
+
+    def serialize_state(self) -> dict[str, Any]:
+        return {"done": list(self.done)}
+
+    def deserialize_state(self, payload: dict[str, Any]) -> None:
+        self.done = payload["done"]
+
+    async def invoke_async(self, task: Any, invocation_state: Any = None, **_: Any) -> MultiAgentResult:
+        self.done.append(task)
+        await self.hooks.invoke_callbacks_async(AfterNodeCallEvent(self, task))
+        await self.hooks.invoke_callbacks_async(AfterMultiAgentInvocationEvent(self))
+        return MultiAgentResult(status=Status.COMPLETED)
+
+
+def test_an_orchestrator_of_ones_own_is_stored_without_strands_event_of_its_beginning(app: Application) -> None:
+    pipeline = Pipeline(app.manager())
+    asyncio.run(pipeline.invoke_async("one"))
+    asyncio.run(pipeline.invoke_async("two"))
+
+    assert Pipeline(app.manager()).done == ["one", "two"]

@@ -303,3 +303,16 @@ def test_a_manager_of_its_own_client_can_be_closed_after_its_session_was_deleted
     opened.close()
     with pytest.raises(Exception, match="close"):
         opened.get_metadata()
+
+
+def test_an_agent_with_messages_whose_bson_is_far_larger_than_it_seems_is_stored(
+    manager: Callable[..., MongoDBSessionManager],
+) -> None:
+    mine = manager()
+    mine.update_metadata({"begun": True})
+    flags = {"toolUseId": "t", "status": "success", "content": [{"json": [True] * 16_000}]}  # 117 kB
+    messages: Any = [{"role": "user", "content": [{"toolResult": flags}]} for _ in range(160)]
+
+    agent(mine, messages=messages)
+
+    assert len(mine.session_repository.list_messages("s", "a")) == 160

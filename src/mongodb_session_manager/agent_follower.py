@@ -18,6 +18,7 @@ from bson import ObjectId
 from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.agent.state import AgentState
+from strands.hooks import AfterModelCallEvent
 from strands.types.content import Message
 from strands.types.session import SessionAgent
 
@@ -115,8 +116,8 @@ class AgentFollower:
     _window_settings: Document | None = None
     _model_call_began: float | None = None
     _model_call_ms: float | None = None
-    # The answer of the last model call, until it is a message.
-    _answer: Message | None = None
+    # The last model call, until its answer is a message.
+    _answered: AfterModelCallEvent | None = None
     # The answer of a model call in which a guardrail intervened; below, what is known of that, and its redactions.
     _intervened: Message | None = None
 
@@ -128,8 +129,6 @@ class AgentFollower:
         self._override = override
         self._by_turn = by_turn
         self._where = f"agent_id={work.agent_id!r} message"
-        # For the next message; mostly it has none, and leaves this to the one after it.
-        self._blobs = PendingBlobs(work.blob_threshold)
         self._said: list[Message] = []
         self._counted_usage: dict[str, float] = {}
         # What answers used that were made anew, by model: the next message brings it into the totals.
@@ -245,13 +244,14 @@ class AgentFollower:
         """Take note that an invocation begins."""
         self._in_turn = True
         self._turn_has_begun = False
-        self._turn_id = self._answer = None
+        self._turn_id = None
         self._said = []
         self.outer_error = sys.exc_info()[1]
 
     def end_turn(self, agent: Any) -> BaseException | None:
         """Take note that an invocation is over; return the error that ended it, if one did."""
         self._in_turn = self._turn_has_begun = False
+        self._answered = None
         self._override.forget()
         self._forget_guardrail()
         if not self._is_in_turn(agent) and not _is_interrupted(agent):
@@ -272,27 +272,33 @@ class AgentFollower:
         # A BidiAgent tells no beginning of a turn: while it runs, it is in one.
         return self._in_turn or (not isinstance(agent, Agent) and getattr(agent, "_started", True))
 
-    def model_call_begins(self, agent: Any) -> None:
+    def model_call_begins(self) -> None:
         """Start the clock for a provider that reports no latency."""
-        if self._answer is not None:
-            self._discard(self._answer, agent)
-        self._answer = self._intervened = None
+        self._discard()
+        self._intervened = None
         self._model_call_began = time.perf_counter()
 
-    def model_call_ends(self, message: Message | None, stop_reason: str | None) -> None:
+    def model_call_ends(self, event: AfterModelCallEvent) -> None:
         """Stop it, and take note of an answer whose model call a guardrail has stopped."""
+        # For a callback may have failed before the next call began.
+        self._discard()
         if self._model_call_began is not None:
             self._model_call_ms = (time.perf_counter() - self._model_call_began) * 1000
-        self._answer = message
-        if stop_reason == INTERVENED:
-            self._intervened = message
-            self.guardrail_said(facts_of_stop_reason(stop_reason))
+        if (answer := event.stop_response) is None:
+            return
+        self._answered = event
+        if answer.stop_reason == INTERVENED:
+            self._intervened = answer.message
+            self.guardrail_said(facts_of_stop_reason(answer.stop_reason))
 
-    def _discard(self, message: Message, agent: Any) -> None:
+    def _discard(self) -> None:
         """Take note of an answer in whose place another is made: it was paid for, and no message will carry it."""
-        metrics = _own_metrics(message, self._model_call_ms)
+        event, self._answered = self._answered, None
+        if event is None or event.stop_response is None or not event.retry:
+            return
+        metrics = _own_metrics(event.stop_response.message, self._model_call_ms)
         if metrics is not None:
-            self._discarded.append((_model_id(agent), metrics))
+            self._discarded.append((_model_id(event.agent), metrics))
             # Strands counts its tokens, and not its latency.
             self._count({**metrics, "accumulated_metrics": {}})
 
@@ -461,7 +467,7 @@ class AgentFollower:
         if role == "assistant":
             model = _model_id(agent)
             if from_agent:
-                self._answer = None
+                self._answered = None
                 self._said.append(message)
             metrics = _own_metrics(message, self._model_call_ms)
             self._model_call_ms = None
@@ -500,18 +506,15 @@ class AgentFollower:
 
     def _body(self, message: Message) -> tuple[Document, int, PendingBlobs | None]:
         """Return what is stored of a message, its size in bytes, and the blobs that were taken out of it."""
-        blobs = self._blobs
+        # Its own: a message may be appended by hand in another thread while this one is encoded.
+        blobs = PendingBlobs(self.work.blob_threshold)
         try:
             body, size = documents.measured_body(message, self._where, blobs)
         except Exception:
             # What was said of this message is true of no other.
             self._override.forget()
-            blobs.blobs = []
             raise
-        if not blobs.blobs:
-            return body, size, None
-        self._blobs = PendingBlobs(self.work.blob_threshold)
-        return body, size, blobs
+        return body, size, blobs if blobs.blobs else None
 
     def _replace(self, entry: Entry, message: Message) -> None:
         """Stage a message in the place of a known one."""

@@ -1,9 +1,10 @@
 """The two commands of every turn, without what PyMongo's collection methods do besides: a cursor, a result, a retry.
 
-That is a quarter of what a turn would cost besides its commands. Nothing is lost by leaving it out:
-whatever does not go smoothly is told by None, and the caller uses the collection's own method. That sends the command
-again, retries it as the driver does, and raises the driver's errors. So only what may be sent twice goes this way:
-reads, and updates that are idempotent or whose filter no longer matches once they are applied.
+That is a quarter of what a turn would cost besides its commands. Nothing is lost by leaving it out: whatever does not
+go smoothly is told by None, and the caller uses the collection's own method. That sends the command again, retries it
+as the driver does, and raises the driver's errors. So only what may be sent twice goes this way: reads, and updates
+whose filter no longer matches once they are applied. An update that is merely idempotent does not: the first one may
+arrive late, behind a newer one, and only the driver's transaction numbers keep it from being applied.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pymongo.collection import Collection
 from pymongo.errors import (
     AutoReconnect,
     DocumentTooLarge,
+    ExecutionTimeout,
+    NetworkTimeout,
     OperationFailure,
     ServerSelectionTimeoutError,
     WriteConcernError,
@@ -24,6 +27,8 @@ from pymongo.errors import (
 from .statements import Update
 
 _RETRYABLE = "RetryableWriteError"
+# After these a driver sends a write again. A server only labels them where a command has a transaction number.
+_RETRYABLE_CODES = frozenset((6, 7, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436))
 _WRITE_CONCERN_FAILED = 64
 
 
@@ -39,6 +44,9 @@ class DirectCommands:
         self._database = reads.database
         self._name = reads.name
         self._read_concern = reads.read_concern
+        options = self._database.client.options
+        # Then PyMongo does not read again, either, when its time is over.
+        self._reads_once = options.timeout is not None or not options.retry_reads
         self._how_to_read: dict[str, Any] = {
             "codec_options": reads.codec_options,
             "read_preference": reads.read_preference,
@@ -64,9 +72,11 @@ class DirectCommands:
             command["readConcern"] = self._read_concern.document
         try:
             return self._database.command(command, **self._how_to_read)
-        except ServerSelectionTimeoutError:
-            raise  # Nothing was sent, and PyMongo has waited long enough.
-        except (AutoReconnect, OperationFailure):
+        except (ServerSelectionTimeoutError, ExecutionTimeout):
+            raise  # PyMongo or the server has waited long enough.
+        except (AutoReconnect, OperationFailure) as error:
+            if self._reads_once and isinstance(error, NetworkTimeout):
+                raise
             return None
 
     def update_one(self, update: Update) -> int | None:
@@ -86,12 +96,14 @@ class DirectCommands:
         except (AutoReconnect, DocumentTooLarge):
             return None
         except OperationFailure as error:
-            if not error.has_error_label(_RETRYABLE):
+            if not error.has_error_label(_RETRYABLE) and error.code not in _RETRYABLE_CODES:
                 raise
             return None
         if "writeErrors" in answer or _RETRYABLE in answer.get("errorLabels", ()):
             return None
         if (concern := answer.get("writeConcernError")) is not None:
+            if concern.get("code") in _RETRYABLE_CODES:
+                return None
             error_type = WTimeoutError if concern.get("code") == _WRITE_CONCERN_FAILED else WriteConcernError
             raise error_type(concern.get("errmsg"), concern.get("code"), concern)
         matched: int = answer["n"]

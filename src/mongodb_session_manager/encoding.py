@@ -59,8 +59,9 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 # Its later versions write equal values in several ways, by which objects they share.
 _CANONICAL_MARSHAL = 2
 
-# What is smaller is not measured exactly.
-_MEASURED_BYTES = 4 * 1024
+# What is smaller is not measured exactly. A list of flags has eight times as many bytes as it seems, and a turn may
+# collect messages until it seems to have half of what MongoDB takes: of these, that would be thousands.
+_MEASURED_BYTES = 2 * 1024
 
 
 class _Int64AsInt(TypeDecoder):

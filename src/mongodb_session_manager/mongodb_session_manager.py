@@ -196,35 +196,25 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
         """Follow an agent, graph or swarm. Callbacks that store are coroutines, so no event loop waits for MongoDB."""
-
-        def agent_initialized(event: AgentInitializedEvent) -> None:
-            self.initialize(event.agent)
-            if not isinstance(event.agent, Agent):
-                self._register(registry, _BIDI_CALLBACKS)
-
-        async def multi_agent_initialized(event: MultiAgentInitializedEvent) -> None:
-            self._register(registry, _MULTI_AGENT_CALLBACKS)
-            state = await self._pool.run(lambda: self._read_multi_agent(event.source))
-            await _settle(self._begin_multi_agent(event.source, state))
-
-        registry.add_callback(AgentInitializedEvent, agent_initialized)
-        registry.add_callback(MultiAgentInitializedEvent, multi_agent_initialized)
         self._register(registry, _CALLBACKS)
 
     def _register(self, registry: HookRegistry, callbacks: _Callbacks) -> None:
         for event_type, callback, order in callbacks:
             registry.add_callback(event_type, getattr(self, callback), order=order)
 
+    def _agent_initialized(self, event: AgentInitializedEvent) -> None:
+        self.initialize(event.agent)
+        if not isinstance(event.agent, Agent):
+            self._register(event.agent.hooks, _BIDI_CALLBACKS)
+
     def _turn_begins(self, event: BeforeInvocationEvent) -> None:
         self._follower(event.agent).begin_turn()
 
     def _model_call_begins(self, event: BeforeModelCallEvent) -> None:
-        self._follower(event.agent).model_call_begins(event.agent)
+        self._follower(event.agent).model_call_begins()
 
     def _model_call_ends(self, event: AfterModelCallEvent) -> None:
-        answer = event.stop_response
-        message, stop_reason = (None, None) if answer is None else (answer.message, answer.stop_reason)
-        self._follower(event.agent).model_call_ends(message, stop_reason)
+        self._follower(event.agent).model_call_ends(event)
 
     def _tool_call_begins(self, event: BeforeToolCallEvent) -> None:
         self._follower(event.agent).tool_call_begins(event.tool_use["toolUseId"], event.agent)
@@ -267,6 +257,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         else:
             self._archive_if_due(follower.work)
             self._index_if_due(follower.work)
+
+    async def _multi_agent_initialized(self, event: MultiAgentInitializedEvent) -> None:
+        state = await self._pool.run(lambda: self._read_multi_agent(event.source))
+        await _settle(self._begin_multi_agent(event.source, state))
 
     async def _multi_agent_changed(self, event: AfterNodeCallEvent | AfterMultiAgentInvocationEvent) -> None:
         await _settle(self._stage_multi_agent(event.source))
@@ -1042,6 +1036,7 @@ _Callbacks = Sequence[tuple[type[Any], str, float]]
 
 # Which method follows which event. `SDK_FIRST` is called before all other callbacks, `SDK_LAST` after them.
 _CALLBACKS: _Callbacks = (
+    (AgentInitializedEvent, "_agent_initialized", HookOrder.DEFAULT),
     # Last, so that a callback that fails before it leaves no turn open.
     (BeforeInvocationEvent, "_turn_begins", HookOrder.SDK_LAST),
     # The clocks run as close to the call as they can.
@@ -1052,17 +1047,17 @@ _CALLBACKS: _Callbacks = (
     (MessageAddedEvent, "_message_added", HookOrder.DEFAULT),
     # Last, so that what other callbacks change in the agent's state is stored with the turn.
     (AfterInvocationEvent, "_turn_ended", HookOrder.SDK_LAST),
+    (MultiAgentInitializedEvent, "_multi_agent_initialized", HookOrder.DEFAULT),
+    # An orchestrator of one's own may be initialized by `initialize_multi_agent`, and no event tells of that.
+    (AfterNodeCallEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
+    (AfterMultiAgentInvocationEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
 )
-# What else there is to follow in what is no `Agent`: registered when one of these is built. An `Agent` is built at each
+# What else there is to follow in a `BidiAgent`: registered when one of these is built. An `Agent` is built at each
 # request, and there registering a callback costs more than calling it.
 _BIDI_CALLBACKS: _Callbacks = (
     (MessageUpdatedEvent, "_message_updated", HookOrder.DEFAULT),
     (BidiResponseStopEvent, "_turn_ended", HookOrder.SDK_LAST),
     (BidiAgentStopEvent, "_turn_ended", HookOrder.SDK_LAST),
-)
-_MULTI_AGENT_CALLBACKS: _Callbacks = (
-    (AfterNodeCallEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
-    (AfterMultiAgentInvocationEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
 )
 
 # Stands for an agent that was stored together with a new session: there is nothing to restore.

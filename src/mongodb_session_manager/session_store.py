@@ -348,7 +348,8 @@ class SessionStore:
         for lost_races in range(_MAX_REBASES):
             try:
                 update = statements.commit(session, work, now())
-                matched = self._direct.update_one(update)
+                # Changed fields alone are not guarded by a position: what is sent twice might arrive behind newer ones.
+                matched = self._direct.update_one(update) if work.messages or work.creates is not None else None
                 if matched is None:
                     matched = self.update(update)
                 if matched:
