@@ -250,7 +250,7 @@ class OurStore(_DocumentStore):
         self, uri: str, durability: str, database_name: str | None = None, *, counts_pool: bool = False, **more: Any
     ) -> None:
         super().__init__(uri, database_name or f"ours_{durability}", MongoClient(uri, **DEFAULT_OPTIONS))
-        self.name = f'ours, "{durability}"{", pool counted" * counts_pool}'
+        self.name = f'ours, "{durability}"'
         self.per_message = durability == "message"
         self.embedded = _TEMPLATE_MESSAGES
         """How many of its messages a long session has in its document; older ones have been archived."""
