@@ -923,6 +923,28 @@ def test_a_tool_result_of_10_mb_is_stored_and_restored_and_the_conversation_goes
         assert_same(build(manager).messages, restored.messages)
 
 
+def test_an_answer_is_counted_though_the_prompt_in_its_commit_found_no_room(service: Service) -> None:
+    service.converse("hi", window=100)
+    # Somebody else's field leaves room for the answer, and not for the prompt.
+    update = {"$set": {"of_somebody_else": "x" * (15 * MEGABYTE + MEGABYTE // 2)}}
+    assert service.database[SESSIONS].update_one({"_id": "s"}, update).matched_count
+
+    with service.manager(durability="turn") as manager:
+        agent = Agent(
+            model=OfflineScriptedModel(["Short."]), agent_id="assistant", session_manager=manager, callback_handler=None
+        )
+        with pytest.raises(UnstorableValueError, match="no room"):
+            agent("y" * 900_000)
+
+    assert texts(gapless(stored(service.database)).messages) == [*said("hi"), "Short."]
+    document = service.database[SESSIONS].find_one({"_id": "s"}, {"agents": 1})
+    assert document is not None
+    usage = document["agents"]["assistant"]["usage"]
+    assert (usage["messages"], usage["turns"]) == (3, 1)
+    (model,) = usage["models"].values()
+    assert model["calls"] == 2
+
+
 @both_durabilities
 def test_a_text_of_16_mb_is_refused_by_name_and_size_and_the_session_goes_on(service: Service, durability: Any) -> None:
     with service.manager(durability=durability, **SMALL) as manager:
