@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.one_server
 
-SECRET = "the code is 4711"
+SECRET = "the code is swordfish"
 SESSION_ID = "customer-alice"
 APP_NAME = "traced"
 
@@ -115,7 +115,7 @@ def test_no_span_tells_a_word_or_a_session(factory: MongoDBSessionManagerFactory
     assert "insert" in everything
     assert SESSION_ID not in everything
     assert SECRET not in everything
-    assert "4711" not in everything
+    assert "swordfish" not in everything
 
 
 def test_a_commit_that_fails_is_a_span_with_the_name_of_the_error(
