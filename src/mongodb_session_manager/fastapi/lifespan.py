@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from fastapi import FastAPI
 from pymongo import MongoClient
@@ -18,6 +19,12 @@ from ..mongodb_session_factory import (
     initialize_global_factory,
 )
 from .metrics import SessionMetrics
+
+# How long requests that do not end may hold up the end of their application.
+_ENDING_SECONDS = 10
+
+# What tells that a request is over, for those that are under way.
+_under_way: WeakKeyDictionary[MongoDBSessionManagerFactory, set[asyncio.Future[None]]] = WeakKeyDictionary()
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
@@ -67,6 +74,7 @@ def session_lifespan(
             async with nullcontext() if lifespan is None else lifespan(app) as state:
                 yield state
         finally:
+            await _requests_are_over(factory)
             await asyncio.to_thread(close_global_factory)
 
     return owns_the_factory
@@ -80,3 +88,24 @@ def factory_of(connection: HTTPConnection) -> MongoDBSessionManagerFactory:
     """
     found = getattr(connection.app.state, "session_factory", None)
     return found if isinstance(found, MongoDBSessionManagerFactory) else get_global_factory()
+
+
+@contextmanager
+def request_under_way(factory: MongoDBSessionManagerFactory) -> Iterator[None]:
+    """Let the application end only when this is over: what a request has still to store needs the factory's client."""
+    is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    under_way = _under_way.setdefault(factory, set())
+    under_way.add(is_over)
+    try:
+        yield
+    finally:
+        under_way.discard(is_over)
+        is_over.set_result(None)
+
+
+async def _requests_are_over(factory: MongoDBSessionManagerFactory) -> None:
+    """Wait for requests that are ending: a server that is told to end cancels them, and ends the lifespan at once."""
+    here = asyncio.get_running_loop()
+    ending = [is_over for is_over in list(_under_way.get(factory, ())) if is_over.get_loop() is here]
+    if ending:
+        await asyncio.wait(ending, timeout=_ENDING_SECONDS)

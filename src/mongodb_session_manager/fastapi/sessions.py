@@ -17,7 +17,7 @@ from strands.types.content import Message
 from ..errors import MongoDBSessionError
 from ..lease import SessionLease
 from ..mongodb_session_manager import MongoDBSessionManager
-from .lifespan import factory_of
+from .lifespan import factory_of, request_under_way
 
 
 def open_session(
@@ -60,16 +60,18 @@ def open_session(
     async def session(
         connection: HTTPConnection, session_id: str = source, chosen: Any = further
     ) -> AsyncIterator[MongoDBSessionManager]:
-        manager = factory_of(connection).create_session_manager(session_id, **{**options, **chosen})
+        factory = factory_of(connection)
+        manager = factory.create_session_manager(session_id, **{**options, **chosen})
         manager._kept_agents = []  # The endpoint's are gone when it has returned.
-        try:
-            async with manager, nullcontext() if lease is None else _leased(manager, lease, lease_wait):
-                # Inside the lease: the agents are to have what its former holder wrote.
-                await manager._pool.run(partial(manager._prefetch, agent_ids))
-                async with _turns_of(manager):
-                    yield manager
-        finally:
-            manager._kept_agents = None
+        with request_under_way(factory):
+            try:
+                async with manager, nullcontext() if lease is None else _leased(manager, lease, lease_wait):
+                    # Inside the lease: the agents are to have what its former holder wrote.
+                    await manager._pool.run(partial(manager._prefetch, agent_ids))
+                    async with _turns_of(manager):
+                        yield manager
+            finally:
+                manager._kept_agents = None
 
     return Depends(session, scope=scope)
 
