@@ -18,6 +18,7 @@ import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient, monitoring
 from strands import Agent, ToolContext, tool
+from support.starting import begin_together
 
 from mongodb_session_manager import (
     MongoDBSessionManager,
@@ -207,13 +208,7 @@ def test_four_processes_that_append_to_one_agent_lose_and_double_nothing(
         for one in running:
             stack.callback(one.kill)
         for _ in range(5):
-            for one in running:
-                assert one.stdout is not None
-                assert one.stdout.readline() == "ready\n", one.communicate()[1]
-            for one in running:  # all are ready: now at once
-                assert one.stdin is not None
-                one.stdin.write("go\n")
-                one.stdin.flush()
+            begin_together(running)
         ended = []
         for one in running:
             _, errors = one.communicate(timeout=120)

@@ -48,6 +48,7 @@ from support.histories import (
     talker,
     texts,
 )
+from support.starting import begin_together
 from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import MongoDBSessionManager, SessionNotFoundError
@@ -504,12 +505,7 @@ with MongoClient(uri) as client:
         ]
         for one in running:
             stack.callback(one.kill)
-            assert one.stdout is not None
-            assert one.stdout.readline() == "ready\n", one.communicate()[1]
-        for one in running:  # all are ready: now at once
-            assert one.stdin is not None
-            one.stdin.write("go\n")
-            one.stdin.flush()
+        begin_together(running)
         ended = [(one.communicate(timeout=120)[1], one.returncode) for one in running]
     assert ended == [("", 0)] * len(policies)
 

@@ -163,8 +163,6 @@ def _numbers(source: Any, names: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(source, (dict, Mapping)):
         for name in names:
             value = source.get(name)
-            if value is None or not isinstance(value, (int, float)):
-                continue
-            if 0 <= value <= MAX_TOKENS and value is not True and value is not False:
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
                 found[name] = value
     return found
