@@ -19,11 +19,12 @@ from hypothesis import settings
 from pymongo import MongoClient
 from support.chromium import MISSING
 from support.databases import FurnishedDatabases
+from support.wire_proxy import WireProxy
 
 from mongodb_session_manager.local import LocalMongoDB
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from pymongo.database import Database
 
@@ -124,6 +125,16 @@ def database_name(
 def database(client: MongoClient[dict[str, Any]], database_name: str) -> Database[dict[str, Any]]:
     """This test's own database."""
     return client[database_name]
+
+
+@pytest.fixture
+def proxies(client: MongoClient[dict[str, Any]]) -> Iterator[Callable[[], WireProxy]]:
+    """Makes proxies of the server that accepts writes."""
+    client.admin.command("ping")
+    assert client.address is not None
+    address = client.address
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(WireProxy(*address))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -97,8 +97,8 @@ WRITES = {
     # Three files of two commands each, beside the commits of two messages or one turn.
     "a turn with message": {"update": 5, "insert": 3},
     "a turn with turn": {"update": 4, "insert": 3},
-    "a redaction": {"update": 2, "insert": 1, "findAndModify": 1, "delete": 2},
-    "a deletion": {"findAndModify": 1, "delete": 3},
+    "a redaction": {"update": 3, "insert": 1, "delete": 2},
+    "a deletion": {"delete": 4},
     # Files and chunks of two lives, and their segments.
     "a sweep": {"delete": 6},
 }
@@ -134,7 +134,7 @@ def test_a_process_killed_before_or_after_any_command_about_blobs_loses_and_leav
 
 # --- a connection that is cut ---------------------------------------------------------------------
 
-COMMANDS = ("find", "aggregate", "update", "insert", "findAndModify", "delete")
+COMMANDS = ("find", "aggregate", "update", "insert", "delete")
 MOMENTS: tuple[Moment, Moment] = ("before it is run", "before its answer arrives")
 
 

@@ -832,7 +832,7 @@ class Heart(monitoring.CommandListener):
         pass
 
 
-COMMANDS = ("find", "update", "insert", "findAndModify", "delete")
+COMMANDS = ("find", "update", "insert", "delete")
 
 
 @both_durabilities

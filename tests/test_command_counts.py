@@ -255,8 +255,8 @@ def test_streaming_costs_what_a_plain_call_costs(shop: Shop, durability: Any) ->
 
 @pytest.mark.parametrize(
     ("durability", "expected"),
-    # The write returns what it replaced, for its blobs; the read asks whether an archiver holds a copy of the message.
-    [("message", ["find", "update", "findAndModify", "find", "update"]), ("turn", ["find", "update"])],
+    # It reads what it replaces, for its blobs, and then whether an archiver holds a copy of the message.
+    [("message", ["find", "update", "find", "update", "find", "update"]), ("turn", ["find", "update"])],
 )
 def test_a_redaction_by_a_guardrail_is_one_write_of_its_own_or_part_of_the_turn(
     shop: Shop, durability: Any, expected: list[str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 from support.blobs import THRESHOLD, said, shown, talker
 from support.commands import CommandRecorder
 from support.crash_script import crashes
+from support.gates import Gate
 from support.histories import HISTORY, NEVER, SESSIONS, SMALL, Interruption, by_hand, manager_of, stored
 from support.snapshots import keep, put_back
 from support.waiting import eventually
@@ -833,3 +835,94 @@ def test_indexes_that_let_mongodb_remove_what_has_expired(
         index = database[name].index_information()["expires_at_ttl"]
         assert index["key"] == [("expires_at", 1)]
         assert index["expireAfterSeconds"] == 0
+
+
+# --- a new agent, and two writers at once
+
+
+@both_durabilities
+@pytest.mark.parametrize(
+    ("theirs", "mine", "hours_ago"),
+    [(1, None, 0), (1, 1, 0.95), (1, 10, 0)],
+    ids=["none where there was one", "the same, and parts that are to be moved on", "a longer one"],
+)
+def test_a_new_agent_is_stored_though_the_expiry_of_its_session_is_to_be_seen_to_first(
+    opened: Callable[..., MongoDBSessionManager],
+    database: Database[Any],
+    durability: str,
+    theirs: float,
+    mine: float | None,
+    hours_ago: float,
+) -> None:
+    with opened(ttl_hours=theirs) as manager:
+        talker(manager, agent_id="old")("hi")
+    let_pass(database, hours_ago)
+    if hours_ago:
+        database[SESSIONS].update_one({}, {"$set": {"parts_expire_at": utc_now() + timedelta(hours=1)}})
+
+    with opened(ttl_hours=mine, durability=durability) as manager:
+        talker(manager, agent_id="new")("hello")
+
+    assert said(document(database)["agents"]["new"]["messages"]) == ["hello", "Re: hello"]
+
+
+@both_durabilities
+def test_a_new_agent_that_met_a_lease_is_stored_when_the_lease_has_ended(
+    server: Any, opened: Callable[..., MongoDBSessionManager], database: Database[Any], durability: str
+) -> None:
+    gate = Gate()
+    slow: MongoClient[Any]
+    with (
+        MongoClient(server.uri, event_listeners=[gate]) as slow,
+        opened() as holder,
+        opened(client=slow, durability=durability) as manager,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        talker(holder, agent_id="old")("hi")
+        agent = talker(manager, agent_id="new")
+        with gate.holding("update") as held:
+            with holder.lease(30):
+                answer = threads.submit(agent, "hello")
+                held.wait()  # It was refused, and has not yet read why.
+            held.released.set()
+            answer.result()
+
+    assert said(document(database)["agents"]["new"]["messages"]) == ["hello", "Re: hello"]
+
+
+def test_a_blob_lives_as_long_as_its_session_though_another_writer_moves_parts_on_while_it_is_stored(
+    server: Any, opened: Callable[..., MongoDBSessionManager], database: Database[Any]
+) -> None:
+    one_gate, other_gate = Gate(), Gate()
+    one_client: MongoClient[Any]
+    other_client: MongoClient[Any]
+    with (
+        MongoClient(server.uri, event_listeners=[one_gate]) as one_client,
+        MongoClient(server.uri, event_listeners=[other_gate]) as other_client,
+        opened(client=one_client) as one,
+        opened(client=other_client) as other,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        first, second = talker(one, agent_id="one"), talker(other, agent_id="other")
+        first("hi")
+        second("hi")
+        for manager in (one, other):
+            manager.flush()
+        let_pass(database, 9.99)
+        database[SESSIONS].update_one({}, {"$set": {"parts_expire_at": utc_now() + timedelta(hours=1)}})
+        with one_gate.holding("find") as decided, other_gate.holding("find") as stored_and_read:
+            # One has read that it must move on what belongs to the session. Meanwhile the other stores a blob, and
+            # reads until when such things are kept: until soon.
+            moving = threads.submit(first, "This moves it on.")
+            decided.wait()
+            storing = threads.submit(second, shown("look", 3))
+            stored_and_read.wait()
+            decided.released.set()
+            moving.result()
+            stored_and_read.released.set()
+            storing.result()
+
+    promised = document(database)["parts_expire_at"]
+    for name in (FILES, "sessions_blobs.chunks"):
+        (found,) = database[name].find()
+        assert found["expires_at"] >= promised, name

@@ -212,7 +212,7 @@ def test_feedback_in_the_middle_of_a_turn_that_is_stored_at_its_end_finds_no_mes
 # --- archived messages, gaps, older documents
 
 
-def test_feedback_on_an_archived_message_is_stored_and_needs_no_command_more(app: Application) -> None:
+def test_feedback_on_an_archived_message_is_stored_and_needs_no_look_into_the_history(app: Application) -> None:
     manager = conversation(app, *(f"Question {n}." for n in range(8)), **SMALL)
     agent = app.database[SESSIONS].find_one({"_id": "s"})["agents"]["assistant"]  # type: ignore[index]
     assert agent["archived_count"] > 0
@@ -220,7 +220,7 @@ def test_feedback_on_an_archived_message_is_stored_and_needs_no_command_more(app
 
     manager.add_feedback({"rating": "up", "agent_id": "assistant", "message_id": 0})
 
-    assert app.recorder.names == ["update"]
+    assert app.recorder.names == ["find", "update"]
     with pytest.raises(MessageNotFoundError):
         manager.add_feedback({"rating": "up", "agent_id": "assistant", "message_id": 16})
 
@@ -245,7 +245,7 @@ def test_an_archived_message_is_looked_for_in_the_history_where_ids_have_gaps(ap
     app.recorder.clear()
 
     repository.add_feedback("s", {"agent_id": "assistant", "message_id": 5})
-    assert app.recorder.names == ["update", "find", "find", "find", "update"]
+    assert app.recorder.names == ["find", "find", "find", "find", "update"]
     with pytest.raises(MessageNotFoundError):
         repository.add_feedback("s", {"agent_id": "assistant", "message_id": 6})
 
@@ -293,7 +293,7 @@ def test_feedback_on_messages_of_an_older_document_is_stored(app: Application) -
 # --- what it costs, and many of them
 
 
-def test_feedback_costs_one_command_with_a_link_or_without(app: Application) -> None:
+def test_feedback_costs_one_read_and_one_write_with_a_link_or_without(app: Application) -> None:
     manager = conversation(app)
     app.recorder.clear()
 
@@ -301,7 +301,7 @@ def test_feedback_costs_one_command_with_a_link_or_without(app: Application) -> 
     manager.add_feedback({"rating": "up", "agent_id": "assistant"})
     manager.add_feedback({"rating": "up", "agent_id": "assistant", "message_id": 1})
 
-    assert app.recorder.names == ["update"] * 3
+    assert app.recorder.names == ["find", "update"] * 3
 
 
 def test_many_feedbacks_on_messages_move_into_the_history_in_order_and_once(app: Application) -> None:

@@ -654,14 +654,7 @@ def test_what_was_redacted_before_it_is_archived_stays_redacted(service: Service
     "same_process",
     [
         True,
-        pytest.param(
-            False,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="a redaction by tracking_id reaches all embedded messages that have it, but in the history only "
-                "the segment of the message_id that is redacted",
-            ),
-        ),
+        False,
     ],
 )
 def test_a_prompt_that_was_tried_again_is_redacted_in_both_places_though_the_first_is_archived(

@@ -167,7 +167,7 @@ def killed(world: World, deed: str, action: str = "nothing") -> list[Killed]:
         # Driver's own: a replica set's client says goodbye to its sessions at the end.
         assert [command for command in commands[0::2] if command != "endSessions"] == ARCHIVING
     else:
-        assert commands.count("update") + commands.count("findAndModify") >= 4
+        assert commands.count("update") >= 4
     return found
 
 
@@ -245,16 +245,6 @@ def test_a_redaction_killed_at_any_of_its_commands_and_done_again_leaves_its_tex
 
 
 # --- the connection is cut
-
-
-@pytest.fixture
-def proxies(client: MongoClient[Any]) -> Iterator[Callable[[], WireProxy]]:
-    """Makes proxies of the server that accepts writes."""
-    client.admin.command("ping")
-    assert client.address is not None
-    address = client.address
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(WireProxy(*address))
 
 
 @pytest.fixture

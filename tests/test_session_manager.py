@@ -29,8 +29,10 @@ from support.failpoints import fail_command
 
 from mongodb_session_manager import (
     AgentNotFoundError,
+    MessageNotFoundError,
     MongoDBSessionError,
     MongoDBSessionManager,
+    MongoDBSessionRepository,
     SessionNotFoundError,
     UnstorableValueError,
     create_mongodb_session_manager,
@@ -787,7 +789,7 @@ def test_a_turn_is_stored_as_a_whole_at_its_end_by_one_update(app: Application) 
         agent("Look")
 
     assert seen == [2]
-    assert commands.named("update", "insert", "findAndModify").names == ["update"]
+    assert commands.named("update", "insert").names == ["update"]
     pushed = commands[-1].command["updates"][0]["u"]["$push"]["agents.a.messages"]["$each"]
     assert [message["message_id"] for message in pushed] == [2, 3, 4, 5]
     assert len({message["turn_id"] for message in app.stored()[2:]}) == 1
@@ -1205,13 +1207,12 @@ def test_a_redaction_on_a_running_loop_is_stored_before_anything_that_follows(
                     assert occurrences(app.admin[app.database_name], SECRET) == []
         return commands
 
-    with app.slow(["update", "findAndModify"]):
+    with app.slow(["update"]):
         commands = asyncio.run(request())
 
     assert_redacted(app, app.stored()[1], "assistant")
     # The redaction, then the messages of the turn.
-    names = commands.named("update", "findAndModify").names
-    assert names == ["findAndModify", *["update"] * (2 if durability == "message" else 1)]
+    assert len(commands.named("update")) == 1 + (2 if durability == "message" else 1)
 
 
 def test_a_guardrail_that_strikes_on_a_slow_database_leaves_nothing_when_the_stream_has_ended(
@@ -1260,6 +1261,66 @@ def test_a_prompt_that_another_process_stored_under_the_same_tracking_id_is_reda
     assert occurrences(app.admin[app.database_name], SECRET) == []
 
 
+@both_durabilities
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_message_that_was_appended_by_hand_twice_is_redacted_in_both_places(
+    app: Application, durability: Any, flushed: bool
+) -> None:
+    manager = app.manager(durability=durability)
+    agent = app.agent(manager)
+    message: Any = {"role": "user", "content": [{"text": SECRET}]}
+    for _ in range(2):
+        manager.append_message(message, agent)
+    if flushed:
+        manager.flush()
+
+    manager.redact_latest_message({"role": "user", "content": [{"text": REDACTED}]}, agent)
+    manager.flush()
+
+    assert texts(app.stored()) == [("user", REDACTED)] * 2
+    assert texts(app.agent(app.manager()).messages) == [("user", REDACTED)] * 2
+    assert occurrences(app.admin[app.database_name], SECRET) == []
+
+
+def test_a_redaction_hits_no_other_message_after_the_store_went_back(
+    app: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = app.manager()
+    agent = app.agent(manager, "Yes.", "Yes.", "Yes.")
+    agent("one")
+    before = app.session()
+    agent(SECRET)
+    tracking_id = agent.messages[2]["tracking_id"]
+    app.admin[app.database_name][COLLECTION].replace_one({}, before)  # What was acknowledged is gone.
+    agent("three")
+
+    manager.redact_latest_message(
+        {"role": "user", "content": [{"text": REDACTED}], "tracking_id": tracking_id},  # type: ignore[typeddict-unknown-key]
+        agent,
+    )
+    manager.flush()
+
+    assert [text for _, text in texts(app.stored())] == ["one", "Yes.", "three", "Yes."]
+    assert "not stored any more" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_repository_replaces_no_other_message_under_the_same_id(app: Application) -> None:
+    agent = app.agent(app.manager(), "Yes.")
+    agent("one")
+    repository = MongoDBSessionRepository(
+        client=app.client, database_name=app.database_name, collection_name=COLLECTION
+    )
+    (message,) = repository.list_messages("s", "a", limit=1)
+    message.message["tracking_id"] = "of another message"  # type: ignore[typeddict-unknown-key]
+    message.redact_message = {"role": "user", "content": [{"text": REDACTED}]}
+
+    with pytest.raises(MessageNotFoundError):
+        repository.update_message("s", "a", message)
+
+    assert texts(app.stored())[0] == ("user", "one")
+
+
 def test_redacting_where_there_is_no_message_is_an_error_and_sends_nothing(app: Application) -> None:
     manager = app.manager()
     agent = app.agent(manager)
@@ -1272,7 +1333,7 @@ def test_a_redaction_that_could_not_be_stored_is_stored_later(app: Application) 
     manager = app.manager()
     agent = app.agent(manager, SECRET)
     agent("Tell me")
-    with app.failing("findAndModify"), pytest.raises(OperationFailure):
+    with app.failing("update"), pytest.raises(OperationFailure):
         manager.redact_latest_message({"role": "assistant", "content": [{"text": REDACTED}]}, agent)
     manager.close()
     assert_redacted(app, app.stored()[-1], "assistant")

@@ -267,7 +267,7 @@ def test_a_reload_redacts_what_may_have_been_stored_though_nobody_was_told_so(
     with fail_command(client, "update", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
         opened.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, talker)
     if fails_first:
-        with fail_command(client, "findAndModify", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
+        with fail_command(client, "update", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
             opened.reload(talker)
         opened.flush()  # What was found to be stored is not sent again.
     opened.reload(talker)

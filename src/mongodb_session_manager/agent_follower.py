@@ -174,7 +174,7 @@ class AgentFollower:
         """
         assert stored.agent_data is not None
         work = self.work
-        work.position = stored.message_count
+        work.position, work.changes = stored.message_count, stored.changes
         work.embedded = stored.embedded
         state, manager_state, internal_state = documents.states(stored.agent_data)
         agent.state = _agent_state(state)
@@ -430,17 +430,18 @@ class AgentFollower:
             "redact_message": {"role": role, "content": content},
             "guardrail_event": event,
         }
-        tracking_id = redact_message.get("tracking_id")
         # A prompt that was tried again may stand in the conversation twice, under one tracking id.
-        same = self.work.known(tracking_id)
+        same = self.work.known(redact_message.get("tracking_id"))
         if same and entry not in same:
             # Strands means its own latest message; behind that stands one that was appended by hand.
             entry = same[-1]
-        entries = [*(other for other in same if other is not entry), entry]
+        # So may a message that was appended by hand twice; each time it got an id of its own.
+        same = [*same, *self.work.made_of(redact_message), *self.work.made_of(entry.source)]
+        entries = {id(other): other for other in same if other is not entry}.values()
         # One redaction, one event in the session, however often the message stands in the conversation.
         to_send = [
-            self.work.change(redacted, body, tracking_id, guardrail_event=event if redacted is entry else None)
-            for redacted in entries
+            self.work.change(redacted, body, twins=True, guardrail_event=event if redacted is entry else None)
+            for redacted in [*entries, entry]
         ]
         if self._in_turn:
             self._redactions.append(event)
@@ -519,7 +520,7 @@ class AgentFollower:
     def _replace(self, entry: Entry, message: Message) -> None:
         """Stage a message in the place of a known one."""
         body, _, blobs = self._body(message)
-        self.work.change(entry, body, blobs=blobs)
+        self.work.change(entry, body, blobs)
 
     def _has_said(self, text: str) -> bool:
         """Return whether this is what the assistant said last, or all that it has said in this turn."""

@@ -220,8 +220,8 @@ class BlobStore:
         The chunks go first. A deletion that is interrupted can then be repeated by whoever only knows the owner.
         """
         for ids in _batches(file_ids, _IDS_PER_COMMAND):
-            self._chunks.delete_many({"files_id": {"$in": ids}})
-            self._files.delete_many({"_id": {"$in": ids}})
+            until_known(partial(self._chunks.delete_many, {"files_id": {"$in": ids}}))
+            until_known(partial(self._files.delete_many, {"_id": {"$in": ids}}))
 
     def delete_session(self, session_id: str, incarnation: ObjectId | None) -> None:
         """Delete all files of one life of a session, those of interrupted uploads included; None: of every life."""

@@ -70,6 +70,7 @@ class StoredAgent:
     Attributes:
         agent_data: The stored ``agent_data``, decoded; None if the session has no such agent.
         message_count: The next ``message_id``.
+        changes: How often its record was changed.
         window_offset: Position in the conversation of ``window[0]``: how many messages come before it.
         window: The stored messages from there on, oldest first, decoded.
         embedded: What of it lies in the session document.
@@ -77,6 +78,7 @@ class StoredAgent:
 
     agent_data: Document | None
     message_count: int = 0
+    changes: int = 0
     window_offset: int = 0
     window: list[Document] = field(default_factory=list)
     embedded: Embedded = field(default_factory=Embedded)
@@ -160,6 +162,7 @@ def new_agent(data: Document, now: datetime) -> Document:
         "message_count": 0,
         "archived_count": 0,
         "edits": 0,
+        "changes": 0,
         "usage": {},
         "messages": [],
     }

@@ -189,6 +189,12 @@ def to_bson(document: Mapping[str, Any]) -> bytes:
     return bson.encode(document, codec_options=CODEC_OPTIONS)
 
 
+def from_bson(content: bytes) -> dict[str, Any]:
+    """Return the document (encoded) that these BSON bytes are, as it is read from the server."""
+    document: dict[str, Any] = bson.decode(content, CODEC_OPTIONS)
+    return document
+
+
 def size_in_bson(document: Mapping[str, Any]) -> int:
     """Return how many bytes ``document`` (encoded) has as BSON; where that is little, about as many.
 

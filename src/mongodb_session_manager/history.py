@@ -27,8 +27,9 @@ from .documents import Document
 from .errors import BlobMissingError, MongoDBSessionError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .reading import Reader
-from .sending import until_known
+from .sending import attempts, is_there, until_known
 from .session_parts import SessionParts
+from .statements import Rewrite
 
 _MAX_POSITION = 2**63 - 1
 
@@ -115,61 +116,67 @@ class History(SessionParts):
                 return message
         return None
 
+    def has(self, session_id: str, incarnation: ObjectId, work: Rewrite) -> bool:
+        """Return whether a segment has a message that is meant to be replaced."""
+        return self.collection.find_one(_holding(session_id, incarnation, work), {"_id": 1}) is not None
+
     def rewrite(
-        self,
-        session_id: str,
-        incarnation: ObjectId,
-        key: str,
-        message_id: int,
-        body: Mapping[str, Any],
-        moment: datetime,
-        tracking_id: str | None,
+        self, session_id: str, incarnation: ObjectId, work: Rewrite, edit: int, moment: datetime
     ) -> tuple[list[Document], bool]:
-        """Replace parts of a message in the segment that has it, committed or not.
+        """Replace parts of messages in the segments that have them, committed or not: all are looked at.
+
+        Args:
+            session_id: The session.
+            incarnation: Its life.
+            work: What is replaced, of which messages.
+            edit: The number of this change among all of the agent's; a message that has a higher one is left alone.
+            moment: Their new ``updated_at``.
 
         Returns:
             The messages that it replaced parts of, as they were stored, and whether a feeder has read one of them here.
         """
         found: list[Document] = []
         indexed = False
-        for segment in self._covering(session_id, incarnation, key, message_id, tracking_id):
-            update = statements.rewrite_in_segment(segment, message_id, body, moment, tracking_id)
-            projection = statements.rewritten_in_segment_projection(message_id, tracking_id)
-            before: Document | None = until_known(
-                partial(
-                    self.collection.find_one_and_update,
-                    update.filter,
-                    update.update,
-                    projection,
-                    array_filters=update.array_filters,
-                )
-            )
-            if before is not None:
-                found += before["messages"]
-                indexed = indexed or "indexed" in before
+        held = {"messages": work.found_in("$messages")}
+        for segment in list(self.collection.find(_holding(session_id, incarnation, work), held)):
+            message_ids = [message["message_id"] for message in segment["messages"]]
+            update = statements.rewrite_in_segment(segment["_id"], work, message_ids, edit, moment)
+            options: Any = {"array_filters": update.array_filters}
+            until_known(partial(self.collection.update_one, update.filter, update.update, **options))
+            found += segment["messages"]
+            # Asked behind the change: a feeder leaves its mark before it reads.
+            mark = self.collection.find_one({"_id": segment["_id"]}, {"indexed": 1})
+            indexed = indexed or "indexed" in (mark or {})
         return found, indexed
+
+    def has_feedback(self, session_id: str, incarnation: ObjectId, feedback: Document) -> bool:
+        """Return whether a segment has this very feedback, which its ``commit_id`` tells."""
+        which = _segments_of(session_id, incarnation, statements.FEEDBACKS)
+        which["messages.commit_id"] = feedback["commit_id"]
+        return self.collection.find_one(which, {"_id": 1}) is not None
 
     def read_to_index(self, session_id: str, incarnation: ObjectId, key: str, position: int) -> list[Document]:
         """Return the text of the messages from a position to the end of the segment that has it, and mark the segment.
 
-        Read and marked at once: whoever changes a message in it later knows that the old text may be in the search.
+        The mark comes before what is returned was read: whoever changes a message in it later knows that the old text
+        may be in the search.
 
         Raises:
             HistoryIncompleteError: No segment has it.
         """
         low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
-        found: Document | None = until_known(
-            lambda: self.collection.find_one_and_update(
-                {"_id": {"$gte": low, "$lte": high}},
-                {"$set": {"indexed": True}},
-                statements.unindexed_in_segment_projection(position),
-                sort=[("_id", -1)],
-            )
-        )
-        if found is None or not found["messages"]:
-            raise HistoryIncompleteError(f"session_id={session_id!r}: no segment has {position=}")
-        messages: list[Document] = found["messages"]
-        return messages
+        which: Document = {"_id": {"$gte": low, "$lte": high}}
+        projection = {**statements.unindexed_in_segment_projection(position), "indexed": 1}
+        for _ in attempts(f"session_id={session_id!r}: a segment could not be read"):
+            found = self.collection.find_one(which, projection, sort=[("_id", -1)])
+            if found is None or not found["messages"]:
+                break
+            if "indexed" in found:
+                messages: list[Document] = found["messages"]
+                return messages
+            which = {"_id": found["_id"]}
+            until_known(partial(self.collection.update_one, which, {"$set": {"indexed": True}}))
+        raise HistoryIncompleteError(f"session_id={session_id!r}: no segment has {position=}")
 
     def first_user_texts(self, segments: Sequence[Document]) -> dict[str, Any]:
         """Return the first user text of each of these segments, by session id, cut, as it is stored: one command.
@@ -188,21 +195,17 @@ class History(SessionParts):
             ensure_indexes(self.collection, [EXPIRY_INDEX])
         try:
             until_known(lambda: self.collection.insert_one(dict(segment)))
-        except DuplicateKeyError:
+        except DuplicateKeyError as error:
+            if not is_there(error):
+                raise
             return False  # Or it is this one, and only the answer to the first attempt was lost.
         return True
 
     def standing(self, segment_id: Document, expires_at: datetime | None) -> Document | None:
         """Return ``{count, edits}`` of a segment, or None if there is none; it expires no sooner than this."""
-        projection = {"_id": 0, "count": 1, "edits": 1}
-        if expires_at is None:
-            return self.collection.find_one({"_id": segment_id}, projection)
-        found: Document | None = until_known(
-            lambda: self.collection.find_one_and_update(
-                {"_id": segment_id}, statements.keep_parts(expires_at), projection
-            )
-        )
-        return found
+        if expires_at is not None:
+            until_known(lambda: self.collection.update_one({"_id": segment_id}, statements.keep_parts(expires_at)))
+        return self.collection.find_one({"_id": segment_id}, {"_id": 0, "count": 1, "edits": 1})
 
     def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> bool:
         """Give an expiry to those segments of one life of a session that have none; return whether there was one."""
@@ -215,23 +218,16 @@ class History(SessionParts):
         """Delete a segment that was read at this many edits and can never be committed any more."""
         self.collection.delete_one({"_id": segment_id, "edits": edits})
 
-    def _covering(
-        self, session_id: str, incarnation: ObjectId, key: str, message_id: int, tracking_id: str | None = None
-    ) -> Iterator[Document]:
-        """Yield the ``_id`` of the segment whose messages reach over this id.
-
-        And before it that of the newest segment up to there, if a message of it has this ``tracking_id``.
-        """
-        bounds = statements.segment_bounds(tracking_id)
+    def _covering(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Iterator[Document]:
+        """Yield the ``_id`` of the segment whose messages reach over this id."""
         # No message stands at a position above its id, and where ids have no gaps, none below it. With gaps: halve.
         low = 0
         high = position = message_id
         while low <= high:
             begin, end = (statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
-            found = self._find({"_id": {"$gte": begin, "$lte": end}}, bounds, newest_first=True, limit=1)
+            which = {"_id": {"$gte": begin, "$lte": end}}
+            found = self._find(which, statements.SEGMENT_BOUNDS, newest_first=True, limit=1)
             if not found or (last_id := found[0].get("last_id", -1)) < message_id:
-                if position == message_id and found and found[0]["tracked"]:
-                    yield found[0]["_id"]
                 low = position + 1
             elif found[0].get("first_id", -1) <= message_id <= last_id:
                 yield found[0]["_id"]
@@ -250,8 +246,8 @@ class History(SessionParts):
 
     def raw_segments(self, session_id: str, incarnation: ObjectId, key: str) -> Iterator[RawBSONDocument]:
         """Yield all segments of an agent as they are stored."""
-        low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
-        with self._raw_settled.find({"_id": {"$gte": low, "$lte": high}}, sort=[("_id", 1)]) as found:
+        which = _segments_of(session_id, incarnation, key)
+        with self._raw_settled.find(which, sort=[("_id", 1)]) as found:
             yield from found
 
     def sweep(self, sessions: str, is_over: Callable[[str, ObjectId], bool]) -> int:
@@ -279,7 +275,7 @@ class History(SessionParts):
     ) -> list[Document]:
         decode = self._reader.plain if plain else self._reader.decode
         missing: ObjectId | None = None
-        while True:
+        for _ in attempts("archived messages could not be read"):
             found = self._raw.find(query, projection, sort=[("_id", -1 if newest_first else 1)], limit=limit)
             try:
                 return [decode(document) for document in found]
@@ -287,3 +283,15 @@ class History(SessionParts):
                 if error.file_id == missing:
                     raise
                 missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.
+        raise AssertionError  # `attempts` never ends without an error.
+
+
+def _segments_of(session_id: str, incarnation: ObjectId, key: str) -> Document:
+    """Return the filter of all segments of an agent, or of the feedbacks."""
+    low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
+    return {"_id": {"$gte": low, "$lte": high}}
+
+
+def _holding(session_id: str, incarnation: ObjectId, work: Rewrite) -> Document:
+    """Return the filter of the segments that have a message that is meant to be replaced."""
+    return {**_segments_of(session_id, incarnation, work.key), "messages": {"$elemMatch": work.condition()}}

@@ -56,11 +56,11 @@ from .metrics_summary import MetricsSummary, ModelPrice
 from .mongodb_session_repository import MongoDBSessionRepository
 from .operation_hooks import FeedbackHook, MetadataHook, call_hook
 from .search_index import Feed
-from .session_store import SessionStore, now
+from .session_store import MultiAgentAsRead, SessionStore, now
 from .settings import Durability, OnConflict, Settings, check_on_conflict, check_settings
 from .statements import SessionRef, renew_lease
 from .telemetry import Observer, traced
-from .unit_of_work import AgentWork, MultiAgentOperation, Outbox, Sending
+from .unit_of_work import AgentWork, MultiAgentOperation, MultiAgentWork, Outbox, Sending
 
 try:
     from strands.middleware import InvokeModelStage
@@ -189,8 +189,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._document = DocumentSize()
         self._prefetched: dict[str, StoredAgent] = {}
         self._agents: dict[str, AgentFollower] = {}
-        self._multi_agents: dict[str, Outbox] = {}
-        self._multi_agent_states: dict[str, bytes] = {}
+        self._multi_agents: dict[str, MultiAgentWork] = {}
 
     # --- Strands' hooks ---------------------------------------------------------------------------------------------
 
@@ -822,34 +821,40 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     # --- graphs and swarms ------------------------------------------------------------------------------------------
 
-    def _read_multi_agent(self, source: Any) -> Any:
+    def _read_multi_agent(self, source: Any) -> MultiAgentAsRead:
         multi_agent_id = check_id(source.id, "multi_agent_id")
         self._ensure_open()
         return self._store.read_multi_agent(self.session_id, multi_agent_id)
 
-    def _begin_multi_agent(self, source: Any, state: Any) -> Sending | None:
-        if state is None:
+    def _begin_multi_agent(self, source: Any, stored: MultiAgentAsRead) -> Sending | None:
+        work = self._multi_agent_work(source)
+        work.stored = stored
+        if stored.state is None:
             return self._stage_multi_agent(source)
-        self._multi_agent_states[source.id] = fingerprint(state)
-        source.deserialize_state(state)
+        work.staged = fingerprint(stored.state)
+        source.deserialize_state(stored.state)
         return None
 
     def _stage_multi_agent(self, source: Any) -> Sending | None:
-        multi_agent_id = check_id(source.id, "multi_agent_id")
-        where = f"multi_agent_id={multi_agent_id!r} state"
+        work = self._multi_agent_work(source)
+        where = f"multi_agent_id={work.multi_agent_id!r} state"
         state = source.serialize_state()
         mark = fingerprint(state, where)
-        outbox = self._multi_agents.get(multi_agent_id)
-        if outbox is None:
-            outbox = Outbox(self._store, self._session_ref, self._filled, self._sent)
-            self._multi_agents[multi_agent_id] = outbox
-        if mark != self._multi_agent_states.get(multi_agent_id):
+        if mark != work.staged:
             blobs = PendingBlobs(self._settings.blob_threshold)
             stored = encode(state, where, blobs)
             documents.check_size({"state": stored}, where)
-            self._multi_agent_states[multi_agent_id] = mark
-            outbox.put(MultiAgentOperation(multi_agent_id, stored, blobs))
-        return outbox.send()
+            work.staged = mark
+            work.put(MultiAgentOperation(work, stored, blobs))
+        return work.send()
+
+    def _multi_agent_work(self, source: Any) -> MultiAgentWork:
+        multi_agent_id = check_id(source.id, "multi_agent_id")
+        work = self._multi_agents.get(multi_agent_id)
+        if work is None:
+            work = MultiAgentWork(multi_agent_id, self._store, self._session_ref, self._filled, self._sent)
+            self._multi_agents[multi_agent_id] = work
+        return work
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
@@ -1007,7 +1012,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         if self._lease_token is None:
             raise MongoDBSessionError("this manager holds no lease")
         session = self._session_ref()
-        self._store.guarded(session, renew_lease(session, seconds))
+        known = {"incarnation": session.incarnation}
+        self._store.guarded(session, lambda session, _: renew_lease(session, seconds), known=known)
 
     def _release_lease(self, token: str, error: BaseException | None) -> None:
         if self._lease_token == token:  # Else it was not got: another task of this manager may have it.

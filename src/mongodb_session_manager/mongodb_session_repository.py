@@ -20,7 +20,7 @@ from . import documents, session_listing, statements
 from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .clients import open_client
 from .documents import Document, MongoDBSessionAgent
-from .encoding import decode, encode, to_bson
+from .encoding import encode, from_bson, to_bson
 from .errors import (
     AgentNotFoundError,
     SessionConflictError,
@@ -43,9 +43,10 @@ from .metadata_cache import CacheUse, SessionPlace
 from .metadata_watch import watch
 from .metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
 from .search_index import MessageHit
+from .sending import is_there
 from .session_listing import SessionPage, SortBy
 from .session_store import SessionStore, now
-from .statements import MessageLink, SessionRef
+from .statements import MessageLink, Rewrite, SessionRef
 
 
 class MongoDBSessionRepository(SessionRepository):
@@ -140,6 +141,8 @@ class MongoDBSessionRepository(SessionRepository):
                 | first_expiry(moment, self._ttl)
             )
         except DuplicateKeyError as error:
+            if not is_there(error):
+                raise
             raise SessionExistsError(f"session_id={session_id!r} exists") from error
         session.created_at, session.updated_at = documents.to_iso(created_at), documents.to_iso(updated_at)
         return session
@@ -248,11 +251,14 @@ class MongoDBSessionRepository(SessionRepository):
         blobs = self._pending_blobs()
         data = documents.agent_data(session_agent, blobs)
         session = self._store.upload(session, key, None, blobs)
-        update = statements.commit(session, statements.Commit(key, 0, creates=data), now())
-        is_there = {"agent_data": statements.agent_data_expression(key)}
-        standing = self._store.guarded(session, update, is_there, lambda found: found["agent_data"] is not None)
+        standing = self._store.guarded(
+            session,
+            lambda session, _: statements.commit(session, statements.Commit(key, 0, creates=data), now()),
+            {"agent_data": statements.agent_data_expression(key)},
+            lambda found: found["agent_data"] is not None,
+        )
         # The same one to the microsecond is this one: only the answer to the first attempt was lost.
-        if standing is not None and standing["agent_data"] != decode(data, blobs.contents):
+        if standing is not None and standing["agent_data"] != from_bson(to_bson(data)):
             raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
@@ -278,9 +284,16 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._store.upload(session, key, None, blobs)
         moment = now()
         fields["updated_at"] = documents.to_iso(moment)
-        update = statements.agent_fields(session, key, fields, moment)
-        is_there = {"agent_data": statements.agent_data_expression(key)}
-        if self._store.guarded(session, update, is_there, lambda found: found["agent_data"] is None) is not None:
+        if (
+            self._store.guarded(
+                session,
+                lambda session, found: statements.agent_fields(session, key, fields, found["changes"], moment),
+                statements.agent_projection(key),
+                lambda found: not found["exists"],
+                agent_keys=[key],
+            )
+            is not None
+        ):
             raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={session_agent.agent_id!r}")
         session_agent.updated_at = fields["updated_at"]
 
@@ -313,24 +326,22 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._store.upload(session, key, message_id, blobs)
         message = documents.message_document(message_id, body, created_at, updated_at)
         message["commit_id"] = ObjectId()
-        update = statements.append_message(session, key, message, now())
-
-        def settled(standing: Document) -> bool:
-            return not standing["exists"] or standing.get("message_count", message_id + 1) > message_id
-
-        while True:
-            position = statements.position_projection(key, message_id)
-            standing = self._store.guarded(session, update, position, settled)
-            if standing is None or self._store.commit_id_at(session, key, message_id, standing) == message["commit_id"]:
-                break  # The latter: it was stored, and only the answer to the first attempt was lost.
-            if not standing["exists"]:
-                raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")
-            if "message_count" in standing:
-                raise SessionConflictError(
-                    f"session_id={session_id!r}, agent_id={agent_id!r}: message_id={message_id} is taken; "
-                    f"the next is {standing['message_count']}"
-                )
-            self._store.adopt(session_id, [key])
+        standing = self._store.guarded(
+            session,
+            lambda session, _: statements.append_message(session, key, message, now()),
+            statements.position_projection(key, message_id),
+            lambda found: not found["exists"] or found["message_count"] > message_id,
+            agent_keys=[key],
+        )
+        if standing is not None and not standing["exists"]:
+            raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")
+        # With this commit id, it was stored, and only the answer to the first attempt was lost.
+        stored_by = standing and self._store.commit_id_at(session, key, message_id, standing)
+        if standing is not None and stored_by != message["commit_id"]:
+            raise SessionConflictError(
+                f"session_id={session_id!r}, agent_id={agent_id!r}: message_id={message_id} is taken; "
+                f"the next is {standing['message_count']}"
+            )
         session_message.created_at = documents.to_iso(created_at)
         session_message.updated_at = documents.to_iso(updated_at)
 
@@ -349,7 +360,8 @@ class MongoDBSessionRepository(SessionRepository):
         Raises:
             SessionNotFoundError: There is no such session.
             AgentNotFoundError: The session has no such agent.
-            MessageNotFoundError: The agent has no such message.
+            MessageNotFoundError: The agent has no such message, or the one with this ``message_id`` has another
+                ``tracking_id``.
             InvalidIdentifierError: The ``message_id`` is no ``int`` or negative.
             UnstorableValueError: The message holds something that cannot be stored.
         """
@@ -359,7 +371,8 @@ class MongoDBSessionRepository(SessionRepository):
         body = documents.session_message_body(session_message, blobs)
         session = self._store.upload(session, key, message_id, blobs)
         moment = now()
-        self._store.delete_blobs(self._store.rewrite(session, key, message_id, body, moment))
+        work = Rewrite(key, message_id, body, body.get("tracking_id"))
+        self._store.rewrite(session, work, moment)
         session_message.updated_at = documents.to_iso(moment)
 
     def list_messages(
@@ -413,10 +426,10 @@ class MongoDBSessionRepository(SessionRepository):
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Return the stored state of a graph or swarm, or None."""
-        state = self._store.read_multi_agent(
+        found = self._store.read_multi_agent(
             check_id(session_id, "session_id"), check_id(multi_agent_id, "multi_agent_id")
         )
-        return state if isinstance(state, dict) else None
+        return found.state if isinstance(found.state, dict) else None
 
     def update_multi_agent(self, session_id: str, multi_agent: Any, **kwargs: Any) -> None:
         """Replace the stored state of a graph or swarm.
@@ -428,9 +441,13 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         session, state = self._multi_agent_state(session, multi_agent)
-        update = statements.multi_agent(session, multi_agent_id, state, now(), create=False)
-        is_there = {"state": statements.multi_agent_state_expression(multi_agent_id)}
-        if self._store.guarded(session, update, is_there, lambda found: found.get("state") is None) is not None:
+        missing = self._store.guarded(
+            session,
+            lambda session, found: statements.multi_agent(session, multi_agent_id, state, found["changes"], now()),
+            statements.multi_agent_projection(multi_agent_id),
+            lambda found: found["changes"] is None,
+        )
+        if missing is not None:
             raise AgentNotFoundError(f"session_id={session_id!r} has no multi_agent_id={multi_agent_id!r}")
 
     # --- metadata ---------------------------------------------------------------------------------------------------
@@ -670,7 +687,7 @@ class MongoDBSessionRepository(SessionRepository):
     def _delete_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
         if keys:
             with self._changing_metadata(session.session_id):
-                self._store.guarded(session, statements.unset_metadata(session, keys, now()))
+                self._store.unset_metadata(session, keys)
 
     def _read_metadata(self, session_id: str, incarnation: ObjectId | None) -> dict[str, Any]:
         """Return what ``get_metadata`` returns, from the cache if there is one."""

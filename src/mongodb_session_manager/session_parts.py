@@ -26,7 +26,8 @@ class SessionParts:
 
     def delete_session(self, session_id: str, incarnation: ObjectId) -> None:
         """Delete all documents of one life of a session."""
-        self.collection.delete_many({"_id": statements.segments_of(session_id, incarnation)})
+        which = {"_id": statements.segments_of(session_id, incarnation)}
+        until_known(lambda: self.collection.delete_many(which))
 
     def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
         """Let all documents of one life of a session expire no sooner than this."""

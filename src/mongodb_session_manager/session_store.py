@@ -6,17 +6,17 @@ a write that matches nothing is explained by one read and ends in the error that
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, MongoClient
 from pymongo.change_stream import ChangeStream
+from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, WriteError
 from pymongo.read_concern import ReadConcern
@@ -48,14 +48,12 @@ from .indexes import EXPIRY_INDEX, ensure_indexes
 from .metadata_cache import MetadataAsRead
 from .reading import Reader
 from .search_index import SearchIndex
-from .sending import back_off, until_known
+from .sending import attempts, is_there, until_known
 from .session_listing import Listing, SessionPage
-from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, MessageLink, SessionRef, Update
+from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, MessageLink, Rewrite, SessionRef, Update
 
 T = TypeVar("T")
 
-# A writer that loses every race this often is not racing: something else keeps its update from matching.
-_MAX_REBASES = 500
 _INT32_MAX = 2**31 - 1
 _NAMESPACE_EXISTS = 48
 _PATH_NOT_VIABLE = 28
@@ -80,6 +78,18 @@ class OpenedSession:
     bytes: int
     parts_expire: bool
     agents: dict[str, StoredAgent]
+
+
+class MultiAgentAsRead(NamedTuple):
+    """What is known of the stored state of a graph or swarm.
+
+    Attributes:
+        state: The state; None if it is not stored.
+        changes: How often it was changed; None if it is not stored.
+    """
+
+    state: Any
+    changes: int | None
 
 
 class SessionStore:
@@ -161,7 +171,7 @@ class SessionStore:
             The session, or None if there is none and ``create`` is None.
         """
         projection = statements.open_projection(agent_keys)
-        while True:
+        for _ in attempts(f"session_id={session_id!r} could not be opened"):
             document = self._find_session(session_id, projection)
             if document is None or document["expired"]:
                 if create is None:
@@ -190,6 +200,7 @@ class SessionStore:
                         break  # It was deleted in between.
             else:
                 return opened
+        raise AssertionError  # `attempts` never ends without an error.
 
     def adopt(self, session_id: str, agent_keys: Sequence[str]) -> None:
         """Give an older document its incarnation and counters: one command."""
@@ -202,10 +213,12 @@ class SessionStore:
             DuplicateKeyError: There is a session with this id.
         """
         session_id = document["_id"]
-        while True:
+        for _ in attempts(f"session_id={session_id!r} could not be created"):
             try:
                 self.collection.insert_one(document)
-            except DuplicateKeyError:
+            except DuplicateKeyError as error:
+                if not is_there(error):
+                    raise
                 there = self.find_one({"_id": session_id}, {"incarnation": 1, "expired": EXPIRED})
                 if there is None:
                     continue  # It was removed just now.
@@ -239,18 +252,35 @@ class SessionStore:
         return bool((self.find_one({"_id": session_id}, {"indexed": statements.ANY_INDEXED}) or {}).get("indexed"))
 
     def delete(self, session: SessionRef) -> None:
-        """Delete a session, then its history. What a process leaves that dies in between, a sweep removes."""
-        projection = {"incarnation": 1, "indexed": statements.ANY_INDEXED}
-        try:
-            while (found := self.collection.find_one_and_delete(session.filter(), projection)) is None:
-                self._explain(session)
-        except SessionNotFoundError:
-            # It is absent, and what MongoDB has not removed yet goes now.
-            which = {"_id": session.session_id, "$expr": EXPIRED}
-            if (expired := self.collection.find_one_and_delete(which, projection)) is not None:
-                self._delete_parts(session.session_id, expired.get("incarnation"), indexed=expired["indexed"])
-            raise
-        self._delete_parts(session.session_id, found.get("incarnation"), indexed=found["indexed"])
+        """Delete a session, then its history. What a process leaves that dies in between, a sweep removes.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            SessionBusyError: A process holds its lease.
+        """
+        session_id = session.session_id
+        for _ in attempts(f"session_id={session_id!r} could not be deleted"):
+            try:
+                standing = self._standing(session)
+            except SessionNotFoundError:
+                self._delete_expired(session_id)  # It is absent, and what MongoDB has not removed yet goes now.
+                raise
+            # Only the life that was read: a command that arrives late finds no other.
+            incarnation, which = standing["incarnation"], here(session, standing).filter()
+            if until_known(lambda which=which: self.collection.delete_one(which)).deleted_count or self.is_over(  # type: ignore[misc]
+                session_id, incarnation
+            ):
+                self._delete_parts(session_id, incarnation, indexed=standing["any_indexed"])
+                return
+
+    def _delete_expired(self, session_id: str) -> None:
+        """Delete a session that has expired and that MongoDB has not removed yet, if there is one."""
+        which = {"_id": session_id, "$expr": EXPIRED}
+        found = self.find_plain(which, {"incarnation": 1, "any_indexed": statements.ANY_INDEXED})
+        if found is not None:
+            expired = statements.expired(session_id, found.get("incarnation"))
+            if until_known(lambda: self.collection.delete_one(expired)).deleted_count:
+                self._delete_parts(session_id, found.get("incarnation"), indexed=found["any_indexed"])
 
     def _delete_parts(self, session_id: str, incarnation: ObjectId | None, *, indexed: bool) -> None:
         if incarnation is None:
@@ -304,11 +334,16 @@ class SessionStore:
     def _insert_if_absent(self, document: Document) -> bool:
         """Insert a document unless there is one with its id; return whether this one was inserted."""
         update = Update({"_id": document["_id"]}, {"$setOnInsert": document})
-        try:
-            result = self._send(update, upsert=True)
-        except DuplicateKeyError:
-            # Two first requests at once: this upsert lost the race for the id. Now it matches.
-            result = self._send(update, upsert=True)
+        # In one driver session: once it was sent again, a replica set refuses the first one, should it arrive later,
+        # when the session was deleted, perhaps. (A standalone server knows no such numbers.)
+        with self.client.start_session(causal_consistency=False) as one_session:
+            try:
+                result = self._send(update, upsert=True, driver_session=one_session)
+            except DuplicateKeyError as error:
+                if not is_there(error):
+                    raise
+                # Two first requests at once: this upsert lost the race for the id. Now it matches.
+                result = self._send(update, upsert=True, driver_session=one_session)
         return result.upserted_id is not None
 
     def list_sessions(self, asked: Listing) -> SessionPage:
@@ -345,10 +380,10 @@ class SessionStore:
             AgentNotFoundError: Somebody has removed the agent from the session.
             SessionBusyError: Somebody else holds the session's lease, or the writer's own has run out.
         """
-        for lost_races in range(_MAX_REBASES):
+        for _ in attempts(f"session_id={session.session_id!r}, agent {work.key!r}"):
             try:
                 update = statements.commit(session, work, now())
-                # Changed fields alone are not guarded by a position: what is sent twice might arrive behind newer ones.
+                # Changed fields alone go with the driver's own method, which numbers them on a replica set.
                 matched = self._direct.update_one(update) if work.messages or work.creates is not None else None
                 if matched is None:
                     matched = self.update(update)
@@ -359,105 +394,69 @@ class SessionStore:
                     raise
                 work.guardrail_events = []  # Somebody else keeps something of that name; the commit is what counts.
                 continue
-            standing = self._explain(session, statements.position_projection(work.key, work.position))
+            standing = self._standing(session, statements.position_projection(work.key, work.position), [work.key])
             if work.messages and self.commit_id_at(session, work.key, work.position, standing) == work.commit_id:
                 return  # It had arrived: only its answer was lost.
-            if work.creates is not None and standing["exists"]:
+            if standing["exists"]:
                 # Agents are inserted only if absent: whoever came first decides how the agent began.
                 work.creates = None
                 if work.empty:
                     return
-            elif work.creates is None and not standing["exists"]:
+                work.changes = int(standing["changes"])
+                if work.messages and standing["message_count"] != work.position:
+                    if not rebase:
+                        raise SessionConflictError(
+                            f"session_id={session.session_id!r}, agent {work.key!r}: another process has stored "
+                            f"messages from message_id={work.position} on"
+                        )
+                    work.position = int(standing["message_count"])  # A shell writes numbers as floating point.
+            elif work.creates is None:
                 raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {work.key!r} any more")
-            if standing["exists"] and "message_count" not in standing:
-                self.adopt(session.session_id, [work.key])
-                continue
-            if work.messages and standing.get("message_count") != work.position:
-                if not rebase:
-                    raise SessionConflictError(
-                        f"session_id={session.session_id!r}, agent {work.key!r}: another process has stored messages "
-                        f"from message_id={work.position} on"
-                    )
-                work.position = int(standing["message_count"])  # A shell writes numbers as floating point.
             self._see_to_expiry(session, standing)
-            back_off(lost_races)
-        raise SessionConflictError(f"session_id={session.session_id!r}, agent {work.key!r}: lost every race")
 
-    def rewrite(
-        self,
-        session: SessionRef,
-        key: str,
-        message_id: int,
-        body: Mapping[str, Any],
-        moment: datetime,
-        tracking_id: str | None = None,
-        guardrail_event: Document | None = None,
-    ) -> set[ObjectId]:
-        """Replace parts of a stored message; see ``statements.rewrite``. An intervention is listed once.
+    def rewrite(self, session: SessionRef, work: Rewrite, moment: datetime) -> None:
+        """Replace parts of stored messages, wherever they are, and delete the blobs that they no longer name.
 
-        Returns:
-            The files of blobs that it no longer names, to be deleted.
+        Args:
+            session: Whose.
+            work: What is replaced, of which messages. After an error it can be given again.
+            moment: The messages' new ``updated_at``.
 
         Raises:
-            MessageNotFoundError: There is no such message.
+            AgentNotFoundError: The session has no such agent.
+            MessageNotFoundError: There is no such message, or another one has its ``message_id``.
         """
-        for times in range(_MAX_REBASES):
-            update = statements.rewrite(session, key, message_id, body, moment, tracking_id, guardrail_event)
-            try:
-                before = self._find_and_update(update, statements.rewritten_projection(key, message_id, tracking_id))
-            except OperationFailure as error:
-                if error.code not in _NOT_A_LIST or guardrail_event is None:
-                    raise
-                guardrail_event = None  # As in `commit`.
-                continue
-            if before is not None:
-                found = before
-                break
-            condition = statements.position_projection(key, message_id)
-            standing = self._explain(session, {**condition, **statements.listed_projection(guardrail_event)})
+        session_id, where = session.session_id, f"session_id={session.session_id!r}, agent {work.key!r}"
+        for _ in attempts(f"{where}: message_id={work.message_id} could not be replaced"):
+            standing = self._standing(session, statements.rewrite_projection(work), [work.key])
             if not standing["exists"]:
-                raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {key!r}")
+                raise AgentNotFoundError(f"session_id={session_id!r} has no agent {work.key!r}")
             if standing.get("listed"):
-                guardrail_event = None  # It had arrived: only its answer was lost. The rest may be done again.
-                continue
-            if not standing["embedded"]:
-                if not standing["archived_count"] or message_id >= standing["message_count"]:
-                    raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
-                # The session document is changed first: it decides who may make a change.
-                try:
-                    announced = self._find_and_update(
-                        statements.edit_archived(session, key, message_id, moment, guardrail_event),
-                        statements.indexing_standing(key),
-                    )
-                except OperationFailure as error:
-                    if error.code not in _NOT_A_LIST or guardrail_event is None:
-                        raise
-                    guardrail_event = None
-                    continue
-                if announced is not None:
-                    found = announced
-                    break
+                work.guardrail_event = None  # It had arrived: only its answer was lost. The rest may be done again.
+            replaced: list[Document] = standing["messages"]
+            if not replaced and not self.history.has(session_id, standing["incarnation"], work):
+                raise MessageNotFoundError(f"{where} has no message_id={work.message_id}, or another one has this id")
+            work.unnamed |= _unnamed(replaced, work.body)
             self._see_to_expiry(session, standing)
-            back_off(times)
-        else:
-            raise SessionConflictError(f"session_id={session.session_id!r}: lost every race for {message_id=}")
-        replaced: list[Document] = found.get("messages", [])
-        if "incarnation" in found:
-            # An archiver may hold a copy of an embedded message that it has yet to commit.
-            archived, read_to_index = self.history.rewrite(
-                session.session_id, found["incarnation"], key, message_id, body, moment, tracking_id
-            )
-            replaced = replaced + archived
-            if "indexed" in found or read_to_index:
-                self.search.rewrite(session.session_id, key, replaced, body, found)
-        if before is None and all(message.get("message_id") != message_id for message in replaced):
-            raise MessageNotFoundError(f"session_id={session.session_id!r} has no message_id={message_id}")
-        return blob_files(replaced).keys() - blob_files([body, *statements.left_by_rewriting(replaced, body)]).keys()
+            try:
+                # The session document is changed first: it decides who may make a change.
+                if self.update(statements.rewrite(here(session, standing), work, standing, moment)):
+                    break
+            except WriteError as error:
+                if error.code not in _NOT_A_LIST or work.guardrail_event is None:
+                    raise
+                work.guardrail_event = None  # As in `commit`.
+        # An archiver may hold a copy of an embedded message that it has yet to commit.
+        edit = int(standing["edits"]) + 1
+        archived, read_to_index = self.history.rewrite(session_id, standing["incarnation"], work, edit, moment)
+        work.unnamed |= _unnamed(archived, work.body)
+        if "indexed" in standing or read_to_index:
+            self.search.rewrite(session_id, work.key, replaced + archived, work.body, standing)
+        self.delete_blobs(work.unnamed)
 
     def delete_blobs(self, file_ids: Iterable[ObjectId]) -> None:
         """Delete blobs that nothing names any more. A sweep finds those of a process that ends before."""
-        ids = list(file_ids)
-        until_known(lambda: self.blobs.delete(ids))
+        self.blobs.delete(file_ids)
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
@@ -468,6 +467,7 @@ class SessionStore:
     def read_message(self, session_id: str, key: str, message_id: int) -> Document | None:
         """Return one stored message, decoded, or None."""
         projection = {
+            "incarnation": 1,
             **statements.position_projection(key, message_id),
             **statements.message_projection(key, message_id),
         }
@@ -508,17 +508,20 @@ class SessionStore:
             UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``, or what lies above
                 a dotted key is no object, or an array that is shorter.
         """
-        update = statements.set_metadata(session, metadata, now())
         needed = {
+            "metadata_changes": statements.METADATA_CHANGES_SO_FAR,
             "size": statements.metadata_size_expression(metadata),
             "without_gaps": statements.metadata_without_gaps_expression(metadata),
         }
+
+        def write(session: SessionRef, standing: Document) -> Update:
+            return statements.set_metadata(session, metadata, standing["metadata_changes"], now())
 
         def is_refused(standing: Document) -> bool:
             return bool(standing["size"] > MAX_METADATA_BYTES or not standing["without_gaps"])
 
         try:
-            standing = self.guarded(session, update, needed, is_refused)
+            standing = self.guarded(session, write, needed, is_refused)
         except WriteError as error:
             if error.code != _PATH_NOT_VIABLE:
                 raise
@@ -537,6 +540,14 @@ class SessionStore:
                 f"session_id={session.session_id!r}: with {', '.join(map(repr, metadata))} its metadata would have "
                 f"{standing['size']} bytes; at most {MAX_METADATA_BYTES} can be stored"
             )
+
+    def unset_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
+        """Remove metadata fields and leave the others."""
+
+        def write(session: SessionRef, standing: Document) -> Update:
+            return statements.unset_metadata(session, keys, standing["metadata_changes"], now())
+
+        self.guarded(session, write, {"metadata_changes": statements.METADATA_CHANGES_SO_FAR})
 
     def read_metadata(self, session_id: str) -> MetadataAsRead | None:
         """Return a session's metadata as it is stored on the primary, and of which life of it.
@@ -584,37 +595,33 @@ class SessionStore:
             AgentNotFoundError: The session has no such agent.
             MessageNotFoundError: The agent has no such message.
         """
-
-        def explained(found: Document) -> bool:
-            return bool(found["stored"] or found["full"] or not found["linked"])
-
-        while standing := self.guarded(
-            session,
-            statements.add_feedback(session, feedback, link, moment),
-            statements.feedback_projection(feedback, link),
-            explained,
-        ):
+        session_id, keys = session.session_id, [] if link is None else [link.agent_key]
+        sent = False
+        for _ in attempts(f"session_id={session_id!r}: a feedback could not be stored"):
+            standing = self._standing(session, statements.feedback_projection(feedback, link), keys)
+            incarnation = standing["incarnation"]
             if standing["stored"]:
                 return
+            if sent and standing["archived"] and self.history.has_feedback(session_id, incarnation, feedback):
+                return  # It was stored, its answer was lost, and others came that moved it into the history.
             if link is not None and not standing["linked"]:
-                if not standing["exists"]:
-                    raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {link.agent_key!r}")
-                if "message_count" not in standing:
-                    self.adopt(session.session_id, [link.agent_key])
-                    continue
                 message_id = link.message_id
-                if message_id is None or not self._archived(session.session_id, link.agent_key, message_id, standing):
+                if not standing["exists"]:
+                    raise AgentNotFoundError(f"session_id={session_id!r} has no agent {link.agent_key!r}")
+                if message_id is None or not self._archived(session_id, link.agent_key, message_id, standing):
                     raise MessageNotFoundError(
-                        f"session_id={session.session_id!r}, agent {link.agent_key!r} has no message_id={message_id}"
+                        f"session_id={session_id!r}, agent {link.agent_key!r} has no message_id={message_id}"
                     )
                 # Messages do not go away while this life of the session lasts.
-                link = link._replace(message_id=None)
-                session = session._replace(incarnation=standing["incarnation"])
-                continue
-            if standing.get("incarnation") is None:
-                self.adopt(session.session_id, [])
-                continue
-            self.archiver.archive_feedbacks(session.session_id, standing["incarnation"])
+                link, session = link._replace(message_id=None), here(session, standing)
+            elif standing["full"]:
+                self.archiver.archive_feedbacks(session_id, incarnation)
+            else:
+                self._see_to_expiry(session, standing)
+                sent = True
+                update = statements.add_feedback(here(session, standing), feedback, link, standing["count"], moment)
+                if self.update(update):
+                    return
 
     def get_feedbacks(self, session_id: str) -> list[Document]:
         """Return a session's feedbacks, decoded, oldest first."""
@@ -644,72 +651,94 @@ class SessionStore:
         document = self.find_plain(statements.live(session_id), {"_id": 0, "guardrail_events": 1})
         return (document or {}).get("guardrail_events") or []
 
-    def put_multi_agent(self, session: SessionRef, multi_agent_id: str, state: Any) -> None:
-        """Store the state of a graph or swarm, of one that is stored already or of a new one."""
-        is_there = {"exists": {"$ne": [{"$type": statements.multi_agent_state_expression(multi_agent_id)}, "missing"]}}
-        for create in itertools.cycle((False, True)):
-            update = statements.multi_agent(session, multi_agent_id, state, now(), create=create)
-            if self.guarded(session, update, is_there, lambda found, new=create: found["exists"] == new) is None:  # type: ignore[misc]
-                return
+    def put_multi_agent(
+        self, session: SessionRef, multi_agent_id: str, state: Any, known: MultiAgentAsRead | None = None
+    ) -> MultiAgentAsRead:
+        """Store the state of a graph or swarm, of one that is stored already or of a new one.
 
-    def read_multi_agent(self, session_id: str, multi_agent_id: str) -> Any:
-        """Return the stored state of a graph or swarm, decoded, or None."""
-        state = statements.multi_agent_state_expression(multi_agent_id)
-        document = self.find_one(statements.live(session_id), {"_id": 0, "state": state})
-        return None if document is None else document.get("state")
+        Args:
+            session: Whose.
+            multi_agent_id: Of which graph or swarm.
+            state: Its state, encoded.
+            known: What was last read or stored of it, if that is known: then one command will do.
+
+        Returns:
+            What is stored of it now.
+        """
+        changes: int | None = None
+
+        def write(session: SessionRef, standing: Document) -> Update:
+            nonlocal changes
+            changes = standing["changes"]
+            return statements.multi_agent(session, multi_agent_id, state, changes, now())
+
+        as_known = None if known is None else {"incarnation": session.incarnation, "changes": known.changes}
+        self.guarded(session, write, statements.multi_agent_projection(multi_agent_id), known=as_known)
+        return MultiAgentAsRead(state, 0 if changes is None else changes + 1)
+
+    def read_multi_agent(self, session_id: str, multi_agent_id: str) -> MultiAgentAsRead:
+        """Return the stored state of a graph or swarm, decoded; None if it is not stored."""
+        projection = {
+            "_id": 0,
+            "state": statements.multi_agent_state_expression(multi_agent_id),
+            **statements.multi_agent_projection(multi_agent_id),
+        }
+        document = self.find_one(statements.live(session_id), projection) or {}
+        return MultiAgentAsRead(document.get("state"), document.get("changes"))
 
     def guarded(
         self,
         session: SessionRef,
-        update: Update,
-        condition: Document | None = None,
-        settled: Callable[[Document], bool] = lambda _: True,
+        write: Callable[[SessionRef, Document], Update],
+        needed: Document | None = None,
+        settled: Callable[[Document], bool] = lambda _: False,
+        *,
+        known: Document | None = None,
+        agent_keys: Sequence[str] = (),
     ) -> Document | None:
-        """Send an update; return None if it was applied.
+        """Read how a session stands and send the update that is right for that; return None if it was applied.
+
+        Such an update matches only as long as the session stands so. One that arrives late, behind a newer one, changes
+        nothing; one that was applied while its answer was lost does not match when it is sent again, and what is read
+        then tells.
 
         Args:
             session: Whose.
-            update: The update. It is sent again until it matches, or its condition says why it does not.
-            condition: Projection of what, besides the session, the update's filter depends on.
-            settled: Whether how things stand explains that the update did not match.
+            write: Makes the update, for the life of the session that was read, from how things stand.
+            needed: Projection of what, besides ``statements.STANDING``, the update depends on.
+            settled: Whether how things stand says that the update is not to be sent, or was applied.
+            known: How things stand as far as ``write`` needs it, if that is known: then nothing is read at first.
+            agent_keys: Agents whose counters the update depends on.
 
         Returns:
-            None, or how things stand, as ``condition`` projects it.
+            None, or how things stand, as ``needed`` projects it.
 
         Raises:
             SessionNotFoundError: There is no such session.
             SessionBusyError: Somebody holds its lease.
         """
-        for times in range(_MAX_REBASES):
-            if self.update(update):
+        for _ in attempts(f"session_id={session.session_id!r}"):
+            if known is None:
+                standing = self._standing(session, needed or {}, agent_keys)
+                if settled(standing):
+                    return standing
+                self._see_to_expiry(session, standing)
+            else:
+                standing, known = known, None
+            if self.update(write(here(session, standing), standing)):
                 return None
-            standing = self._explain(session, {**statements.STANDING, **(condition or {})})
-            if condition is not None and settled(standing):
-                return standing
-            # Only a lease had stood in the way, and has ended since; or its expiry.
-            self._see_to_expiry(session, standing)
-            back_off(times)
-        raise SessionConflictError(f"session_id={session.session_id!r}: an update matched nothing and nothing says why")
+        raise AssertionError  # `attempts` never ends without an error.
 
     def update(self, update: Update) -> bool:
         """Send an update and return whether it matched."""
         return bool(self._send(update).matched_count)
 
-    def _find_and_update(self, update: Update, projection: Mapping[str, Any]) -> Document | None:
-        """Send an update; return what it changed, as stored before, or None if it did not match."""
-        found: Document | None = self._with_room(
-            update,
-            lambda: self.collection.find_one_and_update(
-                update.filter, update.update, projection, array_filters=update.array_filters
-            ),
-        )
-        return found
-
-    def _send(self, update: Update, *, upsert: bool = False) -> UpdateResult:
+    def _send(
+        self, update: Update, *, upsert: bool = False, driver_session: ClientSession | None = None
+    ) -> UpdateResult:
         which, changes, array_filters = update
-        return self._with_room(
-            update, partial(self._writes.update_one, which, changes, upsert=upsert, array_filters=array_filters)
-        )
+        options: Any = {"upsert": upsert, "array_filters": array_filters, "session": driver_session}
+        return self._with_room(update, partial(self._writes.update_one, which, changes, **options))
 
     def _with_room(self, update: Update, send: Callable[[], T]) -> T:
         """Send an update until its outcome is known; where the document has no room for it, make some.
@@ -717,7 +746,7 @@ class SessionStore:
         Raises:
             UnstorableValueError: Even without any message there is no room for it. Nothing of it was written.
         """
-        while True:
+        for _ in attempts(f"session_id={update.filter['_id']!r}: no room could be made"):
             try:
                 return until_known(send)
             except (WriteError, DocumentTooLarge) as error:
@@ -727,6 +756,7 @@ class SessionStore:
                     raise UnstorableValueError(
                         f"session_id={update.filter['_id']!r} has no room for this: MongoDB holds 16 MB in a document"
                     ) from error
+        raise AssertionError  # `attempts` never ends without an error.
 
     def commit_id_at(self, session: SessionRef, key: str, message_id: int, standing: Document) -> ObjectId | None:
         """Return the id of the commit that stored a message, given how things stand at its position."""
@@ -740,9 +770,40 @@ class SessionStore:
             return None
         return self.history.read_message(session_id, standing["incarnation"], key, message_id)
 
-    def _explain(self, session: SessionRef, projection: Mapping[str, Any] = statements.STANDING) -> Document:
-        """Read why a write did not match; raise the error for it, or return how things stand."""
-        standing = self.find_one({"_id": session.session_id}, statements.unless_expired(projection))
+    def _standing(
+        self,
+        session: SessionRef,
+        needed: Mapping[str, Any] | None = None,
+        agent_keys: Sequence[str] = (),
+        *,
+        whose_lease_it_is: bool = True,
+    ) -> Document:
+        """Read how a session stands that this writer may write to; an older document gets what it lacks first.
+
+        Args:
+            session: Whose.
+            needed: Projection of what is wanted besides ``statements.STANDING``.
+            agent_keys: Agents that must have their counters.
+            whose_lease_it_is: Whether it matters who holds the session's lease.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            SessionBusyError: Somebody holds its lease.
+        """
+        for _ in attempts(f"session_id={session.session_id!r}: its counters could not be added"):
+            standing = self._explain(session, needed or {}, whose_lease_it_is=whose_lease_it_is)
+            lacks_counters = standing.get("exists") and "message_count" not in standing
+            if standing.get("incarnation") is not None and not lacks_counters:
+                return standing
+            self.adopt(session.session_id, agent_keys)
+        raise AssertionError  # `attempts` never ends without an error.
+
+    def _explain(
+        self, session: SessionRef, projection: Mapping[str, Any], *, whose_lease_it_is: bool = True
+    ) -> Document:
+        """Read why a write did not match; raise the error for it, or return how things stand, as it is stored."""
+        wanted = statements.unless_expired({**statements.STANDING, **projection})
+        standing = self.find_plain({"_id": session.session_id}, wanted)
         if standing is None:
             raise SessionNotFoundError(f"session_id={session.session_id!r} does not exist")
         if session.incarnation is not None and standing.get("incarnation") != session.incarnation:
@@ -751,8 +812,9 @@ class SessionStore:
             )
         if standing["expired"]:
             raise _expired(session)
-        lease = standing.get("lease")
-        left = (lease["expires_at"] - standing["now"]).total_seconds() if lease else 0.0
+        lease, left = standing.get("lease"), _lease_seconds(standing)
+        if not whose_lease_it_is:
+            return standing
         if session.lease_token is not None and (lease is None or lease["token"] != session.lease_token or left <= 0):
             raise SessionBusyError(f"session_id={session.session_id!r}: the lease of this manager has run out")
         if session.lease_token is None and left > 0:
@@ -780,7 +842,7 @@ class SessionStore:
         if self.update(statements.announce_parts(session_id, standing, until)):
             self.history.keep(session_id, standing["incarnation"], until)
             self.blobs.keep_session(session_id, standing["incarnation"], until, standing["now"])
-            if standing["indexed"]:
+            if standing["any_indexed"]:
                 self.search.keep(session_id, standing["incarnation"], until)
             self.update(statements.promise_parts(session_id, standing, until))
 
@@ -813,11 +875,7 @@ class SessionStore:
         """
         if not blobs.blobs:
             return session
-        incarnation = session.incarnation
-        while incarnation is None:
-            incarnation = self._explain(session).get("incarnation")
-            if incarnation is None:
-                self.adopt(session.session_id, [])
+        incarnation = session.incarnation or self._standing(session)["incarnation"]
         owner: BlobOwner = {
             "session": session.session_id,
             "incarnation": incarnation,
@@ -826,15 +884,29 @@ class SessionStore:
         }
         self.blobs.upload(blobs, owner)
         if session.ttl is not None:
-            # Their expiry is read now that they are stored: whoever moves the parts on after that finds them.
-            which = statements.life(session.session_id, incarnation)
+            self._keep_as_long_as_promised(session, incarnation, blobs.uploaded)
+        return session._replace(incarnation=incarnation)
+
+    def _keep_as_long_as_promised(self, session: SessionRef, incarnation: ObjectId, file_ids: set[ObjectId]) -> None:
+        """Let files that were just stored expire no sooner than the session promises of its parts.
+
+        Whoever moves the parts on says so first, and leaves alone what has no expiry yet. So it is read again once they
+        have theirs: if it still says the same, whoever moves them on from here finds them with it.
+        """
+        which = statements.life(session.session_id, incarnation)
+        kept: datetime | None = None
+        for _ in attempts(f"session_id={session.session_id!r}: its blobs could not be kept"):
             standing = self.find_raw(which, {"parts_expire_at": 1, "parts_moving_to": 1})
             if standing is None:
-                self.delete_blobs(blobs.uploaded)
-                self._explain(session)
-            elif (until := expiry_of_new_parts(standing)) is not None:
-                self.blobs.keep(blobs.uploaded, until)
-        return session._replace(incarnation=incarnation)
+                self.delete_blobs(file_ids)
+                self._explain(session, {})
+                raise _expired(session)
+            until = expiry_of_new_parts(standing)
+            if until == kept:
+                return
+            assert until is not None  # What was promised is never taken back.
+            self.blobs.keep(file_ids, until)
+            kept = until
 
     def sweep(self, older_than_seconds: float) -> int:
         """Remove blobs that nobody names, and segments and search documents of lives that are over; return how many."""
@@ -888,13 +960,13 @@ class SessionStore:
         Raises:
             SessionNotFoundError: The session was deleted.
         """
-        if self.update(statements.take_lease(session, owner, token, seconds)):
-            return None
-        try:
-            self._explain(session)
-        except SessionBusyError as busy:
-            return busy.retry_after or 0.0
-        return 0.0
+        for _ in attempts(f"session_id={session.session_id!r}: its lease could not be taken"):
+            standing = self._standing(session, {"leases": statements.LEASES_SO_FAR}, whose_lease_it_is=False)
+            if (left := _lease_seconds(standing)) > 0:
+                return None if standing["lease"]["token"] == token else left
+            if self.update(statements.take_lease(here(session, standing), owner, token, seconds, standing["leases"])):
+                return None
+        raise AssertionError  # `attempts` never ends without an error.
 
     def release_lease(self, session_id: str, token: str) -> None:
         """Give a lease back, if it is still this one."""
@@ -905,6 +977,23 @@ def now() -> datetime:
     """Return the time as MongoDB keeps it."""
     moment = datetime.now(timezone.utc)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def here(session: SessionRef, standing: Mapping[str, Any]) -> SessionRef:
+    """Return the session, of the life that was read: no later one is meant."""
+    return session._replace(incarnation=standing["incarnation"])
+
+
+def _lease_seconds(standing: Mapping[str, Any]) -> float:
+    """Return for how many seconds the lease of a session still runs, by the server's clock."""
+    lease = standing.get("lease")
+    return (lease["expires_at"] - standing["now"]).total_seconds() if lease else 0.0
+
+
+def _unnamed(messages: Sequence[Document], body: Document) -> set[ObjectId]:
+    """Return the files that messages name, as they were before, and no longer where ``body`` replaced parts of them."""
+    left = statements.left_by_rewriting(messages, body)
+    return blob_files(messages).keys() - blob_files([body, *left]).keys()
 
 
 def _expired(session: SessionRef) -> SessionNotFoundError:
@@ -928,6 +1017,7 @@ def _stored_agent(found: Document | None) -> StoredAgent:
     return StoredAgent(
         agent_data=found.get("agent_data", {}),
         message_count=int(found["message_count"]),
+        changes=int(found["changes"]),
         window_offset=max(embedded.removed, embedded.archived),
         window=found["window"],
         embedded=embedded,

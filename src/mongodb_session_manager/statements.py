@@ -132,6 +132,7 @@ class Commit:
     Attributes:
         key: The agent's key in the document.
         position: The ``message_id`` the first message is to get; it guards the update.
+        changes: The agent's ``changes`` so far; it guards an update that appends nothing.
         messages: Stored messages without their ``message_id``, oldest first.
         creates: The agent's whole ``agent_data`` if the agent is not stored yet, else None.
         fields: Fields of ``agent_data`` that have changed, since it was created here or read, encoded.
@@ -147,6 +148,7 @@ class Commit:
     fields: Document = field(default_factory=dict)
     totals: Sequence[Totals] = ()
     guardrail_events: Sequence[tuple[int, Document]] = ()
+    changes: int = 0
     commit_id: ObjectId = field(default_factory=ObjectId)
 
     @property
@@ -179,9 +181,11 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
         for name, value in work.fields.items():
             changed[f"{agent}.agent_data.{name}"] = value
         if not messages:
-            return session.write(now, {"$set": changed}, {agent: {"$exists": True}})
+            return change_agent(session, work.key, changed, work.changes, now)
         increments, maxima = summed(work.totals, f"{agent}.usage.")
         increments[f"{agent}.message_count"] = len(messages)
+        if work.fields:
+            increments[f"{agent}.changes"] = 1
         update = {"$set": changed, "$push": {f"{agent}.messages": {"$each": messages}}, "$inc": increments}
         if maxima:
             update["$max"] = maxima
@@ -193,61 +197,89 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
     return session.write(now, update, conditions)
 
 
-def rewrite(
-    session: SessionRef,
-    key: str,
-    message_id: int,
-    body: Mapping[str, Any],
-    now: datetime,
-    tracking_id: str | None = None,
-    guardrail_event: Document | None = None,
-) -> Update:
-    """Return the update that replaces parts of a stored message where it stands.
+@dataclass
+class Rewrite:
+    """What replaces parts of a stored message, where it stands, and perhaps of its twins.
+
+    Attributes:
+        key: The agent's key in the document.
+        message_id: The message's id.
+        body: Fields to replace; what it does not name (times, metrics, ids) is kept.
+        tracking_id: Which message it is, where that is known: another one under this ``message_id``, as there may be
+            after the store went back to an earlier state, is left alone.
+        twins: Whether every message with this ``tracking_id`` is meant: a retried prompt may stand there twice.
+        guardrail_event: An intervention to list in the session, once.
+        unnamed: Files that the messages have named before; found while they are replaced.
+    """
+
+    key: str
+    message_id: int
+    body: Document
+    tracking_id: str | None = None
+    twins: bool = False
+    guardrail_event: Document | None = None
+    unnamed: set[ObjectId] = field(default_factory=set)
+
+    def condition(self, prefix: str = "") -> Document:
+        """Return the condition that the messages meet which are meant, on their fields, with a prefix."""
+        if self.tracking_id is None:
+            return {f"{prefix}message_id": self.message_id}
+        nameless: Document = {f"{prefix}message_id": self.message_id, f"{prefix}tracking_id": None}
+        tracked: Document = {f"{prefix}tracking_id": self.tracking_id}
+        if not self.twins:
+            tracked[f"{prefix}message_id"] = self.message_id
+        return {"$or": [tracked, nameless]}
+
+    def found_in(self, messages: Any) -> Document:
+        """Return the expression for those of these messages that meet ``condition``."""
+        is_there: Document = {"$eq": ["$$m.message_id", self.message_id]}
+        if self.tracking_id is not None:
+            nameless = {"$and": [is_there, {"$eq": [{"$ifNull": ["$$m.tracking_id", None]}, None]}]}
+            tracked: Document = {"$eq": ["$$m.tracking_id", {"$literal": self.tracking_id}]}
+            is_there = {"$or": [tracked if self.twins else {"$and": [tracked, is_there]}, nameless]}
+        return {"$filter": {"input": messages, "as": "m", "cond": is_there}}
+
+
+def rewrite(session: SessionRef, work: Rewrite, standing: Mapping[str, Any], now: datetime) -> Update:
+    """Return the update that replaces parts of messages in the session document, as they were just read.
+
+    Where the message is archived, it says who may replace it there: the next number of ``edits`` is this writer's.
 
     Args:
         session: Whose.
-        key: The agent's key.
-        message_id: Which message.
-        body: Fields to replace; what it does not name (times, metrics, ids) is kept.
-        now: The message's new ``updated_at``.
-        tracking_id: Every message with this id as well: a retried prompt may stand in the conversation twice.
-        guardrail_event: An intervention to list in the session. Where it is listed already, the update does not match.
+        work: What is replaced, of which messages.
+        standing: How things stand, as ``rewrite_projection`` has it. They must still stand so: nobody has changed,
+            appended or archived a message since, and nobody has begun to copy messages into the search.
+        now: The messages' new ``updated_at``.
     """
-    agent = f"agents.{key}"
-    changes, array_filters = _rewriting(f"{agent}.messages", message_id, body, now, tracking_id)
+    agent = f"agents.{work.key}"
+    message_ids = [message["message_id"] for message in standing["messages"]]
+    changes, array_filters = _rewriting(f"{agent}.messages", work, message_ids, standing["edits"] + 1, now)
     changes["$set"][f"{agent}.updated_at"] = now
     changes["$inc"] = {f"{agent}.edits": 1, f"{agent}.rewrites": 1}
-    is_there = {f"{agent}.messages.message_id": message_id, **_not_listed(guardrail_event)}
-    if guardrail_event is not None:
-        _list_interventions(changes, [_intervention(key, message_id, guardrail_event)])
-    return session.write(now, changes, is_there, array_filters)
+    conditions: Document = {f"{agent}.message_count": standing["message_count"]}
+    for name in ("edits", "archived_count"):
+        conditions.update(counter_is(f"{agent}.{name}", standing[name]))
+    conditions[f"{agent}.indexed"] = {"$exists": "indexed" in standing}
+    if work.guardrail_event is not None:
+        conditions["guardrail_events.id"] = {"$ne": work.guardrail_event["id"]}
+        _list_interventions(changes, [_intervention(work.key, work.message_id, work.guardrail_event)])
+    return session.write(now, changes, conditions, array_filters)
 
 
-def edit_archived(
-    session: SessionRef, key: str, message_id: int, now: datetime, guardrail_event: Document | None = None
-) -> Update:
-    """Return the update that announces the change of a message that is archived, if the writer may make it.
-
-    Arguments as for ``rewrite``.
-    """
-    agent = f"agents.{key}"
-    changes: Document = {"$set": {f"{agent}.updated_at": now}, "$inc": {f"{agent}.edits": 1, f"{agent}.rewrites": 1}}
-    is_there = {f"{agent}.archived_count": {"$gt": 0}, **_not_listed(guardrail_event)}
-    if guardrail_event is not None:
-        _list_interventions(changes, [_intervention(key, message_id, guardrail_event)])
-    return session.write(now, changes, is_there)
-
-
-def listed_projection(guardrail_event: Document | None) -> Document:
-    """Return the projection that tells whether an intervention is listed in the session."""
-    if guardrail_event is None:
-        return {}
-    ids = {"$cond": [{"$isArray": "$guardrail_events.id"}, "$guardrail_events.id", []]}
-    return {"listed": {"$in": [guardrail_event["id"], ids]}}
-
-
-def _not_listed(guardrail_event: Document | None) -> Document:
-    return {} if guardrail_event is None else {"guardrail_events.id": {"$ne": guardrail_event["id"]}}
+def rewrite_projection(work: Rewrite) -> Document:
+    """Return the projection of how things stand for ``rewrite``, with the messages that are meant, as stored."""
+    agent = f"$agents.{work.key}"
+    projection = {
+        **agent_projection(work.key),
+        **indexing_standing(work.key),
+        "archived_count": _number(f"{agent}.archived_count"),
+        "messages": work.found_in(_messages(agent)),
+    }
+    if work.guardrail_event is not None:
+        ids = {"$cond": [{"$isArray": "$guardrail_events.id"}, "$guardrail_events.id", []]}
+        projection["listed"] = {"$in": [work.guardrail_event["id"], ids]}
+    return projection
 
 
 def _intervention(key: str, message_id: int, guardrail_event: Document) -> Document:
@@ -261,22 +293,11 @@ def _list_interventions(update: Document, interventions: list[Document]) -> None
 
 
 def rewrite_in_segment(
-    segment: Document, message_id: int, body: Mapping[str, Any], now: datetime, tracking_id: str | None
+    segment: Document, work: Rewrite, message_ids: Sequence[int], edit: int, now: datetime
 ) -> Update:
-    """Return the update of a segment that replaces parts of a message in it; arguments as for ``rewrite``."""
-    changes, array_filters = _rewriting("messages", message_id, body, now, tracking_id)
+    """Return the update of a segment that replaces parts of messages in it; those that were replaced later stay."""
+    changes, array_filters = _rewriting("messages", work, message_ids, edit, now)
     return Update({"_id": segment}, changes, array_filters)
-
-
-def rewritten_projection(key: str, message_id: int, tracking_id: str | None) -> Document:
-    """Return the projection of the messages that ``rewrite`` replaces, and of what ``indexing_standing`` has."""
-    messages = _rewritten(_messages(f"$agents.{key}"), message_id, tracking_id)
-    return {**indexing_standing(key), "messages": messages}
-
-
-def rewritten_in_segment_projection(message_id: int, tracking_id: str | None) -> Document:
-    """Return the projection of the messages that ``rewrite_in_segment`` replaces, and of the mark of a feeder."""
-    return {"messages": _rewritten("$messages", message_id, tracking_id), "indexed": 1}
 
 
 def left_by_rewriting(messages: Iterable[Document], body: Mapping[str, Any]) -> list[Document]:
@@ -285,23 +306,17 @@ def left_by_rewriting(messages: Iterable[Document], body: Mapping[str, Any]) -> 
     return [{k: v for k, v in message.items() if k not in gone} for message in messages]
 
 
-def _rewritten(messages: Any, message_id: int, tracking_id: str | None) -> Document:
-    which: Document = {"$eq": ["$$m.message_id", message_id]}
-    if tracking_id is not None:
-        which = {"$or": [which, {"$eq": ["$$m.tracking_id", {"$literal": tracking_id}]}]}
-    return {"$filter": {"input": messages, "as": "m", "cond": which}}
-
-
 def _rewriting(
-    messages: str, message_id: int, body: Mapping[str, Any], now: datetime, tracking_id: str | None
+    messages: str, work: Rewrite, message_ids: Sequence[int], edit: int, now: datetime
 ) -> tuple[dict[str, Document], list[Document]]:
-    which: Document = {"m.message_id": message_id}
-    if tracking_id is not None:
-        which = {"$or": [which, {"m.tracking_id": tracking_id}]}
-    changed = {f"{messages}.$[m].{name}": value for name, value in body.items()}
+    # A command that arrives late meets messages with a higher `edit`.
+    earlier = {"$or": [{"m.edit": {"$exists": False}}, {"m.edit": {"$lt": edit}}]}
+    which: Document = {"$and": [{"m.message_id": {"$in": list(message_ids)}}, work.condition("m."), earlier]}
+    changed = {f"{messages}.$[m].{name}": value for name, value in work.body.items()}
     changed[f"{messages}.$[m].updated_at"] = now
+    changed[f"{messages}.$[m].edit"] = edit
     # `message` is where older documents keep role and content.
-    removed = {f"{messages}.$[m].{name}": "" for name in ("message", "extra") if name not in body}
+    removed = {f"{messages}.$[m].{name}": "" for name in ("message", "extra") if name not in work.body}
     return {"$set": changed, "$unset": removed}, [which]
 
 
@@ -325,12 +340,23 @@ def late_metrics(
     return session.write(now, update, {f"{agent}.messages": {"$elemMatch": lacking}}, [{"m.message_id": message_id}])
 
 
-def agent_fields(session: SessionRef, key: str, fields: Mapping[str, Any], now: datetime) -> Update:
-    """Return the update that replaces fields of a stored agent."""
+def agent_fields(session: SessionRef, key: str, fields: Mapping[str, Any], changes: int, now: datetime) -> Update:
+    """Return the update that replaces fields of a stored agent whose record was changed so often before."""
     agent = f"agents.{key}"
     changed = {f"{agent}.agent_data.{name}": value for name, value in fields.items()}
-    changed[f"{agent}.updated_at"] = now
-    return session.write(now, {"$set": changed}, {agent: {"$exists": True}})
+    return change_agent(session, key, {**changed, f"{agent}.updated_at": now}, changes, now)
+
+
+def change_agent(session: SessionRef, key: str, changed: Document, changes: int, now: datetime) -> Update:
+    """Return the update that changes an agent's record, once: if it was changed so often before."""
+    agent = f"agents.{key}"
+    is_as_known = {agent: {"$exists": True}, **counter_is(f"{agent}.changes", changes)}
+    return session.write(now, {"$set": changed, "$inc": {f"{agent}.changes": 1}}, is_as_known)
+
+
+def counter_is(path: str, value: int) -> Document:
+    """Return the condition that a counter has this value. In an older document it may be missing, which is 0."""
+    return {path: value if value else {"$in": [0, None]}}
 
 
 def append_message(session: SessionRef, key: str, message: Document, now: datetime) -> Update:
@@ -344,22 +370,44 @@ def append_message(session: SessionRef, key: str, message: Document, now: dateti
     return session.write(now, changes, {f"{agent}.message_count": {"$lte": message["message_id"]}})
 
 
-def multi_agent(session: SessionRef, multi_agent_id: str, state: Any, now: datetime, *, create: bool) -> Update:
-    """Return the update that stores the state of a graph or swarm: of a new one, or of a stored one."""
+def multi_agent(session: SessionRef, multi_agent_id: str, state: Any, changes: int | None, now: datetime) -> Update:
+    """Return the update that stores the state of a graph or swarm.
+
+    Args:
+        session: Whose.
+        multi_agent_id: Of which graph or swarm.
+        state: Its state, encoded.
+        changes: How often its state was changed before; None: it is not stored yet.
+        now: The time of the change.
+    """
     entry = f"multi_agents.{encode_key(multi_agent_id)}"
-    if create:
-        changed: Document = {entry: {"state": state, "created_at": now, "updated_at": now}}
-    else:
-        changed = {f"{entry}.state": state, f"{entry}.updated_at": now}
-    return session.write(now, {"$set": changed}, {entry: {"$exists": not create}})
+    if changes is None:
+        new = {"state": state, "created_at": now, "updated_at": now, "changes": 0}
+        return session.write(now, {"$set": {entry: new}}, {entry: {"$exists": False}})
+    changed = {"$set": {f"{entry}.state": state, f"{entry}.updated_at": now}, "$inc": {f"{entry}.changes": 1}}
+    return session.write(now, changed, {entry: {"$exists": True}, **counter_is(f"{entry}.changes", changes)})
 
 
-def set_metadata(session: SessionRef, metadata: Mapping[str, Any], now: datetime) -> Update:
-    """Return the update that sets these metadata fields and leaves the others."""
+def multi_agent_projection(multi_agent_id: str) -> Document:
+    """Return the projection of how often the state of a graph or swarm was changed: None if it is not stored."""
+    entry = f"$multi_agents.{encode_key(multi_agent_id)}"
+    stored = {"$ne": [{"$type": f"{entry}.state"}, "missing"]}
+    return {"changes": {"$cond": [stored, _number(f"{entry}.changes"), None]}}
+
+
+def set_metadata(session: SessionRef, metadata: Mapping[str, Any], changes: int, now: datetime) -> Update:
+    """Return the update that sets these metadata fields and leaves the others, if they were changed so often before."""
     has_room = {"$lte": [metadata_size_expression(metadata), MAX_METADATA_BYTES]}
     that = {"$and": [has_room, metadata_without_gaps_expression(metadata)]}
     changed = {f"metadata.{key}": value for key, value in metadata.items()}
-    return session.write(now, {"$set": changed}, {}, that=that)
+    return _change_metadata(session, {"$set": changed}, changes, now, that)
+
+
+def _change_metadata(
+    session: SessionRef, change: Document, changes: int, now: datetime, that: Document | None = None
+) -> Update:
+    counted = {**change, "$inc": {"metadata_changes": 1}}
+    return session.write(now, counted, counter_is("metadata_changes", changes), that=that)
 
 
 def metadata_size_expression(metadata: Mapping[str, Any]) -> Document:
@@ -422,9 +470,9 @@ def _index(part: str) -> int | None:
     return int(part) if len(part) < 10 else _INT32_MAX
 
 
-def unset_metadata(session: SessionRef, keys: Iterable[str], now: datetime) -> Update:
-    """Return the update that removes these metadata fields."""
-    return session.write(now, {"$unset": {f"metadata.{key}": "" for key in keys}}, {})
+def unset_metadata(session: SessionRef, keys: Iterable[str], changes: int, now: datetime) -> Update:
+    """Return the update that removes these metadata fields, if they were changed so often before."""
+    return _change_metadata(session, {"$unset": {f"metadata.{key}": "" for key in keys}}, changes, now)
 
 
 METADATA_CHANGES: list[Document] = [
@@ -493,16 +541,17 @@ class MessageLink(NamedTuple):
         return {"$and": [is_there, {"$or": [counted, {"$in": [self.message_id, ids]}]}]}
 
 
-def add_feedback(session: SessionRef, feedback: Document, link: MessageLink | None, now: datetime) -> Update:
-    """Return the update that appends one feedback, if there is room and the one with its ``commit_id`` is not there.
+def add_feedback(
+    session: SessionRef, feedback: Document, link: MessageLink | None, count: int, now: datetime
+) -> Update:
+    """Return the update that appends one feedback, if there are so many before it, archived ones included.
 
-    And if what it is about is there.
+    And if there is room, and what it is about is there.
     """
-    condition: Document = {"$not": _FEEDBACKS_ARE_FULL}
+    conditions: list[Document] = [{"$eq": [_feedback_count(), count]}, {"$not": _FEEDBACKS_ARE_FULL}]
     if link is not None:
-        condition = {"$and": [condition, link.exists()]}
-    new = {"feedbacks.commit_id": {"$ne": feedback["commit_id"]}}
-    return session.write(now, {"$push": {"feedbacks": feedback}}, new, that=condition)
+        conditions.append(link.exists())
+    return session.write(now, {"$push": {"feedbacks": feedback}}, {}, that={"$and": conditions})
 
 
 def feedback_projection(feedback: Document, link: MessageLink | None) -> Document:
@@ -514,9 +563,12 @@ def feedback_projection(feedback: Document, link: MessageLink | None) -> Documen
     if link is not None:
         # Of the agent alone it says as much; no message has the id -1.
         position = position_projection(link.agent_key, -1 if link.message_id is None else link.message_id)
+    commit_ids = {"$cond": [{"$isArray": "$feedbacks.commit_id"}, "$feedbacks.commit_id", []]}
     return {
         **position,
-        "stored": {"$in": [feedback["commit_id"], {"$ifNull": ["$feedbacks.commit_id", []]}]},
+        "count": _feedback_count(),
+        "archived": _number("$feedbacks_archived"),
+        "stored": {"$in": [feedback["commit_id"], commit_ids]},
         "full": _FEEDBACKS_ARE_FULL,
         "linked": {"$literal": True} if link is None else link.exists(),
     }
@@ -531,11 +583,15 @@ _FEEDBACKS_ARE_FULL: Document = {
 }
 
 
+def _feedback_count() -> Document:
+    return {"$add": [_number("$feedbacks_archived"), {"$size": _FEEDBACKS}]}
+
+
 # --- leases: all times are the server's -----------------------------------------------------------------------------
 
 
-def take_lease(session: SessionRef, owner: str, token: str, seconds: float) -> Update:
-    """Return the update that takes the lease if it is free or expired, or renews the one with this token."""
+def take_lease(session: SessionRef, owner: str, token: str, seconds: float, leases: int) -> Update:
+    """Return the update that takes the lease if it is free or expired, and was taken so often before."""
     free = {"$lte": ["$lease.expires_at", "$$NOW"]}
     lease = {
         "owner": {"$literal": owner},
@@ -546,11 +602,11 @@ def take_lease(session: SessionRef, owner: str, token: str, seconds: float) -> U
         {
             "_id": session.session_id,
             "incarnation": session.incarnation,
-            "$or": [{"$expr": free}, {"lease.token": token}],
-            "$expr": NOT_EXPIRED,
+            **counter_is("leases", leases),
+            "$expr": {"$and": [free, NOT_EXPIRED]},
         },
         # $unset first: $set merges into a document that is there.
-        [{"$unset": "lease"}, {"$set": {"lease": lease}}],
+        [{"$unset": "lease"}, {"$set": {"lease": lease, "leases": leases + 1}}],
     )
 
 
@@ -652,6 +708,7 @@ def _agent_window(key: str) -> Document:
     opened = {
         "agent_data": f"{agent}.agent_data",
         "message_count": f"{agent}.message_count",
+        "changes": _number(f"{agent}.changes"),
         "archived_count": "$$archived",
         "removed": "$$removed",
         "embedded": {"$size": "$$messages"},
@@ -691,14 +748,22 @@ ANY_INDEXED: Document = {
 """Expression for whether messages of a session may be in the search."""
 
 
+def agent_projection(key: str) -> Document:
+    """Return the projection that tells how an agent's record stands."""
+    agent = f"$agents.{key}"
+    return {
+        "exists": {"$eq": [{"$type": agent}, "object"]},
+        "changes": _number(f"{agent}.changes"),
+        "message_count": f"{agent}.message_count",
+    }
+
+
 def position_projection(key: str, message_id: int) -> Document:
     """Return the projection that tells a writer whose append did not match how things stand."""
     agent = f"$agents.{key}"
     at_position = {"$filter": {"input": _messages(agent), "as": "m", "cond": {"$eq": ["$$m.message_id", message_id]}}}
     return {
-        **STANDING,
-        "exists": {"$eq": [{"$type": agent}, "object"]},
-        "message_count": f"{agent}.message_count",
+        **agent_projection(key),
         "archived_count": _number(f"{agent}.archived_count"),
         "embedded": {"$ne": [at_position, []]},
         "commit_id": {"$first": {"$map": {"input": at_position, "as": "m", "in": "$$m.commit_id"}}},
@@ -712,7 +777,7 @@ STANDING: Document = {
     "ttl_hours": 1,
     "parts_expire_at": 1,
     "parts_moving_to": 1,
-    "indexed": ANY_INDEXED,
+    "any_indexed": ANY_INDEXED,
     "now": "$$NOW",
 }
 """Projection of what decides whether a write is allowed at all."""
@@ -905,19 +970,11 @@ def segments_of(session_id: str, incarnation: ObjectId) -> Document:
     return {"$gte": {**of_session, "agent": MinKey()}, "$lte": {**of_session, "agent": MaxKey()}}
 
 
-def segment_bounds(tracking_id: str | None) -> Document:
-    """Return the projection of the lowest and the highest ``message_id`` of a segment.
-
-    And of whether it has a message with this ``tracking_id``.
-    """
-    tracked: Any = {"$literal": False}
-    if tracking_id is not None:
-        tracked = {"$in": [{"$literal": tracking_id}, "$messages.tracking_id"]}
-    return {
-        "first_id": {"$first": "$messages.message_id"},
-        "last_id": {"$last": "$messages.message_id"},
-        "tracked": tracked,
-    }
+SEGMENT_BOUNDS: Document = {
+    "first_id": {"$first": "$messages.message_id"},
+    "last_id": {"$last": "$messages.message_id"},
+}
+"""Projection of the lowest and the highest ``message_id`` of a segment."""
 
 
 def segment_page_projection(start: int, stop: int) -> Document:
@@ -1203,3 +1260,10 @@ def _nested(paths: Mapping[str, Any]) -> Document:
             inner = inner.setdefault(parent, {})
         inner[last] = value
     return document
+
+
+METADATA_CHANGES_SO_FAR = _number("$metadata_changes")
+"""Expression for how often a session's metadata was changed."""
+
+LEASES_SO_FAR = _number("$leases")
+"""Expression for how often a session's lease was taken."""

@@ -9,6 +9,7 @@ An ``AgentWork`` is the outbox of one agent and knows how to put messages and ch
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
 import threading
@@ -16,7 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
@@ -28,10 +29,12 @@ from .blobs import PendingBlobs
 from .command_pool import settle
 from .documents import STATES, Document, check_size
 from .encoding import blob_markers, encode, fingerprint, fingerprints, to_bson
-from .errors import UnstorableValueError
+from .errors import MessageNotFoundError, MongoDBSessionError, UnstorableValueError
 from .metrics import Totals
-from .session_store import SessionStore, now
-from .statements import Commit, SessionRef, late_metrics, message_projection
+from .session_store import MultiAgentAsRead, SessionStore, now
+from .statements import Commit, Rewrite, SessionRef, Update, late_metrics, message_projection
+
+logger = logging.getLogger(__name__)
 
 _TRACKING_ID = operator.methodcaller("get", "tracking_id")
 
@@ -56,6 +59,7 @@ class Operation(Protocol):
 
         Raises:
             UnstorableValueError: It can never be stored as it is.
+            MessageNotFoundError: The message that it changes is not stored any more.
         """
 
     def refuse(self) -> bool:
@@ -69,17 +73,19 @@ class Entry:
         message_id: Its id once it is stored.
         body: What is stored of it while it waits.
         source: The live message object it came from.
+        tracking_id: The id that Strands knows it by, as it is stored, if it has one.
         blobs: What of it is too large for the session document, while it waits.
         commit: The operation that carries it while it waits.
         guardrail_events: What is to be listed in the session of it, while it waits.
         totals: What it adds to the agent's running totals, while it waits.
     """
 
-    __slots__ = ("blobs", "body", "commit", "guardrail_events", "message_id", "source", "totals")
+    __slots__ = ("blobs", "body", "commit", "guardrail_events", "message_id", "source", "totals", "tracking_id")
 
-    def __init__(self, message_id: int | None, source: Any) -> None:
+    def __init__(self, message_id: int | None, source: Any, tracking_id: str | None) -> None:
         self.message_id = message_id
         self.source = source
+        self.tracking_id = tracking_id
         self.body: Document = {}
         self.blobs: PendingBlobs | None = None
         self.commit: AppendOperation | None = None
@@ -119,7 +125,7 @@ class AppendOperation:
         work, document = self.work, self.agent.document
         if not self.placed:
             self.placed = True
-            work.position = self.agent.position
+            work.position, work.changes = self.agent.position, self.agent.changes
         if document.bytes + self.bytes > document.make_room_above:
             left = store.archiver.make_room(session.session_id, self.bytes)
             document.bytes = document.bytes if left is None else left
@@ -149,28 +155,38 @@ class AppendOperation:
 
 @dataclass(eq=False)
 class RewriteOperation:
-    """A change of a message that is stored, or will be before this is sent."""
+    """A change of a message that is stored, or will be before this is sent.
 
-    key: str
+    Attributes:
+        entry: Which message.
+        work: What is replaced; its ``message_id`` is known when it is sent.
+        blobs: What of it is too large for the session document.
+        started: As for every operation.
+    """
+
     entry: Entry
-    body: Document
-    tracking_id: str | None = None
+    work: Rewrite
     blobs: PendingBlobs | None = None
-    unnamed: set[ObjectId] = field(default_factory=set)
-    guardrail_event: Document | None = None
     started: bool = False
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Rewrite the message where it stands."""
         if self.entry.message_id is None:
             return  # It was refused.
+        self.work.message_id = self.entry.message_id
         if self.blobs is not None:
-            store.upload(session, self.key, self.entry.message_id, self.blobs)
-        # Kept until they are deleted: what is sent again finds the message as it was rewritten.
-        self.unnamed |= store.rewrite(
-            session, self.key, self.entry.message_id, self.body, now(), self.tracking_id, self.guardrail_event
-        )
-        store.delete_blobs(self.unnamed)
+            store.upload(session, self.work.key, self.entry.message_id, self.blobs)
+        try:
+            store.rewrite(session, self.work, now())
+        except MessageNotFoundError:
+            if not self.work.twins:
+                raise
+            # Stored nowhere, so nothing is left to redact: the store went back to a state before the message.
+            logger.warning(
+                "session_id=<%s>, message_id=<%s> | not stored any more: nothing to redact",
+                session.session_id,
+                self.entry.message_id,
+            )
 
     def refuse(self) -> bool:
         """Drop it."""
@@ -192,14 +208,17 @@ class LateMetricsOperation:
         """Store the metrics, unless the message has some by now."""
         if self.entry.message_id is None:
             return  # It was refused.
-        update = late_metrics(session, self.key, self.entry.message_id, self.metrics, self.totals, now(), self.before)
-        there = message_projection(self.key, self.entry.message_id)
+        message_id = self.entry.message_id
+
+        def write(session: SessionRef, _: Document) -> Update:
+            return late_metrics(session, self.key, message_id, self.metrics, self.totals, now(), self.before)
 
         def settled(found: Document) -> bool:
+            # It has other metrics by now, or is gone; or else only a lease had stood in the way.
             return all(message.get("event_loop_metrics") != self.before for message in found["messages"])
 
-        # It has other metrics by now, or is gone; or else only a lease had stood in the way.
-        store.guarded(session, update, there, settled)
+        known = {"incarnation": session.incarnation}
+        store.guarded(session, write, message_projection(self.key, message_id), settled, known=known)
 
     def refuse(self) -> bool:
         """Drop it."""
@@ -210,7 +229,7 @@ class LateMetricsOperation:
 class MultiAgentOperation:
     """The state of a graph or swarm, as a whole."""
 
-    multi_agent_id: str
+    outbox: MultiAgentWork
     state: Any
     blobs: PendingBlobs
     started: bool = False
@@ -218,7 +237,8 @@ class MultiAgentOperation:
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the state."""
         store.upload(session, "", None, self.blobs)
-        store.put_multi_agent(session, self.multi_agent_id, self.state)
+        work = self.outbox
+        work.stored = store.put_multi_agent(session, work.multi_agent_id, self.state, work.stored)
 
     def refuse(self) -> bool:
         """Drop it."""
@@ -387,7 +407,7 @@ class Outbox:
 
     def _drain(self, under_way: _UnderWay) -> BaseException | None:
         """Send until the queue is empty or something fails; return why it failed, and tell whoever waits."""
-        refused: UnstorableValueError | None = None
+        refused: MongoDBSessionError | None = None
         failure: BaseException | None = None
         try:
             while True:
@@ -406,7 +426,8 @@ class Outbox:
                     operation.started = True
                 try:
                     operation.send(self._store, self._session())
-                except UnstorableValueError as error:
+                except (UnstorableValueError, MessageNotFoundError) as error:
+                    # It can never be stored. (The latter: what was to be replaced is not there any more.)
                     refused = refused or error
                     if operation.refuse():
                         continue
@@ -421,6 +442,23 @@ class Outbox:
         under_way.is_over(failure)
         self._sent()
         return failure
+
+
+class MultiAgentWork(Outbox):
+    """The unit of work of a graph or swarm.
+
+    Attributes:
+        multi_agent_id: Its id.
+        stored: What is stored of it, as far as this process knows.
+        staged: Its state as it was staged last, or read, as a fingerprint.
+    """
+
+    stored: MultiAgentAsRead | None = None
+    staged: bytes | None = None
+
+    def __init__(self, multi_agent_id: str, *args: Any) -> None:
+        super().__init__(*args)
+        self.multi_agent_id = multi_agent_id
 
 
 def _completed(body: Document, guardrail_event: Document, completed: Document) -> Document:
@@ -447,6 +485,7 @@ class AgentWork(Outbox):
         agent_id: The agent.
         key: Its key in the session document.
         position: The ``message_id`` that is next, as far as this process knows.
+        changes: How often the agent's record was changed, as far as this process knows.
         last: The message that was appended last.
         rebase: Whether new commits append behind what others have stored meanwhile.
         embedded: What the agent has in the session document.
@@ -462,6 +501,7 @@ class AgentWork(Outbox):
     indexed = -1
     rebase = True
     position = 0
+    changes = 0
     last: Entry | None = None
     _last_restored: Entry | None = None
     _state: Any = None
@@ -509,7 +549,7 @@ class AgentWork(Outbox):
     ) -> Entry:
         """Put a message of ``size`` bytes, besides its blobs, into the next commit."""
         body["created_at"] = datetime.now(timezone.utc)
-        entry = Entry(None, source)
+        entry = Entry(None, source, body.get("tracking_id"))
         entry.body, entry.totals, entry.blobs = body, totals, blobs
         if guardrail_event is not None:
             entry.guardrail_events = (guardrail_event,)
@@ -518,8 +558,8 @@ class AgentWork(Outbox):
             operation.entries.append(entry)
             operation.bytes += size
         self.last = entry
-        if tracking_id := body.get("tracking_id"):
-            self._known.setdefault(tracking_id, []).append(entry)
+        if entry.tracking_id:
+            self._known.setdefault(entry.tracking_id, []).append(entry)
         self._fill()
         return entry
 
@@ -528,7 +568,7 @@ class AgentWork(Outbox):
         self._restored = list(zip(message_ids, messages, strict=True))
         self._restored_ids = set(map(_TRACKING_ID, messages))
         if messages:
-            self.last = self._last_restored = Entry(message_ids[-1], messages[-1])
+            self.last = self._last_restored = Entry(message_ids[-1], messages[-1], messages[-1].get("tracking_id"))
 
     def known(self, tracking_id: str | None) -> list[Entry]:
         """Return the known messages with this ``tracking_id``, oldest first."""
@@ -538,25 +578,37 @@ class AgentWork(Outbox):
             self._restored_ids.remove(tracking_id)
             last = self._last_restored
             entries = [
-                last if last is not None and source is last.source else Entry(message_id, source)
+                last if last is not None and source is last.source else Entry(message_id, source, tracking_id)
                 for message_id, source in self._restored
                 if source.get("tracking_id") == tracking_id
             ]
             self._known[tracking_id] = entries + self._known.get(tracking_id, [])
         return self._known.get(tracking_id, [])
 
+    def made_of(self, source: Any) -> list[Entry]:
+        """Return the known messages that were made of this very object: one that was appended twice is two of them."""
+        return [entry for entries in self._known.values() for entry in entries if entry.source is source]
+
     def change(
         self,
         entry: Entry,
         body: Document,
-        tracking_id: str | None = None,
         blobs: PendingBlobs | None = None,
+        *,
+        twins: bool = False,
         guardrail_event: Document | None = None,
     ) -> bool:
         """Replace parts of a message: where it waits, if it was never sent, else where it is stored.
 
         What is in flight is not changed by that; the rewrite queues behind it. A message that was ever sent is edited
         *and* rewritten: it may be stored already, and if it is not, the old text is not sent again.
+
+        Args:
+            entry: The message.
+            body: Fields to replace.
+            blobs: What of them is too large for the session document.
+            twins: Whether what is stored elsewhere under its ``tracking_id`` is replaced as well.
+            guardrail_event: An intervention to list in the session.
 
         Returns:
             Whether there is something to send now.
@@ -578,7 +630,8 @@ class AgentWork(Outbox):
                 if before is not None and entry.blobs is not before:
                     # A failed attempt may have uploaded them.
                     unnamed = before.uploaded - (entry.blobs.uploaded if entry.blobs is not None else set())
-            self.queue.append(RewriteOperation(self.key, entry, body, tracking_id, blobs, unnamed, guardrail_event))
+            work = Rewrite(self.key, -1, body, entry.tracking_id, twins, guardrail_event, unnamed)
+            self.queue.append(RewriteOperation(entry, work, blobs))
         self._fill()
         return True
 
@@ -586,10 +639,13 @@ class AgentWork(Outbox):
         """Put more that is known of an intervention in its place, wherever it is not sent yet."""
         with self.lock:
             for operation in self.queue:
+                if operation.started:
+                    continue  # What is in flight is not changed.
                 if isinstance(operation, RewriteOperation):
-                    operation.body = _completed(operation.body, guardrail_event, completed)
-                    if operation.guardrail_event is guardrail_event:
-                        operation.guardrail_event = completed
+                    work = operation.work
+                    work.body = _completed(work.body, guardrail_event, completed)
+                    if work.guardrail_event is guardrail_event:
+                        work.guardrail_event = completed
                 elif isinstance(operation, AppendOperation):
                     for entry in operation.entries:
                         entry.body = _completed(entry.body, guardrail_event, completed)
@@ -634,6 +690,8 @@ class AgentWork(Outbox):
             entry.body = {}
         if entries:
             self.position = work.position + len(entries)
+        if work.creates is None and work.fields:
+            self.changes = work.changes + 1
         embedded = self.embedded
         embedded.count += len(entries)
         # A field that is stored anew takes the place of another.
