@@ -27,7 +27,7 @@ def may_say_either(said: Said) -> bool:
     return said.replacement is not None and not said.redacted
 
 
-def possible_values(values: list[Value], generation_of_number: int) -> set[int | None]:
+def possible_values(values: list[Value], numbers_per_process: int) -> set[int | None]:
     """What may be stored of a key that one writer writes, given all that it wanted to write, in its order.
 
     The last value that was acknowledged, or one that was wanted after that and of which nobody knows. And what another
@@ -39,9 +39,6 @@ def possible_values(values: list[Value], generation_of_number: int) -> set[int |
     if last is None:
         possible.add(None)
         return possible
-    process = values[last].number // generation_of_number
-    return possible | {
-        value.value
-        for value in values[:last]
-        if not value.acknowledged and value.number // generation_of_number < process
-    }
+    process = values[last].number // numbers_per_process
+    unknown = [value for value in values[:last] if not value.acknowledged]
+    return possible | {value.value for value in unknown if value.number // numbers_per_process < process}

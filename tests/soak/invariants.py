@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from soak import allowed, plan
-from soak.journal import tokens_in
+from soak.journal import NUMBERS_PER_PROCESS, tokens_in
 from soak.stored import blobs_in
 from soak.visit import texts
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from soak.journal import Said, Told
     from soak.stored import Place, Stored
 
-GENERATION = 1_000_000
 _MAX_EACH = 10
 
 
@@ -153,7 +152,7 @@ def _values(stored: Stored, told: Told) -> Iterator[str]:
             found = session.get("metadata", {}).get(key)
         else:
             found = session["agents"].get(agent, {}).get("agent_data", {}).get("state", {}).get(key)
-        possible = allowed.possible_values(mine, GENERATION)
+        possible = allowed.possible_values(mine, NUMBERS_PER_PROCESS)
         if found not in possible:
             yield f"{what} {key} of {session_id} {agent} is {found}, not one of {possible}; {mine[-6:]}"
 
@@ -172,7 +171,8 @@ def _numbers(stored: Stored) -> Iterator[str]:
         ids = [message.get("message_id") for message in found.messages]
         if ids != list(range(int(found.record["message_count"]))):
             gaps = [(index, one) for index, one in enumerate(ids) if index != one][:3]
-            yield f"{found.name}: message_count {found.record['message_count']}, {len(ids)} messages, not in place {gaps}"
+            count = found.record["message_count"]
+            yield f"{found.name}: message_count {count}, {len(ids)} messages, not in place {gaps}"
 
 
 def _segments(stored: Stored) -> Iterator[str]:
@@ -300,7 +300,8 @@ def _search(stored: Stored, told: Told) -> Iterator[str]:
                 continue
             if any(allowed.may_say_either(said) for said in _said_in(message, told)):
                 continue
-            yield f"{found.name}: message {message['message_id']} is {wanted[:40]!r}, found as {document.get('text')!r:.50}"
+            text = document.get("text", "")
+            yield f"{found.name}: message {message['message_id']} is {wanted[:40]!r}, found as {text[:40]!r}"
     for found in stored.conversations:
         indexed = found.record.get("indexed", {})
         if indexed.get("count") != found.record["message_count"]:

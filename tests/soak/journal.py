@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 TOKEN = re.compile(rb"w\d\dg\d{3}n\d{6}[a-z]")
 """What is found again in the raw documents: writer, process of that writer, number, and what it is a part of."""
 
+NUMBERS_PER_PROCESS = 1_000_000
+"""What numbers of values begin with: so many times the number of the process."""
+
 
 def token(writer: int, generation: int, number: int, part: str) -> str:
     """A text that is nowhere else; one word, so that it can be searched."""

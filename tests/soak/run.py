@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import faulthandler
 import logging
 import os
@@ -16,14 +15,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offline_model import OfflineScriptedModel
-from strands import Agent
 from support.waiting import eventually
 
-from mongodb_session_manager import MongoDBSessionManager
-from mongodb_session_manager.errors import SessionNotFoundError
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
-from soak import plan
+from soak.ending import tidy_up
 from soak.faults import Faults
 from soak.invariants import findings
 from soak.journal import read_journals
@@ -58,7 +52,14 @@ def run(kind: str, seconds: float, seed: int) -> int:
         world.start()
         began = time.monotonic()
         until = began + seconds
-        specification = {"uri": world.uri, "folder": str(folder), "seed": seed, "began": began, "until": until}
+        specification = {
+            "uri": world.uri,
+            "folder": str(folder),
+            "seed": seed,
+            "began": began,
+            "until": until,
+            "database": DATABASE,
+        }
         children = Children(specification, _CHILDREN)
         children.fill_up()
         for number in _THREADS:
@@ -100,9 +101,8 @@ def _watch(folder: Path, until: float, faults: Faults) -> None:
     while (left := until - time.monotonic()) > 0:
         pause.wait(min(left, _PROGRESS_SECONDS))
         lines = sum(path.read_bytes().count(b"\n") for path in folder.glob("w*.jsonl"))
-        _say(
-            f"  {max(0, until - time.monotonic()):.0f} s left, {lines} lines in the journals, {sum(faults.did.values())} faults"
-        )
+        left = max(0.0, until - time.monotonic())
+        _say(f"  {left:.0f} s left, {lines} lines in the journals, {sum(faults.did.values())} faults")
 
 
 def _end_of_writers(threads: list[threading.Thread], children: Children) -> list[str]:
@@ -128,46 +128,12 @@ def _died(told: Told, children: Children) -> Iterable[str]:
 
 
 def _checked(world: World, told: Told) -> list[str]:
-    """Tidy up as an operator would, then check."""
-    found: list[str] = []
+    unanswered: set[str] = set()
+    for proxy in world.proxies:
+        unanswered |= proxy.unanswered
     with world.plain_client() as client:
-        found += _restored(client)
-        sessions = client[DATABASE][COLLECTION]
-        brief = {"_id": {"$regex": "^brief-"}}
-        eventually(lambda: not sessions.count_documents(brief), message="what has expired is removed")
-        repository = MongoDBSessionRepository(None, DATABASE, COLLECTION, client, _ensure_indexes_now=False)
-        for _ in range(2):
-            repository.sweep(0)
-        repository.index_messages()
-        unanswered: set[str] = set()
-        for proxy in world.proxies:
-            unanswered |= proxy.unanswered
-        stored = Stored(client[DATABASE], COLLECTION)
-        found += findings(stored, told, world.kind, unanswered)
-        found += _restored(client)
-    return found
-
-
-def _restored(client: Any) -> list[str]:
-    """Every agent of every session can be built, and every message read."""
-    found: list[str] = []
-    repository = MongoDBSessionRepository(None, DATABASE, COLLECTION, client, _ensure_indexes_now=False)
-    for session in list(client[DATABASE][COLLECTION].find({}, {"agent_ids": 1})):
-        for agent_id in session.get("agent_ids", []):
-            planned = plan.by_id(session["_id"])
-            try:
-                manager = MongoDBSessionManager(
-                    session["_id"], None, DATABASE, COLLECTION, client, ttl_hours=planned.ttl_hours
-                )
-                with contextlib.suppress(SessionNotFoundError):
-                    repository.list_messages(session["_id"], agent_id)
-                    manager._open([], None) if planned.lasts else None
-                    Agent(
-                        model=OfflineScriptedModel(), agent_id=agent_id, session_manager=manager, callback_handler=None
-                    )
-            except Exception as error:
-                found.append(f"{agent_id} of {session['_id']} cannot be restored: {error!r}")
-    return found
+        tidied = tidy_up(client, DATABASE)
+        return tidied + findings(Stored(client[DATABASE], COLLECTION), told, world.kind, unanswered)
 
 
 def _report(told: Told, faults: Faults, world: World, children: Children) -> None:
@@ -184,9 +150,9 @@ def _report(told: Told, faults: Faults, world: World, children: Children) -> Non
     stored = sum(said.acknowledged for said in told.messages.values())
     redacted = sum(said.redacted for said in told.messages.values())
     _say(
-        f"  {len(told.messages)} messages, {stored} acknowledged, {redacted} redacted; {len(told.feedbacks)} feedbacks; "
-        f"{len(children.begun)} child processes, {len(children.killed)} killed; {len(told.lives)} lives of sessions"
+        f"  {len(told.messages)} messages, {stored} acknowledged, {redacted} redacted; {len(told.feedbacks)} feedbacks"
     )
+    _say(f"  {len(children.begun)} child processes, {len(children.killed)} killed; {len(told.lives)} lives of sessions")
 
 
 def _counts(counter: Any) -> str:

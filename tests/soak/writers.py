@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pymongo import MongoClient
-from pymongo.errors import AutoReconnect, OperationFailure, PyMongoError
+from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure, PyMongoError
 from strands.types.exceptions import EventLoopException
 from strands.types.session import SessionMessage
 
@@ -26,9 +26,9 @@ from mongodb_session_manager.errors import (
 )
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 from soak import plan
-from soak.journal import Journal, token, tokens_in
+from soak.journal import NUMBERS_PER_PROCESS, Journal, token, tokens_in
 from soak.visit import Visit, texts
-from soak.world import COLLECTION, DATABASE, WRITERS
+from soak.world import COLLECTION, WRITERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,12 +51,13 @@ class Writer:
     """One writer.
 
     Args:
-        specification: `uri`, `folder`, `seed`, `began`, `until`, `writer`, `generation`: all that it is to know.
+        specification: `uri`, `database`, `folder`, `seed`, `began`, `until`, `writer`, `generation`.
     """
 
     def __init__(self, specification: dict[str, Any]) -> None:
         self.number: int = specification["writer"]
         self.generation: int = specification["generation"]
+        self._database: str = specification["database"]
         self._began: float = specification["began"]
         self._until: float = specification["until"]
         self._stop = Path(specification["folder"]) / "stop"
@@ -75,11 +76,15 @@ class Writer:
         """Make requests until the time is over."""
         try:
             while time.monotonic() < self._until and not self._stop.exists():
-                self._request(plan.choose(self.rng, time.monotonic() - self._began))
+                self.request(plan.choose(self.rng, time.monotonic() - self._began))
                 threading.Event().wait(self.rng.uniform(0, 0.05))
         finally:
-            self._client.close()
+            self.close()
         self.journal.write("end")
+
+    def close(self) -> None:
+        """Close the client; managers that were never closed can send no more."""
+        self._client.close()
 
     def token(self, part: str) -> str:
         """A new token."""
@@ -87,19 +92,19 @@ class Writer:
 
     def number_of(self) -> int:
         """A number that only grows, over all processes of this writer."""
-        return self.generation * 1_000_000 + next(self._numbers)
+        return self.generation * NUMBERS_PER_PROCESS + next(self._numbers)
 
     def manager(self, session: plan.Session) -> MongoDBSessionManager:
         """A manager as a new request makes it."""
         options = plan.manager_options(session, self.rng)
-        return MongoDBSessionManager(session.id, None, DATABASE, COLLECTION, self._client, **options)
+        return MongoDBSessionManager(session.id, None, self._database, COLLECTION, self._client, **options)
 
     def repository(self, session: plan.Session) -> MongoDBSessionRepository:
         """A repository for this session: its ttl must be the session's."""
         if session.ttl_hours not in self._repositories:
             self._repositories[session.ttl_hours] = MongoDBSessionRepository(
                 None,
-                DATABASE,
+                self._database,
                 COLLECTION,
                 self._client,
                 ttl_hours=session.ttl_hours,
@@ -127,7 +132,8 @@ class Writer:
         """Something that is not to be."""
         self.journal.write("finding", what=what)
 
-    def _request(self, session: plan.Session) -> None:
+    def request(self, session: plan.Session) -> None:
+        """Make one request."""
         chance = self.rng.random()
         if session.kind == "mortal" and chance < 0.08:
             self._delete(session)
@@ -224,7 +230,7 @@ def _outcome(error: Exception, session: plan.Session) -> str:
     if isinstance(error, AutoReconnect):
         return "unknown"
     if isinstance(error, OperationFailure):
-        return "unknown" if error.code in _TRANSIENT else "finding"
+        return "unknown" if _codes(error) <= _TRANSIENT else "finding"
     if isinstance(error, PyMongoError):
         return "unknown" if error.timeout else "finding"
     if isinstance(error, SessionBusyError):
@@ -236,3 +242,11 @@ def _outcome(error: Exception, session: plan.Session) -> str:
     if isinstance(error, MongoDBSessionError) and not isinstance(error, never) and not session.lasts:
         return "refused"  # It was deleted or has expired meanwhile; below it, anything may be missing.
     return "finding"
+
+
+def _codes(error: OperationFailure) -> set[int | None]:
+    """The codes with which a server answered: of a bulk write each of its own."""
+    if not isinstance(error, BulkWriteError):
+        return {error.code}
+    details = error.details
+    return {one.get("code") for name in ("writeErrors", "writeConcernErrors") for one in details.get(name, ())}
