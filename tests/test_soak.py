@@ -77,7 +77,7 @@ def damaged(soaked: Soaked) -> Iterator[Database[Any]]:
 
 
 def test_nothing_is_found_where_nothing_went_wrong(soaked: Soaked) -> None:
-    assert soaked.told.findings == []
+    assert soaked.told.findings == {}
     assert soaked.tidied == []
     assert findings(Stored(soaked.database, COLLECTION), soaked.told) == []
     # It was no empty run.

@@ -18,7 +18,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of every random choice; another one each time")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Also where a shell has begun it in the background, which ignores Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     kinds = ("standalone", "replica_set") if options.server == "both" else (options.server,)
     total = 0
     try:

@@ -42,7 +42,9 @@ def restored(client: MongoClient[Any], database: str) -> list[str]:
         planned = plan.by_id(session["_id"])
         for agent_id in session.get("agent_ids", []):
             try:
-                repository.list_messages(session["_id"], agent_id)
+                read = [message.message_id for message in repository.list_messages(session["_id"], agent_id)]
+                if read != list(range(len(read))):
+                    found.append(f"restored: {agent_id} of {session['_id']} is read as {read}")
                 if not planned.lasts and not repository.session_exists(session["_id"]):
                     continue  # It has expired; it is not to be begun anew.
                 options: dict[str, Any] = {"ttl_hours": planned.ttl_hours}

@@ -58,14 +58,14 @@ class Faults:
 
     def _run(self) -> None:
         faults: list[tuple[Callable[[], None], int]] = [
-            (self._weather, 8),
+            (self._weather, 10),
             (self._failpoint, 8),
             (self._outage, 1),
             (self._freeze_node, 2),
             (self._kill_node, 2),
             (self._kill_child, 6),
             (self._freeze_child, 3),
-            (self._fair, 3),
+            (self._fair, 2),
         ]
         if self._world.kind == "replica_set":
             faults.append((self._step_down, 3))

@@ -304,7 +304,7 @@ def _search(stored: Stored, told: Told) -> Iterator[str]:
             yield f"{found.name}: message {message['message_id']} is {wanted[:40]!r}, found as {text[:40]!r}"
     for found in stored.conversations:
         indexed = found.record.get("indexed", {})
-        if indexed.get("count") != found.record["message_count"]:
+        if indexed.get("count", 0) != found.record["message_count"]:
             yield f"{found.name}: {indexed} of {found.record['message_count']} messages are indexed"
 
 

@@ -101,7 +101,7 @@ class Told:
         deleted: sessions and when a deletion began that was acknowledged.
         did: how often what ended how.
         errors: how often which error was met.
-        findings: what the writers themselves have found.
+        findings: what the writers themselves have found, and when.
         ended: processes that came to their end.
     """
 
@@ -113,7 +113,7 @@ class Told:
     deleted: list[tuple[str, float]] = field(default_factory=list)
     did: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
     errors: collections.Counter[str] = field(default_factory=collections.Counter)
-    findings: list[str] = field(default_factory=list)
+    findings: dict[str, list[str]] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
 
 
@@ -163,6 +163,6 @@ def _read(told: Told, name: str, lines: Iterable[bytes]) -> None:
             if entry["error"]:
                 told.errors[entry["error"]] += 1
         elif event == "finding":
-            told.findings.append(f"{name}: {entry['what']}")
+            told.findings.setdefault(entry["what"], []).append(f"{name}, {entry['when']}")
         elif event == "end":
             told.ended.add(name)

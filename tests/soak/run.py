@@ -76,7 +76,8 @@ def run(kind: str, seconds: float, seed: int) -> int:
         found += _end_of_writers(threads, children)
         (folder / "stop").touch()
         told = read_journals(folder)
-        found += told.findings + faults.problems
+        found += [f"{what}\n    {len(when)} times: {'; '.join(when[:3])}" for what, when in told.findings.items()]
+        found += faults.problems
         found += _died(told, children)
         eventually(world.is_idle, message="no command of a writer is under way")
         found += _checked(world, told)

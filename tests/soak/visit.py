@@ -18,7 +18,7 @@ from soak import plan
 from soak.journal import tokens_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from soak.writers import Writer
 
@@ -71,10 +71,13 @@ class Visit:
     def _steps_within_a_lease(self) -> None:
         # Some run out in the middle.
         seconds = self._rng.choice((0.2, 2.0, 5.0))
-        with self._manager.lease(seconds=seconds, wait=self._rng.choice((0, 1.0, 3.0))):
+        with self._manager.lease(seconds=seconds, wait=self._rng.choice((0, 1.0, 3.0))) as lease:
             self._leased = True
             try:
                 self._steps()
+                if self._rng.random() < 0.3:
+                    self._attempt("renew", lease.renew)
+                    self._steps()
             finally:
                 self._leased = False
         # Leaving a lease stores what waits.
@@ -325,7 +328,10 @@ class Visit:
 
     def _feedback(self) -> None:
         name = self._writer.token("f")
-        feedback: Mapping[str, Any] = {"rating": self._rng.choice(("up", "down")), "comment": name}
+        feedback: dict[str, Any] = {"rating": self._rng.choice(("up", "down")), "comment": name}
+        if self._known and self._rng.random() < 0.5:
+            # About a message that may lie in the history by now.
+            feedback.update(agent_id=self._rng.choice(sorted(self._known)), message_id=0)
         self._journal.write("feedback", token=name, session=self._session.id, life=self._life)
         if self._attempt("feedback", lambda: self._manager.add_feedback(feedback)) is None:
             self._stored([name])

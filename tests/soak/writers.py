@@ -11,6 +11,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bson.codec_options import DEFAULT_CODEC_OPTIONS
+from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure, PyMongoError
 from strands.types.exceptions import EventLoopException
@@ -18,6 +20,7 @@ from strands.types.session import SessionMessage
 
 from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.errors import (
+    BlobMissingError,
     InvalidIdentifierError,
     MongoDBSessionError,
     SessionBusyError,
@@ -120,17 +123,30 @@ class Writer:
             outcome = "acknowledged"
         except Exception as raised:
             error = _root(raised)
-            outcome = _outcome(error, session)
+            outcome = "finding" if self._is_named(session, error) else _outcome(error, session)
             if outcome == "finding":
-                told = "".join(traceback.format_exception(error)[-8:])
-                self.finding(f"{kind} in {session.id} raised {type(error).__name__}: {error}\n{told}")
+                where = _frames(error)
+                self.finding(f"raised {type(error).__name__}: {str(error)[:300]}\n{where}", f"{kind} in {session.id}")
         code = f" {error.code}" if isinstance(error, OperationFailure) else ""
         self.journal.write("did", kind=kind, outcome=outcome, error=error and f"{type(error).__name__}{code}")
         return error
 
-    def finding(self, what: str) -> None:
-        """Something that is not to be."""
-        self.journal.write("finding", what=what)
+    def _is_named(self, session: plan.Session, error: Exception) -> bool:
+        """Whether the blob that is missing is named by the session all the same: the session goes before its blobs."""
+        if not isinstance(error, BlobMissingError):
+            return False
+        raw = self._client[self._database].with_options(
+            codec_options=DEFAULT_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
+        )
+        try:
+            found = raw[COLLECTION].find_one({"_id": session.id})
+        except PyMongoError:
+            return False
+        return found is not None and error.file_id.binary in found.raw
+
+    def finding(self, what: str, when: str = "") -> None:
+        """Something that is not to be; told once for all times that it was met."""
+        self.journal.write("finding", what=what, when=when)
 
     def request(self, session: plan.Session) -> None:
         """Make one request."""
@@ -192,7 +208,8 @@ class Writer:
             except MongoDBSessionError:
                 return  # Nothing was ever indexed.
             if hits:
-                self.finding(f"redacted {redacted} is found in {session.id}, {hits[0].agent_id} {hits[0].message_id}")
+                where = f"{session.id}, {hits[0].agent_id} {hits[0].message_id}"
+                self.finding("redacted, and found by the search right after that", f"{redacted} in {where}")
 
         self.attempt("search", session, search)
 
@@ -223,6 +240,12 @@ def _root(error: Exception) -> Exception:
     while isinstance(error, EventLoopException):
         error = error.original_exception
     return error
+
+
+def _frames(error: Exception) -> str:
+    """Where an error came from: the last places in the library."""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if "mongodb_session_manager" in one.filename]
+    return "\n".join(f"    {Path(one.filename).name}:{one.lineno} {one.name}: {one.line}" for one in frames[-5:])
 
 
 def _outcome(error: Exception, session: plan.Session) -> str:
