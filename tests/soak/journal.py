@@ -7,6 +7,7 @@ intent and no acknowledgement may have been done or not.
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import re
@@ -33,6 +34,25 @@ def token(writer: int, generation: int, number: int, part: str) -> str:
 def tokens_in(content: bytes) -> list[str]:
     """The tokens in some bytes, in their order."""
     return [found.decode() for found in TOKEN.findall(content)]
+
+
+def texts(message: Any) -> bytes:
+    """All texts of a message's content, one after the other."""
+    found: list[str] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, dict):
+            for part in value.values():
+                walk(part)
+        elif isinstance(value, list):
+            for part in value:
+                walk(part)
+
+    with contextlib.suppress(KeyError):
+        walk(message["content"])
+    return "\n".join(found).encode()
 
 
 class Journal:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,6 @@ from soak.world import COLLECTION, DATABASE, World
 from soak.writers import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from soak.journal import Told
 
 _THREADS = [0, 1]
@@ -78,10 +77,17 @@ def run(kind: str, seconds: float, seed: int) -> int:
         told = read_journals(folder)
         found += [f"{what}\n    {len(when)} times: {'; '.join(when[:3])}" for what, when in told.findings.items()]
         found += faults.problems
-        found += _died(told, children)
+        names = [*children.begun, *(f"w{number:02d}g001" for number in _THREADS)]
+        found += [
+            f"{name} was not killed and did not come to its end; see children.log, or above"
+            for name in names
+            if name not in told.ended and name not in children.killed
+        ]
         eventually(world.is_idle, message="no command of a writer is under way")
         found += _checked(world, told)
         _report(told, faults, world, children)
+    except Exception:
+        found.append(f"this program failed itself\n{traceback.format_exc()}")
     finally:
         (folder / "stop").touch()
         if children is not None:
@@ -120,12 +126,6 @@ def _end_of_writers(threads: list[threading.Thread], children: Children) -> list
         hanging = [*children.alive(), *(thread.name for thread in threads if thread.is_alive())]
         return [f"these did not end within {_END_SECONDS:g} s after all was mended: {hanging}"]
     return []
-
-
-def _died(told: Told, children: Children) -> Iterable[str]:
-    for name in children.begun:
-        if name not in told.ended and name not in children.killed:
-            yield f"{name} was not killed and did not come to its end; see children.log"
 
 
 def _checked(world: World, told: Told) -> list[str]:

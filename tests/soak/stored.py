@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import bson
 from bson.raw_bson import RawBSONDocument
 
-from soak.journal import tokens_in
-from soak.visit import texts
+from soak.journal import texts, tokens_in
 
 if TYPE_CHECKING:
     from bson import ObjectId

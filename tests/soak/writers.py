@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import random
@@ -25,12 +26,13 @@ from mongodb_session_manager.errors import (
     MongoDBSessionError,
     SessionBusyError,
     SessionConflictError,
+    SessionNotFoundError,
     UnstorableValueError,
 )
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 from soak import plan
-from soak.journal import NUMBERS_PER_PROCESS, Journal, token, tokens_in
-from soak.visit import Visit, texts
+from soak.journal import NUMBERS_PER_PROCESS, Journal, texts, token, tokens_in
+from soak.visit import Visit
 from soak.world import COLLECTION, WRITERS
 
 if TYPE_CHECKING:
@@ -227,7 +229,18 @@ class Writer:
         def feedbacks() -> None:
             repository.get_feedbacks(session.id)
 
-        kind, act = self.rng.choice((("summary", summary), ("list sessions", sessions), ("feedbacks", feedbacks)))
+        def index() -> None:
+            with contextlib.suppress(SessionNotFoundError):  # It has not begun yet.
+                repository.index_messages(session.id)
+
+        kinds: list[tuple[str, Callable[[], object]]] = [
+            ("summary", summary),
+            ("list sessions", sessions),
+            ("feedbacks", feedbacks),
+        ]
+        # As an operator does beside those that write: nothing that is new is swept.
+        kinds += [("sweep", repository.sweep), ("index", index)]
+        kind, act = self.rng.choices(kinds, (4, 4, 4, 1, 1))[0]
         self.attempt(kind, session, act)
 
     def pause(self) -> None:
