@@ -52,7 +52,7 @@ def choose(rng: random.Random, seconds: float) -> Session:
     """A session that is written to so many seconds after the beginning."""
     epoch = int(seconds / _EPOCH_SECONDS)
     names = ("plain-indexed", "plain-bare", "kept-indexed", "leased-indexed", "mortal-indexed", "brief-indexed")
-    return by_id(f"{rng.choices(names, (4, 2, 3, 2, 3, 1))[0]}-{epoch}")
+    return by_id(f"{rng.choices(names, (4, 2, 3, 2, 3, 2))[0]}-{epoch}")
 
 
 def manager_options(session: Session, rng: random.Random) -> Mapping[str, Any]:

@@ -205,6 +205,9 @@ class Visit(Request):
         if self._known and self._rng.random() < 0.5:
             # About a message that may lie in the history by now.
             feedback.update(agent_id=self._rng.choice(sorted(self._known)), message_id=0)
+        if not self._session.index_messages and self._rng.random() < 0.5:
+            # So large that they move into the history as well.
+            feedback["details"] = "kettle " * 6000
         self._journal.write("feedback", token=name, session=self._session.id, life=self._life)
         if self._attempt("feedback", lambda: self._manager.add_feedback(feedback)) is None:
             self._stored([name])
