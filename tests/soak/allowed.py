@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from pymongo.errors import OperationFailure
+
     from soak.journal import Said, Value
+
+
+_ILLEGAL_OPERATION = 20
+
+
+def is_the_drivers(error: OperationFailure) -> bool:
+    """PyMongo 4.20 gives a write a transaction number on a standalone, if the connection for it could not be made.
+
+    Such an error has the labels of an overloaded server; the write is tried again, and PyMongo forgets to look whether
+    the server takes such numbers. Nothing was written, and the caller has the driver's error, as is promised.
+    """
+    return error.code == _ILLEGAL_OPERATION and "Transaction numbers are only allowed" in str(error)
 
 
 def may_be_back(life: str, kind: str, sent_in_vain: Collection[str]) -> bool:

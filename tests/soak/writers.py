@@ -30,7 +30,7 @@ from mongodb_session_manager.errors import (
     UnstorableValueError,
 )
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
-from soak import plan
+from soak import allowed, plan
 from soak.journal import NUMBERS_PER_PROCESS, Journal, texts, token, tokens_in
 from soak.visit import Visit
 from soak.world import COLLECTION, WRITERS
@@ -258,7 +258,7 @@ def _root(error: Exception) -> Exception:
 def _frames(error: Exception) -> str:
     """Where an error came from: the last places in the library."""
     frames = [one for one in traceback.extract_tb(error.__traceback__) if "mongodb_session_manager" in one.filename]
-    return "\n".join(f"    {Path(one.filename).name}:{one.lineno} {one.name}: {one.line}" for one in frames[-5:])
+    return "\n".join(f"    {Path(one.filename).name}:{one.lineno} {one.name}: {one.line}" for one in frames[-4:])
 
 
 def _outcome(error: Exception, session: plan.Session) -> str:
@@ -266,7 +266,7 @@ def _outcome(error: Exception, session: plan.Session) -> str:
     if isinstance(error, AutoReconnect):
         return "unknown"
     if isinstance(error, OperationFailure):
-        return "unknown" if _codes(error) <= _TRANSIENT else "finding"
+        return "unknown" if _codes(error) <= _TRANSIENT or allowed.is_the_drivers(error) else "finding"
     if isinstance(error, PyMongoError):
         return "unknown" if error.timeout else "finding"
     if isinstance(error, SessionBusyError):
