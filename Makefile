@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo playground frontend-build frontend-check test browser screenshots check lint format types benchmarks constraints clean
+.PHONY: help demo playground frontend-build frontend-check test browser screenshots check lint format types benchmarks soak constraints clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ benchmarks: $(INSTALLED) ## What a turn and a long session cost, beside other st
 	$(BIN)/python benchmarks/long_sessions.py $(QUICK)
 	$(BIN)/python benchmarks/summary.py $(QUICK)
 	$(BIN)/python benchmarks/listing.py $(QUICK)
+
+SECONDS ?= 900
+soak: $(INSTALLED) ## A randomised stress test, SECONDS (900) on a standalone and as many on a replica set.
+	PYTHONPATH=examples:tests $(BIN)/python -m soak --server both --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 constraints: ## Pin the versions anew (needs uv).
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-emit-index-url --quiet --output-file constraints.txt
