@@ -225,6 +225,13 @@ class MultiAgentOperation:
         return False
 
 
+def _only_begins_an_agent(operation: Operation) -> bool:
+    """Return whether an operation is the record of a new agent and nothing else, and was never sent."""
+    if not isinstance(operation, AppendOperation) or operation.started or operation.entries:
+        return False
+    return operation.work.creates is not None and not operation.work.fields
+
+
 class _UnderWay:
     """One run through an outbox. Mostly nobody waits for it but who does it, so its future is made on demand."""
 
@@ -276,7 +283,7 @@ class Outbox:
     Args:
         store: What sends them, and has the pool where that is done.
         session: Returns for whom, and by which right, at the moment of sending.
-        filled: Told that something waits.
+        filled: Told that there is something unsent.
         sent: Told that nothing is under way any more; perhaps nothing waits, either.
 
     Attributes:
@@ -302,7 +309,7 @@ class Outbox:
 
     @property
     def unsent(self) -> bool:
-        """Whether something waits or is under way."""
+        """Whether something waits, or is under way, that is to be stored whether anybody asks for it or not."""
         return bool(self.queue)
 
     def put(self, operation: Operation) -> None:
@@ -358,7 +365,8 @@ class Outbox:
 
     def _fill(self) -> None:
         self.failure_is_known = False
-        self._filled()
+        if self.unsent:
+            self._filled()
 
     def wait_quietly(self) -> None:
         """Wait for what is under way. Whoever asked for it hears whether it failed."""
@@ -720,7 +728,7 @@ class AgentWork(Outbox):
     # --- the agent's record -----------------------------------------------------------------------------------------
 
     def create(self, agent_data: Document, blobs: PendingBlobs) -> None:
-        """Put the record of a new agent into the next commit."""
+        """Put the record of a new agent into the next commit; by itself it waits for one, or for ``send``."""
         with self.lock:
             operation = self._open_append()
             operation.work.creates = agent_data
@@ -779,8 +787,14 @@ class AgentWork(Outbox):
 
     @property
     def unsent(self) -> bool:
-        """Whether something waits or is under way."""
-        return bool(self.queue) or self._changed_state is not None or self._sending is not None
+        """Whether something waits, or is under way, that is to be stored whether anybody asks for it or not.
+
+        The record of a new agent by itself is not: nobody has said anything to it, and it can be built again.
+        """
+        if self._changed_state is not None or self._sending is not None:
+            return True
+        waiting = list(self.queue)
+        return bool(waiting) and not (len(waiting) == 1 and _only_begins_an_agent(waiting[0]))
 
     def _has_work(self) -> bool:
         return bool(self.queue) or self._changed_state is not None
