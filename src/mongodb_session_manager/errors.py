@@ -17,9 +17,40 @@ the content of a conversation or a credential.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from bson import ObjectId
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 from strands.types.exceptions import SessionException
+
+# What the server does not name itself, because it is said of a single write.
+_CODE_NAMES = {121: "DocumentValidationFailure", 11000: "DuplicateKey"}
+
+
+def described(error: BaseException) -> str:
+    """Return what a log line, a note or another error may say of an error: nothing that quotes a conversation.
+
+    A server's own words do: a validator quotes the value it refuses, a unique index the key. So of an error of the
+    database there is its type, its code and the name of the code: ``WriteError code=121 (DocumentValidationFailure)``.
+    Errors of this library hold no content; of these there is their text. Of all others there is their type.
+    """
+    kind = type(error).__name__
+    if isinstance(error, MongoDBSessionError):
+        return f"{kind}: {error}"
+    if not isinstance(error, PyMongoError):
+        return kind
+    details = getattr(error, "details", None)
+    said: Mapping[str, Any] = details if isinstance(details, Mapping) else {}
+    # Of several writes at once there is no code but that of each.
+    writes = said.get("writeErrors") or said.get("writeConcernErrors")
+    if isinstance(writes, list) and writes and isinstance(writes[0], Mapping):
+        said = writes[0]
+    code = said.get("code") or getattr(error, "code", None)
+    if not isinstance(code, int):
+        return kind
+    name = said.get("codeName") or _CODE_NAMES.get(code)
+    return f"{kind} code={code} ({name})" if name else f"{kind} code={code}"
 
 
 class MongoDBSessionError(SessionException):

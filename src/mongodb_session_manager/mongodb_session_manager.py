@@ -45,7 +45,7 @@ from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .command_pool import CommandPool, alone_on_a_private_loop, in_event_loop, settle
 from .documents import Document, StoredAgent
 from .encoding import encode, fingerprint
-from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
+from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError, described
 from .expiry import first_expiry
 from .guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
 from .keys import check_feedback, check_id, check_metadata, check_metadata_paths, encode_key
@@ -927,7 +927,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             left = traced("archive", attributes, archive, self.session_id, incarnation, work.key, policy)
         except PyMongoError as error:
             # Nothing is lost by that, and it stays due: the next turn, here or in another process, tries again.
-            logger.warning("session_id=<%s>, error=<%s> | not archived", self.session_id, error)
+            logger.warning("session_id=<%s>, error=<%s> | not archived", self.session_id, described(error))
             return
         if left is not None:
             self._document.bytes = max(0, self._document.bytes - before.bytes + left.bytes)
@@ -954,7 +954,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             self._store.search.feed(feed)
         except (PyMongoError, MongoDBSessionError) as error:
             # The messages themselves are stored, and it stays due.
-            logger.warning("session_id=<%s>, error=<%s> | not indexed", self.session_id, error)
+            logger.warning("session_id=<%s>, error=<%s> | not indexed", self.session_id, described(error))
         else:
             if feed.complete:
                 work.indexed = position
@@ -1017,7 +1017,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         except PyMongoError as failure:
             if error is None:
                 raise
-            _add_note(error, failure, "The lease will run out by itself; it could not be given back")
+            _add_note(error, failure, "the lease could not be given back and will run out by itself")
 
 
 def create_mongodb_session_manager(
@@ -1090,18 +1090,18 @@ def _model_config(model: Any) -> Any:
     return None if get_config is None else get_config()
 
 
-def _add_note(error: BaseException, failure: Exception, what: str = "The session could not be stored") -> None:
+def _add_note(error: BaseException, failure: Exception, what: str = "the session could not be stored") -> None:
     """Let an error that is on its way say what failed besides, unless it says so itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (PyMongoError, MongoDBSessionError)):
             return
         cause = cause.__cause__
-    note = f"{what}, either: {failure!r}"
+    note = f"Besides, {what}: {described(failure)}"
     if hasattr(error, "add_note"):
         error.add_note(note)
     else:  # Python 3.10
-        logger.error("error=<%r> | %s", error, note)
+        logger.error("error=<%s> | %s", described(error), note)
 
 
 def _store_at_exit() -> None:
@@ -1111,7 +1111,9 @@ def _store_at_exit() -> None:
             try:
                 manager.flush()
             except Exception as error:
-                logger.error("session_id=<%s>, error=<%r> | lost: not stored at exit", manager.session_id, error)
+                logger.error(
+                    "session_id=<%s>, error=<%s> | lost: not stored at exit", manager.session_id, described(error)
+                )
 
 
 atexit.register(_store_at_exit)
