@@ -20,8 +20,8 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from .archive_policy import Embedded
 from .encoding import decode, encode, size_in_bson
-from .errors import UnstorableValueError
-from .keys import decode_key
+from .errors import UnstorableValueError, shown
+from .keys import check_tracking_id, decode_key, exact_text
 
 if TYPE_CHECKING:
     from .blobs import PendingBlobs
@@ -131,9 +131,10 @@ def agent_data(agent: SessionAgent, blobs: PendingBlobs | None = None) -> Docume
         agent: The agent.
         blobs: Takes what is too large for the session document.
     """
-    where = f"agent_id={agent.agent_id!r} "
+    agent_id = exact_text(agent.agent_id)
+    where = f"agent_id={agent_id!r} "
     data: Document = {
-        "agent_id": agent.agent_id,
+        "agent_id": agent_id,
         "state": encode(agent.state, where + "state", blobs),
         "conversation_manager_state": encode(
             agent.conversation_manager_state, where + "conversation_manager_state", blobs
@@ -205,9 +206,11 @@ def measured_body(message: Mapping[str, Any], where: str, blobs: PendingBlobs | 
 
     Raises:
         UnstorableValueError: The message has no role or content, or holds a value that cannot be stored.
+        TypeError: Its ``tracking_id`` is no text.
     """
     if not isinstance(message, (dict, Mapping)) or "role" not in message or "content" not in message:
         raise UnstorableValueError(f"{where} is no message: it needs 'role' and 'content'")
+    check_tracking_id(message)
     extra = () if message.keys() <= _MESSAGE_FIELDS else message.keys() - _MESSAGE_FIELDS
     plain = {name: value for name, value in message.items() if name not in extra} if extra else message
     if isinstance(message["content"], str):
@@ -420,7 +423,7 @@ def _largest(value: Any) -> tuple[str, int]:
     if isinstance(value, (str, bytes)):
         return "", len(value.encode("utf-8") if isinstance(value, str) else value)
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found = [(f"[{key!r}]{path}", size) for key, (path, size) in ((key, _largest(inner)) for key, inner in items)]
+    found = [(f"[{shown(key)}]{path}", size) for key, (path, size) in ((key, _largest(inner)) for key, inner in items)]
     return max(found, key=lambda one: one[1], default=("", 0))
 
 

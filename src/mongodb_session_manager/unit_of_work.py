@@ -29,6 +29,7 @@ from .command_pool import settle
 from .documents import STATES, Document, check_size
 from .encoding import blob_markers, encode, fingerprint, fingerprints, to_bson
 from .errors import UnstorableValueError
+from .keys import exact_text
 from .metrics import Totals
 from .session_store import SessionStore, now
 from .statements import Commit, SessionRef, late_metrics, message_projection
@@ -431,6 +432,12 @@ class Outbox:
         return failure
 
 
+def _tracking_id(message: Mapping[str, Any]) -> str | None:
+    """Return the ``tracking_id`` by which a message can be looked for."""
+    value = message.get("tracking_id")
+    return exact_text(value) if isinstance(value, str) else None
+
+
 def _completed(body: Document, guardrail_event: Document, completed: Document) -> Document:
     # A copy: what is in flight is not changed.
     return {**body, "guardrail_event": completed} if body.get("guardrail_event") is guardrail_event else body
@@ -534,14 +541,18 @@ class AgentWork(Outbox):
     def know(self, message_ids: Sequence[int], messages: list[Any]) -> None:
         """Take note of the stored messages of the live conversation: their ids and what they became."""
         self._restored = list(zip(message_ids, messages, strict=True))
-        self._restored_ids = set(map(_TRACKING_ID, messages))
+        try:
+            self._restored_ids = set(map(_TRACKING_ID, messages))
+        except TypeError:  # Another program has stored what is no text, and cannot be looked for.
+            self._restored_ids = set(map(_tracking_id, messages))
         if messages:
             self.last = self._last_restored = Entry(message_ids[-1], messages[-1])
 
     def known(self, tracking_id: str | None) -> list[Entry]:
-        """Return the known messages with this ``tracking_id``, oldest first."""
-        if not tracking_id:
+        """Return the known messages with this ``tracking_id``, oldest first; what is no text names none."""
+        if not tracking_id or not isinstance(tracking_id, str):
             return []
+        tracking_id = exact_text(tracking_id)
         if tracking_id in self._restored_ids:
             self._restored_ids.remove(tracking_id)
             last = self._last_restored
@@ -609,8 +620,8 @@ class AgentWork(Outbox):
         """Forget messages that have left the live conversation, so that a long one does not fill the memory."""
         if len(self._known) + len(self._restored_ids) <= 2 * len(live) + 100:
             return
-        kept = {message.get("tracking_id") for message in live}
-        self._restored = [stored for stored in self._restored if stored[1].get("tracking_id") in kept]
+        kept = set(map(_tracking_id, live))
+        self._restored = [stored for stored in self._restored if _tracking_id(stored[1]) in kept]
         self._restored_ids &= kept
         self._known = {
             tracking_id: entries
