@@ -20,7 +20,8 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from .archive_policy import Embedded
 from .encoding import decode, encode, size_in_bson
-from .errors import UnstorableValueError, shown
+from .errors import DamagedSessionError, UnstorableValueError, shown
+from .foreign import name_of
 from .keys import check_tracking_id, decode_key, exact_text
 
 if TYPE_CHECKING:
@@ -184,6 +185,29 @@ def to_session_agent(data: Mapping[str, Any], key: str) -> MongoDBSessionAgent:
         model=data.get("model"),
         system_prompt=data.get("system_prompt"),
     )
+
+
+def check_message_count(session_id: str, key: str, stored: Any) -> int:
+    """Return an agent's stored ``message_count``, which decides the id of the next message.
+
+    A shell writes whole numbers as floating point, so ``3.0`` is 3. Older documents have no counter, which is for
+    whoever reads them to see; null was never written, and where messages are archived it could not be made good.
+
+    Args:
+        session_id: The session.
+        key: The agent's key.
+        stored: What is stored.
+
+    Raises:
+        DamagedSessionError: It is no whole number from 0 to 2**63 - 1.
+    """
+    is_number = isinstance(stored, (int, float)) and not isinstance(stored, bool)
+    if not is_number or not 0 <= stored < 2**63 or stored != int(stored):
+        # Of what is no number only the type: another program may have put anything there.
+        found = shown(stored) if is_number else "null" if stored is None else f"a {type(stored).__name__}"
+        what = f"is {found}, which is no number of messages"
+        raise DamagedSessionError(session_id, name_of(key), f"agents.{key}.message_count", what)
+    return int(stored)
 
 
 # --- messages -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ MongoDBSessionError                 (a Strands ``SessionException``)
 ├── SessionExistsError              (also PyMongo's ``DuplicateKeyError``)
 ├── SessionConflictError
 ├── SessionBusyError
-└── BlobMissingError
+├── BlobMissingError
+├── HistoryIncompleteError
+└── DamagedSessionError
 
 Failures of the database stay PyMongo's own errors (``pymongo.errors.PyMongoError``). No message of an error holds
 the content of a conversation or a credential.
@@ -137,3 +139,58 @@ class BlobMissingError(MongoDBSessionError):
     def __init__(self, message: str, file_id: ObjectId) -> None:
         super().__init__(message)
         self.file_id = file_id
+
+
+class HistoryIncompleteError(MongoDBSessionError):
+    """Archived messages are missing, though their session is there: no deletion of the session has taken them.
+
+    Something other than this library has removed them from ``<collection>_history``, or the session document was
+    restored without its history. Nothing is read in their place; restore the segments from the same backup.
+
+    Attributes:
+        session_id: The session.
+        agent_id: The agent whose messages they are; None for archived feedbacks.
+        first: Position in the conversation, zero-based, of the first message that was to be read.
+        last: Position of the last one.
+        missing: How many of these are not there.
+        incarnation: Which life of the session they belong to.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        agent_id: str | None,
+        *,
+        first: int,
+        last: int,
+        missing: int,
+        incarnation: ObjectId | None = None,
+    ) -> None:
+        whose = "archived feedbacks" if agent_id is None else f"archived messages of agent_id={agent_id!r}"
+        super().__init__(
+            f"session_id={session_id!r}: {missing} of the {whose} from position {first} to {last} are missing"
+        )
+        self.session_id = session_id
+        self.agent_id = agent_id
+        self.first = first
+        self.last = last
+        self.missing = missing
+        self.incarnation = incarnation
+
+
+class DamagedSessionError(MongoDBSessionError):
+    """A session document holds something that no version of this library has written, and that cannot be guessed.
+
+    Another program has changed it. Nothing was written; correct the field, or restore the session.
+
+    Attributes:
+        session_id: The session.
+        agent_id: The agent in whose record it stands.
+        field: The field's path in the session document, such as ``"agents.support.message_count"``.
+    """
+
+    def __init__(self, session_id: str, agent_id: str, field: str, what: str) -> None:
+        super().__init__(f"session_id={session_id!r}: {field} {what}")
+        self.session_id = session_id
+        self.agent_id = agent_id
+        self.field = field

@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
-from typing import Any, TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -30,11 +30,12 @@ from .blobs import BlobOwner, BlobStore, PendingBlobs
 from .clients import check_client
 from .command_pool import command_pool
 from .direct import DirectCommands
-from .documents import Document, StoredAgent
+from .documents import Document, StoredAgent, check_message_count
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
     AgentNotFoundError,
     BlobMissingError,
+    HistoryIncompleteError,
     MessageNotFoundError,
     SessionBusyError,
     SessionConflictError,
@@ -43,7 +44,7 @@ from .errors import (
 )
 from .expiry import EXPIRED, FOREVER, expiry_of_new_parts, parts_kept_until, parts_needed_until
 from .foreign import count, mapping, mappings
-from .history import History, HistoryIncompleteError
+from .history import History
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .metadata_cache import MetadataAsRead
 from .reading import Reader
@@ -52,6 +53,7 @@ from .sending import back_off, until_known
 from .session_listing import Listing, SessionPage
 from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, MessageLink, SessionRef, Update
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # A writer that loses every race this often is not racing: something else keeps its update from matching.
@@ -63,6 +65,27 @@ _PATH_NOT_VIABLE = 28
 # What it answers where the field to push to is no list, or the one to add to no number.
 _NOT_A_LIST = frozenset((2, 14))
 _DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
+
+
+def _read_again_if_gone(
+    read: Callable[Concatenate[SessionStore, str, P], T],
+) -> Callable[Concatenate[SessionStore, str, P], T]:
+    """Let a method read anew where the session was deleted between its document and its history: it is gone, then.
+
+    Only where the session is still there is something missing.
+    """
+
+    @wraps(read)
+    def reading(self: SessionStore, session_id: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            try:
+                return read(self, session_id, *args, **kwargs)
+            except HistoryIncompleteError as error:
+                which = {"_id": session_id, "incarnation": error.incarnation}
+                if self.find_one(which, {"_id": 1}) is not None:
+                    raise
+
+    return reading
 
 
 @dataclass
@@ -172,7 +195,8 @@ class SessionStore:
                     return OpenedSession(new["incarnation"], 0, "parts_expire_at" in new, agents)
                 continue
             found = document["agents_opened"]
-            if "incarnation" not in document or not all(map(_has_counters, found)):
+            counted = [_has_counters(session_id, key, agent) for key, agent in zip(agent_keys, found, strict=True)]
+            if "incarnation" not in document or not all(counted):
                 self.adopt(session_id, agent_keys)
                 continue
             parts_expire = document.get("parts_expire_at") is not None
@@ -479,6 +503,7 @@ class SessionStore:
             return message
         return self._archived(session_id, key, message_id, document)
 
+    @_read_again_if_gone
     def list_messages(self, session_id: str, key: str, offset: int, limit: int | None) -> list[Document]:
         """Return a page of an agent's stored messages, decoded, oldest first."""
         if limit == 0:
@@ -616,6 +641,7 @@ class SessionStore:
                 continue
             self.archiver.archive_feedbacks(session.session_id, standing["incarnation"])
 
+    @_read_again_if_gone
     def get_feedbacks(self, session_id: str) -> list[Document]:
         """Return a session's feedbacks, decoded, oldest first."""
         projection = {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1}
@@ -628,6 +654,7 @@ class SessionStore:
             feedbacks[:0] = self.history.read(session_id, document["incarnation"], FEEDBACKS, 0, archived)
         return feedbacks
 
+    @_read_again_if_gone
     def read_metrics(self, session_id: str, agent_id: str | None) -> tuple[list[tuple[str, Any]], list[Any]]:
         """Return each agent's key and running totals, and the rating of each feedback; of one agent, or of all."""
         document = self.find_plain(statements.live(session_id), statements.metrics_projection(agent_id))
@@ -736,7 +763,9 @@ class SessionStore:
 
     def _archived(self, session_id: str, key: str, message_id: int, standing: Document) -> Document | None:
         """Return a message that is not embedded, given how things stand at its position."""
-        if not standing["archived_count"] or message_id >= standing.get("message_count", 0):
+        if not standing["archived_count"]:
+            return None
+        if message_id >= check_message_count(session_id, key, standing.get("message_count", 0)):
             return None
         return self.history.read_message(session_id, standing["incarnation"], key, message_id)
 
@@ -751,6 +780,10 @@ class SessionStore:
             )
         if standing["expired"]:
             raise _expired(session)
+        if "message_count" in standing:
+            # A writer would wait for ever for a counter that is no number. The projection tells whose it is.
+            key = projection["message_count"].split(".")[1]
+            check_message_count(session.session_id, key, standing["message_count"])
         lease = standing.get("lease")
         left = (lease["expires_at"] - standing["now"]).total_seconds() if lease else 0.0
         if session.lease_token is not None and (lease is None or lease["token"] != session.lease_token or left <= 0):
@@ -911,9 +944,18 @@ def _expired(session: SessionRef) -> SessionNotFoundError:
     return SessionNotFoundError(f"session_id={session.session_id!r} has expired")
 
 
-def _has_counters(agent: Document | None) -> bool:
-    """Return whether an agent as it was read is one that has its counters, or is not there."""
-    return agent is None or "message_count" in agent
+def _has_counters(session_id: str, key: str, agent: Document | None) -> bool:
+    """Return whether an agent as it was read is one that has its counters, or is not there.
+
+    Raises:
+        DamagedSessionError: It has one that can be none.
+    """
+    if agent is None:
+        return True
+    if "message_count" not in agent:
+        return False
+    check_message_count(session_id, key, agent["message_count"])
+    return True
 
 
 def _stored_agent(found: Document | None) -> StoredAgent:
