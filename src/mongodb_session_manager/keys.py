@@ -66,6 +66,9 @@ def check_id(value: object, kind: str) -> str:
     text = exact_text(value)
     if not text:
         raise InvalidIdentifierError(f"{kind} is empty")
+    # The number of characters first: megabytes are not gone through.
+    if len(text) > MAX_ID_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        raise InvalidIdentifierError(f"{kind}={shown(text)} has more than {MAX_ID_BYTES} bytes")
     if "/" in text:
         raise InvalidIdentifierError(f"{kind}={shown(text)} holds a slash")
     if (control := _CONTROL.search(text)) is not None:
@@ -73,8 +76,6 @@ def check_id(value: object, kind: str) -> str:
         raise InvalidIdentifierError(f"{kind}={shown(text)} holds a {what} character")
     if not _encodable(text):
         raise InvalidIdentifierError(f"{kind}={shown(text)} holds a lone surrogate")
-    if 4 * len(text) > MAX_ID_BYTES and (size := len(text.encode("utf-8"))) > MAX_ID_BYTES:
-        raise InvalidIdentifierError(f"{kind}={shown(text)} has {size} bytes: at most {MAX_ID_BYTES}")
     return text
 
 
