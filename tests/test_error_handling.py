@@ -23,6 +23,8 @@ import mongodb_session_manager
 from mongodb_session_manager import (
     AgentNotFoundError,
     BlobMissingError,
+    DamagedSessionError,
+    HistoryIncompleteError,
     InvalidIdentifierError,
     MessageNotFoundError,
     MongoDBSessionError,
@@ -91,6 +93,8 @@ ERRORS: list[tuple[type[Exception], list[type[Exception]]]] = [
     (SessionConflictError, [MongoDBSessionError]),
     (SessionBusyError, [MongoDBSessionError]),
     (BlobMissingError, [MongoDBSessionError]),
+    (HistoryIncompleteError, [MongoDBSessionError]),
+    (DamagedSessionError, [MongoDBSessionError]),
 ]
 
 

@@ -6,16 +6,26 @@ Many of these are defects that other MongoDB session stores have shipped.
 import math
 import uuid
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import Any
 
 import pytest
 from bson.raw_bson import RawBSONDocument
+from offline_model import OfflineScriptedModel
 from pymongo import MongoClient
+from strands import Agent
 from strands.types.session import Session, SessionAgent, SessionMessage
 from support.commands import CommandRecorder
 from support.equality import assert_same
 
-from mongodb_session_manager import InvalidIdentifierError, MongoDBSessionRepository, UnstorableValueError
+from mongodb_session_manager import (
+    InvalidIdentifierError,
+    ModelPrice,
+    MongoDBSessionError,
+    MongoDBSessionManager,
+    MongoDBSessionRepository,
+    UnstorableValueError,
+)
 from mongodb_session_manager.encoding import fingerprint
 
 
@@ -136,6 +146,7 @@ OPERATIONS = [
 NO_STRINGS = [{"$gt": ""}, {"$ne": None}, ["s1"], b"s1", 1, None, True]
 
 UNUSABLE = ["", "a/b", "/", "../s1", "a\0b", "\ud800", "ok\udfff"]
+UNUSABLE += ["a\nERROR a forged line of the log", "\t", "\x1b[2J", "\x7f", "\x85", "x" * 1025, "🙂" * 257]
 
 
 # --- ids that are refused -------------------------------------------------------------------------
@@ -162,6 +173,240 @@ def test_an_unusable_id_is_refused_before_any_command_is_sent(
     assert recorder.names == []
 
 
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_error_of_an_id_of_megabytes_fits_into_a_line_of_a_log(
+    operation: Operation, watched: MongoDBSessionRepository, recorder: CommandRecorder
+) -> None:
+    for identifier in ("x" * 5_000_000, "/" * 5_000_000, "\n" * 5_000_000):
+        with pytest.raises(InvalidIdentifierError) as refusal:
+            operation(watched, identifier)
+        assert len(str(refusal.value)) < 1000
+    assert recorder.names == []
+
+
+LONG = "x" * 3_000_000
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda r: r.update_metadata("s1", {LONG + "..": 1}),
+        lambda r: r.update_metadata("s1", {LONG: 1}),
+        lambda r: r.update_metadata("s1", {"a": {LONG: {"b.c": 1}}}),
+        lambda r: r.update_metadata("s1", {"a": {LONG + ".": 1}}),
+        lambda r: r.delete_metadata("s1", ["$" + LONG]),
+        lambda r: r.add_feedback("s1", {LONG + ".": 1}),
+        lambda r: r.list_sessions(sort_by=LONG),
+        lambda r: r.list_sessions(limit=10**5000),
+        lambda r: r.list_messages("s1", "assistant", limit=-(10**5000)),
+        lambda r: r.read_message("s1", "assistant", 10**5000),
+        lambda r: r.search_messages("x", role=LONG),
+        lambda r: r.search_messages("x", limit=10**5000),
+        lambda r: r.create_message("s1", "assistant", message_with({LONG: object()})),
+        lambda r: r.create_message("s1", "assistant", message_with({LONG: "x" * (16 * 1024 * 1024)})),
+        lambda r: r.get_metrics_summary("s1", prices={LONG: 1}),
+    ],
+)
+def test_no_error_repeats_megabytes_of_what_it_refuses(
+    refused: Callable[[MongoDBSessionRepository], Any], watched: MongoDBSessionRepository, recorder: CommandRecorder
+) -> None:
+    with pytest.raises((ValueError, TypeError)) as refusal:
+        refused(watched)
+    assert 10 < len(str(refusal.value)) < 2000
+    assert recorder.names == []
+
+
+# --- texts that are more than text ----------------------------------------------------------------
+
+
+class Kind(str, Enum):
+    """``str()`` of a member is its name, and its hash is not that of its value."""
+
+    SUPPORT = "support"
+    MODEL = "offline-scripted"
+
+
+class Liar(str):
+    """A text that says it is another."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "another/../one"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("identifier", [Kind.SUPPORT, Liar("support")], ids=["enum", "liar"])
+def test_an_id_that_is_the_member_of_an_enum_names_what_its_value_names(
+    operation: Operation, identifier: str, watched: MongoDBSessionRepository, recorder: CommandRecorder
+) -> None:
+    def outcome(given: str) -> Any:
+        watched.collection.delete_many({})
+        for session_id in ("s1", "support"):
+            watched.create_session(Session(session_id=session_id, session_type="AGENT"))
+            watched.create_agent(session_id, agent_with({}))
+        recorder.clear()
+        try:
+            operation(watched, given)
+        except MongoDBSessionError as error:
+            return type(error), recorder.names
+        return "done", recorder.names
+
+    found = outcome(identifier)
+    commands = str([command.command for command in recorder.commands])
+    assert "support" in commands
+    assert "SUPPORT" not in commands
+    assert "another" not in commands
+    assert found == outcome("support")
+
+
+def manager_of(repository: MongoDBSessionRepository, session_id: str = "s", **options: Any) -> MongoDBSessionManager:
+    return MongoDBSessionManager(session_id, None, repository.database.name, "sessions", repository.client, **options)
+
+
+def talker(manager: MongoDBSessionManager, agent_id: str = "a", **options: Any) -> Agent:
+    model = OfflineScriptedModel(["Yes."] * 60)
+    return Agent(model=model, agent_id=agent_id, session_manager=manager, callback_handler=None, **options)
+
+
+@pytest.mark.parametrize("text", [Kind.SUPPORT, Liar("support")], ids=["enum", "liar"])
+def test_a_session_whose_names_are_members_of_enums_is_stored_found_and_resumed_by_their_values(
+    text: Any, repository: MongoDBSessionRepository
+) -> None:
+    manager = manager_of(repository, text, application_name=text, session_type=text, index_messages=True)
+    assert (manager.session_id, type(manager.session_id)) == ("support", str)
+    agent = talker(manager, text)
+    agent("Hello")
+    manager.append_message({"role": "user", "content": "by hand"}, agent)
+    manager.update_metadata({text: {text: 1}})
+    manager.add_feedback({"agent_id": text, "message_id": 0, text: 5})
+    manager.close()
+
+    document = repository.collection.find_one({})
+    assert document is not None
+    names = (document["_id"], document["application_name"], document["session_type"], document["agent_ids"])
+    assert names == ("support", "support", "support", ["support"])
+    assert list(document["agents"]) == ["support"]
+    assert document["metadata"] == {"support": {"support": 1}}
+    assert repository.get_metadata(text) == {"metadata": {"support": {"support": 1}}}
+    assert repository.get_feedbacks("support")[0]["support"] == 5
+    for filters in (
+        {"application_name": text},
+        {"session_type": text},
+        {"agent_id": text},
+        {"metadata": {text: {"support": 1}}},
+    ):
+        assert [session.session_id for session in repository.list_sessions(**filters).sessions] == ["support"]
+    for conditions in ({"session_id": text}, {"agent_id": text}, {"application_name": text}):
+        assert [hit.message_id for hit in repository.search_messages("Hello", **conditions)] == [0]
+    assert len(talker(manager_of(repository, "support"), text).messages) == 3
+    manager = manager_of(repository, text)
+    manager.delete_metadata([text])
+    assert manager.get_metadata() == {"metadata": {}}
+    repository.delete_session(text)
+    assert not repository.session_exists("support")
+
+
+def test_prices_under_members_of_an_enum_are_those_of_their_models(repository: MongoDBSessionRepository) -> None:
+    manager = manager_of(repository)
+    talker(manager)("Hello")
+    [model] = manager.get_metrics_summary().models
+    model_id = Enum("ModelId", {"ONE": model}, type=str)
+    summary = manager.get_metrics_summary(prices={model_id.ONE: ModelPrice(input=1, output=1)})  # type: ignore[attr-defined]
+    assert summary.cost is not None
+
+
+@pytest.mark.parametrize("names", [{"application_name": {"$gt": ""}}, {"session_type": 5}, {"session_type": None}])
+def test_a_name_of_a_session_that_is_no_text_is_refused_before_it_is_stored(
+    names: Any, repository: MongoDBSessionRepository
+) -> None:
+    with pytest.raises(TypeError, match="must be a string"):
+        manager_of(repository, **names)
+
+
+# --- tracking ids ---------------------------------------------------------------------------------
+
+NO_TRACKING_IDS = [{"$ne": None}, {}, ["x"], 5, 0, False, b"x"]
+
+
+@pytest.mark.parametrize("tracking_id", NO_TRACKING_IDS, ids=repr)
+def test_a_message_whose_tracking_id_is_no_text_is_refused_and_the_conversation_goes_on(
+    tracking_id: Any, repository: MongoDBSessionRepository
+) -> None:
+    said: Any = {"role": "user", "content": [{"text": "refused"}], "tracking_id": tracking_id}
+    redacted: Any = {"role": "user", "content": [{"text": "gone"}], "tracking_id": tracking_id}
+    manager = manager_of(repository)
+    agent = talker(manager)
+    agent("first")
+    refusals: list[Callable[[], Any]] = [
+        lambda: manager.append_message(dict(said), agent),
+        lambda: manager.redact_latest_message(redacted, agent),
+        lambda: repository.create_message("s", "a", SessionMessage(said, 9)),
+        lambda: repository.update_message("s", "a", SessionMessage(said, 0)),
+        lambda: repository.update_message("s", "a", SessionMessage({"role": "user", "content": []}, 0, redacted)),
+    ]
+    if tracking_id:  # In the place of others Strands puts one of its own before anybody sees the message.
+        refusals += [lambda: agent([dict(said)]), lambda: talker(manager, "new", messages=[dict(said)])]
+    for refusal in refusals:
+        with pytest.raises(TypeError, match="tracking_id must be a string"):
+            refusal()
+    manager.flush()
+    agent("second")
+    manager.close()
+    assert texts(repository, "s", "a") == ["first", "Yes.", "second", "Yes."]
+
+
+def test_a_redaction_after_a_message_with_a_bad_tracking_id_does_not_hit_the_one_before(
+    repository: MongoDBSessionRepository,
+) -> None:
+    manager = manager_of(repository)
+    agent = talker(manager)
+    agent("first")
+    bad: Any = {"role": "user", "content": [{"text": "refused"}], "tracking_id": {"$ne": None}}
+    with pytest.raises(TypeError, match="tracking_id"):
+        agent([bad])
+    with pytest.raises(MongoDBSessionError, match="no message to redact"):
+        manager.redact_latest_message({"role": "user", "content": [{"text": "gone"}]}, agent)
+    assert texts(repository, "s", "a") == ["first", "Yes."]
+
+
+@pytest.mark.parametrize("tracking_id", ["", None])
+def test_an_empty_tracking_id_is_none_so_that_a_redaction_hits_no_other_message(
+    tracking_id: Any, repository: MongoDBSessionRepository
+) -> None:
+    manager = manager_of(repository)
+    agent = talker(manager)
+    for text in ("one", "two"):
+        message: Any = {"role": "user", "content": [{"text": text}], "tracking_id": tracking_id}
+        manager.append_message(message, agent)
+    redacted: Any = {"role": "user", "content": [{"text": "gone"}], "tracking_id": tracking_id}
+    manager.redact_latest_message(redacted, agent)
+    assert texts(repository, "s", "a") == ["one", "gone"]
+    stored = repository.list_message_documents("s", "a")
+    assert all(message["tracking_id"] for message in stored)
+
+
+def test_a_tracking_id_that_is_the_member_of_an_enum_is_its_value(repository: MongoDBSessionRepository) -> None:
+    manager = manager_of(repository)
+    agent = talker(manager)
+    agent([{"role": "user", "content": [{"text": "secret"}], "tracking_id": Kind.SUPPORT}])  # type: ignore[list-item, typeddict-unknown-key]
+    manager.redact_latest_message({"role": "user", "content": [{"text": "gone"}], "tracking_id": Kind.SUPPORT}, agent)
+    assert repository.list_message_documents("s", "a")[0]["tracking_id"] == "support"
+    assert texts(repository, "s", "a") == ["gone", "Yes."]
+
+
+def test_a_stored_tracking_id_that_is_no_text_keeps_no_conversation_from_being_resumed(
+    repository: MongoDBSessionRepository,
+) -> None:
+    first = manager_of(repository)
+    talker(first)("first")
+    repository.collection.update_one({}, {"$set": {"agents.a.messages.0.tracking_id": {"$ne": None}}})
+    agent = talker(manager_of(repository))
+    for _ in range(55):  # Until messages that have left the live conversation are forgotten.
+        agent("again")
+    assert len(texts(repository, "s", "a")) == 112
+
+
 # --- session ids ----------------------------------------------------------------------------------
 
 SESSION_IDS = [
@@ -180,6 +425,10 @@ SESSION_IDS = [
     " ",
     "null",
     "s1 ",
+    "x" * 1024,
+    "🙂" * 256,
+    "\u00a0",
+    "\u200b",
 ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from bson import Decimal128, ObjectId
 from offline_model import OfflineScriptedModel, ToolCall
 from pymongo import MongoClient
+from pymongo.errors import OperationFailure
 from strands import Agent
 from strands.hooks import AfterToolCallEvent
 from support.commands import CommandRecorder
@@ -337,15 +338,16 @@ def test_a_failure_of_the_database_is_the_tools_error_and_known_to_hooks(
     with fail_command(client, "update", app_name=APP_NAME, error_code=13, times=1):
         agent.tool.manage_metadata(action="set", metadata={"a": 1}, record_direct_tool_call=False)
 
-    assert [type(failure).__name__ for failure in failures] == ["OperationFailure"]
+    assert [str(failure) for failure in failures] == [
+        "the database has failed: OperationFailure code=13 (Unauthorized)"
+    ]
+    assert isinstance(failures[0].__cause__, OperationFailure)
     agent("Go.")
     assert told(agent)[-1] == ("success", '{"a": 1}')
 
 
-@pytest.mark.parametrize("allowed", [{"readable": ["a"]}, {"writable": ["a"]}], ids=str)
-def test_a_model_that_may_not_see_everything_is_not_told_what_the_database_says(
-    manager: MongoDBSessionManager, allowed: Any
-) -> None:
+@pytest.mark.parametrize("allowed", [{}, {"readable": ["a"]}, {"writable": ["a"]}], ids=str)
+def test_a_model_is_not_told_what_the_database_says(manager: MongoDBSessionManager, allowed: Any) -> None:
     manager.update_metadata({"a": 1})
     nowhere: MongoClient[Any] = MongoClient("mongodb://secret-host.invalid:9/?serverSelectionTimeoutMS=10")
     lost = MongoDBSessionManager("s", client=nowhere)

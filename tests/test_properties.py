@@ -6,6 +6,7 @@ hold the value; for the rest (lone surrogates, tuples, keys that are no strings)
 
 import copy
 import itertools
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,10 +153,10 @@ any_identifier = st.one_of(
 
 def usable(identifier: str) -> bool:
     try:
-        identifier.encode()
+        size = len(identifier.encode())
     except UnicodeEncodeError:
         return False
-    return bool(identifier) and "/" not in identifier and "\0" not in identifier
+    return 0 < size <= 1024 and "/" not in identifier and "Cc" not in map(unicodedata.category, identifier)
 
 
 # --- the two stores -------------------------------------------------------------------------------

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
+import subprocess
+import sys
+import textwrap
 import weakref
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,11 +20,13 @@ from pymongo.errors import InvalidOperation, OperationFailure, WriteConcernError
 from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.hooks import MessageAddedEvent
+from support.commands import CommandRecorder
 from support.failpoints import fail_command
 
 from mongodb_session_manager import (
     MongoDBSessionError,
     MongoDBSessionManager,
+    MongoDBSessionManagerFactory,
     SessionConflictError,
     SessionNotFoundError,
     UnstorableValueError,
@@ -316,3 +322,116 @@ def test_an_agent_with_messages_whose_bson_is_far_larger_than_it_seems_is_stored
     agent(mine, messages=messages)
 
     assert len(mine.session_repository.list_messages("s", "a")) == 160
+
+
+# --- an agent that is built and never asked
+
+
+def close_in_thread(opened: MongoDBSessionManager) -> None:
+    asyncio.run(asyncio.to_thread(opened.close))
+
+
+@pytest.mark.parametrize("durability", ["message", "turn"])
+def test_a_request_that_builds_an_agent_and_asks_it_nothing_keeps_no_manager_in_memory(
+    manager: Callable[..., MongoDBSessionManager], durability: str
+) -> None:
+    manager().update_metadata({"begun": True})  # So that the agent is not stored together with its session.
+    opened = manager(durability=durability)
+    talker = agent(opened)
+    talker.state.set("seen", 1)
+    forgotten = weakref.ref(opened)
+    del opened, talker
+    gc.collect()
+    assert forgotten() is None
+
+
+def test_an_agent_that_is_never_asked_keeps_no_manager_in_memory_whose_other_agents_have_answered(
+    manager: Callable[..., MongoDBSessionManager],
+) -> None:
+    opened = manager()
+    asked, spare = agent(opened), agent(opened, agent_id="spare")
+    asked("Hello")
+    opened.append_message({"role": "user", "content": [{"text": "by hand"}]}, asked)
+    assert opened.list_agents() == ["a"]
+    forgotten = weakref.ref(opened)
+    del opened, asked, spare
+    gc.collect()
+    assert forgotten() is None
+
+
+def test_a_factory_is_closed_at_once_though_sessions_are_gone_in_which_nobody_was_asked(
+    server: Any, client: MongoClient[dict[str, Any]], database_name: str
+) -> None:
+    recorder = CommandRecorder()
+    factory = MongoDBSessionManagerFactory(server.uri, database_name, "sessions", event_listeners=[recorder])
+    held = []
+    for number in range(3):
+        opened = asyncio.run(factory.open(f"s{number}", agent_id="a"))
+        held.append((opened, agent(opened)))
+    client[database_name]["sessions"].delete_many({})
+    recorder.clear()
+    factory.close()
+    assert recorder.names == []
+
+
+@pytest.mark.parametrize(
+    "store", [MongoDBSessionManager.flush, MongoDBSessionManager.close, leave_with, leave_async_with, close_in_thread]
+)
+def test_an_agent_that_is_never_asked_is_stored_if_its_manager_is_flushed_or_closed(
+    manager: Callable[..., MongoDBSessionManager], store: Callable[[MongoDBSessionManager], None]
+) -> None:
+    manager().update_metadata({"begun": True})
+    opened = manager()
+    talker = agent(opened)
+    talker.state.set("seen", 1)
+    store(opened)
+    restored = agent(manager())
+    assert restored.state.get() == {"seen": 1}
+
+
+def test_a_new_agent_that_could_not_be_stored_when_its_manager_was_closed_is_stored_when_it_is_closed_again(
+    server: Any, client: MongoClient[dict[str, Any]], database_name: str
+) -> None:
+    with MongoDBSessionManager("s", server.uri, database_name, "sessions") as first:
+        first.update_metadata({"begun": True})
+    opened = MongoDBSessionManager("s", server.uri, database_name, "sessions", appname=APP_NAME)
+    talker = agent(opened)
+    with fail_command(client, "update", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
+        opened.close()
+    opened.close()
+    assert client[database_name]["sessions"].find_one({"agents.a": {"$exists": True}})
+    del talker
+
+
+BUILDS_AN_AGENT_AND_ENDS = """
+    import sys
+
+    from offline_model import OfflineScriptedModel
+    from pymongo import MongoClient
+    from strands import Agent
+
+    from mongodb_session_manager import MongoDBSessionManager
+
+    uri, database_name = sys.argv[1:]
+    client = MongoClient(uri)
+    manager = MongoDBSessionManager("s", client=client, database_name=database_name, collection_name="sessions")
+    manager.update_metadata({"begun": True})
+    agent = Agent(model=OfflineScriptedModel(["Yes."]), agent_id="a", session_manager=manager, callback_handler=None)
+"""
+
+
+def test_a_process_that_ends_stores_no_agent_that_was_asked_nothing_and_complains_of_nothing(
+    server: Any, database_name: str, sessions: Collection[dict[str, Any]]
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(BUILDS_AN_AGENT_AND_ENDS), server.uri, database_name],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    document = sessions.find_one({"_id": "s"})
+    assert document is not None
+    assert document["agents"] == {}

@@ -4,6 +4,8 @@ from .documents import MongoDBSessionAgent
 from .errors import (
     AgentNotFoundError,
     BlobMissingError,
+    DamagedSessionError,
+    HistoryIncompleteError,
     InvalidIdentifierError,
     MessageNotFoundError,
     MongoDBSessionError,
@@ -41,7 +43,9 @@ __all__ = [
     "AgentMetrics",
     "AgentNotFoundError",
     "BlobMissingError",
+    "DamagedSessionError",
     "FeedbackCounts",
+    "HistoryIncompleteError",
     "InvalidIdentifierError",
     "LatencyMetrics",
     "MessageHit",

@@ -28,6 +28,7 @@ from .documents import Document, MongoDBSessionAgent, StoredAgent
 from .encoding import encode, fingerprint
 from .errors import MongoDBSessionError
 from .guardrails import INTERVENED, facts_of_stop_reason, guardrail_event
+from .keys import check_tracking_id
 from .metrics import ToolCall, Totals, message_metrics, usage_since
 from .metrics_override import Given, MetricsOverride
 from .session_store import now
@@ -381,7 +382,7 @@ class AgentFollower:
         if role == "user" and not self._in_turn:
             self._turn_id = None
         # Strands gives each message such an id when it appends it; the two will be one message.
-        body.setdefault("tracking_id", str(uuid.uuid4()))
+        body["tracking_id"] = body.get("tracking_id") or str(uuid.uuid4())
         self._turn_id = self._turn_id or ObjectId()
         body["turn_id"] = self._last_turn_id = self._turn_id
         own = metrics = given = None
@@ -413,7 +414,9 @@ class AgentFollower:
 
         Raises:
             MongoDBSessionError: The agent has no message, or its latest was refused and is stored nowhere.
+            TypeError: The ``tracking_id`` is no text.
         """
+        tracking_id = check_tracking_id(redact_message)
         entry = self.work.last
         if entry is None:
             raise MongoDBSessionError(
@@ -431,7 +434,7 @@ class AgentFollower:
             "guardrail_event": event,
         }
         # A prompt that was tried again may stand in the conversation twice, under one tracking id.
-        same = self.work.known(redact_message.get("tracking_id"))
+        same = self.work.known(tracking_id)
         if same and entry not in same:
             # Strands means its own latest message; behind that stands one that was appended by hand.
             entry = same[-1]
@@ -652,7 +655,7 @@ def add_new_agent(session: Document, key: str, agent: Any, blob_threshold: int) 
     record["message_count"] = len(record["messages"])
     record["usage"] = dict(totals.increments)
     session["agents"][key] = record
-    session["agent_ids"].append(agent.agent_id)
+    session["agent_ids"].append(record["agent_data"]["agent_id"])
     return True
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .errors import shown
+
 MAKE_ROOM_ABOVE_BYTES = 6 * 1024 * 1024
 """Where a write would take the session document above this, room is made first: long before MongoDB's 16 MB, for a
 server with a small cache may need minutes for one update of a document of that size."""
@@ -32,7 +34,7 @@ class ArchivePolicy:
         for name in ("after_messages", "after_bytes", "block"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"archive_{name} must be an int of at least 1, not {value!r}")
+                raise ValueError(f"archive_{name} must be an int of at least 1, not {shown(value)}")
 
     @property
     def document_bytes(self) -> int:

@@ -33,7 +33,7 @@ from pymongo.database import Database
 from pymongo.errors import AutoReconnect, PyMongoError, ServerSelectionTimeoutError
 
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
-from .errors import BlobMissingError
+from .errors import BlobMissingError, shown
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .sending import until_known
 
@@ -422,7 +422,7 @@ def check_threshold(value: object) -> int:
         ValueError: It is no ``int`` of at least 1.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"blob_threshold_bytes must be an int of at least 1, not {value!r}")
+        raise ValueError(f"blob_threshold_bytes must be an int of at least 1, not {shown(value)}")
     return value
 
 

@@ -20,8 +20,9 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from .archive_policy import Embedded
 from .encoding import decode, encode, size_in_bson
-from .errors import UnstorableValueError
-from .keys import decode_key
+from .errors import DamagedSessionError, UnstorableValueError, shown
+from .foreign import name_of
+from .keys import check_tracking_id, decode_key, exact_text
 
 if TYPE_CHECKING:
     from .blobs import PendingBlobs
@@ -133,9 +134,10 @@ def agent_data(agent: SessionAgent, blobs: PendingBlobs | None = None) -> Docume
         agent: The agent.
         blobs: Takes what is too large for the session document.
     """
-    where = f"agent_id={agent.agent_id!r} "
+    agent_id = exact_text(agent.agent_id)
+    where = f"agent_id={agent_id!r} "
     data: Document = {
-        "agent_id": agent.agent_id,
+        "agent_id": agent_id,
         "state": encode(agent.state, where + "state", blobs),
         "conversation_manager_state": encode(
             agent.conversation_manager_state, where + "conversation_manager_state", blobs
@@ -188,6 +190,34 @@ def to_session_agent(data: Mapping[str, Any], key: str) -> MongoDBSessionAgent:
     )
 
 
+def check_message_count(session_id: str, key: str, stored: Any, messages: int = 0) -> int:
+    """Return an agent's stored ``message_count``, which decides the id of the next message.
+
+    A shell writes whole numbers as floating point, so ``3.0`` is 3. Older documents have no counter, which is for
+    whoever reads them to see; null was never written, and where messages are archived it could not be made good.
+
+    Args:
+        session_id: The session.
+        key: The agent's key.
+        stored: What is stored.
+        messages: How many messages the agent has: each has an id below the counter.
+
+    Raises:
+        DamagedSessionError: It is no whole number from 0 to 2**63 - 1, or less than there are messages.
+    """
+    is_number = isinstance(stored, (int, float)) and not isinstance(stored, bool)
+    if not is_number or not 0 <= stored < 2**63 or stored != int(stored):
+        # Of what is no number only the type: another program may have put anything there.
+        found = shown(stored) if is_number else "null" if stored is None else f"a {type(stored).__name__}"
+        what = f"is {found}, which is no number of messages"
+        raise DamagedSessionError(session_id, name_of(key), f"agents.{key}.message_count", what)
+    if stored < messages:
+        # The next message would get an id that another one has.
+        what = f"is {shown(stored)}, and there are {messages} messages"
+        raise DamagedSessionError(session_id, name_of(key), f"agents.{key}.message_count", what)
+    return int(stored)
+
+
 # --- messages -------------------------------------------------------------------------------------------------------
 
 
@@ -208,9 +238,11 @@ def measured_body(message: Mapping[str, Any], where: str, blobs: PendingBlobs | 
 
     Raises:
         UnstorableValueError: The message has no role or content, or holds a value that cannot be stored.
+        TypeError: Its ``tracking_id`` is no text.
     """
     if not isinstance(message, (dict, Mapping)) or "role" not in message or "content" not in message:
         raise UnstorableValueError(f"{where} is no message: it needs 'role' and 'content'")
+    check_tracking_id(message)
     extra = () if message.keys() <= _MESSAGE_FIELDS else message.keys() - _MESSAGE_FIELDS
     plain = {name: value for name, value in message.items() if name not in extra} if extra else message
     if isinstance(message["content"], str):
@@ -423,7 +455,7 @@ def _largest(value: Any) -> tuple[str, int]:
     if isinstance(value, (str, bytes)):
         return "", len(value.encode("utf-8") if isinstance(value, str) else value)
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found = [(f"[{key!r}]{path}", size) for key, (path, size) in ((key, _largest(inner)) for key, inner in items)]
+    found = [(f"[{shown(key)}]{path}", size) for key, (path, size) in ((key, _largest(inner)) for key, inner in items)]
     return max(found, key=lambda one: one[1], default=("", 0))
 
 

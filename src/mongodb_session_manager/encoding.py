@@ -40,7 +40,8 @@ from bson.codec_options import CodecOptions, DatetimeConversion, TypeDecoder, Ty
 from bson.errors import BSONError
 from bson.int64 import Int64
 
-from .errors import UnstorableValueError
+from .errors import UnstorableValueError, shown
+from .keys import exact_text
 
 if TYPE_CHECKING:
     from .blobs import PendingBlobs
@@ -251,7 +252,7 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
             try:
                 encoded[key] = _encode(inner, depth + 1, blobs)
             except _Unstorable as error:
-                error.path = f"[{key!r}]{error.path}"
+                error.path = f"[{shown(key)}]{error.path}"
                 raise
         return encoded
     if kind is list:
@@ -290,7 +291,7 @@ def _marker(kind: str, data: bytes | str, length: int, blobs: PendingBlobs) -> d
 def _as_builtin(value: Any) -> Any:
     """Return a subclass of a storable type as that type."""
     if isinstance(value, str):
-        return str.__str__(value)  # str() of an Enum would be its name
+        return exact_text(value)
     bases: tuple[Callable[[Any], Any], ...] = (int, float, bytes, dict, list, tuple)
     for base in bases:
         if isinstance(value, base):  # type: ignore[arg-type]

@@ -9,7 +9,9 @@ MongoDBSessionError                 (a Strands ``SessionException``)
 ├── SessionExistsError              (also PyMongo's ``DuplicateKeyError``)
 ├── SessionConflictError
 ├── SessionBusyError
-└── BlobMissingError
+├── BlobMissingError
+├── HistoryIncompleteError
+└── DamagedSessionError
 
 Failures of the database stay PyMongo's own errors (``pymongo.errors.PyMongoError``). No message of an error holds
 the content of a conversation or a credential.
@@ -17,9 +19,55 @@ the content of a conversation or a credential.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from bson import ObjectId
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 from strands.types.exceptions import SessionException
+
+# What the server does not name itself, because it is said of a single write.
+_CODE_NAMES = {121: "DocumentValidationFailure", 11000: "DuplicateKey"}
+
+
+def described(error: BaseException) -> str:
+    """Return what a log line, a note or another error may say of an error: nothing that quotes a conversation.
+
+    A server's own words do: a validator quotes the value it refuses, a unique index the key. So of an error of the
+    database there is its type, its code and the name of the code: ``WriteError code=121 (DocumentValidationFailure)``.
+    Errors of this library hold no content; of these there is their text. Of all others there is their type.
+    """
+    kind = type(error).__name__
+    if isinstance(error, MongoDBSessionError):
+        return f"{kind}: {error}"
+    if not isinstance(error, PyMongoError):
+        return kind
+    details = getattr(error, "details", None)
+    said: Mapping[str, Any] = details if isinstance(details, Mapping) else {}
+    # Of several writes at once there is no code but that of each.
+    writes = said.get("writeErrors") or said.get("writeConcernErrors")
+    if isinstance(writes, list) and writes and isinstance(writes[0], Mapping):
+        said = writes[0]
+    code = said.get("code") or getattr(error, "code", None)
+    if not isinstance(code, int):
+        return kind
+    name = said.get("codeName") or _CODE_NAMES.get(code)
+    return f"{kind} code={code} ({name})" if name else f"{kind} code={code}"
+
+
+# Longer than what people take for an id, short enough for a line of a log.
+_MAX_SHOWN_CHARACTERS = 100
+
+
+def shown(value: object) -> str:
+    """Return a value that was refused as an error shows it: cut where it is long."""
+    if isinstance(value, str):
+        text = str.__str__(value)
+        return repr(text) if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]!r}…"
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"(an int of {value.bit_length()} bits)"  # Python refuses to print a very long one.
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]}…"
 
 
 class MongoDBSessionError(SessionException):
@@ -91,3 +139,58 @@ class BlobMissingError(MongoDBSessionError):
     def __init__(self, message: str, file_id: ObjectId) -> None:
         super().__init__(message)
         self.file_id = file_id
+
+
+class HistoryIncompleteError(MongoDBSessionError):
+    """Archived messages are missing, though their session is there: no deletion of the session has taken them.
+
+    Something other than this library has removed them from ``<collection>_history``, or the session document was
+    restored without its history. Nothing is read in their place; restore the segments from the same backup.
+
+    Attributes:
+        session_id: The session.
+        agent_id: The agent whose messages they are; None for archived feedbacks.
+        first: Position in the conversation, zero-based, of the first message that was to be read.
+        last: Position of the last one.
+        missing: How many of these are not there.
+        incarnation: Which life of the session they belong to.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        agent_id: str | None,
+        *,
+        first: int,
+        last: int,
+        missing: int,
+        incarnation: ObjectId | None = None,
+    ) -> None:
+        whose = "archived feedbacks" if agent_id is None else f"archived messages of agent_id={agent_id!r}"
+        super().__init__(
+            f"session_id={session_id!r}: {missing} of the {whose} from position {first} to {last} are missing"
+        )
+        self.session_id = session_id
+        self.agent_id = agent_id
+        self.first = first
+        self.last = last
+        self.missing = missing
+        self.incarnation = incarnation
+
+
+class DamagedSessionError(MongoDBSessionError):
+    """A session document holds something that no version of this library has written, and that cannot be guessed.
+
+    Another program has changed it. Nothing was written; correct the field, or restore the session.
+
+    Attributes:
+        session_id: The session.
+        agent_id: The agent in whose record it stands.
+        field: The field's path in the session document, such as ``"agents.support.message_count"``.
+    """
+
+    def __init__(self, session_id: str, agent_id: str, field: str, what: str) -> None:
+        super().__init__(f"session_id={session_id!r}: {field} {what}")
+        self.session_id = session_id
+        self.agent_id = agent_id
+        self.field = field

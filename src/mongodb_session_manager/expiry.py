@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from .errors import shown
+
 FOREVER = datetime(9999, 12, 31, tzinfo=timezone.utc)
 """The expiry of parts that had one until their session lost its own."""
 
@@ -50,9 +52,9 @@ def check_ttl(ttl_hours: object) -> timedelta | None:
     if ttl_hours is None:
         return None
     if not isinstance(ttl_hours, (int, float)) or isinstance(ttl_hours, bool):
-        raise TypeError(f"ttl_hours must be a number of hours or None, not {ttl_hours!r}")
+        raise TypeError(f"ttl_hours must be a number of hours or None, not {shown(ttl_hours)}")
     if not 0 < ttl_hours <= _MAX_HOURS:
-        raise ValueError(f"ttl_hours must be above 0 and at most {_MAX_HOURS}, not {ttl_hours!r}")
+        raise ValueError(f"ttl_hours must be above 0 and at most {_MAX_HOURS}, not {shown(ttl_hours)}")
     # MongoDB keeps milliseconds.
     return timedelta(milliseconds=max(1, round(ttl_hours * 3_600_000)))
 

@@ -24,7 +24,8 @@ from pymongo.read_preferences import Primary
 
 from . import session_listing, statements
 from .documents import Document
-from .errors import BlobMissingError, MongoDBSessionError
+from .errors import BlobMissingError, HistoryIncompleteError
+from .foreign import name_of
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .reading import Reader
 from .sending import attempts, is_there, until_known
@@ -32,10 +33,6 @@ from .session_parts import SessionParts
 from .statements import Rewrite
 
 _MAX_POSITION = 2**63 - 1
-
-
-class HistoryIncompleteError(MongoDBSessionError):
-    """Archived messages are not all there: their session was deleted while they were read."""
 
 
 class History(SessionParts):
@@ -62,7 +59,7 @@ class History(SessionParts):
         """Return the messages from position ``start`` up to ``stop``, decoded; reads only the segments they are in.
 
         Raises:
-            HistoryIncompleteError: They are not all there.
+            HistoryIncompleteError: They are not all there; perhaps the session was deleted meanwhile.
         """
 
         def where(first: int) -> Document:
@@ -76,10 +73,7 @@ class History(SessionParts):
             segments += self._find({"_id": rest}, page, plain=plain)
         messages = [message for segment in segments for message in segment["messages"]]
         if len(messages) != stop - start:
-            raise HistoryIncompleteError(
-                f"session_id={session_id!r}: {len(messages)} of {stop - start} archived messages are there from "
-                f"position {start} on; the session was deleted meanwhile"
-            )
+            raise _incomplete(session_id, incarnation, key, start, stop, len(messages))
         return messages
 
     def ratings(self, session_id: str, incarnation: ObjectId, stop: int, agent_id: str | None) -> list[Any]:
@@ -92,7 +86,7 @@ class History(SessionParts):
             agent_id: Only those of feedbacks that name this agent; None for all.
 
         Raises:
-            HistoryIncompleteError: They are not all there.
+            HistoryIncompleteError: They are not all there; perhaps the session was deleted meanwhile.
         """
         begin, end = (
             statements.segment_id(session_id, incarnation, statements.FEEDBACKS, first) for first in (0, stop)
@@ -101,10 +95,7 @@ class History(SessionParts):
         segments = self._find({"_id": {"$gte": begin, "$lt": end}}, projection, plain=True)
         found = sum(segment["count"] for segment in segments)
         if found != stop:
-            raise HistoryIncompleteError(
-                f"session_id={session_id!r}: {found} of {stop} archived feedbacks are there; the session was deleted "
-                "meanwhile"
-            )
+            raise _incomplete(session_id, incarnation, statements.FEEDBACKS, 0, stop, found)
         return [rating for segment in segments for rating in segment["ratings"]]
 
     def read_message(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Document | None:
@@ -176,7 +167,7 @@ class History(SessionParts):
                 return messages
             which = {"_id": found["_id"]}
             until_known(partial(self.collection.update_one, which, {"$set": {"indexed": True}}))
-        raise HistoryIncompleteError(f"session_id={session_id!r}: no segment has {position=}")
+        raise _incomplete(session_id, incarnation, key, position, position + 1, 0)
 
     def first_user_texts(self, segments: Sequence[Document]) -> dict[str, Any]:
         """Return the first user text of each of these segments, by session id, cut, as it is stored: one command.
@@ -295,3 +286,14 @@ def _segments_of(session_id: str, incarnation: ObjectId, key: str) -> Document:
 def _holding(session_id: str, incarnation: ObjectId, work: Rewrite) -> Document:
     """Return the filter of the segments that have a message that is meant to be replaced."""
     return {**_segments_of(session_id, incarnation, work.key), "messages": {"$elemMatch": work.condition()}}
+
+
+def _incomplete(
+    session_id: str, incarnation: ObjectId, key: str, start: int, stop: int, found: int
+) -> HistoryIncompleteError:
+    """Return the error for messages, or feedbacks, of which only so many were found."""
+    agent_id = None if key == statements.FEEDBACKS else name_of(key)
+    missing = max(1, stop - start - found)  # Or there are more than there should be, and it is not known which.
+    return HistoryIncompleteError(
+        session_id, agent_id, first=start, last=stop - 1, missing=missing, incarnation=incarnation
+    )

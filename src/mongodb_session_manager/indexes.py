@@ -15,6 +15,8 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure, PyMongoError
 
+from .errors import described
+
 logger = logging.getLogger(__name__)
 
 EXPIRY_INDEX = IndexModel(
@@ -54,7 +56,7 @@ def ensure_indexes(collection: Collection[Any], indexes: Sequence[IndexModel]) -
             settled = all(each)
         else:
             settled = code in _LASTING
-            logger.warning("collection=<%s>, error=<%s> | indexes not created", collection.full_name, error)
+            logger.warning("collection=<%s>, error=<%s> | indexes not created", collection.full_name, described(error))
     with _lock:
         if settled:
             # Under the name as well that it has now: the connection has told which servers there are.

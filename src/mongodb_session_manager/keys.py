@@ -7,12 +7,22 @@ as ``a%2Eb``; a plain name stays plain.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from .errors import InvalidIdentifierError, UnstorableValueError
+from .errors import InvalidIdentifierError, UnstorableValueError, shown
+
+MAX_ID_BYTES = 1024
+"""UTF-8 bytes of the id of a session, an agent, a graph or a swarm.
+
+That is what Amazon S3 takes as a key, so whatever Strands' ``S3SessionManager`` can keep has room. An id stands in the
+``_id`` and the index of every segment and search document and in every blob; that of an agent several times in each
+update, up to three times as long once it is percent-encoded.
+"""
 
 MAX_DEPTH = 100
 """Levels of metadata and feedback, those of a dotted key and of its value together. MongoDB's own limit is near 200."""
@@ -27,8 +37,20 @@ MAX_METADATA_FIELDS = 28
 """Metadata fields that are indexed, with two indexes each: MongoDB takes 64 in a collection, and eight are others."""
 
 
+# Unicode's category Cc. A line break in an id would forge a line of a log.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def exact_text(text: str) -> str:
+    """Return the content of a text as a plain ``str``.
+
+    ``str()`` does not: that of a ``(str, Enum)`` is the name of the member, and a subclass may answer what it likes.
+    """
+    return text if type(text) is str else str.__str__(text)
+
+
 def check_id(value: object, kind: str) -> str:
-    """Return ``value`` if it can name a session or an agent.
+    """Return ``value`` as plain text if it can name a session, an agent, a graph or a swarm.
 
     Args:
         value: The id.
@@ -36,20 +58,61 @@ def check_id(value: object, kind: str) -> str:
 
     Raises:
         TypeError: It is not a string. (A dictionary here would be a filter that opens somebody else's session.)
-        InvalidIdentifierError: It is empty, or holds a slash (Strands refuses those), a NUL or a lone surrogate
-            (MongoDB cannot store those).
+        InvalidIdentifierError: It is empty, has more than ``MAX_ID_BYTES``, or holds a slash (Strands refuses those), a
+            NUL or another control character, or a lone surrogate (MongoDB cannot store those).
     """
     if not isinstance(value, str):
         raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
-    if not value:
+    text = exact_text(value)
+    if not text:
         raise InvalidIdentifierError(f"{kind} is empty")
-    if "/" in value:
-        raise InvalidIdentifierError(f"{kind}={value!r} holds a slash")
-    if "\0" in value:
-        raise InvalidIdentifierError(f"{kind}={value!r} holds a NUL character")
+    # The number of characters first: megabytes are not gone through.
+    if len(text) > MAX_ID_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        raise InvalidIdentifierError(f"{kind}={shown(text)} has more than {MAX_ID_BYTES} bytes")
+    if "/" in text:
+        raise InvalidIdentifierError(f"{kind}={shown(text)} holds a slash")
+    if (control := _CONTROL.search(text)) is not None:
+        what = "NUL" if control[0] == "\0" else "control"
+        raise InvalidIdentifierError(f"{kind}={shown(text)} holds a {what} character")
+    if not _encodable(text):
+        raise InvalidIdentifierError(f"{kind}={shown(text)} holds a lone surrogate")
+    return text
+
+
+def check_name(value: object, kind: str) -> str:
+    """Return a name that is stored with a session, ``application_name`` or ``session_type``, as plain text.
+
+    Args:
+        value: The name. Of a member of an ``Enum``, as Strands' ``SessionType``, it is the value.
+        kind: What it is, for the error.
+
+    Raises:
+        TypeError: It is no text.
+        UnstorableValueError: It holds a lone surrogate (MongoDB takes none).
+    """
+    if isinstance(value, Enum):
+        value = value.value
+    if not isinstance(value, str):
+        raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
     if not _encodable(value):
-        raise InvalidIdentifierError(f"{kind}={value!r} holds a lone surrogate")
-    return str(value)
+        raise UnstorableValueError(f"{kind} holds a lone surrogate")
+    return exact_text(value)
+
+
+def check_tracking_id(message: Mapping[str, Any]) -> str | None:
+    """Return the ``tracking_id`` of a message as plain text; None where it has none.
+
+    An empty one is none: Strands takes it for missing, too, and gives the message another.
+
+    Raises:
+        TypeError: It is no text. (In a filter a dictionary would name other messages.)
+    """
+    value = message.get("tracking_id")
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"tracking_id must be a string, not {type(value).__name__}")
+    return exact_text(value) or None
 
 
 def check_text(value: object, kind: str) -> str:
@@ -65,7 +128,7 @@ def check_text(value: object, kind: str) -> str:
         raise ValueError(f"{kind} is empty")
     if not _encodable(value):
         raise ValueError(f"{kind} holds a lone surrogate")
-    return str(value)
+    return exact_text(value)
 
 
 def check_message_id(value: object) -> int:
@@ -77,7 +140,7 @@ def check_message_id(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidIdentifierError(f"message_id must be an int, not {type(value).__name__}")
     if not 0 <= value < 2**63 - 1:
-        raise InvalidIdentifierError(f"message_id={value} is out of range")
+        raise InvalidIdentifierError(f"message_id={shown(value)} is out of range")
     return int(value)
 
 
@@ -90,7 +153,7 @@ def encode_key(name: str) -> str:
     """
     if not name:
         return "%"
-    key = name.replace("%", "%25").replace(".", "%2E").replace("\0", "%00")
+    key = exact_text(name).replace("%", "%25").replace(".", "%2E").replace("\0", "%00")
     if key[0] == "$":
         key = "%24" + key[1:]
     if not _encodable(key):
@@ -124,15 +187,17 @@ def check_feedback(feedback: object) -> dict[str, Any]:
     if not isinstance(feedback, Mapping):
         raise TypeError(f"feedback must be a mapping, not {type(feedback).__name__}")
     _check_nested(feedback, "feedback")
-    if "commit_id" in feedback:
+    # By their content: a member of an enum has another hash than its value.
+    checked = {exact_text(key): value for key, value in feedback.items()}
+    if "commit_id" in checked:
         raise InvalidIdentifierError("feedback key 'commit_id' is the library's own: give the field another name")
-    if feedback.get("agent_id") is not None:
-        check_id(feedback["agent_id"], "agent_id")
-    if feedback.get("message_id") is not None:
-        check_message_id(feedback["message_id"])
-        if feedback.get("agent_id") is None:
+    if checked.get("agent_id") is not None:
+        checked["agent_id"] = check_id(checked["agent_id"], "agent_id")
+    if checked.get("message_id") is not None:
+        check_message_id(checked["message_id"])
+        if checked.get("agent_id") is None:
             raise InvalidIdentifierError("a feedback with a message_id needs the agent_id whose message it is")
-    return dict(feedback)
+    return checked
 
 
 def check_metadata(metadata: object) -> dict[str, Any]:
@@ -147,10 +212,10 @@ def check_metadata(metadata: object) -> dict[str, Any]:
     """
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
-    paths = check_metadata_paths(metadata)
-    for path in paths:
-        _check_nested(metadata[path], f"metadata {path}", path.count(".") + 1)
-    return dict(metadata)
+    checked = dict(zip(check_metadata_paths(metadata), metadata.values(), strict=True))
+    for path, value in checked.items():
+        _check_nested(value, f"metadata {path}", path.count(".") + 1)
+    return checked
 
 
 def check_metadata_fields(fields: Iterable[object] | None) -> list[str]:
@@ -180,7 +245,7 @@ def check_metadata_paths(keys: Iterable[object]) -> list[str]:
         for length in range(1, len(parts)):
             if parts[:length] in taken:
                 raise InvalidIdentifierError(
-                    f"metadata keys {'.'.join(parts[:length])!r} and {'.'.join(parts)!r} overlap"
+                    f"metadata keys {shown('.'.join(parts[:length]))} and {shown('.'.join(parts))} overlap"
                 )
     return paths
 
@@ -188,24 +253,25 @@ def check_metadata_paths(keys: Iterable[object]) -> list[str]:
 def _check_metadata_key(key: object, what: str = "metadata key") -> str:
     if not isinstance(key, str):
         raise TypeError(f"{what} must be a string, not {type(key).__name__}")
+    key = exact_text(key)
     for part in key.split("."):
         if not part:
-            raise InvalidIdentifierError(f"{what} {key!r} is empty or has an empty part")
+            raise InvalidIdentifierError(f"{what} {shown(key)} is empty or has an empty part")
         if part[0] == "$":
-            raise InvalidIdentifierError(f"{what} {key!r}: a part begins with '$'")
+            raise InvalidIdentifierError(f"{what} {shown(key)}: a part begins with '$'")
     if "\0" in key or not _encodable(key):
-        raise InvalidIdentifierError(f"{what} {key!r} holds a NUL character or a lone surrogate")
+        raise InvalidIdentifierError(f"{what} {shown(key)} holds a NUL character or a lone surrogate")
     return key
 
 
 def _check_path(key: str) -> str:
     if len(key) > MAX_PATH_CHARACTERS:
-        raise InvalidIdentifierError(f"metadata key {key[:40]!r}… has more than {MAX_PATH_CHARACTERS} characters")
+        raise InvalidIdentifierError(f"metadata key {shown(key)} has more than {MAX_PATH_CHARACTERS} characters")
     parts = key.split(".")
     if len(parts) > MAX_DEPTH:
-        raise InvalidIdentifierError(f"metadata key {key[:40]!r}… has {len(parts)} parts: at most {MAX_DEPTH}")
+        raise InvalidIdentifierError(f"metadata key {shown(key)} has {len(parts)} parts: at most {MAX_DEPTH}")
     if sum(part.isdecimal() for part in parts) > MAX_INDEXES:
-        raise InvalidIdentifierError(f"metadata key {key[:40]!r}… has more than {MAX_INDEXES} parts that are numbers")
+        raise InvalidIdentifierError(f"metadata key {shown(key)} has more than {MAX_INDEXES} parts that are numbers")
     return key
 
 
@@ -237,8 +303,8 @@ def _check_nested_keys(value: object, path: str) -> None:
         for key, inner in value.items():
             _check_metadata_key(key, f"key inside {path}:")
             if "." in key:
-                raise InvalidIdentifierError(f"key inside {path}: {key!r} holds a dot")
-            _check_nested_keys(inner, f"{path}.{key}")
+                raise InvalidIdentifierError(f"key inside {path}: {shown(key)} holds a dot")
+            _check_nested_keys(inner, f"{path}.{exact_text(key)}"[:MAX_PATH_CHARACTERS])
     elif isinstance(value, (list, tuple)):
         for inner in value:
             _check_nested_keys(inner, path)

@@ -13,6 +13,7 @@ from pymongo.errors import PyMongoError
 from strands import tool
 from strands.tools.decorator import DecoratedFunctionTool
 
+from .errors import described
 from .keys import check_metadata, check_metadata_paths
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ def metadata_tool(
     Strands runs it in a thread, since it is no coroutine, and turns what it raises into the tool's error.
     """
     may_read, may_write = _allowed(readable, "readable"), _allowed(writable, "writable")
-    restricted = may_read is not None or may_write is not None
     description = (
         "Read and change the metadata of this conversation: facts about it that outlast it, by key. "
         f"{_told('read', may_read)} {_told('change', may_write)}"
@@ -65,7 +65,7 @@ def metadata_tool(
             # One by one: here it does not matter if one lies below another.
             wanted = [path for key in _keys(keys) for path in check_metadata_paths([key])]
             _refuse_others(wanted, may_read, "read")
-            with _telling_little(restricted):
+            with _telling_little():
                 found = manager.get_metadata().get("metadata") or {}
             if wanted:
                 return _text({key: value for key in wanted for value in _at(found, key)})
@@ -74,12 +74,12 @@ def metadata_tool(
             if not (gone := check_metadata_paths(_keys(keys))):
                 raise ValueError("delete needs keys: the keys to remove")
             _refuse_others(gone, may_write, "change")
-            with _telling_little(restricted):
+            with _telling_little():
                 return _done("Deleted", gone, manager._delete_metadata(gone))
         if not (fields := _fields(metadata)):
             raise ValueError(f"{action} needs metadata: an object with the fields to set")
         _refuse_others(fields, may_write, "change")
-        with _telling_little(restricted):
+        with _telling_little():
             return _done("Stored", list(fields), manager._update_metadata(fields))
 
     return manage_metadata
@@ -110,14 +110,15 @@ def _refuse_others(keys: Sequence[str] | Mapping[str, Any], allowed: list[str] |
 
 
 @contextmanager
-def _telling_little(restricted: bool) -> Iterator[None]:
-    """Keep from a model that may not see everything what an error of the database quotes: values, keys, hosts."""
+def _telling_little() -> Iterator[None]:
+    """Keep from the model, and so from the conversation, what an error of the database quotes: values, keys, hosts.
+
+    That may be what another agent of the session was told.
+    """
     try:
         yield
     except PyMongoError as error:
-        if not restricted:
-            raise
-        raise RuntimeError(f"the database has failed: {type(error).__name__}") from error
+        raise RuntimeError(f"the database has failed: {described(error)}") from error
 
 
 def _done(what: str, wanted: list[str], done: list[str]) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from pymongo.errors import OperationFailure
 
+from .errors import described
+
 if TYPE_CHECKING:
     from .metadata_cache import SessionMetadataCache, SessionPlace
     from .session_store import SessionStore
@@ -104,13 +106,15 @@ class MetadataWatcher:
                         logger.warning(
                             "collection=<%s>, error=<%s> | not watched: only the time limit of the cache holds",
                             ".".join(self._place),
-                            error,
+                            described(error),
                         )
                         return
                     if not told:  # Once for each loss, not at each attempt to open it again.
                         told = True
                         logger.warning(
-                            "collection=<%s>, error=<%s> | watching is interrupted", ".".join(self._place), error
+                            "collection=<%s>, error=<%s> | watching is interrupted",
+                            ".".join(self._place),
+                            described(error),
                         )
             finally:
                 self.live = False

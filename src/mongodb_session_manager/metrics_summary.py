@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import shown
 from .foreign import count, mapping, name_of, number
+from .keys import exact_text
 from .metrics import LATENCY_BUCKETS_PER_DOUBLING
 
 # Bucket 252 ends at 2^63 ms: no stored latency is longer.
@@ -52,7 +54,7 @@ class ModelPrice:
             if not isinstance(price, (int, float)) or isinstance(price, bool):
                 raise TypeError(f"the price {name} must be a number, not {type(price).__name__}")
             if not 0 <= price <= sys.float_info.max:
-                raise ValueError(f"the price {name} must be a finite number of at least 0, not {price!r}")
+                raise ValueError(f"the price {name} must be a finite number of at least 0, not {shown(price)}")
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,10 @@ def check_prices(prices: object) -> Mapping[str, ModelPrice]:
         raise TypeError(f"prices must be a mapping of model ids to ModelPrice, not {type(prices).__name__}")
     for model, price in prices.items():
         if not isinstance(model, str) or not isinstance(price, ModelPrice):
-            raise TypeError(f"prices[{model!r}] must be a ModelPrice under a model's id, not {type(price).__name__}")
-    return prices
+            raise TypeError(
+                f"prices[{shown(model)}] must be a ModelPrice under a model's id, not {type(price).__name__}"
+            )
+    return {exact_text(model): price for model, price in prices.items()}
 
 
 def summarise(

@@ -359,8 +359,8 @@ class MongoDBSessionManagerFactory:
     def close(self) -> None:
         """Close the client, if the factory made it. Does nothing the second time.
 
-        What managers on that client have not stored yet is stored first. A borrowed client, and what waits to be
-        sent on it, is left alone.
+        What managers on that client have not stored yet is stored first; a new agent that was asked nothing is not. A
+        borrowed client, and what waits to be sent on it, is left alone.
 
         Raises:
             pymongo.errors.PyMongoError: Something could not be stored. The factory stays open and the manager

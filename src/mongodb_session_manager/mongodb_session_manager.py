@@ -45,10 +45,10 @@ from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .command_pool import CommandPool, alone_on_a_private_loop, in_event_loop, settle
 from .documents import Document, StoredAgent
 from .encoding import encode, fingerprint
-from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError
+from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError, described, shown
 from .expiry import first_expiry
 from .guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
-from .keys import check_feedback, check_id, check_metadata, check_metadata_paths, encode_key
+from .keys import check_feedback, check_id, check_metadata, check_metadata_paths, encode_key, exact_text
 from .lease import SessionLease
 from .metadata_tool import metadata_tool
 from .metrics_override import MetricsOverride
@@ -84,7 +84,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     ``session_manager``. The constructor sends nothing; the session is read, or begun, when the first agent is built.
 
     Args:
-        session_id: The session's id: any text without a slash or NUL.
+        session_id: The session's id: any text of up to 1024 bytes without slashes and control characters.
         connection_string: MongoDB connection string; the manager then owns the client and closes it.
         database_name: Database of the sessions.
         collection_name: Collection of the sessions.
@@ -113,9 +113,10 @@ class MongoDBSessionManager(RepositorySessionManager):
             they have no effect, which a warning says.
 
     Raises:
-        InvalidIdentifierError: The session id is empty or holds a slash, a NUL or a lone surrogate.
-        TypeError: The session id is no string, ``client`` is an ``AsyncMongoClient``, ``metadata_fields`` is one
-            string, or a hook is no function or an ``async`` one.
+        InvalidIdentifierError: The session id is empty, has more than 1024 bytes, or holds a slash, a control character
+            or a lone surrogate.
+        TypeError: The session id, ``application_name`` or ``session_type`` is no string, ``client`` is an
+            ``AsyncMongoClient``, ``metadata_fields`` is one string, or a hook is no function or an ``async`` one.
         ValueError: Neither ``connection_string`` nor ``client``; ``w=0``; an unknown ``durability``; a threshold
             below 1; ``ttl_hours`` not above 0; more than 28 ``metadata_fields``.
     """
@@ -353,6 +354,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
         Raises:
             UnstorableValueError: The message holds something that cannot be stored, or is none.
+            TypeError: Its ``tracking_id`` is no text. (An empty one counts as none, as for Strands.)
             AgentNotFoundError: The agent was not built with this session manager.
         """
         follower = self._follower(agent)
@@ -370,6 +372,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
         Raises:
             MongoDBSessionError: The agent has no message, or its latest was refused and is stored nowhere.
+            TypeError: The ``tracking_id`` of ``redact_message`` is no text. Nothing was changed.
         """
         follower = self._follower(agent)
         if follower.redact_latest(redact_message):
@@ -801,9 +804,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         return SessionRef(self.session_id, self._incarnation, self._lease_token, self._settings.ttl)
 
     def _follower(self, agent: Any) -> AgentFollower:
-        follower = self._agents.get(agent.agent_id)
+        agent_id = exact_text(agent.agent_id)  # A member of an enum has another hash than its value.
+        follower = self._agents.get(agent_id)
         if follower is None:
-            raise AgentNotFoundError(f"agent_id={agent.agent_id!r} was not built with this session manager")
+            raise AgentNotFoundError(f"agent_id={shown(agent_id)} was not built with this session manager")
         return follower
 
     def _new_follower(self, agent_id: str, key: str) -> AgentFollower:
@@ -932,7 +936,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             left = traced("archive", attributes, archive, self.session_id, incarnation, work.key, policy)
         except PyMongoError as error:
             # Nothing is lost by that, and it stays due: the next turn, here or in another process, tries again.
-            logger.warning("session_id=<%s>, error=<%s> | not archived", self.session_id, error)
+            logger.warning("session_id=<%s>, error=<%s> | not archived", self.session_id, described(error))
             return
         if left is not None:
             self._document.bytes = max(0, self._document.bytes - before.bytes + left.bytes)
@@ -959,7 +963,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             self._store.search.feed(feed)
         except (PyMongoError, MongoDBSessionError) as error:
             # The messages themselves are stored, and it stays due.
-            logger.warning("session_id=<%s>, error=<%s> | not indexed", self.session_id, error)
+            logger.warning("session_id=<%s>, error=<%s> | not indexed", self.session_id, described(error))
         else:
             if feed.complete:
                 work.indexed = position
@@ -1023,7 +1027,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         except PyMongoError as failure:
             if error is None:
                 raise
-            _add_note(error, failure, "The lease will run out by itself; it could not be given back")
+            _add_note(error, failure, "the lease could not be given back and will run out by itself")
 
 
 def create_mongodb_session_manager(
@@ -1096,18 +1100,18 @@ def _model_config(model: Any) -> Any:
     return None if get_config is None else get_config()
 
 
-def _add_note(error: BaseException, failure: Exception, what: str = "The session could not be stored") -> None:
+def _add_note(error: BaseException, failure: Exception, what: str = "the session could not be stored") -> None:
     """Let an error that is on its way say what failed besides, unless it says so itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (PyMongoError, MongoDBSessionError)):
             return
         cause = cause.__cause__
-    note = f"{what}, either: {failure!r}"
+    note = f"Besides, {what}: {described(failure)}"
     if hasattr(error, "add_note"):
         error.add_note(note)
     else:  # Python 3.10
-        logger.error("error=<%r> | %s", error, note)
+        logger.error("error=<%s> | %s", described(error), note)
 
 
 def _store_at_exit() -> None:
@@ -1117,7 +1121,9 @@ def _store_at_exit() -> None:
             try:
                 manager.flush()
             except Exception as error:
-                logger.error("session_id=<%s>, error=<%r> | lost: not stored at exit", manager.session_id, error)
+                logger.error(
+                    "session_id=<%s>, error=<%s> | lost: not stored at exit", manager.session_id, described(error)
+                )
 
 
 atexit.register(_store_at_exit)

@@ -26,6 +26,7 @@ from .errors import (
     SessionConflictError,
     SessionExistsError,
     UnstorableValueError,
+    shown,
 )
 from .expiry import check_ttl, first_expiry
 from .foreign import mapping, name_of
@@ -36,8 +37,10 @@ from .keys import (
     check_metadata,
     check_metadata_fields,
     check_metadata_paths,
+    check_name,
     check_text,
     encode_key,
+    exact_text,
 )
 from .metadata_cache import CacheUse, SessionPlace
 from .metadata_watch import watch
@@ -91,6 +94,10 @@ class MongoDBSessionRepository(SessionRepository):
         **kwargs: Any,
     ) -> None:
         fields = check_metadata_fields(metadata_fields)
+        # Other collections are named after this one. (What is no text, PyMongo refuses.)
+        database_name, collection_name = (
+            exact_text(name) if isinstance(name, str) else name for name in (database_name, collection_name)
+        )
         self._ttl = check_ttl(ttl_hours)
         self._owns_client = client is None
         if client is not None and kwargs:
@@ -134,7 +141,7 @@ class MongoDBSessionRepository(SessionRepository):
         moment = now()
         created_at = documents.parse_time(session.created_at, moment)
         updated_at = documents.parse_time(session.updated_at, moment)
-        session_type = str(getattr(session.session_type, "value", session.session_type))
+        session_type = check_name(session.session_type, "session_type")
         try:
             self._store.insert(
                 documents.new_session(session_id, session_type, None, created_at, updated_at)
@@ -165,7 +172,7 @@ class MongoDBSessionRepository(SessionRepository):
             SessionBusyError: A process holds its lease.
         """
         session = self._ref(session_id)
-        with self._changing_metadata(session_id):
+        with self._changing_metadata(session.session_id):
             self._store.delete(session)
 
     def list_sessions(
@@ -314,6 +321,7 @@ class MongoDBSessionRepository(SessionRepository):
             AgentNotFoundError: The session has no such agent.
             SessionConflictError: The ``message_id`` is taken, or lies below one that is.
             InvalidIdentifierError: The ``message_id`` is no ``int`` or negative.
+            TypeError: Its ``tracking_id`` is no text.
             UnstorableValueError: The message holds something that cannot be stored.
         """
         session, key = self._ref(session_id), _agent_key(agent_id)
@@ -363,6 +371,7 @@ class MongoDBSessionRepository(SessionRepository):
             MessageNotFoundError: The agent has no such message, or the one with this ``message_id`` has another
                 ``tracking_id``.
             InvalidIdentifierError: The ``message_id`` is no ``int`` or negative.
+            TypeError: Its ``tracking_id`` is no text.
             UnstorableValueError: The message holds something that cannot be stored.
         """
         session, key = self._ref(session_id), _agent_key(agent_id)
@@ -421,7 +430,7 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
-        session, state = self._multi_agent_state(session, multi_agent)
+        session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
         self._store.put_multi_agent(session, multi_agent_id, state)
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
@@ -440,7 +449,7 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
-        session, state = self._multi_agent_state(session, multi_agent)
+        session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
         missing = self._store.guarded(
             session,
             lambda session, found: statements.multi_agent(session, multi_agent_id, state, found["changes"], now()),
@@ -526,7 +535,7 @@ class MongoDBSessionRepository(SessionRepository):
         """
         checked = check_prices(prices)
         if agent_id is not None:
-            check_id(agent_id, "agent_id")
+            agent_id = check_id(agent_id, "agent_id")
         usages, ratings = self._store.read_metrics(check_id(session_id, "session_id"), agent_id)
         return summarise(usages, ratings, checked)
 
@@ -580,12 +589,12 @@ class MongoDBSessionRepository(SessionRepository):
             conditions["agent_id"] = check_id(agent_id, "agent_id")
         if role is not None:
             if role not in ("user", "assistant"):
-                raise ValueError(f"role must be 'user' or 'assistant', not {role!r}")
-            conditions["role"] = role
+                raise ValueError(f"role must be 'user' or 'assistant', not {shown(role)}")
+            conditions["role"] = exact_text(role)
         if application_name is not None:
             conditions["application_name"] = check_text(application_name, "application_name")
         if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit < 2**31:
-            raise ValueError(f"limit must be an int of at least 1, not {limit!r}")
+            raise ValueError(f"limit must be an int of at least 1, not {shown(limit)}")
         return self._store.search.search(check_text(text, "text"), limit, conditions)
 
     # --- for operators ----------------------------------------------------------------------------------------------
@@ -607,7 +616,7 @@ class MongoDBSessionRepository(SessionRepository):
             SessionNotFoundError: There is no such session.
         """
         if session_id is not None:
-            check_id(session_id, "session_id")
+            session_id = check_id(session_id, "session_id")
         return self._store.search.feed_all(session_id, rebuild=rebuild)
 
     def sweep(self, older_than_seconds: float = 24 * 3600) -> int:
@@ -660,7 +669,7 @@ class MongoDBSessionRepository(SessionRepository):
     def _page(self, session_id: str, agent_id: str, limit: int | None, offset: int) -> list[Document]:
         for name, value in (("limit", limit), ("offset", offset)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise ValueError(f"{name} must be an int of at least 0, not {value!r}")
+                raise ValueError(f"{name} must be an int of at least 0, not {shown(value)}")
         key = _agent_key(agent_id)
         return self._store.list_messages(check_id(session_id, "session_id"), key, offset, limit)
 
@@ -670,10 +679,10 @@ class MongoDBSessionRepository(SessionRepository):
     def _pending_blobs(self) -> PendingBlobs:
         return PendingBlobs(BLOB_THRESHOLD_BYTES)
 
-    def _multi_agent_state(self, session: SessionRef, multi_agent: Any) -> tuple[SessionRef, Any]:
+    def _multi_agent_state(self, session: SessionRef, multi_agent: Any, multi_agent_id: str) -> tuple[SessionRef, Any]:
         """Return what is stored of a graph or swarm, its blobs uploaded, and the session for which they were."""
         blobs = self._pending_blobs()
-        where = f"multi_agent_id={multi_agent.id!r} state"
+        where = f"multi_agent_id={multi_agent_id!r} state"
         state = encode(multi_agent.serialize_state(), where, blobs)
         documents.check_size({"state": state}, where)
         return self._store.upload(session, "", None, blobs), state
@@ -732,5 +741,5 @@ def _check_storable(document: Document, what: str) -> None:
         try:
             content = to_bson({"value": value})
         except Exception as error:
-            raise UnstorableValueError(f"{what}[{key!r}] cannot be stored: {type(error).__name__}") from error
-        documents.check_size(content, f"{what}[{key!r}]")
+            raise UnstorableValueError(f"{what}[{shown(key)}] cannot be stored: {type(error).__name__}") from error
+        documents.check_size(content, f"{what}[{shown(key)}]")

@@ -32,9 +32,9 @@ from pymongo.errors import BulkWriteError, OperationFailure
 
 from . import statements
 from .documents import Document, search_document
-from .errors import MongoDBSessionError, SessionNotFoundError
+from .errors import HistoryIncompleteError, MongoDBSessionError, SessionNotFoundError
 from .expiry import NOT_EXPIRED, expiry_of_new_parts
-from .history import History, HistoryIncompleteError
+from .history import History
 from .indexes import EXPIRY_INDEX
 from .reading import Reader
 from .sending import back_off, until_known

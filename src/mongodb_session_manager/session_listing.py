@@ -23,9 +23,10 @@ from bson.errors import BSONError
 
 from .documents import Document, stored_time
 from .encoding import CODEC_OPTIONS, MARKER, decode, to_bson
+from .errors import shown
 from .expiry import NOT_EXPIRED
 from .foreign import count, name_of
-from .keys import check_depth, check_id, check_metadata_paths, encode_key
+from .keys import check_depth, check_id, check_metadata_paths, check_name, encode_key
 from .statements import segment_id
 
 SortBy = Literal["created_at", "updated_at"]
@@ -191,18 +192,18 @@ def listing(
         ValueError: A time has no time zone or is out of range; ``sort_by``, ``limit`` or ``cursor`` is wrong.
     """
     if sort_by not in ("created_at", "updated_at"):
-        raise ValueError(f"sort_by must be 'created_at' or 'updated_at', not {sort_by!r}")
+        raise ValueError(f"sort_by must be 'created_at' or 'updated_at', not {shown(sort_by)}")
     if not isinstance(newest_first, bool):
         raise TypeError(f"newest_first must be a bool, not {type(newest_first).__name__}")
     if not isinstance(limit, int) or isinstance(limit, bool):
         raise TypeError(f"limit must be an int, not {type(limit).__name__}")
     if not 1 <= limit <= MAX_LIMIT:
-        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}")
+        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {shown(limit)}")
     order = Order(sort_by, newest_first)
     conditions = [
         *_metadata(metadata),
         *_equal("application_name", application_name),
-        *_equal("session_type", getattr(session_type, "value", session_type)),
+        *_equal("session_type", session_type),
         *_agent(agent_id),
         *_times("created", created_from, created_before),
         *_times("updated", updated_from, updated_before),
@@ -233,18 +234,17 @@ def _metadata(metadata: Mapping[str, Any] | None) -> list[Document]:
         return []
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
-    for path in check_metadata_paths(metadata):
-        check_depth(metadata[path], f"metadata {path}", path.count(".") + 1)
+    checked = dict(zip(check_metadata_paths(metadata), metadata.values(), strict=True))
+    for path, value in checked.items():
+        check_depth(value, f"metadata {path}", path.count(".") + 1)
     # $eq: what looks like an operator is a value like any other.
-    return [{f"metadata.{path}": {"$eq": value}} for path, value in metadata.items()]
+    return [{f"metadata.{path}": {"$eq": value}} for path, value in checked.items()]
 
 
 def _equal(name: str, value: str | None) -> list[Document]:
     if value is None:
         return []
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, not {type(value).__name__}")
-    return [{name: {"$eq": value}}]
+    return [{name: {"$eq": check_name(value, name)}}]
 
 
 def _agent(agent_id: str | None) -> list[Document]:
@@ -322,7 +322,7 @@ def read_cursor(cursor: str, order: Order) -> Position:
         raise wrong
     if of != order:
         raise ValueError(
-            f"cursor belongs to a list with sort_by={of.sort_by!r} and newest_first={of.newest_first!r}: "
+            f"cursor belongs to a list with sort_by={shown(of.sort_by)} and newest_first={shown(of.newest_first)}: "
             "the pages of one list have one order"
         )
     return position

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -30,11 +30,12 @@ from .blobs import BlobOwner, BlobStore, PendingBlobs
 from .clients import check_client
 from .command_pool import command_pool
 from .direct import DirectCommands
-from .documents import Document, StoredAgent
+from .documents import Document, StoredAgent, check_message_count
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
     AgentNotFoundError,
     BlobMissingError,
+    HistoryIncompleteError,
     MessageNotFoundError,
     SessionBusyError,
     SessionConflictError,
@@ -43,7 +44,7 @@ from .errors import (
 )
 from .expiry import EXPIRED, FOREVER, expiry_of_new_parts, parts_kept_until, parts_needed_until
 from .foreign import count, mapping, mappings
-from .history import History, HistoryIncompleteError
+from .history import History
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .metadata_cache import MetadataAsRead
 from .reading import Reader
@@ -52,6 +53,7 @@ from .sending import attempts, is_there, until_known
 from .session_listing import Listing, SessionPage
 from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, MessageLink, Rewrite, SessionRef, Update
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _INT32_MAX = 2**31 - 1
@@ -61,6 +63,28 @@ _PATH_NOT_VIABLE = 28
 # What it answers where the field to push to is no list, or the one to add to no number.
 _NOT_A_LIST = frozenset((2, 14))
 _DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
+
+
+def _read_again_if_gone(
+    read: Callable[Concatenate[SessionStore, str, P], T],
+) -> Callable[Concatenate[SessionStore, str, P], T]:
+    """Let a method read anew where the session was deleted between its document and its history: it is gone, then.
+
+    Only where the session is still there is something missing.
+    """
+
+    @wraps(read)
+    def reading(self: SessionStore, session_id: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in attempts(f"session_id={session_id!r} could not be read"):
+            try:
+                return read(self, session_id, *args, **kwargs)
+            except HistoryIncompleteError as error:
+                which = {"_id": session_id, "incarnation": error.incarnation}
+                if self.find_one(which, {"_id": 1}) is not None:
+                    raise
+        raise AssertionError  # `attempts` never ends without an error.
+
+    return reading
 
 
 @dataclass
@@ -182,7 +206,8 @@ class SessionStore:
                     return OpenedSession(new["incarnation"], 0, "parts_expire_at" in new, agents)
                 continue
             found = document["agents_opened"]
-            if "incarnation" not in document or not all(map(_has_counters, found)):
+            counted = [_has_counters(session_id, key, agent) for key, agent in zip(agent_keys, found, strict=True)]
+            if "incarnation" not in document or not all(counted):
                 self.adopt(session_id, agent_keys)
                 continue
             parts_expire = document.get("parts_expire_at") is not None
@@ -479,6 +504,7 @@ class SessionStore:
             return message
         return self._archived(session_id, key, message_id, document)
 
+    @_read_again_if_gone
     def list_messages(self, session_id: str, key: str, offset: int, limit: int | None) -> list[Document]:
         """Return a page of an agent's stored messages, decoded, oldest first."""
         if limit == 0:
@@ -623,6 +649,7 @@ class SessionStore:
                 if self.update(update):
                     return
 
+    @_read_again_if_gone
     def get_feedbacks(self, session_id: str) -> list[Document]:
         """Return a session's feedbacks, decoded, oldest first."""
         projection = {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1}
@@ -635,6 +662,7 @@ class SessionStore:
             feedbacks[:0] = self.history.read(session_id, document["incarnation"], FEEDBACKS, 0, archived)
         return feedbacks
 
+    @_read_again_if_gone
     def read_metrics(self, session_id: str, agent_id: str | None) -> tuple[list[tuple[str, Any]], list[Any]]:
         """Return each agent's key and running totals, and the rating of each feedback; of one agent, or of all."""
         document = self.find_plain(statements.live(session_id), statements.metrics_projection(agent_id))
@@ -766,7 +794,9 @@ class SessionStore:
 
     def _archived(self, session_id: str, key: str, message_id: int, standing: Document) -> Document | None:
         """Return a message that is not embedded, given how things stand at its position."""
-        if not standing["archived_count"] or message_id >= standing.get("message_count", 0):
+        if not standing["archived_count"]:
+            return None
+        if message_id >= check_message_count(session_id, key, standing.get("message_count", 0)):
             return None
         return self.history.read_message(session_id, standing["incarnation"], key, message_id)
 
@@ -792,6 +822,10 @@ class SessionStore:
         """
         for _ in attempts(f"session_id={session.session_id!r}: its counters could not be added"):
             standing = self._explain(session, needed or {}, whose_lease_it_is=whose_lease_it_is)
+            if "message_count" in standing:
+                # A writer would wait for ever for a counter that is no number.
+                (key,) = agent_keys
+                check_message_count(session.session_id, key, standing["message_count"], standing["stored_count"])
             lacks_counters = standing.get("exists") and "message_count" not in standing
             if standing.get("incarnation") is not None and not lacks_counters:
                 return standing
@@ -1000,9 +1034,19 @@ def _expired(session: SessionRef) -> SessionNotFoundError:
     return SessionNotFoundError(f"session_id={session.session_id!r} has expired")
 
 
-def _has_counters(agent: Document | None) -> bool:
-    """Return whether an agent as it was read is one that has its counters, or is not there."""
-    return agent is None or "message_count" in agent
+def _has_counters(session_id: str, key: str, agent: Document | None) -> bool:
+    """Return whether an agent as it was read is one that has its counters, or is not there.
+
+    Raises:
+        DamagedSessionError: It has one that can be none.
+    """
+    if agent is None:
+        return True
+    if "message_count" not in agent:
+        return False
+    messages = int(agent["archived_count"]) + int(agent["embedded"])
+    check_message_count(session_id, key, agent["message_count"], messages)
+    return True
 
 
 def _stored_agent(found: Document | None) -> StoredAgent:

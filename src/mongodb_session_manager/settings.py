@@ -8,7 +8,9 @@ from typing import Literal
 
 from .archive_policy import ArchivePolicy
 from .blobs import check_threshold
+from .errors import shown
 from .expiry import check_ttl
+from .keys import check_name
 from .operation_hooks import FeedbackHook, MetadataHook, check_hook
 
 Durability = Literal["message", "turn"]
@@ -66,10 +68,10 @@ def check_settings(
         ValueError: One has a value that it cannot have.
     """
     if durability not in ("message", "turn"):
-        raise ValueError(f"durability must be 'message' or 'turn', not {durability!r}")
+        raise ValueError(f"durability must be 'message' or 'turn', not {shown(durability)}")
     check_on_conflict(on_conflict)
     if not isinstance(index_messages, bool):
-        raise TypeError(f"index_messages must be True or False, not {index_messages!r}")
+        raise TypeError(f"index_messages must be True or False, not {shown(index_messages)}")
     return Settings(
         by_turn=durability == "turn",
         rebase=on_conflict == "rebase",
@@ -77,8 +79,8 @@ def check_settings(
         archive_policy=ArchivePolicy(archive_after_messages, archive_after_bytes, archive_block),
         blob_threshold=check_threshold(blob_threshold_bytes),
         index_messages=index_messages,
-        application_name=application_name,
-        session_type=session_type,
+        application_name=None if application_name is None else check_name(application_name, "application_name"),
+        session_type=check_name(session_type, "session_type"),
         metadata_hook=check_hook(metadata_hook, "metadata_hook"),
         feedback_hook=check_hook(feedback_hook, "feedback_hook"),
     )
@@ -91,4 +93,4 @@ def check_on_conflict(on_conflict: str) -> None:
         ValueError: It is neither ``"rebase"`` nor ``"raise"``.
     """
     if on_conflict not in ("rebase", "raise"):
-        raise ValueError(f"on_conflict must be 'rebase' or 'raise', not {on_conflict!r}")
+        raise ValueError(f"on_conflict must be 'rebase' or 'raise', not {shown(on_conflict)}")

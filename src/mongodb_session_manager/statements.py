@@ -367,7 +367,11 @@ def append_message(session: SessionRef, key: str, message: Document, now: dateti
         "$set": {f"{agent}.message_count": message["message_id"] + 1, f"{agent}.updated_at": now},
         "$inc": {f"{agent}.usage.messages": 1},
     }
-    return session.write(now, changes, {f"{agent}.message_count": {"$lte": message["message_id"]}})
+    # Of a counter that is none, it would make one, and perhaps give an id out twice.
+    count = f"{agent}.message_count"
+    is_number = {"$in": [{"$type": f"${count}"}, ["int", "long", "double"]]}
+    is_count = {"$and": [is_number, {"$eq": [{"$mod": [_number(f"${count}"), 1]}, 0]}]}
+    return session.write(now, changes, {count: {"$gte": 0, "$lte": message["message_id"]}}, that=is_count)
 
 
 def multi_agent(session: SessionRef, multi_agent_id: str, state: Any, changes: int | None, now: datetime) -> Update:
@@ -755,6 +759,7 @@ def agent_projection(key: str) -> Document:
         "exists": {"$eq": [{"$type": agent}, "object"]},
         "changes": _number(f"{agent}.changes"),
         "message_count": f"{agent}.message_count",
+        "stored_count": _count(agent),
     }
 
 

@@ -30,6 +30,7 @@ from .command_pool import settle
 from .documents import STATES, Document, check_size
 from .encoding import blob_markers, encode, fingerprint, fingerprints, to_bson
 from .errors import MessageNotFoundError, MongoDBSessionError, UnstorableValueError
+from .keys import exact_text
 from .metrics import Totals
 from .session_store import MultiAgentAsRead, SessionStore, now
 from .statements import Commit, Rewrite, SessionRef, Update, late_metrics, message_projection
@@ -245,6 +246,13 @@ class MultiAgentOperation:
         return False
 
 
+def _only_begins_an_agent(operation: Operation) -> bool:
+    """Return whether an operation is the record of a new agent and nothing else, and was never sent."""
+    if not isinstance(operation, AppendOperation) or operation.started or operation.entries:
+        return False
+    return operation.work.creates is not None and not operation.work.fields
+
+
 class _UnderWay:
     """One run through an outbox. Mostly nobody waits for it but who does it, so its future is made on demand."""
 
@@ -296,7 +304,7 @@ class Outbox:
     Args:
         store: What sends them, and has the pool where that is done.
         session: Returns for whom, and by which right, at the moment of sending.
-        filled: Told that something waits.
+        filled: Told that there is something unsent.
         sent: Told that nothing is under way any more; perhaps nothing waits, either.
 
     Attributes:
@@ -322,7 +330,7 @@ class Outbox:
 
     @property
     def unsent(self) -> bool:
-        """Whether something waits or is under way."""
+        """Whether something waits, or is under way, that is to be stored whether anybody asks for it or not."""
         return bool(self.queue)
 
     def put(self, operation: Operation) -> None:
@@ -378,7 +386,8 @@ class Outbox:
 
     def _fill(self) -> None:
         self.failure_is_known = False
-        self._filled()
+        if self.unsent:
+            self._filled()
 
     def wait_quietly(self) -> None:
         """Wait for what is under way. Whoever asked for it hears whether it failed."""
@@ -459,6 +468,12 @@ class MultiAgentWork(Outbox):
     def __init__(self, multi_agent_id: str, *args: Any) -> None:
         super().__init__(*args)
         self.multi_agent_id = multi_agent_id
+
+
+def _tracking_id(message: Mapping[str, Any]) -> str | None:
+    """Return the ``tracking_id`` by which a message can be looked for."""
+    value = message.get("tracking_id")
+    return exact_text(value) if isinstance(value, str) else None
 
 
 def _completed(body: Document, guardrail_event: Document, completed: Document) -> Document:
@@ -566,14 +581,18 @@ class AgentWork(Outbox):
     def know(self, message_ids: Sequence[int], messages: list[Any]) -> None:
         """Take note of the stored messages of the live conversation: their ids and what they became."""
         self._restored = list(zip(message_ids, messages, strict=True))
-        self._restored_ids = set(map(_TRACKING_ID, messages))
+        try:
+            self._restored_ids = set(map(_TRACKING_ID, messages))
+        except TypeError:  # Another program has stored what is no text, and cannot be looked for.
+            self._restored_ids = set(map(_tracking_id, messages))
         if messages:
-            self.last = self._last_restored = Entry(message_ids[-1], messages[-1], messages[-1].get("tracking_id"))
+            self.last = self._last_restored = Entry(message_ids[-1], messages[-1], _tracking_id(messages[-1]))
 
     def known(self, tracking_id: str | None) -> list[Entry]:
-        """Return the known messages with this ``tracking_id``, oldest first."""
-        if not tracking_id:
+        """Return the known messages with this ``tracking_id``, oldest first; what is no text names none."""
+        if not tracking_id or not isinstance(tracking_id, str):
             return []
+        tracking_id = exact_text(tracking_id)
         if tracking_id in self._restored_ids:
             self._restored_ids.remove(tracking_id)
             last = self._last_restored
@@ -657,8 +676,8 @@ class AgentWork(Outbox):
         """Forget messages that have left the live conversation, so that a long one does not fill the memory."""
         if len(self._known) + len(self._restored_ids) <= 2 * len(live) + 100:
             return
-        kept = {message.get("tracking_id") for message in live}
-        self._restored = [stored for stored in self._restored if stored[1].get("tracking_id") in kept]
+        kept = set(map(_tracking_id, live))
+        self._restored = [stored for stored in self._restored if _tracking_id(stored[1]) in kept]
         self._restored_ids &= kept
         self._known = {
             tracking_id: entries
@@ -778,7 +797,7 @@ class AgentWork(Outbox):
     # --- the agent's record -----------------------------------------------------------------------------------------
 
     def create(self, agent_data: Document, blobs: PendingBlobs) -> None:
-        """Put the record of a new agent into the next commit."""
+        """Put the record of a new agent into the next commit; by itself it waits for one, or for ``send``."""
         with self.lock:
             operation = self._open_append()
             operation.work.creates = agent_data
@@ -837,8 +856,14 @@ class AgentWork(Outbox):
 
     @property
     def unsent(self) -> bool:
-        """Whether something waits or is under way."""
-        return bool(self.queue) or self._changed_state is not None or self._sending is not None
+        """Whether something waits, or is under way, that is to be stored whether anybody asks for it or not.
+
+        The record of a new agent by itself is not: nobody has said anything to it, and it can be built again.
+        """
+        if self._changed_state is not None or self._sending is not None:
+            return True
+        waiting = list(self.queue)
+        return bool(waiting) and not (len(waiting) == 1 and _only_begins_an_agent(waiting[0]))
 
     def _has_work(self) -> bool:
         return bool(self.queue) or self._changed_state is not None
