@@ -31,6 +31,7 @@ from support.blobs import (
     talker,
 )
 from support.crash_script import Crash, crashes
+from support.sweeping import swept
 from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import MongoDBSessionManager, SessionNotFoundError
@@ -60,7 +61,7 @@ class Place(NamedTuple):
 
     def sweep(self) -> int:
         """Sweep without any grace. Ids tell whole seconds, so this is ahead of the one that is passing."""
-        return self.repository.sweep(-2)
+        return swept(self.repository, -2)
 
     def on(self, client: MongoClient[Any]) -> Place:
         return self._replace(client=client)
@@ -515,12 +516,12 @@ def test_a_sweep_removes_only_the_history_of_lives_that_are_over(place: Place) -
     assert alive
     assert new_life
 
-    assert place.repository.sweep() == sum(segments.values())
+    assert swept(place.repository) == sum(segments.values())
 
     assert list(database.sessions_history.find({"_id.session": "alive"})) == alive
     assert list(database.sessions_history.find({"_id.session": "again"})) == new_life
     assert database.sessions_history.count_documents({}) == len(alive) + len(new_life)
-    assert place.repository.sweep() == 0
+    assert swept(place.repository) == 0
     found = place.repository.list_messages("again", "assistant")
     assert said(m.message for m in found) == [t for n in range(6) for t in (f"new {n}", f"Re: new {n}")]
 

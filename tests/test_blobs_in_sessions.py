@@ -43,6 +43,7 @@ from support.equality import assert_same
 from support.failpoints import fail_command
 from support.flows import FLOWS, Flow
 from support.stores import MongoStore, alternating_clients, run
+from support.sweeping import swept
 
 from mongodb_session_manager import (
     BlobMissingError,
@@ -293,7 +294,7 @@ def test_an_interrupt_that_shows_an_image_is_answered_in_a_new_process(app: Appl
 
     assert str(result) == "Signed.\n"
     assert named_files(app.database) == {}  # The question is answered.
-    app.repository.sweep(0)
+    swept(app.repository)
     assert_only_named_files_are_left(app.database)
 
 
@@ -324,7 +325,7 @@ def test_the_repository_keeps_large_state_of_agents_beside_the_session(app: Appl
     assert_every_named_file_is_whole(app.database)
     # What a state no longer names is left to the sweep.
     assert len(left(app.database)[0]) == 12
-    assert repository.sweep(0) == 6
+    assert swept(repository) == 6
     assert_only_named_files_are_left(app.database)
 
 
@@ -347,7 +348,7 @@ def test_the_repository_keeps_large_state_of_graphs_beside_the_session(app: Appl
     repository.update_multi_agent("s", Orchestrator(big_state(2)))
     assert_same(repository.read_multi_agent("s", "graph"), big_state(2))
     assert_no_blob_is_in_the_sessions(app, data(2, 128 * 1024))
-    assert repository.sweep(0) == 2
+    assert swept(repository) == 2
     assert_same(repository.read_multi_agent("s", "graph"), big_state(2))
     assert_only_named_files_are_left(app.database)
 
@@ -554,7 +555,7 @@ def test_an_image_in_the_state_that_is_replaced_is_left_to_the_sweep(app: Applic
     assert len(files) == 2
     assert app.repository.sweep() == 0  # It is young.
     assert left(app.database)[0] == files
-    assert app.repository.sweep(0) == 1
+    assert swept(app.repository) == 1
     assert_only_named_files_are_left(app.database)
     assert app.restored()._model_state == {"screen": {"image": data(2)}}
 
@@ -684,7 +685,7 @@ def test_deleting_a_session_deletes_the_files_of_that_life_only(app: Application
     assert left(app.database) == (foreign | neighbour, foreign | neighbour)
     talker(app.manager())(shown("anew", 5))
     assert said(app.restored().messages) == ["anew*", "Re: anew"]
-    app.repository.sweep(0)
+    swept(app.repository)
     assert_only_named_files_are_left(app.database)
     assert neighbour < left(app.database)[0]
 

@@ -49,6 +49,7 @@ from support.histories import (
     texts,
 )
 from support.starting import begin_together
+from support.sweeping import swept
 from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import MongoDBSessionManager, SessionNotFoundError
@@ -206,7 +207,7 @@ def test_a_session_deleted_before_its_archiver_is_killed_is_gone_and_a_sweep_rem
             agent("a new life")
         assert world.listed(one.session_id) == said("a new life")
 
-    world.repository().sweep()
+    swept(world.repository())
     assert foreign_segments(world.database) == []
 
 
@@ -222,7 +223,7 @@ def test_a_session_begun_again_before_its_archiver_is_killed_sees_nothing_of_the
             for number in range(4, 16):
                 assert world.repository().read_message(one.session_id, "assistant", number) is None
 
-    world.repository().sweep()
+    swept(world.repository())
     assert foreign_segments(world.database) == []
     for one in ended:
         expected = said("a new life", "and on") if one.command else CONVERSATION
@@ -401,7 +402,7 @@ def test_a_sweep_between_any_two_commands_of_an_archiver_removes_nothing_of_it(
 ) -> None:
     world.converse()
 
-    interrupted(number, lambda: world.repository().sweep())
+    interrupted(number, lambda: swept(world.repository()))
 
     found = gapless(stored(world.database))
     assert texts(found.messages) == world.listed() == CONVERSATION

@@ -14,7 +14,7 @@ from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from support.failpoints import fail_command
 
-from mongodb_session_manager import MongoDBSessionManager
+from mongodb_session_manager import MongoDBSessionError, MongoDBSessionManager
 from mongodb_session_manager.archive_policy import ArchivePolicy
 from mongodb_session_manager.keys import decode_key
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
@@ -276,7 +276,17 @@ def test_a_collection_of_the_views_name_is_left_alone(
     repository: MongoDBSessionRepository, database: Database[Any]
 ) -> None:
     database.sessions_messages.insert_one({"_id": "theirs"})
-    with pytest.raises(OperationFailure):
+    with pytest.raises(MongoDBSessionError, match="sessions_messages is there already"):
+        repository.create_messages_view()
+    assert list(database.sessions_messages.find()) == [{"_id": "theirs"}]
+
+
+def test_a_view_that_somebody_else_has_made_is_left_alone(
+    repository: MongoDBSessionRepository, database: Database[Any]
+) -> None:
+    database.command("create", "sessions_messages", viewOn="theirs", pipeline=[])
+    database.theirs.insert_one({"_id": "theirs"})
+    with pytest.raises(MongoDBSessionError, match="sessions_messages is there already"):
         repository.create_messages_view()
     assert list(database.sessions_messages.find()) == [{"_id": "theirs"}]
 

@@ -42,6 +42,7 @@ from support.histories import (
     texts,
 )
 from support.search_script import SEARCH, STATES, archive, index, put_session, repository_of, session_in_state
+from support.sweeping import swept
 
 from mongodb_session_manager import (
     InvalidIdentifierError,
@@ -663,7 +664,7 @@ def test_what_a_feeder_leaves_that_is_killed_after_a_deletion_is_not_found_and_a
     assert left, "no feeder has put anything after the deletion"
     for one in ended:
         assert world.indexed(one.session_id) == []
-    assert world.repository.sweep() >= left
+    assert swept(world.repository) >= left
     assert world.database[SEARCH].count_documents({"session_id": {"$in": [one.session_id for one in ended]}}) == 0
 
 
@@ -678,7 +679,7 @@ def test_messages_of_sessions_that_are_gone_take_no_place_among_those_that_are_f
     hits = world.repository.search_messages("kettle", limit=2)
 
     assert [hit.session_id for hit in hits] == ["alive", "alive"]
-    assert world.repository.sweep() == 10
+    assert swept(world.repository) == 10
     assert world.database[SEARCH].count_documents({}) == 2
 
 

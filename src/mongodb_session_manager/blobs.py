@@ -36,6 +36,8 @@ from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
 from .errors import BlobMissingError, shown
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .sending import until_known
+from .statements import says_whose
+from .upkeep import Failures, Orphans
 
 BLOB_THRESHOLD_BYTES = 128 * 1024
 """A binary of this size is a blob: beside an inline megabyte every later append costs ten times as much."""
@@ -293,7 +295,7 @@ class BlobStore:
 
     # --- all sessions -----------------------------------------------------------------------------------------------
 
-    def sweep(self, named: Named, older_than_seconds: float = 24 * 3600) -> int:
+    def sweep(self, named: Named, failures: Failures, grace_seconds: float = 24 * 3600) -> int:
         """Remove the files that nobody names any more, and chunks without a file.
 
         Dead processes leave such files, and so do sessions that expired. All times are the server's. It can be ended
@@ -302,58 +304,109 @@ class BlobStore:
         It never removes a file that is named, or will be:
 
         - A commit names a file at most an hour after its upload began (and a little for its command to arrive);
-          afterwards the writer uploads again, under another id. So a file that is older than ``older_than_seconds``
-          and not named *now* will never be. This needs a value well above an hour: two hours (7200) at least outside
-          of tests. It is not enforced.
+          afterwards the writer uploads again, under another id. So a file that is older than the grace time and not
+          named *now* will only be named if it was before: by a session that is about to be restored. This needs a
+          value well above an hour: two hours (7200) at least outside of tests. It is not enforced.
         - ``named`` is asked after the file was found.
         - A chunk without a file document belongs to no upload under way, because the file document is written first.
+        - What seems orphaned is marked first, see ``Orphans``: its session may be restored after it.
+
+        Somebody else's files in the bucket are left alone, and so are their chunks. Only of a chunk whose file is gone
+        nobody can tell whose it was: if the id of the file is an ``ObjectId``, it is taken for one of these.
 
         Args:
             named: Which of these files the owner still names, a set; asked for up to 1,000 files of one owner at a
                 time. It must know every place, and read them in the order in which content moves: the session document
                 first, then its history. An owner that does not exist names nothing.
-            older_than_seconds: Grace time since the upload.
+            failures: Takes errors of single sessions.
+            grace_seconds: Grace time since the upload, and since the mark.
 
         Returns:
             How many files were removed, those included of which only chunks were left.
         """
-        before = self.server_time() - timedelta(seconds=older_than_seconds)
+        before = self.server_time() - timedelta(seconds=grace_seconds)
+        orphans = Orphans(self._files, grace_seconds, self._delete_files)
         removed = 0
         for files in _batches(self._older_files(before), _IDS_PER_COMMAND):
-            owners: dict[tuple[str, ObjectId, str], dict[ObjectId, int | None]] = {}
+            owners: dict[tuple[str, ObjectId, str], list[dict[str, Any]]] = {}
             for file in files:
                 owner = file["metadata"]
-                key = (owner["session"], owner["incarnation"], owner["agent"])
-                owners.setdefault(key, {})[file["_id"]] = owner.get("message")
+                owners.setdefault((owner["session"], owner["incarnation"], owner["agent"]), []).append(file)
             for owner_key, owned in owners.items():
-                still_named = named(*owner_key, owned)
-                unnamed = [file_id for file_id in owned if file_id not in still_named]
-                self.delete(unnamed)
-                removed += len(unnamed)
-        for ids in _batches(self._older_files_with_chunks(before), _IDS_PER_COMMAND):
-            existing = {file["_id"] for file in self._files.find({"_id": {"$in": ids}}, {"_id": 1})}
-            orphaned = [file_id for file_id in ids if file_id not in existing]
-            self.delete(orphaned)
-            removed += len(orphaned)
-        return removed
+                with failures.of(owner_key[0]):
+                    removed += self._sweep_owned(orphans, partial(named, *owner_key), owned)
+        return removed + self._sweep_chunks(before, grace_seconds)
+
+    @staticmethod
+    def _sweep_owned(
+        orphans: Orphans,
+        named: Callable[[Mapping[ObjectId, int | None]], AbstractSet[ObjectId]],
+        files: list[dict[str, Any]],
+    ) -> int:
+        meant_for = {file["_id"]: file["metadata"].get("message") for file in files}
+
+        def unnamed() -> dict[str, Any] | None:
+            found = list(meant_for.keys() - named(meant_for))
+            return {"_id": {"$in": found}} if found else None
+
+        marked = any("orphaned_at" in file for file in files)
+        return orphans.settle({"_id": {"$in": list(meant_for)}}, unnamed, marked=marked)
 
     def _older_files(self, before: datetime) -> Iterator[dict[str, Any]]:
         """Yield the older files of this library, each owner's together. Somebody else's have no such metadata."""
-        query = {
-            "uploadDate": {"$lt": before},
-            "metadata.session": {"$exists": True},
-            "metadata.incarnation": {"$exists": True},
-            "metadata.agent": {"$exists": True},
-        }
-        files = self._files.find(query, {"metadata": 1}, batch_size=_IDS_PER_COMMAND).sort(_OWNER_INDEX)
+        is_ours = [{"$eq": [{"$type": "$_id"}, "objectId"]}, says_whose("$metadata", "message", "null", "missing")]
+        query = {"uploadDate": {"$lt": before}, "$expr": {"$and": is_ours}}
+        wanted = {"orphaned_at": 1, **{f"metadata.{name}": 1 for name in BlobOwner.__annotations__}}
+        files = self._files.find(query, wanted, batch_size=_IDS_PER_COMMAND).sort(_OWNER_INDEX)
         with contextlib.closing(files.allow_disk_use(True)):
             yield from files
 
+    def _delete_files(self, which: dict[str, Any]) -> int:
+        ids = [file["_id"] for file in self._files.find(which, {"_id": 1})]
+        self.delete(ids)
+        return len(ids)
+
+    def _sweep_chunks(self, before: datetime, grace_seconds: float) -> int:
+        """Delete the chunks without a file; return of how many files they were."""
+        orphans = Orphans(self._chunks, grace_seconds, self._delete_chunks)
+
+        def of(ids: list[ObjectId]) -> dict[str, Any]:
+            return {"files_id": {"$in": ids}}
+
+        def without_file(ids: list[ObjectId]) -> dict[str, Any] | None:
+            existing = {file["_id"] for file in self._files.find({"_id": {"$in": ids}}, {"_id": 1})}
+            left = [file_id for file_id in ids if file_id not in existing]
+            return of(left) if left else None
+
+        removed = 0
+        # Those with a mark first: what is marked behind it is not deleted by the same sweep.
+        for ids in _batches(self._files_with_marked_chunks(), _IDS_PER_COMMAND):
+            removed += orphans.settle(of(ids), partial(without_file, ids), marked=True)
+        for ids in _batches(self._older_files_with_chunks(before), _IDS_PER_COMMAND):
+            if without_file(ids) is not None:
+                # Without it, a sweep would read every chunk there is to find those with a mark.
+                self._chunks.create_indexes([_ORPHANS_INDEX])
+                orphans.settle(of(ids), partial(without_file, ids), marked=False)
+        return removed
+
+    def _files_with_marked_chunks(self) -> list[ObjectId]:
+        """Return the ids under which there are chunks with a mark."""
+        if _ORPHANS_INDEX.document["name"] not in self._chunks.index_information():
+            return []
+        marked = self._chunks.find({"orphaned_at": {"$exists": True}}, {"files_id": 1})
+        return list({chunk["files_id"] for chunk in marked if isinstance(chunk["files_id"], ObjectId)})
+
+    def _delete_chunks(self, which: dict[str, Any]) -> int:
+        ids = {chunk["files_id"] for chunk in self._chunks.find(which, {"files_id": 1})}
+        self._chunks.delete_many(which)
+        return len(ids)
+
     def _older_files_with_chunks(self, before: datetime) -> Iterator[ObjectId]:
-        """Yield the older ids under which there are chunks; the index knows them."""
+        """Yield the older ids under which there are chunks; the index knows them. Somebody else's have others."""
         pipeline: list[dict[str, Any]] = [
             {"$match": {"files_id": {"$lt": ObjectId.from_datetime(before)}}},
             {"$group": {"_id": "$files_id"}},
+            {"$match": {"$expr": {"$eq": [{"$type": "$_id"}, "objectId"]}}},
         ]
         with self._chunks.aggregate(pipeline, allowDiskUse=True, batchSize=_IDS_PER_COMMAND) as found:
             for group in found:
@@ -440,4 +493,6 @@ def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
         yield batch
 
 
+# Made when there are marks: there hardly ever are.
+_ORPHANS_INDEX = IndexModel([("orphaned_at", ASCENDING)], name="orphaned_at", sparse=True)
 _OWNER_INDEX = [("metadata.session", ASCENDING), ("metadata.incarnation", ASCENDING)]

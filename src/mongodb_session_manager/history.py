@@ -10,7 +10,7 @@ session, agent, position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -29,8 +29,9 @@ from .foreign import name_of
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .reading import Reader
 from .sending import attempts, is_there, until_known
-from .session_parts import SessionParts
+from .session_parts import Holds, SessionParts
 from .statements import Rewrite
+from .upkeep import Failures, Orphans
 
 _MAX_POSITION = 2**63 - 1
 
@@ -42,6 +43,8 @@ class History(SessionParts):
         sessions: The collection of the session documents.
         reader: Decodes what is read.
     """
+
+    number = "first"
 
     def __init__(self, sessions: Collection[Document], reader: Reader) -> None:
         self.collection: Collection[Document] = sessions.database.get_collection(
@@ -217,7 +220,7 @@ class History(SessionParts):
         while low <= high:
             begin, end = (statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
             which = {"_id": {"$gte": begin, "$lte": end}}
-            found = self._find(which, statements.SEGMENT_BOUNDS, newest_first=True, limit=1)
+            found = self._find(which, statements.segment_bounds(), newest_first=True, limit=1)
             if not found or (last_id := found[0].get("last_id", -1)) < message_id:
                 low = position + 1
             elif found[0].get("first_id", -1) <= message_id <= last_id:
@@ -241,19 +244,27 @@ class History(SessionParts):
         with self._raw_settled.find(which, sort=[("_id", 1)]) as found:
             yield from found
 
-    def sweep(self, sessions: str, is_over: Callable[[str, ObjectId], bool]) -> int:
-        """Delete the segments of lives of sessions that are over; return how many. A life that is over never returns.
+    def sweep(
+        self, sessions: str, holds: Holds, grace_seconds: float, failures: Failures, *, but: Sequence[Document] = ()
+    ) -> int:
+        """Delete, besides, what archivers that died have left and nobody can commit any more.
 
-        And what archivers that died have left and nobody can commit any more, because a message was edited since.
-
-        Args:
-            sessions: Name of the collection of the session documents.
-            is_over: Returns for certain whether a life is over.
+        A message was edited since.
         """
-        with self._settled().aggregate(statements.stale_segments(sessions), allowDiskUse=True) as stale:
-            for segment in stale:
-                self.delete_stale(segment["_id"], segment["edits"])
-        return self.delete_ended(sessions, is_over)
+        orphans = Orphans(self.collection, grace_seconds)
+        stale: list[Document] = [*but]
+        deleted = 0
+        with self._settled().aggregate(statements.stale_segments(sessions), allowDiskUse=True) as found:
+            for segment in found:
+                stale.append(segment["_id"])
+                with failures.of(segment["_id"]["session"]):
+                    deleted += self._sweep_stale(orphans, holds, segment)
+        return deleted + super().sweep(sessions, holds, grace_seconds, failures, but=stale)
+
+    @staticmethod
+    def _sweep_stale(orphans: Orphans, holds: Holds, segment: Document) -> int:
+        outdates = statements.outdates(segment["_id"], segment["edits"])
+        return orphans.settle_all(segment, lambda: holds(segment["_id"]["session"], outdates), marked=True)
 
     def _find(
         self,

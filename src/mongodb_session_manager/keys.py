@@ -173,6 +173,14 @@ def decode_key(key: str) -> str:
     return unquote_to_bytes(key).decode("utf-8", "surrogatepass")
 
 
+def is_key(key: str) -> bool:
+    """Return whether ``encode_key`` makes this key, of whatever name."""
+    try:
+        return encode_key(decode_key(key)) == key
+    except UnicodeDecodeError:
+        return False
+
+
 def check_feedback(feedback: object) -> dict[str, Any]:
     """Return ``feedback`` if every key can be stored. Nothing in it is addressed by a path, so no key holds a dot.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .documents import Document
 from .expiry import NOT_EXPIRED
-from .statements import FEEDBACKS
+from .statements import EACH_AGENT, FEEDBACKS, says_whose
 
 
 def pipeline(sessions: str, history: str) -> list[Document]:
@@ -14,15 +14,16 @@ def pipeline(sessions: str, history: str) -> list[Document]:
         sessions: Name of that collection.
         history: Name of the collection of the segments.
     """
-    agents = {"$objectToArray": {"$ifNull": ["$agents", {}]}}
     embedded: list[Document] = [
         {"$match": {"$expr": NOT_EXPIRED}},
-        {"$project": {"application_name": 1, "session_type": 1, "agent": agents}},
+        {"$project": {"application_name": 1, "session_type": 1, "agent": EACH_AGENT}},
         {"$unwind": "$agent"},
         {"$unwind": "$agent.v.messages"},
+        # Whatever else somebody has put there is no message.
+        {"$match": {"$expr": {"$eq": [{"$type": "$agent.v.messages"}, "object"]}}},
         {"$replaceWith": _message("$_id", "$$ROOT", "$agent", "$agent.v.messages")},
     ]
-    mine = {"$filter": {"input": agents, "as": "a", "cond": {"$eq": ["$$a.k", "$$key"]}}}
+    mine = {"$filter": {"input": EACH_AGENT, "as": "a", "cond": {"$eq": ["$$a.k", "$$key"]}}}
     session: list[Document] = [
         {"$match": {"$expr": {"$and": [{"$eq": ["$incarnation", "$$incarnation"]}, NOT_EXPIRED]}}},
         {"$project": {"application_name": 1, "session_type": 1, "agent": {"$first": mine}}},
@@ -31,7 +32,7 @@ def pipeline(sessions: str, history: str) -> list[Document]:
         {"$project": {"agent.v.messages": 0}},
     ]
     archived: list[Document] = [
-        {"$match": {"_id.agent": {"$ne": FEEDBACKS}}},
+        {"$match": {"_id.agent": {"$ne": FEEDBACKS}, "$expr": says_whose("$_id", "first")}},
         {
             "$lookup": {
                 "from": sessions,
@@ -44,6 +45,7 @@ def pipeline(sessions: str, history: str) -> list[Document]:
         },
         {"$unwind": "$session"},
         {"$unwind": "$messages"},
+        {"$match": {"$expr": {"$eq": [{"$type": "$messages"}, "object"]}}},
         {"$replaceWith": _message("$_id.session", "$session", "$session.agent", "$messages")},
     ]
     return [*embedded, {"$unionWith": {"coll": history, "pipeline": archived}}]
@@ -61,8 +63,10 @@ def _message(session_id: str, session: str, agent: str, message: str) -> Documen
                 "model": f"{agent}.v.agent_data.model",
             },
             # Older documents keep role and content in `message`, also of what was redacted.
-            {"$ifNull": [f"{message}.message", {}]},
-            {"$ifNull": [f"{message}.redact_message", {}]},
+            *(
+                {"$cond": [{"$eq": [{"$type": older}, "object"]}, older, {}]}
+                for older in (f"{message}.message", f"{message}.redact_message")
+            ),
             message,
         ]
     }

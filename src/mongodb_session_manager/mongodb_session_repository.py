@@ -614,6 +614,8 @@ class MongoDBSessionRepository(SessionRepository):
 
         Raises:
             SessionNotFoundError: There is no such session.
+            MongoDBSessionError: Messages of sessions that somebody has spoilt could not be read. It names them; all
+                others can be found.
         """
         if session_id is not None:
             session_id = check_id(session_id, "session_id")
@@ -623,15 +625,24 @@ class MongoDBSessionRepository(SessionRepository):
         """Remove what no session names any more: blobs, and history and search documents of sessions that are gone.
 
         Processes that die between two commands leave such things, and so does a state whose blobs were replaced. A
-        live blob or segment is never removed. Run it now and then, from a scheduled job; it reads the history of those
-        sessions only that have blobs whose message is not where it was meant to be.
+        live blob or segment is never removed. Run it regularly, once a day, say: a sweep only marks what it finds
+        (``orphaned_at``), and the first sweep that comes after the grace time removes it, if it is orphaned still.
+        So collections can be restored one after the other, in any order, with sweeps in between. It reads the history
+        of those sessions only that have blobs whose message is not where it was meant to be.
+
+        What others keep in these collections is left alone, except chunks of a file that is gone: they do not tell
+        whose they were.
 
         Args:
-            older_than_seconds: Only blobs that were uploaded this long ago. Below two hours (7200) only where nothing
-                writes: a blob is uploaded before the commit that names it.
+            older_than_seconds: The grace time since the mark, and for blobs also since they were uploaded. Below two
+                hours (7200) only where nothing writes: a blob is uploaded before the commit that names it.
 
         Returns:
             How many blobs, segments and search documents were removed.
+
+        Raises:
+            MongoDBSessionError: What belonged to some sessions could not be marked or removed. It names them; all
+                others are done.
         """
         return self._store.sweep(older_than_seconds)
 
@@ -649,7 +660,8 @@ class MongoDBSessionRepository(SessionRepository):
             The view's name.
 
         Raises:
-            OperationFailure: There is a collection of that name, or the user may not make views.
+            MongoDBSessionError: There is a collection, or another view, of that name. It is left as it is.
+            OperationFailure: The user may not make views.
         """
         return self._store.create_messages_view()
 

@@ -20,7 +20,7 @@ the session document; the next feeder then goes through the conversation from it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -36,9 +36,11 @@ from .errors import HistoryIncompleteError, MongoDBSessionError, SessionNotFound
 from .expiry import NOT_EXPIRED, expiry_of_new_parts
 from .history import History
 from .indexes import EXPIRY_INDEX
+from .keys import is_key
 from .reading import Reader
 from .sending import back_off, until_known
 from .session_parts import SessionParts
+from .upkeep import Failures
 
 if TYPE_CHECKING:
     from .session_store import SessionStore
@@ -108,6 +110,8 @@ class SearchIndex(SessionParts):
         reader: Decodes what is read.
     """
 
+    number = "message"
+
     def __init__(self, store: SessionStore, history: History, sessions: Collection[Document], reader: Reader) -> None:
         self.collection: Collection[Document] = sessions.database.get_collection(
             f"{sessions.name}_search",
@@ -141,7 +145,7 @@ class SearchIndex(SessionParts):
             if standing is None:
                 feed.complete = True
                 return fed
-            indexed = _well_formed(standing.get("indexed"))
+            indexed = _well_formed(standing)
             # What was written with w=1 may have yet to reach a majority.
             settled = standing.get("message_count", -1) >= feed.at_least
             if not settled or indexed is None or indexed["rewrites"] != standing["rewrites"]:
@@ -150,6 +154,8 @@ class SearchIndex(SessionParts):
                 back_off(lost_races)
                 lost_races += 1
                 continue
+            if standing["archived_count"] is None:
+                raise MongoDBSessionError(f"session_id={session_id!r}, agent {key!r}: archived_count is no count")
             start, archived = int(indexed["count"]), int(standing["archived_count"])
             try:
                 messages = self._messages(session_id, incarnation, key, start, standing)
@@ -158,11 +164,10 @@ class SearchIndex(SessionParts):
                     feed.complete = True
                     return fed
                 raise
-            documents = [
-                self._document(session_id, key, message.get("message_id", start + index), message, standing)
-                for index, message in enumerate(messages)
-            ]
-            self._put(documents)
+            self._put(
+                self._document(session_id, key, message["message_id"], message, standing)
+                for message in _sound(messages, start)
+            )
             batches += 1
             stop = start + len(messages)
             if stop == start or self._store.update(statements.indexed(session_id, key, standing, stop)):
@@ -180,33 +185,40 @@ class SearchIndex(SessionParts):
 
         Raises:
             SessionNotFoundError: There is no such session.
-            MongoDBSessionError: The messages of a session could not be read; all others were fed.
+            MongoDBSessionError: Messages of single sessions could not be read; all others were fed.
         """
         self.ensure_index(again=True)
         fed = sessions = 0
-        failure: MongoDBSessionError | None = None
-        query: Document = {"$expr": NOT_EXPIRED}
+        failures = Failures()
+        # Without an id that is a text, it is nobody's session.
+        query: Document = {"_id": {"$type": "string"}, "$expr": NOT_EXPIRED}
         if session_id is not None:
             query["_id"] = session_id
         for found in self._store.collection.find(query, statements.behind_projection(), batch_size=20):
             sessions += 1
-            keys = [agent["key"] for agent in found["agents"] if rebuild or agent["behind"]]
-            incarnation = found.get("incarnation")
-            if keys and (incarnation is None or any("archived_count" not in agent for agent in found["agents"])):
-                self._store.adopt(found["_id"], keys)
-                incarnation = (self._store.find_one({"_id": found["_id"]}, {"incarnation": 1}) or {}).get("incarnation")
-            for key in keys:
-                if incarnation is None:
-                    break  # It was deleted.
-                try:
-                    fed += self.feed(Feed(found["_id"], incarnation, key, rebuild=rebuild))
-                except MongoDBSessionError as error:
-                    failure = failure or error
-        if failure is not None:
-            raise failure
+            agents = [agent for agent in found["agents"] if rebuild or agent["behind"]]
+            incarnation: ObjectId | None = None
+            for agent in agents:
+                with failures.of(found["_id"]):
+                    key = _addressable(found["_id"], agent["key"])
+                    incarnation = incarnation or self._adopted(found, agents)
+                    if incarnation is not None:  # Otherwise it was deleted.
+                        fed += self.feed(Feed(found["_id"], incarnation, key, rebuild=rebuild))
+        failures.tell("the search could not take in all messages")
         if session_id is not None and not sessions:
             raise SessionNotFoundError(f"session_id={session_id!r} does not exist")
         return fed
+
+    def _adopted(self, found: Document, agents: Sequence[Document]) -> ObjectId | None:
+        """Return which life of a session it is; give an older document what it lacks first. None: it is gone."""
+        session_id, incarnation = found["_id"], found.get("incarnation")
+        lacking = [agent["key"] for agent in agents if not agent["adopted"] and is_key(agent["key"])]
+        if incarnation is None or lacking:
+            self._store.adopt(session_id, lacking)
+            incarnation = (self._store.find_one({"_id": session_id}, {"incarnation": 1}) or {}).get("incarnation")
+        if incarnation is not None and not isinstance(incarnation, ObjectId):
+            raise MongoDBSessionError(f"session_id={session_id!r}: incarnation is no ObjectId")
+        return incarnation
 
     def _standing(self, session_id: str, incarnation: ObjectId, key: str) -> Document | None:
         """Return how things stand, ``{}`` if that is not settled yet, None if the session or the agent is gone."""
@@ -260,10 +272,6 @@ class SearchIndex(SessionParts):
         rewrites = standing["rewrites"] + 1
         self._store.update(statements.rewrite_indexed(session_id, standing["incarnation"], key, rewrites))
 
-    def sweep(self) -> int:
-        """Delete the documents of lives of sessions that are over; return how many."""
-        return self.delete_ended(self._store.collection.name, self._store.is_over)
-
     def _document(
         self, session_id: str, key: str, message_id: int, message: Mapping[str, Any], standing: Mapping[str, Any]
     ) -> Document:
@@ -300,14 +308,16 @@ class SearchIndex(SessionParts):
         Raises:
             MongoDBSessionError: Nothing has ever been indexed here.
         """
-        query = {"$text": {"$search": text}, **conditions}
+        # What somebody else has put there says of no session.
+        query = {"$text": {"$search": text}, "$expr": statements.says_whose("$_id", self.number), **conditions}
         score = {"$meta": "textScore"}
+        wanted = {"score": score, **dict.fromkeys(("session_id", "agent_id", "role", "text", "created_at"), 1)}
         hits: list[MessageHit] = []
         skipped, page = 0, limit
         while True:
             try:
                 found = list(
-                    self.collection.find(query, {"score": score, "edits": 0})
+                    self.collection.find(query, wanted)
                     .sort([("score", score), ("_id", 1)])
                     .skip(skipped)
                     .limit(page)
@@ -321,29 +331,72 @@ class SearchIndex(SessionParts):
                     "index_messages=True, and call the repository's index_messages() for what there is already"
                 ) from error
             alive = self._alive(found)
-            hits += [_hit(document) for document in found if _life(document) in alive]
+            hits += [_hit(document) for document in found if _life(document) in alive and not _is_spoilt(document)]
             if len(hits) >= limit or len(found) < page:
                 return hits[:limit]
             # Documents of sessions that are gone took the places of others.
             skipped, page = skipped + page, min(2 * page, max(limit, _MAX_PAGE))
 
-    def _alive(self, found: Sequence[Document]) -> set[tuple[str, ObjectId | None]]:
+    def _alive(self, found: Sequence[Document]) -> set[tuple[str, ObjectId]]:
         """Return which lives are not over, of those that the documents belong to."""
         ids = list({document["_id"]["session"] for document in found})
-        query = {"_id": {"$in": ids}, "$expr": NOT_EXPIRED}
+        query = {"_id": {"$in": ids}, "incarnation": {"$type": "objectId"}, "$expr": NOT_EXPIRED}
         sessions = self._store.collection.find(query, {"incarnation": 1}) if ids else ()
-        return {(session["_id"], session.get("incarnation")) for session in sessions}
+        return {
+            (session["_id"], session["incarnation"])
+            for session in sessions
+            if isinstance(session["incarnation"], ObjectId)
+        }
 
 
 def _life(document: Document) -> tuple[str, ObjectId]:
     return document["_id"]["session"], document["_id"]["incarnation"]
 
 
-def _well_formed(indexed: Any) -> Document | None:
+def _well_formed(standing: Document) -> Document | None:
     """Return what an agent's record says of the search, or None if it says nothing that was written here."""
-    if not isinstance(indexed, dict) or not all(isinstance(indexed.get(name), int) for name in ("count", "rewrites")):
+    indexed = standing.get("indexed")
+    if not isinstance(indexed, dict) or not all(_is_count(indexed.get(name)) for name in ("count", "rewrites")):
         return None
-    return indexed if indexed["count"] >= 0 else None
+    return indexed if indexed["count"] <= standing["total"] else None
+
+
+def _is_count(stored: Any) -> bool:
+    return isinstance(stored, int) and not isinstance(stored, bool) and 0 <= stored < 2**63
+
+
+def _sound(messages: Iterable[Document | None], start: int) -> Iterator[Document]:
+    """Yield messages with their ``message_id``, from this position of a conversation on.
+
+    One that somebody has spoilt is left out: what is none, or is not found by its id, or was said by nobody.
+    """
+    for position, message in enumerate(messages, start):
+        if message is None or not isinstance(message.get("role", ""), str):
+            continue
+        message_id = _message_id(message.get("message_id", position))
+        if message_id is not None:
+            yield {**message, "message_id": message_id}
+
+
+def _message_id(stored: Any) -> int | None:
+    """Return a stored ``message_id``, which a shell may have written as floating point; None for what is none."""
+    if isinstance(stored, float) and stored.is_integer():
+        stored = int(stored)
+    return stored if _is_count(stored) else None
+
+
+def _addressable(session_id: str, key: str) -> str:
+    """Return the key of an agent, if it is one under which the agent is found."""
+    if not is_key(key):
+        raise MongoDBSessionError(f"session_id={session_id!r}: {key!r} is no key of an agent")
+    return key
+
+
+def _is_spoilt(document: Document) -> bool:
+    """Return whether a search document is none that was written here."""
+    if _message_id(document["_id"]["message"]) is None:
+        return True
+    return not all(isinstance(document.get(name), str) for name in ("session_id", "agent_id", "role", "text"))
 
 
 def _hit(document: Document) -> MessageHit:

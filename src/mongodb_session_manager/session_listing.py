@@ -14,7 +14,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, Literal, NamedTuple
 
 import bson
@@ -24,10 +24,10 @@ from bson.errors import BSONError
 from .documents import Document, stored_time
 from .encoding import CODEC_OPTIONS, MARKER, decode, to_bson
 from .errors import shown
-from .expiry import NOT_EXPIRED
+from .expiry import FOREVER, NOT_EXPIRED
 from .foreign import count, name_of
 from .keys import check_depth, check_id, check_metadata_paths, check_name, encode_key
-from .statements import segment_id
+from .statements import EACH_AGENT, segment_id
 
 SortBy = Literal["created_at", "updated_at"]
 
@@ -213,13 +213,17 @@ def listing(
     return Listing(tuple(conditions), order, limit, None if cursor is None else read_cursor(cursor, order))
 
 
+_FIRST_TIME = datetime(1, 1, 1, tzinfo=timezone.utc)
+
 # `$expr` over types: MongoDB finds no index for it, so it never leads the planner astray.
 _IS_A_SESSION: Document = {
     "$expr": {
         "$and": [
             {"$eq": [{"$type": "$_id"}, "string"]},
-            {"$eq": [{"$type": "$created_at"}, "date"]},
-            {"$eq": [{"$type": "$updated_at"}, "date"]},
+            # Python's times end there, and a page could not.
+            *({"$eq": [{"$type": time}, "date"]} for time in ("$created_at", "$updated_at")),
+            *({"$lte": [time, FOREVER]} for time in ("$created_at", "$updated_at")),
+            *({"$gte": [time, _FIRST_TIME]} for time in ("$created_at", "$updated_at")),
         ]
     }
 }
@@ -343,11 +347,8 @@ def _array(path: str) -> Document:
     return {"$cond": [{"$isArray": path}, path, []]}
 
 
-_AGENTS: Document = {"$objectToArray": _object("$agents")}
-
-
 def _over_agents(expression: Any) -> Document:
-    return {"$map": {"input": _AGENTS, "as": "a", "in": expression}}
+    return {"$map": {"input": EACH_AGENT, "as": "a", "in": expression}}
 
 
 def _tokens(name: str) -> Document:
@@ -424,7 +425,7 @@ def _words() -> Document:
     }
     found = {
         "$reduce": {
-            "input": _AGENTS,
+            "input": EACH_AGENT,
             "initialValue": {"archived": None, "text": None},
             "in": {"$cond": [{"$ne": ["$$value.text", None]}, "$$value", one_more]},
         }
@@ -495,11 +496,12 @@ def _header(document: Document, archived_text: Any) -> SessionHeader:
     title = metadata.get("title")
     if not isinstance(title, str) or not title.strip():
         title = _title(archived_text) or _title(document["words"].get("text"))
+    session_type, application_name = document.get("session_type"), document.get("application_name")
     expires_at = document.get("expires_at")
     return SessionHeader(
         session_id=document["_id"],
-        session_type=document.get("session_type", "default"),
-        application_name=document.get("application_name"),
+        session_type=session_type if isinstance(session_type, str) else "default",
+        application_name=application_name if isinstance(application_name, str) else None,
         created_at=document["created_at"],
         updated_at=document["updated_at"],
         expires_at=expires_at if isinstance(expires_at, datetime) else None,

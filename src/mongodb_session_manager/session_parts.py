@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import ClassVar
 
 from bson import ObjectId
 from pymongo.collection import Collection
@@ -13,6 +14,10 @@ from pymongo.read_preferences import Primary
 from . import statements
 from .documents import Document
 from .sending import until_known
+from .upkeep import Failures, Orphans
+
+Holds = Callable[[str, Document], bool]
+"""Returns for certain whether an expression is true of a session document: ``holds(session_id, expression)``."""
 
 
 class SessionParts:
@@ -20,9 +25,11 @@ class SessionParts:
 
     Attributes:
         collection: Where they are.
+        number: The field of ``_id`` that is a number.
     """
 
     collection: Collection[Document]
+    number: ClassVar[str]
 
     def delete_session(self, session_id: str, incarnation: ObjectId) -> None:
         """Delete all documents of one life of a session."""
@@ -40,21 +47,32 @@ class SessionParts:
         result = until_known(lambda: self.collection.update_many(which, {"$set": {"expires_at": until}}))
         return bool(result.modified_count)
 
-    def delete_ended(self, sessions: str, is_over: Callable[[str, ObjectId], bool]) -> int:
-        """Delete those of lives of sessions that are over; return how many. A life that is over never returns.
+    def sweep(
+        self, sessions: str, holds: Holds, grace_seconds: float, failures: Failures, *, but: Sequence[Document] = ()
+    ) -> int:
+        """Delete those of lives of sessions that have been over for longer than the grace time; return how many.
 
         Args:
             sessions: Name of the collection of the session documents.
-            is_over: Returns for certain whether a life is over.
+            holds: Tells for certain what a session document is like.
+            grace_seconds: See ``Orphans``.
+            failures: Takes errors of single sessions.
+            but: The ``_id`` of those that are orphaned though their session lives.
         """
-        with self._settled().aggregate(statements.ended_lives(sessions), allowDiskUse=True) as lives:
-            return sum(
-                self.collection.delete_many(
-                    {"_id": statements.segments_of(life["_id"]["session"], life["_id"]["incarnation"])}
-                ).deleted_count
-                for life in lives
-                if is_over(life["_id"]["session"], life["_id"]["incarnation"])
-            )
+        orphans = Orphans(self.collection, grace_seconds)
+        deleted = 0
+        with self._settled().aggregate(statements.lives_to_sweep(sessions, self.number), allowDiskUse=True) as lives:
+            for life in lives:
+                with failures.of(life["_id"]["session"]):
+                    deleted += self._sweep_life(orphans, holds, life, but)
+        return deleted
+
+    def _sweep_life(self, orphans: Orphans, holds: Holds, life: Document, but: Sequence[Document]) -> int:
+        session_id, incarnation = life["_id"]["session"], life["_id"]["incarnation"]
+        ids = {**statements.segments_of(session_id, incarnation), "$nin": list(but)}
+        which = {"_id": ids, "$expr": statements.says_whose("$_id", self.number)}
+        may_live = statements.may_be_life(incarnation)
+        return orphans.settle_all(which, lambda: not holds(session_id, may_live), marked=life["marked"])
 
     def _settled(self) -> Collection[Document]:
         """Return the collection as it will be after any failover: what decides a deletion is read there."""

@@ -37,6 +37,7 @@ from .errors import (
     BlobMissingError,
     HistoryIncompleteError,
     MessageNotFoundError,
+    MongoDBSessionError,
     SessionBusyError,
     SessionConflictError,
     SessionNotFoundError,
@@ -52,6 +53,7 @@ from .search_index import SearchIndex
 from .sending import attempts, is_there, until_known
 from .session_listing import Listing, SessionPage
 from .statements import FEEDBACKS, MAX_METADATA_BYTES, Commit, MessageLink, Rewrite, SessionRef, Update
+from .upkeep import Failures
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -316,12 +318,16 @@ class SessionStore:
             self.search.delete_session(session_id, incarnation)
 
     def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
-        """Return whether a life of a session is over, for certain: before what belonged to it is deleted.
+        """Return whether a life of a session is over, for certain: before what belonged to it is deleted."""
+        return not self.holds(session_id, statements.may_be_life(incarnation))
+
+    def holds(self, session_id: str, condition: Document) -> bool:
+        """Return whether an expression is true of a session document, for certain.
 
         It asks by an update that changes nothing. A read might be answered by a server that lags behind, or that does
         not know yet that it is no longer the primary; a write is acknowledged by a majority.
         """
-        return not self.update(Update({"_id": session_id, "incarnation": incarnation}, {"$set": {"_id": session_id}}))
+        return self.update(Update({"_id": session_id, "$expr": condition}, {"$set": {"_id": session_id}}))
 
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
@@ -943,9 +949,18 @@ class SessionStore:
             kept = until
 
     def sweep(self, older_than_seconds: float) -> int:
-        """Remove blobs that nobody names, and segments and search documents of lives that are over; return how many."""
-        removed = self.history.sweep(self.collection.name, self.is_over) + self.search.sweep()
-        return removed + self.blobs.sweep(self._named, older_than_seconds)
+        """Remove blobs that nobody names, and segments and search documents of lives that are over; return how many.
+
+        Raises:
+            MongoDBSessionError: Errors of single sessions; what there is of all others was done.
+        """
+        failures = Failures()
+        removed = 0
+        for parts in (self.history, self.search):
+            removed += parts.sweep(self.collection.name, self.holds, older_than_seconds, failures)
+        removed += self.blobs.sweep(self._named, failures, older_than_seconds)
+        failures.tell("the sweep could not do all")
+        return removed
 
     def _named(
         self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]
@@ -975,7 +990,11 @@ class SessionStore:
     # --- the view ---------------------------------------------------------------------------------------------------
 
     def create_messages_view(self) -> str:
-        """Make the view of all messages, or bring it up to date; return its name."""
+        """Make the view of all messages, or bring it up to date; return its name.
+
+        Raises:
+            MongoDBSessionError: Something else has that name.
+        """
         database, name = self.collection.database, f"{self.collection.name}_messages"
         pipeline = messages_view.pipeline(self.collection.name, self.history.collection.name)
         try:
@@ -983,6 +1002,12 @@ class SessionStore:
         except OperationFailure as error:
             if error.code != _NAMESPACE_EXISTS:
                 raise
+            there = next(iter(database.list_collections(filter={"name": name})), {})
+            if there.get("options", {}).get("viewOn") != self.collection.name:
+                raise MongoDBSessionError(
+                    f"{database.name}.{name} is there already and is no view of {self.collection.name}; it was left as "
+                    "it is. Rename it, or keep the sessions in a collection of another name"
+                ) from error
             database.command("collMod", name, viewOn=self.collection.name, pipeline=pipeline)
         return name
 

@@ -121,6 +121,9 @@ MAX_FEEDBACK_BYTES = 256 * 1024
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 """What a session's metadata may have as BSON: MongoDB takes 16 MB in a document, and a conversation needs room."""
 
+EACH_AGENT: Document = {"$objectToArray": {"$cond": [{"$eq": [{"$type": "$agents"}, "object"]}, "$agents", {}]}}
+"""Expression for the agents of a session, ``{k: key, v: record}`` each; none where they are no document."""
+
 # How many messages a conversation manager has taken out of the live conversation, from the first one on.
 _REMOVED = "agent_data.conversation_manager_state.removed_message_count"
 
@@ -738,12 +741,10 @@ def _agent_window(key: str) -> Document:
     }
 
 
-_AGENTS: Document = {"$objectToArray": {"$cond": [{"$eq": [{"$type": "$agents"}, "object"]}, "$agents", {}]}}
-
 ANY_INDEXED: Document = {
     "$anyElementTrue": {
         "$map": {
-            "input": _AGENTS,
+            "input": EACH_AGENT,
             "as": "a",
             "in": {"$ne": [{"$type": "$$a.v.indexed"}, "missing"]},
         }
@@ -839,9 +840,7 @@ def count_expression(key: str) -> Document:
     return _count(f"$agents.{key}")
 
 
-_EACH_AGENT: Document = {"$objectToArray": {"$cond": [{"$eq": [{"$type": "$agents"}, "object"]}, "$agents", {}]}}
-
-AGENT_KEYS: Document = {"$map": {"input": _EACH_AGENT, "as": "a", "in": "$$a.k"}}
+AGENT_KEYS: Document = {"$map": {"input": EACH_AGENT, "as": "a", "in": "$$a.k"}}
 """Expression for the keys of a session's agents."""
 
 
@@ -852,7 +851,7 @@ def metrics_projection(agent_id: str | None) -> Document:
         agent_id: Only this agent's, and only of feedbacks that name it; None for all.
     """
     if agent_id is None:
-        agents: Document = {"$map": {"input": _EACH_AGENT, "as": "a", "in": {"key": "$$a.k", "usage": _usage("$$a.v")}}}
+        agents: Document = {"$map": {"input": EACH_AGENT, "as": "a", "in": {"key": "$$a.k", "usage": _usage("$$a.v")}}}
     else:
         key = encode_key(agent_id)
         agent = f"$agents.{key}"
@@ -927,7 +926,7 @@ def adopt(agent_keys: Sequence[str]) -> list[Document]:
         messages = _numbered(_messages(agent))
         beyond_last = {
             "$add": [
-                {"$ifNull": [{"$max": {"$map": {"input": messages, "as": "m", "in": "$$m.message_id"}}}, -1]},
+                {"$ifNull": [{"$max": {"$map": {"input": messages, "as": "m", "in": _number("$$m.message_id")}}}, -1]},
                 1,
             ]
         }
@@ -952,11 +951,7 @@ def adopt(agent_keys: Sequence[str]) -> list[Document]:
 # Older documents lack `agent_ids`; one to which an agent was added since has some of them.
 _AGENT_IDS: Document = {"$cond": [{"$isArray": "$agent_ids"}, "$agent_ids", []]}
 _AGENTS_THERE: Document = {
-    "$map": {
-        "input": {"$objectToArray": {"$ifNull": ["$agents", {}]}},
-        "as": "a",
-        "in": {"$ifNull": ["$$a.v.agent_data.agent_id", "$$a.k"]},
-    }
+    "$map": {"input": EACH_AGENT, "as": "a", "in": {"$ifNull": ["$$a.v.agent_data.agent_id", "$$a.k"]}}
 }
 _UNLISTED: Document = {"$not": [{"$in": ["$$id", _AGENT_IDS]}]}
 
@@ -975,11 +970,11 @@ def segments_of(session_id: str, incarnation: ObjectId) -> Document:
     return {"$gte": {**of_session, "agent": MinKey()}, "$lte": {**of_session, "agent": MaxKey()}}
 
 
-SEGMENT_BOUNDS: Document = {
-    "first_id": {"$first": "$messages.message_id"},
-    "last_id": {"$last": "$messages.message_id"},
-}
-"""Projection of the lowest and the highest ``message_id`` of a segment."""
+def segment_bounds() -> Document:
+    """Return the projection of the lowest and the highest ``message_id`` of a segment."""
+    ids = _each(_array("$messages"), "$$m.message_id")
+    numbers = {"$filter": {"input": ids, "as": "id", "cond": {"$isNumber": "$$id"}}}
+    return {"first_id": {"$first": numbers}, "last_id": {"$last": numbers}}
 
 
 def segment_page_projection(start: int, stop: int) -> Document:
@@ -1050,54 +1045,107 @@ def _rest(messages: str, count: int) -> Document:
     return {"$slice": [messages, count, {"$max": [1, {"$size": messages}]}]}
 
 
-def stale_segments(sessions: str) -> list[Document]:
-    """Return the pipeline on segments that yields ``{_id, edits}`` of those that nobody can commit any more."""
-    agents = {"$objectToArray": {"$ifNull": ["$agents", {}]}}
-    mine = {"$first": {"$filter": {"input": agents, "as": "a", "cond": {"$eq": ["$$a.k", "$$key"]}}}}
-    uncommitted = [{"$gte": ["$$first", "$agent.v.archived_count"]}, {"$lt": ["$$edits", "$agent.v.edits"]}]
+# --- the sweep ------------------------------------------------------------------------------------------------------
+
+
+def says_whose(path: str, number: str, *otherwise: str) -> Document:
+    """Return the expression for whether a path says whose something is, in the types in which that is written here.
+
+    What says so in others, or not at all, is somebody else's.
+
+    Args:
+        path: ``"$_id"`` of a part of a session, ``"$metadata"`` of a file.
+        number: Its field that is a number.
+        otherwise: Types that this may have instead.
+    """
+    types = {
+        "session": ["string"],
+        "incarnation": ["objectId"],
+        "agent": ["string"],
+        number: ["int", "long", "double", *otherwise],
+    }
+    return {"$and": [{"$in": [{"$type": f"{path}.{name}"}, allowed]} for name, allowed in types.items()]}
+
+
+def may_be_life(incarnation: Any) -> Document:
+    """Return the expression for whether a session document is, or may be, that of this life of the session.
+
+    One whose incarnation is none any more (an export has made a text of it, say) does not tell.
+    """
+    does_not_tell = {"$not": [{"$in": [{"$type": "$incarnation"}, ["objectId", "missing", "null"]]}]}
+    return {"$or": [{"$eq": ["$incarnation", incarnation]}, does_not_tell]}
+
+
+def lives_to_sweep(sessions: str, number: str) -> list[Document]:
+    """Return the pipeline on parts of sessions that yields the lives that seem over, and those with a marked part.
+
+    Each is ``{_id: {session, incarnation}, over, marked}``.
+
+    Args:
+        sessions: Name of the collection of the session documents.
+        number: The field of a part's ``_id`` that is a number.
+    """
+    alive: list[Document] = [{"$match": {"$expr": may_be_life("$$incarnation")}}, {"$project": {"_id": 1}}]
     return [
+        {"$match": {"$expr": says_whose("$_id", number)}},
         {
-            "$lookup": {
-                "from": sessions,
-                "localField": "_id.session",
-                "foreignField": "_id",
-                "let": {
-                    "incarnation": "$_id.incarnation",
-                    "key": "$_id.agent",
-                    "first": "$_id.first",
-                    "edits": "$edits",
-                },
-                "pipeline": [
-                    {"$match": {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}},
-                    {"$project": {"agent": mine}},
-                    {"$match": {"$expr": {"$and": uncommitted}}},
-                    {"$project": {"_id": 1}},
-                ],
-                "as": "stale",
+            "$group": {
+                "_id": {"session": "$_id.session", "incarnation": "$_id.incarnation"},
+                "marked": {"$max": {"$ne": [{"$type": "$orphaned_at"}, "missing"]}},
             }
         },
-        {"$match": {"stale": {"$ne": []}}},
+        _look_up_session(sessions, {"incarnation": "$_id.incarnation"}, alive),
+        {"$project": {"marked": 1, "over": {"$eq": ["$found", []]}}},
+        {"$match": {"$or": [{"over": True}, {"marked": True}]}},
+    ]
+
+
+def stale_segments(sessions: str) -> list[Document]:
+    """Return the pipeline on segments that yields ``{_id, edits}`` of those that nobody can commit any more."""
+    names = {"incarnation": "$_id.incarnation", "key": "$_id.agent", "first": "$_id.first", "edits": "$edits"}
+    stale: list[Document] = [
+        {"$match": {"$expr": _outdated("$$incarnation", "$$key", "$$first", "$$edits")}},
+        {"$project": {"_id": 1}},
+    ]
+    return [
+        {"$match": {"$expr": says_whose("$_id", "first")}},
+        _look_up_session(sessions, names, stale),
+        {"$match": {"found": {"$ne": []}}},
         {"$project": {"edits": 1}},
     ]
 
 
-def ended_lives(sessions: str) -> list[Document]:
-    """Return the pipeline on segments that yields the lives of sessions that are over, ``{session, incarnation}``."""
-    same_life = {"$expr": {"$eq": ["$incarnation", "$$incarnation"]}}
-    return [
-        {"$group": {"_id": {"session": "$_id.session", "incarnation": "$_id.incarnation"}}},
-        {
-            "$lookup": {
-                "from": sessions,
-                "localField": "_id.session",
-                "foreignField": "_id",
-                "let": {"incarnation": "$_id.incarnation"},
-                "pipeline": [{"$match": same_life}, {"$project": {"_id": 1}}],
-                "as": "alive",
-            }
-        },
-        {"$match": {"alive": []}},
-    ]
+def outdates(segment: Document, edits: int) -> Document:
+    """Return the expression for whether a session is such that nobody can commit this segment any more."""
+    return _outdated(segment["incarnation"], {"$literal": segment["agent"]}, segment["first"], edits)
+
+
+def _outdated(incarnation: Any, key: Any, first: Any, edits: Any) -> Document:
+    mine = {"$first": {"$filter": {"input": EACH_AGENT, "as": "a", "cond": {"$eq": ["$$a.k", key]}}}}
+    archived, edits_now = "$$mine.v.archived_count", "$$mine.v.edits"
+    # Not committed, and a message was edited since it was read. Numbers sort before what is none.
+    numbers = [_is_whole(number) for number in (edits, archived, edits_now)]
+    uncommitted = {"$and": [*numbers, {"$gte": [first, archived]}, {"$lt": [edits, edits_now]}]}
+    return {
+        "$and": [
+            {"$eq": ["$incarnation", incarnation]},
+            {"$let": {"vars": {"mine": mine}, "in": uncommitted}},
+        ]
+    }
+
+
+def _look_up_session(sessions: str, names: Document, pipeline: list[Document]) -> Document:
+    """Return the stage that makes ``found`` of the session of a part: what the pipeline leaves of its document."""
+    return {
+        "$lookup": {
+            "from": sessions,
+            "localField": "_id.session",
+            "foreignField": "_id",
+            "let": names,
+            "pipeline": pipeline,
+            "as": "found",
+        }
+    }
 
 
 # --- search ---------------------------------------------------------------------------------------------------------
@@ -1114,33 +1162,40 @@ def indexing_standing(key: str) -> Document:
     return {
         **_PARTS,
         "application_name": 1,
-        "edits": _number(f"{agent}.edits"),
-        "rewrites": _number(f"{agent}.rewrites"),
+        "edits": _whole(f"{agent}.edits"),
+        "rewrites": _whole(f"{agent}.rewrites"),
         "indexed": f"{agent}.indexed",
     }
 
 
 def unindexed_projection(key: str, limit: int) -> Document:
-    """Return the projection of what a feeder needs: how things stand and the text of the next embedded messages."""
+    """Return the projection of what a feeder needs: how things stand and the text of the next embedded messages.
+
+    Beside ``indexing_standing`` that is ``message_count``, ``total`` (how many messages there are), ``archived_count``
+    (None where it is no number; absent without the agent) and ``messages``.
+    """
     agent = f"$agents.{key}"
-    start, archived = _number(f"{agent}.indexed.count"), _number(f"{agent}.archived_count")
-    page = {"$slice": [_messages(agent), {"$max": [0, {"$subtract": [start, archived]}]}, limit]}
+    start, archived = _whole(f"{agent}.indexed.count"), _whole(f"{agent}.archived_count")
+    position = {"$min": [_INT32_MAX, {"$max": [0, {"$subtract": [start, archived]}]}]}
+    page = {"$slice": [_messages(agent), position, limit]}
     return {
         **indexing_standing(key),
-        "message_count": f"{agent}.message_count",
-        "archived_count": f"{agent}.archived_count",
+        "message_count": _whole(f"{agent}.message_count"),
+        "total": {"$add": [archived, {"$size": _messages(agent)}]},
+        "archived_count": _archived_count(agent),
         "messages": {"$cond": [{"$gte": [start, archived]}, _texts(page), []]},
     }
 
 
 def unindexed_in_segment_projection(position: int) -> Document:
     """Return the projection of the text of a segment's messages from a position of the conversation on."""
-    rest = {"$slice": ["$messages", {"$subtract": [position, "$_id.first"]}, {"$max": [1, "$count"]}]}
+    messages = _array("$messages")
+    rest = {"$slice": [messages, {"$subtract": [position, "$_id.first"]}, {"$max": [1, {"$size": messages}]}]}
     return {"messages": _texts(rest)}
 
 
 def _texts(messages: Document) -> Document:
-    """Return the expression for messages of which only blocks of text are left."""
+    """Return the expression for messages of which only blocks of text are left; null for what is none."""
     # The latter two: in older documents, which keep what was redacted.
     content: Document = {"$ifNull": ["$$m.content", "$$m.redact_message.content", "$$m.message.content"]}
     has_text = {"$ne": [{"$type": "$$b.text"}, "missing"]}
@@ -1152,7 +1207,7 @@ def _texts(messages: Document) -> Document:
         "created_at": "$$m.created_at",
         "content": {"$cond": [{"$isArray": content}, texts, content]},
     }
-    return {"$map": {"input": messages, "as": "m", "in": message}}
+    return _each(messages, {"$cond": [{"$eq": [{"$type": "$$m"}, "object"]}, message, None]})
 
 
 def begin_indexing(session_id: str, incarnation: ObjectId, key: str) -> Update:
@@ -1161,7 +1216,7 @@ def begin_indexing(session_id: str, incarnation: ObjectId, key: str) -> Update:
     It comes before any of them is read: whoever changes one from here on knows that it may be in the search.
     """
     agent = f"agents.{key}"
-    indexed = {"count": {"$literal": 0}, "rewrites": _number(f"${agent}.rewrites")}
+    indexed = {"count": {"$literal": 0}, "rewrites": _whole(f"${agent}.rewrites")}
     which = {"_id": session_id, "incarnation": incarnation, f"{agent}.message_count": {"$exists": True}}
     return Update(which, [{"$set": {f"{agent}.indexed": indexed}}])
 
@@ -1202,17 +1257,18 @@ def put_search_document(document: Document, *, wins_ties: bool) -> Update:
 
 
 def behind_projection() -> Document:
-    """Return the projection of which agents have messages that the search does not have, or not as they are now."""
+    """Return the projection of which agents have messages that the search does not have, or not as they are now.
+
+    Of each agent it yields its ``key``, whether it is ``behind`` and whether it has the counters of an ``adopted`` one.
+    """
     agent = "$$a.v"
-    total = {"$add": [_number(f"{agent}.archived_count"), {"$size": _messages(agent)}]}
-    lacks_some = {"$lt": [_number(f"{agent}.indexed.count"), total]}
-    has_old_ones = {"$ne": [_number(f"{agent}.indexed.rewrites"), _number(f"{agent}.rewrites")]}
-    found = {
-        "key": "$$a.k",
-        "archived_count": f"{agent}.archived_count",
-        "behind": {"$or": [lacks_some, has_old_ones]},
-    }
-    return {"incarnation": 1, "agents": {"$map": {"input": _AGENTS, "as": "a", "in": found}}}
+    total = {"$add": [_whole(f"{agent}.archived_count"), {"$size": _messages(agent)}]}
+    has_other_ones = {"$ne": [_whole(f"{agent}.indexed.count"), total]}
+    has_old_ones = {"$ne": [_whole(f"{agent}.indexed.rewrites"), _whole(f"{agent}.rewrites")]}
+    counters = [{"$ne": [{"$type": f"{agent}.{name}"}, "missing"]} for name in ("archived_count", "message_count")]
+    found = {"key": "$$a.k", "adopted": {"$and": counters}, "behind": {"$or": [has_other_ones, has_old_ones]}}
+    agents = {"$filter": {"input": EACH_AGENT, "as": "a", "cond": {"$eq": [{"$type": agent}, "object"]}}}
+    return {"incarnation": 1, "agents": {"$map": {"input": agents, "as": "a", "in": found}}}
 
 
 SIZES: Document = {
@@ -1221,7 +1277,7 @@ SIZES: Document = {
     "feedbacks": {"$bsonSize": {"f": _FEEDBACKS}},
     "agents": {
         "$map": {
-            "input": {"$objectToArray": {"$ifNull": ["$agents", {}]}},
+            "input": EACH_AGENT,
             "as": "a",
             "in": {
                 "key": "$$a.k",
@@ -1245,7 +1301,16 @@ def _numbered(messages: Document) -> Document:
 
 
 def _messages(agent: str) -> Document:
-    return {"$cond": [{"$isArray": f"{agent}.messages"}, f"{agent}.messages", []]}
+    return _array(f"{agent}.messages")
+
+
+def _array(path: str) -> Document:
+    return {"$cond": [{"$isArray": path}, path, []]}
+
+
+def _each(messages: Any, expression: Any) -> Document:
+    """Return the expression for what an expression, which sees `$$m`, is for each of these messages."""
+    return {"$map": {"input": messages, "as": "m", "in": expression}}
 
 
 def _count(agent: str) -> Document:
@@ -1254,6 +1319,28 @@ def _count(agent: str) -> Document:
 
 def _number(path: str) -> Document:
     return {"$cond": [{"$isNumber": path}, path, 0]}
+
+
+def _whole(path: str) -> Document:
+    """Return the expression for a count; 0 where there is none."""
+    return {"$cond": [_is_whole(path), _to_long(path), 0]}
+
+
+def _archived_count(agent: str) -> Document:
+    """Return the expression for how many messages are archived: null where what says so is no count."""
+    count = f"{agent}.archived_count"
+    spoilt = {"$cond": [{"$eq": [{"$type": count}, "missing"]}, "$$REMOVE", None]}
+    return {"$cond": [_is_whole(count), _to_long(count), spoilt]}
+
+
+def _is_whole(number: Any) -> Document:
+    """Return the expression for whether a value is a count: a shell writes one as floating point, and there is NaN."""
+    return {"$and": [{"$eq": [number, _to_long(number)]}, {"$gte": [_to_long(number), 0]}]}
+
+
+def _to_long(number: Any) -> Document:
+    # Never an error: in a $lookup, MongoDB computes even what stands behind a false condition, ahead of time.
+    return {"$convert": {"input": number, "to": "long", "onError": -1, "onNull": -1}}
 
 
 def _nested(paths: Mapping[str, Any]) -> Document:

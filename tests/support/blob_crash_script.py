@@ -18,6 +18,7 @@ from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 from support.blobs import THRESHOLD, shown, talker
 from support.crash_script import Crash, KillAt, Killer, kill_at_every_command, run_child
+from support.sweeping import swept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +112,7 @@ def delete(client: MongoClient[Any], database: str, collection: str, ack: Callab
 
 
 def sweep(client: MongoClient[Any], database: str, collection: str, ack: Callable[[int], None]) -> None:
-    repository_of(client, database, collection).sweep(-2)
+    swept(repository_of(client, database, collection), -2)
     ack(1)
 
 
