@@ -24,7 +24,9 @@ from support.histories import Interruption
 from support.sweeping import swept
 
 from mongodb_session_manager import MongoDBSessionError, MongoDBSessionManager
+from mongodb_session_manager.archive_policy import ArchivePolicy
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
+from mongodb_session_manager.search_index import Feed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,6 +206,21 @@ def test_a_restore_in_any_order_of_the_collections_with_sweeps_in_between_loses_
             world.put(name, before)
             assert world.repository.sweep(3600) == 0, (order, name)
         assert world.content() == before, order
+
+
+def test_a_manager_that_goes_on_in_the_middle_of_a_restore_deletes_no_history(world: World) -> None:
+    """Its archiver and its feeder find no session document; that will come."""
+    world.begin("s")
+    before = world.content()
+    session = lose(world)
+    store = world.repository._store
+
+    store.archiver.archive("s", session["incarnation"], "assistant", ArchivePolicy(4, 10**6, 2))
+    store.search.feed(Feed("s", session["incarnation"], "assistant"))
+
+    world.database[SESSIONS].insert_one(session)
+    assert world.content() == before
+    assert_whole(world, "s")
 
 
 def test_a_segment_that_nobody_can_commit_goes_after_the_grace_time_and_stays_if_its_session_goes_back_in_time(

@@ -34,6 +34,8 @@ _MAKING_ROOM = ArchivePolicy(1, 8 * 1024 * 1024, 10_000)
 _MAX_SEGMENT_BYTES = 15 * 1024 * 1024
 # An archiver that never gets its turn in this many attempts leaves it to another.
 _MAX_ATTEMPTS = 50
+# More blocks than this are in no document: each has a message at least, and a message 100 bytes.
+_MAX_BLOCKS = 200_000
 
 
 class Archiver:
@@ -52,10 +54,12 @@ class Archiver:
 
     def archive(self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy) -> Embedded | None:
         """Archive an agent's messages as long as that is due; return what it has left, or None if it is gone."""
-        while True:
+        left: Embedded | None = None
+        for _ in range(_MAX_BLOCKS):
             moved, left = self._step(session_id, incarnation, key, policy, force=False)
             if not moved or left is None or not left.due(policy, 0):
-                return left
+                break
+        return left
 
     def archive_feedbacks(self, session_id: str, incarnation: ObjectId) -> None:
         """Archive the older feedbacks of a session that has no room for more."""
@@ -73,7 +77,7 @@ class Archiver:
             The size it has then, in bytes, or None if nothing was archived.
         """
         made = False
-        while True:
+        for _ in range(_MAX_BLOCKS):
             sizes = self._store.find_one({"_id": session_id}, statements.SIZES)
             if sizes is None:
                 return None
@@ -91,6 +95,7 @@ class Archiver:
             if not moved:
                 return int(sizes["bytes"]) if made else None
             made = True
+        return None
 
     def _step(
         self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy, *, force: bool
@@ -100,14 +105,16 @@ class Archiver:
         Returns:
             How many messages were archived, and what the agent has embedded then; None if the agent is gone.
         """
+        mine: list[Document] = []
         for _ in range(_MAX_ATTEMPTS):
             found = self._store.find_raw(
                 {"_id": session_id, "incarnation": incarnation}, statements.block_projection(key, policy.block)
             )
             if found is None:
-                if self._store.is_over(session_id, incarnation):
-                    # What was inserted for this life of the session meanwhile goes with it.
-                    self._history.delete_session(session_id, incarnation)
+                if mine and self._store.is_over(session_id, incarnation):
+                    # Whoever deleted the session may not have found it. All else is the sweep's: a session document
+                    # may only be missing because a restore has yet to bring it.
+                    self._history.delete(mine)
                 return 0, None
             agent: Any = found["agent"]
             if "edits" not in agent or "archived_count" not in agent:
@@ -129,7 +136,8 @@ class Archiver:
                 grown = standing.grown(policy, int(found["bytes"]))
                 if not grown or count is None or count > standing.removed - standing.archived:
                     return 0, standing
-            moved = self._move(session_id, found, key, standing.archived, int(agent["edits"]), messages[:count])
+            first, edits = standing.archived, int(agent["edits"])
+            moved = self._move(session_id, found, key, first, edits, messages[:count], mine)
             if moved:
                 standing.archived += moved
                 standing.count -= moved
@@ -146,8 +154,11 @@ class Archiver:
         first: int,
         edits: int,
         messages: Sequence[RawBSONDocument],
+        mine: list[Document],
     ) -> int:
         """Make a segment of these messages and commit it, or somebody else's that is there.
+
+        Its ``_id`` is added to ``mine`` if it was made here.
 
         Returns:
             How many messages it has; 0 if none was committed.
@@ -164,7 +175,9 @@ class Archiver:
         }
         if expires_at is not None:
             segment["expires_at"] = expires_at
-        if not self._history.insert(segment):
+        if self._history.insert(segment):
+            mine.append(segment_id)
+        else:
             # It may have been inserted when less was promised, and after the others were moved on.
             there = self._history.standing(segment_id, expires_at)
             if there is None:

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 # For archiving and the search, of all sessions of a client.
 _THREADS_BEHIND = 2
+# So often a pool may be closed by somebody else just when a call was to be given to it.
+_MAX_CLOSINGS = 10
 
 THREADS = 16
 """Threads per client. Enough for 32 concurrent turns at 50 ms a command (``benchmarks/event_loop.py``)."""
@@ -55,7 +57,7 @@ class CommandPool:
         return self._submit(contextvars.Context(), call, _THREADS_BEHIND)
 
     def _submit(self, context: contextvars.Context, call: Callable[[], T], threads: int) -> Future[T]:
-        while True:
+        for _ in range(_MAX_CLOSINGS):
             with self._lock:
                 if threads not in self._executors:
                     self._executors[threads] = ThreadPoolExecutor(threads, thread_name_prefix="mongodb-session")
@@ -64,8 +66,9 @@ class CommandPool:
                 return executor.submit(context.run, call)
             except RuntimeError:
                 if self._executors.get(threads) is executor:
-                    return _run_now(lambda: context.run(call))
+                    break  # The interpreter is ending.
                 # Closed between the two steps above: there is a new one to be had.
+        return _run_now(lambda: context.run(call))
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run ``call`` in a thread and wait for it without holding up the event loop; see ``settle``."""

@@ -208,6 +208,10 @@ class History(SessionParts):
             ensure_indexes(self.collection, [EXPIRY_INDEX])
         return there_were
 
+    def delete(self, segment_ids: Sequence[Document]) -> None:
+        """Delete segments that the caller has inserted and nobody has committed."""
+        until_known(lambda: self.collection.delete_many({"_id": {"$in": list(segment_ids)}}))
+
     def delete_stale(self, segment_id: Document, edits: int) -> None:
         """Delete a segment that was read at this many edits and can never be committed any more."""
         self.collection.delete_one({"_id": segment_id, "edits": edits})

@@ -52,6 +52,8 @@ _MAX_ATTEMPTS = 50
 _INDEX_NOT_FOUND = 27
 # Hits are looked at this many at a time, where many belong to sessions that are gone.
 _MAX_PAGE = 1000
+# And no more often than this: a search that finds so few others is done.
+_MAX_PAGES = 100
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,11 @@ class SearchIndex(SessionParts):
         if feed.rebuild:
             self._store.update(statements.begin_indexing(session_id, incarnation, key))
         fed = lost_races = batches = 0
+        put: list[Document] = []
         while lost_races < _MAX_ATTEMPTS and (feed.batches is None or batches < feed.batches):
             standing = self._standing(session_id, incarnation, key)
             if standing is None:
+                self._take_back(put)
                 feed.complete = True
                 return fed
             indexed = _well_formed(standing)
@@ -160,14 +164,16 @@ class SearchIndex(SessionParts):
             try:
                 messages = self._messages(session_id, incarnation, key, start, standing)
             except HistoryIncompleteError:
-                if self._is_over(session_id, incarnation):
+                if self._store.is_over(session_id, incarnation):
+                    self._take_back(put)
                     feed.complete = True
                     return fed
                 raise
-            self._put(
+            put = [
                 self._document(session_id, key, message["message_id"], message, standing)
                 for message in _sound(messages, start)
-            )
+            ]
+            self._put(put)
             batches += 1
             stop = start + len(messages)
             if stop == start or self._store.update(statements.indexed(session_id, key, standing, stop)):
@@ -225,7 +231,7 @@ class SearchIndex(SessionParts):
         projection = statements.unindexed_projection(key, _BATCH)
         found = self._store.find_raw({"_id": session_id, "incarnation": incarnation}, projection)
         if found is None:
-            return None if self._is_over(session_id, incarnation) else {}
+            return None if self._store.is_over(session_id, incarnation) else {}
         standing = self._reader.plain(found)
         return standing if "archived_count" in standing else None
 
@@ -237,12 +243,14 @@ class SearchIndex(SessionParts):
         messages: list[Document] = standing["messages"]
         return messages
 
-    def _is_over(self, session_id: str, incarnation: ObjectId) -> bool:
-        """Return whether a life is over; then what was put here for it meanwhile is gone, too."""
-        over = self._store.is_over(session_id, incarnation)
-        if over:
-            self.delete_session(session_id, incarnation)
-        return over
+    def _take_back(self, put: Sequence[Document]) -> None:
+        """Delete what was put last, for a life that is over now: whoever deleted the session may not have found it.
+
+        All else is the sweep's: a session document may only be missing because a restore has yet to bring it.
+        """
+        if put:
+            ids = [document["_id"] for document in put]
+            until_known(lambda: self.collection.delete_many({"_id": {"$in": ids}}))
 
     # --- changes ----------------------------------------------------------------------------------------------------
 
@@ -314,7 +322,7 @@ class SearchIndex(SessionParts):
         wanted = {"score": score, **dict.fromkeys(("session_id", "agent_id", "role", "text", "created_at"), 1)}
         hits: list[MessageHit] = []
         skipped, page = 0, limit
-        while True:
+        for _ in range(_MAX_PAGES):
             try:
                 found = list(
                     self.collection.find(query, wanted)
@@ -333,9 +341,10 @@ class SearchIndex(SessionParts):
             alive = self._alive(found)
             hits += [_hit(document) for document in found if _life(document) in alive and not _is_spoilt(document)]
             if len(hits) >= limit or len(found) < page:
-                return hits[:limit]
+                break
             # Documents of sessions that are gone took the places of others.
             skipped, page = skipped + page, min(2 * page, max(limit, _MAX_PAGE))
+        return hits[:limit]
 
     def _alive(self, found: Sequence[Document]) -> set[tuple[str, ObjectId]]:
         """Return which lives are not over, of those that the documents belong to."""
