@@ -566,9 +566,10 @@ def test_a_deletion_that_was_interrupted_can_be_repeated(
     proxied: BlobStore, proxy: WireProxy, files: Any, chunks: Any, number: int
 ) -> None:
     upload(proxied, b"a", b"b")
-    proxy.cut(Cut("delete", "before it is run", number))
+    proxy.cut(Cut("delete", "before it is run", number, times=None))
     with pytest.raises(AutoReconnect):
         proxied.delete_session("s1", LIFE)
+    proxy.heal()
     assert left(files)
     proxied.delete_session("s1", LIFE)
     assert left(files) == left(chunks) == set()
@@ -696,9 +697,10 @@ def test_a_sweep_whose_connection_was_lost_is_finished_by_the_next(
 ) -> None:
     value = upload(proxied, b"a", b"b")
     age(files, blob_files(value), hours=25)
-    proxy.cut(Cut("delete", "before its answer arrives", number))
+    proxy.cut(Cut("delete", "before its answer arrives", number, times=None))
     with pytest.raises(AutoReconnect):
         swept_blobs(proxied, nothing_named)
+    proxy.heal()
     swept_blobs(proxied, nothing_named)
     assert left(files) == left(chunks) == set()
 

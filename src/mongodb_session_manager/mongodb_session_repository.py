@@ -20,7 +20,7 @@ from . import documents, session_listing, statements
 from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .clients import open_client
 from .documents import Document, MongoDBSessionAgent
-from .encoding import encode, from_bson, to_bson
+from .encoding import decode, encode, from_bson, to_bson
 from .errors import (
     AgentNotFoundError,
     SessionConflictError,
@@ -258,14 +258,17 @@ class MongoDBSessionRepository(SessionRepository):
         blobs = self._pending_blobs()
         data = documents.agent_data(session_agent, blobs)
         session = self._store.upload(session, key, None, blobs)
-        standing = self._store.guarded(
+        exists = self._store.guarded(
             session,
             lambda session, _: statements.commit(session, statements.Commit(key, 0, creates=data), now()),
-            {"agent_data": statements.agent_data_expression(key)},
-            lambda found: found["agent_data"] is not None,
+            statements.agent_projection(key),
+            lambda found: bool(found["exists"]),
+            agent_keys=[key],
         )
         # The same one to the microsecond is this one: only the answer to the first attempt was lost.
-        if standing is not None and standing["agent_data"] != from_bson(to_bson(data)):
+        if exists is not None and self._store.read_agent_data(session_id, key) != decode(
+            from_bson(to_bson(data)), blobs.contents
+        ):
             raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
