@@ -1,23 +1,12 @@
-"""Who may ask the chat for what: an identity per browser, the frontend's origin, known hosts, requests of a small size.
+"""What the chat's server refuses, and how it says so: strange hosts and origins, large requests, and errors."""
 
-A conversation belongs to the browser that began it. Its stored id is `<identity>.<uuid>`, and the identity is
-unguessable and comes from a cookie that the server has signed: nobody can so much as name another's conversation.
-"""
-
-import json
 import math
-import os
-import secrets
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any
-from uuid import UUID
+from collections.abc import Sequence
 
-from fastapi import Depends, FastAPI, Header, Request
+from chat_json import Json
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -30,88 +19,7 @@ from mongodb_session_manager.fastapi import add_exception_handlers, status_of
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROMPT_CHARACTERS = 8_000
-MAX_DEPTH = 60
 YEAR_SECONDS = 365 * 24 * 3600
-
-
-# --- Identity
-
-
-async def identity(request: Request) -> str:
-    """Return who asks; a browser that does not say, or says what was not signed here, becomes somebody new."""
-    found = request.session.get("identity") or secrets.token_urlsafe(24)
-    request.session["identity"] = found  # Set anew each time: the cookie's year begins with the last request.
-    return str(found)
-
-
-Identity = Annotated[str, Depends(identity)]
-
-
-async def own_session_id(owner: Identity, chosen: Annotated[UUID, Header(alias="X-Session-ID")]) -> str:
-    """Return the stored id of the conversation that the frontend has chosen a UUID for."""
-    return f"{owner}.{chosen}"
-
-
-async def own_options(owner: Identity) -> Mapping[str, str]:
-    """Return what a session is stored with, so that its owner's sessions can be listed and searched."""
-    return {"application_name": own_application(owner)}
-
-
-def own_application(owner: str) -> str:
-    """Return the `application_name` that all sessions of an owner have."""
-    return f"playground.{owner}"
-
-
-def signing_key(folder: Path | None = None) -> str:
-    """Return the key that identities are signed with: `CHAT_SECRET`, the one kept in the folder, or a new one.
-
-    Raises:
-        SystemExit: `CHAT_SECRET` is too short to be a secret.
-    """
-    if given := os.environ.get("CHAT_SECRET"):
-        if len(given) < 16:
-            raise SystemExit("CHAT_SECRET must have 16 characters or more")
-        return given
-    if folder is None:
-        return secrets.token_hex(32)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = folder / "signing-key"
-    if not file.exists():
-        # Named when it is whole: an empty key would be everybody's.
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as new:  # Mode 0600.
-            new.write(secrets.token_hex(32))
-        Path(new.name).replace(file)
-    return file.read_text()
-
-
-# --- Errors
-
-
-def add_error_handlers(app: FastAPI) -> None:
-    """Add the library's, without the identity in what they say: no script of the page is to know it."""
-    add_exception_handlers(app)  # 404, 409, 422, 503 instead of 500
-
-    async def refuse(request: Request, error: Exception) -> Json:
-        status, detail = status_of(error) or (500, "")
-        return Json({"detail": detail.replace(f"{request.session['identity']}.", "")}, status)
-
-    for kind in list(app.exception_handlers):
-        if isinstance(kind, type) and issubclass(kind, MongoDBSessionError):
-            app.add_exception_handler(kind, refuse)
-
-    @app.exception_handler(SessionBusyError)
-    async def busy(_: Request, error: SessionBusyError) -> Json:
-        detail = "Something else is writing to this conversation: another tab, perhaps."
-        return Json({"detail": detail}, 409, {"Retry-After": str(max(1, math.ceil(error.retry_after or 0)))})
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Json:
-        # As FastAPI does, without repeating the input, which need be no JSON.
-        kept = ("type", "loc", "msg")
-        return Json({"detail": [{name: found[name] for name in kept} for found in error.errors()]}, 422)
-
-
-# --- Origin, host and size
 
 
 def guards(key: str, origins: Sequence[str], hosts: Sequence[str]) -> list[Middleware]:
@@ -200,42 +108,25 @@ class RequestGuard:
         return messages
 
 
-# --- JSON
+def add_error_handlers(app: FastAPI) -> None:
+    """Add the library's, without the identity in what they say: no script of the page is to know it."""
+    add_exception_handlers(app)  # 404, 409, 422, 503 instead of 500
 
+    async def refuse(request: Request, error: Exception) -> Json:
+        status, detail = status_of(error) or (500, "")
+        return Json({"detail": detail.replace(f"{request.session['identity']}.", "")}, status)
 
-def check_json(value: Any, levels_left: int = MAX_DEPTH) -> Any:
-    """Return a value that was sent as JSON if it can be sent back as such; else raise a `ValueError`."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("NaN and Infinity are no JSON")
-    if isinstance(value, dict | list):
-        if not levels_left:
-            raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
-        for item in value.values() if isinstance(value, dict) else value:
-            check_json(item, levels_left - 1)
-    return value
+    for kind in list(app.exception_handlers):
+        if isinstance(kind, type) and issubclass(kind, MongoDBSessionError):
+            app.add_exception_handler(kind, refuse)
 
+    @app.exception_handler(SessionBusyError)
+    async def busy(_: Request, error: SessionBusyError) -> Json:
+        detail = "Something else is writing to this conversation: another tab, perhaps."
+        return Json({"detail": detail}, 409, {"Retry-After": str(max(1, math.ceil(error.retry_after or 0)))})
 
-JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
-
-
-class Json(JSONResponse):
-    """Valid JSON of whatever is stored: null for NaN and Infinity; only ASCII, for a text may hold half a character."""
-
-    def render(self, content: Any) -> bytes:
-        """Encode the body."""
-        return to_json(content).encode("ascii")
-
-
-def to_json(content: Any) -> str:
-    """Encode a value as `Json` does."""
-    return json.dumps(_encodable(content), allow_nan=False, separators=(",", ":"))
-
-
-def _encodable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _encodable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encodable(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Json:
+        # As FastAPI does, without repeating the input, which need be no JSON.
+        kept = ("type", "loc", "msg")
+        return Json({"detail": [{name: found[name] for name in kept} for found in error.errors()]}, 422)

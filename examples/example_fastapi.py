@@ -5,32 +5,28 @@
 
     curl -N -X POST -H 'X-Session-ID: me' 'http://127.0.0.1:8000/chat?prompt=My+name+is+Alice.'
 
-It needs no key and no network: MongoDB is the bundled one (`MONGODB_URI` names another), and the model is a script.
-`model_from_environment.py` tells how to choose a real one.
-
-`POST /chat` is basic usage, `POST /ask` uses the factory by itself, the lifespan is set up as in production, and many
-requests at once share a few connections. For Server-Sent Events and a page in the browser see
+It needs no key and no network: MongoDB is the bundled one (`MONGODB_URI` names another), and the model is a script;
+`model_from_environment.py` tells how to choose a real one. For Server-Sent Events and a page in the browser see
 `example_fastapi_streaming.py`.
 """
 
 import argparse
-import asyncio
 import json
-import re
-import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 from model_from_environment import describe, model_from_environment
-from offline_model import OfflineScriptedModel, Reply
+from offline_model import OfflineScriptedModel
+from small_talk import small_talk
 from strands import Agent
 from strands.types.content import Messages
+from web_server import serve, served
 
 from mongodb_session_manager import MongoDBSessionManager, get_global_factory
 from mongodb_session_manager.fastapi import (
@@ -42,9 +38,7 @@ from mongodb_session_manager.fastapi import (
 )
 from mongodb_session_manager.local import LocalMongoDB
 
-DATABASE, COLLECTION = "session_manager_examples", "sessions"
 AGENT_ID = "assistant"  # The same in every process: it is the key of the conversation.
-AT_ONCE, AT_ONCE_WITH_A_REAL_MODEL = 50, 3
 
 # A parameter of this type is the request's session: read before the endpoint runs, closed after the stream's last byte.
 Session = Annotated[MongoDBSessionManager, open_session(agent_id=AGENT_ID)]
@@ -61,13 +55,9 @@ def build_agent(session_manager: MongoDBSessionManager) -> Agent:
     )
 
 
-def scripted_answer(messages: Messages) -> Reply:
-    """What the offline model says: found in `messages` and nowhere else."""
-    said = [block["text"] for message in messages for block in message["content"] if "text" in block]
-    names = [match[1] for match in (re.search(r"my name is (\w+)", text, re.IGNORECASE) for text in said) if match]
-    if "what is my name" in said[-1].lower():
-        return f"Your name is {names[-1]}, and we have not met for the first time." if names else "I do not know."
-    return f"Nice to meet you, {names[-1]}." if names else "Hello!"
+def scripted_answer(messages: Messages) -> str:
+    """What the offline model says."""
+    return small_talk(messages, known="Your name is {}, and we have not met for the first time.")
 
 
 def create_app(uri: str) -> FastAPI:
@@ -77,8 +67,8 @@ def create_app(uri: str) -> FastAPI:
     app = FastAPI(
         lifespan=session_lifespan(
             connection_string=uri,
-            database_name=DATABASE,
-            collection_name=COLLECTION,
+            database_name="session_manager_examples",
+            collection_name="sessions",
             maxPoolSize=100,  # Connection pool size
             minPoolSize=10,  # Keep minimum connections ready
             waitQueueTimeoutMS=5000,  # How long a command waits for a connection, then 503
@@ -122,54 +112,47 @@ def create_app(uri: str) -> FastAPI:
     return app
 
 
-def talk(port: int, at_once: int) -> None:
+def talk(client: httpx.Client, at_once: int) -> None:
     """Use the service as its clients do."""
     session_id = f"fastapi-{uuid.uuid4().hex[:8]}"
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as browser:
-        print(f"\nPOST /chat, X-Session-ID: {session_id}: My name is Alice.")
-        turn = {"params": {"prompt": "My name is Alice."}, "headers": {"X-Session-ID": session_id}}
-        with browser.stream("POST", "/chat", **turn) as answer:
-            for piece in answer.iter_text():
-                print(f"  {piece}")
+    print(f"\nPOST /chat, X-Session-ID: {session_id}: My name is Alice.")
+    turn = {"params": {"prompt": "My name is Alice."}, "headers": {"X-Session-ID": session_id}}
+    with client.stream("POST", "/chat", **turn) as answer:
+        for piece in answer.iter_text():
+            print(f"  {piece}")
 
-        print("POST /ask: What is my name?")
-        answered = browser.post("/ask", params={"prompt": "What is my name?", "session_id": session_id})
-        print(f"  {answered.json()['answer']}  ({answered.json()['messages_restored']} messages restored)")
+    print("POST /ask: What is my name?")
+    answered = client.post("/ask", params={"prompt": "What is my name?", "session_id": session_id}).json()
+    print(f"  {answered['answer']}  ({answered['messages_restored']} messages restored)")
 
-        print("POST /chat without a session id")
-        print(f"  {browser.post('/chat', params={'prompt': 'Hello'}).status_code}")
+    print("POST /chat without a session id")
+    print(f"  {client.post('/chat', params={'prompt': 'Hello'}).status_code}")
 
-        print("GET /health/ready")
-        print(f"  {browser.get('/health/ready').json()}")
+    print("GET /health/ready")
+    print(f"  {client.get('/health/ready').json()}")
 
-        # What makes it fast: requests share a few connections, and none waits for MongoDB on the event loop.
-        print(f"POST /chat, {at_once} sessions at once")
-        print(f"  all answered in {asyncio.run(talk_at_once(port, at_once)):.2f} s")
+    print(f"POST /chat, {at_once} sessions at once")
+    print(f"  all answered in {talk_at_once(client, at_once):.2f} s")
 
-        print("GET /metrics, Accept: application/json")
-        pool = browser.get("/metrics", headers={"Accept": "application/json"}).json()["pool"]
-        print(f"  {json.dumps({name: pool[name] for name in ('created', 'in_use', 'idle', 'waiting', 'check_outs')})}")
-        print("GET /metrics")
-        for line in browser.get("/metrics").text.splitlines():
-            if line.startswith(("mongodb_session_opened_total", "mongodb_session_tokens_total")):
-                print(f"  {line}")
+    print("GET /metrics, Accept: application/json")
+    pool = client.get("/metrics", headers={"Accept": "application/json"}).json()["pool"]
+    print(f"  {json.dumps({name: pool[name] for name in ('created', 'in_use', 'idle', 'waiting', 'check_outs')})}")
+    print("GET /metrics")
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(("mongodb_session_opened_total", "mongodb_session_tokens_total")):
+            print(f"  {line}")
 
 
-async def talk_at_once(port: int, number: int) -> float:
-    """Begin so many sessions in the same moment; return the seconds until the last answer has ended."""
-    url = f"http://127.0.0.1:{port}/chat"
-    limits = httpx.Limits(max_connections=number)
-    async with httpx.AsyncClient(timeout=60, trust_env=False, limits=limits) as browsers:
-        begun = time.perf_counter()
-        answers = await asyncio.gather(
-            *(
-                browsers.post(url, params={"prompt": "Hello!"}, headers={"X-Session-ID": f"at-once-{uuid.uuid4().hex}"})
-                for _ in range(number)
-            )
-        )
-        for answer in answers:
-            answer.raise_for_status()
-        return time.perf_counter() - begun
+def talk_at_once(client: httpx.Client, number: int) -> float:
+    """What makes it fast: sessions that begin at once share a few connections. Return the seconds for all of them."""
+
+    def ask(session_id: str) -> None:
+        client.post("/chat", params={"prompt": "Hello!"}, headers={"X-Session-ID": session_id}).raise_for_status()
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(number) as people:
+        list(people.map(ask, (f"at-once-{uuid.uuid4().hex}" for _ in range(number))))
+    return time.perf_counter() - begun
 
 
 def main() -> None:
@@ -179,23 +162,14 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="with --serve (default 8000)")
     arguments = parser.parse_args()
     model = model_from_environment(scripted_answer)  # A wrong choice is told now, not by the first request.
+    print(f"model: {describe(model)}")
     with LocalMongoDB() as mongodb:
         app = create_app(mongodb.uri)
-        print(f"model: {describe(model)}")
         if arguments.serve:
-            uvicorn.run(app, port=arguments.port)
+            serve(app, "127.0.0.1", arguments.port)
             return
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-        serving = threading.Thread(target=server.run)
-        serving.start()
-        try:
-            while not server.started and serving.is_alive():
-                time.sleep(0.01)
-            at_once = AT_ONCE if isinstance(model, OfflineScriptedModel) else AT_ONCE_WITH_A_REAL_MODEL
-            talk(server.servers[0].sockets[0].getsockname()[1], at_once)
-        finally:
-            server.should_exit = True
-            serving.join()
+        with served(app) as client:
+            talk(client, at_once=50 if isinstance(model, OfflineScriptedModel) else 3)  # A real model costs.
 
 
 if __name__ == "__main__":

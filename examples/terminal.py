@@ -2,7 +2,11 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from strands import Agent
 
 WIDTH = 100
 BOLD, DIM, CYAN, GREEN, RED = "1", "2", "36", "32", "31"
@@ -21,15 +25,44 @@ def title(text: str) -> None:
     say(f"── {text} " + "─" * (WIDTH - len(text) - 4), style=BOLD)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> None:
-    """Print a table whose first columns, `texts` of them, are texts, and whose others are numbers."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+def talk(agent: Agent, prompt: str) -> None:
+    """Say something to an agent and print the turn, with the tools it used."""
+    before = len(agent.messages)
+    say(f"  you        {prompt}", style=CYAN)
+    agent(prompt)
+    for block in [block for message in agent.messages[before + 1 :] for block in message["content"]]:
+        if "text" in block:
+            say(f"  assistant  {block['text']}", style=GREEN)
+        elif "toolUse" in block:
+            say(f"  tool       {block['toolUse']['name']}({block['toolUse']['input']})", style=DIM)
+        elif "toolResult" in block:
+            say(f"             → {block['toolResult']['content'][0].get('text')}", style=DIM)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column is a text, and whose others are numbers."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in [header, *rows]:
-        cells = [
-            cell.ljust(width) if column < texts else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        say("  " + "   ".join(cells), style=DIM if row is header else "")
+        name, *numbers = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        say("   ".join([f"  {name.strip():<{widths[0]}}", *numbers]), style=DIM if row is header else "")
+
+
+def costs(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Print what each of these stored messages has cost, if it is the model's."""
+    rows = []
+    for message in messages:
+        if metrics := message.get("event_loop_metrics"):
+            said = " ".join(block["text"] for block in message["content"] if "text" in block)
+            usage, latency = metrics["accumulated_usage"], metrics["accumulated_metrics"]["latencyMs"]
+            figures = message["message_id"], usage["inputTokens"], usage["outputTokens"], latency
+            rows.append([shortened(said, 40), *map(str, figures)])
+    table(["said", "message", "tokens in", "tokens out", "latency ms"], rows)
+
+
+def document(value: Mapping[str, Any]) -> None:
+    """Print a stored document, one value a line; of a long list its two ends."""
+    for line in _lines_of(value.items(), "  "):
+        say(line)
 
 
 def shortened(text: str, length: int) -> str:
@@ -38,3 +71,32 @@ def shortened(text: str, length: int) -> str:
         return text
     head = (length - 1) * 2 // 3
     return f"{text[:head]}…{text[head + 1 - length :]}"
+
+
+def _lines_of(pairs: Any, indent: str) -> Iterator[str]:
+    for key, value in pairs:
+        inline = f"{indent}{key}: {_plain(value)}"
+        if len(inline) <= WIDTH or not isinstance(value, dict | list):
+            yield inline
+            continue
+        yield f"{indent}{key}:"
+        if isinstance(value, dict):
+            yield from _lines_of(value.items(), indent + "  ")
+            continue
+        items = [(f"[{at}]", item) for at, item in enumerate(value)]
+        left_out = max(0, len(items) - 4)
+        yield from _lines_of(items[:2], indent + "  ")
+        if left_out:
+            yield f"{indent}  … {left_out} more"
+        yield from _lines_of(items[2 + left_out :], indent + "  ")
+
+
+def _plain(value: Any) -> str:
+    """Write a value on one line, as a person would."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="milliseconds")
+    return repr(value) if isinstance(value, str) else str(value)

@@ -950,7 +950,7 @@ def test_a_server_that_ends_in_mid_stream_goes_on_where_it_was(
 def test_the_signing_key_is_kept_from_others_and_given_by_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from chat_guard import signing_key
+    from chat_identity import signing_key
 
     monkeypatch.delenv("CHAT_SECRET", raising=False)
     key = signing_key(tmp_path / "data")

@@ -1,0 +1,76 @@
+"""What requests take: times of this process, and what the server has counted meanwhile."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure
+
+
+@dataclass
+class Figures:
+    """What some requests took.
+
+    Attributes:
+        milliseconds: What each of them took.
+        seconds: What all of them took.
+        cpu_seconds: What this process computed for them; a machine that is busy with other work changes it least.
+        connections: Connections that were made to the server for them.
+        commands: Reads and writes of documents that it was sent for them.
+    """
+
+    milliseconds: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    connections: float = 0
+    commands: float = 0
+
+    @property
+    def per_second(self) -> float:
+        """Requests per second."""
+        return len(self.milliseconds) / self.seconds
+
+    @property
+    def p50(self) -> float:
+        """The median, in milliseconds."""
+        return statistics.median(self.milliseconds)
+
+    @property
+    def p95(self) -> float:
+        """What 95 % of the requests did not exceed, in milliseconds."""
+        return statistics.quantiles(self.milliseconds, n=20, method="inclusive")[-1]
+
+    def measure(
+        self, request: Callable[[str], object], session_ids: Sequence[str], threads: int, server: MongoClient[Any]
+    ) -> None:
+        """Make a request for each session, so many at once, and add what that took."""
+
+        def timed(session_id: str) -> float:
+            begun = time.perf_counter()
+            request(session_id)
+            return 1000 * (time.perf_counter() - begun)
+
+        connections, commands = counted_by(server)
+        with ThreadPoolExecutor(threads) as pool:
+            begun, cpu_begun = time.perf_counter(), time.process_time()
+            self.milliseconds += pool.map(timed, session_ids)
+            self.seconds += time.perf_counter() - begun
+            self.cpu_seconds += time.process_time() - cpu_begun
+        connections_now, commands_now = counted_by(server)
+        self.connections += connections_now - connections
+        self.commands += commands_now - commands
+
+
+def counted_by(server: MongoClient[Any]) -> tuple[float, float]:
+    """Return how many connections, and reads and writes of documents, the server has had so far."""
+    try:
+        status = server.admin.command("serverStatus")
+    except OperationFailure:  # This user may not ask: it takes the role `clusterMonitor`.
+        return float("nan"), float("nan")
+    counts = status["metrics"]["commands"]
+    commands = sum(counts.get(name, {"total": 0})["total"] for name in ("find", "insert", "update", "delete"))
+    return status["connections"]["totalCreated"], commands
