@@ -29,7 +29,6 @@ from .archiving import Archiver
 from .blobs import BlobOwner, BlobStore, PendingBlobs
 from .clients import check_client
 from .command_pool import command_pool
-from .direct import DirectCommands
 from .documents import Document, StoredAgent, check_message_count
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
@@ -153,7 +152,6 @@ class SessionStore:
             codec_options=PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
         )
         self._writes = self.collection.with_options(codec_options=PLAIN_CODEC_OPTIONS)
-        self._direct = DirectCommands(self._raw, self._writes)
         # What decides that something is deleted must be true for ever: no failover may take back what is read here.
         self._settled = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
         self.blobs = BlobStore(self.collection.database, collection_name)
@@ -198,7 +196,7 @@ class SessionStore:
         """
         projection = statements.open_projection(agent_keys)
         for _ in attempts(f"session_id={session_id!r} could not be opened"):
-            document = self._find_session(session_id, projection)
+            document = self.find_one({"_id": session_id}, projection)
             if document is None or document["expired"]:
                 if create is None:
                     return None
@@ -341,18 +339,6 @@ class SessionStore:
                 missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.
         return None
 
-    def _find_session(self, session_id: str, projection: Mapping[str, Any]) -> Document | None:
-        """Return what ``find_one`` returns, for less."""
-        query = {"_id": session_id}
-        answer = self._direct.find_one(query, projection)
-        if answer is None:
-            return self.find_one(query, projection)
-        try:
-            found: list[Document] = self._reader.decode(answer)["cursor"]["firstBatch"]
-        except BlobMissingError:
-            return self.find_one(query, projection)  # Perhaps it was redacted or deleted since it was read.
-        return found[0] if found else None
-
     def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document whose values are not encoded: metadata, feedback."""
         found = self._raw.find_one(query, projection)
@@ -413,12 +399,7 @@ class SessionStore:
         """
         for _ in attempts(f"session_id={session.session_id!r}, agent {work.key!r}"):
             try:
-                update = statements.commit(session, work, now())
-                # Changed fields alone go with the driver's own method, which numbers them on a replica set.
-                matched = self._direct.update_one(update) if work.messages or work.creates is not None else None
-                if matched is None:
-                    matched = self.update(update)
-                if matched:
+                if self.update(statements.commit(session, work, now())):
                     return
             except WriteError as error:
                 if error.code not in _NOT_A_LIST or not work.guardrail_events:
