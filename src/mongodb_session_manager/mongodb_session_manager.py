@@ -433,8 +433,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         """Set metadata fields of the session and leave the others. A dot in a key addresses a nested field.
 
         Raises:
-            InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, or holds a NUL.
-            UnstorableValueError: A value cannot be stored.
+            InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, holds a NUL, or
+                numbers an element of a list above 999.
+            UnstorableValueError: A value cannot be stored, or lies below one that is no object; the call brings more
+                than 4 MB; or the session's metadata has more than 4 MB already.
         """
         self._update_metadata(metadata)
 
@@ -444,7 +446,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
         def update(metadata: Mapping[str, Any]) -> None:
             checked = check_metadata(metadata)
-            self.session_repository._update_metadata(self._open_ref(), checked)
+            self.session_repository._update_metadata(self._open_ref, checked)
             done.extend(checked)
 
         if self._settings.metadata_hook is None:

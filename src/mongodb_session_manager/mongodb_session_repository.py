@@ -49,7 +49,7 @@ from .search_index import MessageHit
 from .sending import is_there
 from .session_listing import SessionPage, SortBy
 from .session_store import SessionStore, now
-from .statements import MessageLink, Rewrite, SessionRef
+from .statements import MAX_METADATA_BYTES, MessageLink, Rewrite, SessionRef
 
 
 class MongoDBSessionRepository(SessionRepository):
@@ -466,10 +466,13 @@ class MongoDBSessionRepository(SessionRepository):
 
         Raises:
             SessionNotFoundError: There is no such session.
-            InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, or holds a NUL.
-            UnstorableValueError: A value cannot be stored.
+            InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, holds a NUL, or
+                numbers an element of a list above 999.
+            UnstorableValueError: A value cannot be stored, or lies below one that is no object; the call brings more
+                than 4 MB; or the session's metadata has more than 4 MB already.
         """
-        self._update_metadata(self._ref(session_id), check_metadata(metadata))
+        session = self._ref(session_id)
+        self._update_metadata(lambda: session, check_metadata(metadata))
 
     def get_metadata(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
@@ -699,11 +702,14 @@ class MongoDBSessionRepository(SessionRepository):
         documents.check_size({"state": state}, where)
         return self._store.upload(session, "", None, blobs), state
 
-    def _update_metadata(self, session: SessionRef, metadata: Document) -> None:
+    def _update_metadata(self, session: Callable[[], SessionRef], metadata: Document) -> None:
+        _check_storable(metadata, "metadata")
+        if (size := len(to_bson(metadata))) > MAX_METADATA_BYTES:
+            raise UnstorableValueError(f"metadata of {size} bytes: at most {MAX_METADATA_BYTES} can be set at once")
+        known = session()
         if metadata:
-            _check_storable(metadata, "metadata")
-            with self._changing_metadata(session.session_id):
-                self._store.set_metadata(session, metadata)
+            with self._changing_metadata(known.session_id):
+                self._store.set_metadata(known, metadata)
 
     def _delete_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
         if keys:

@@ -70,7 +70,7 @@ class SessionHeader:
         output_tokens: Tokens received from models.
         total_tokens: Both, as the providers counted them.
         feedback_count: Feedbacks.
-        metadata: The session's metadata, all of it, up to 4 MB; ``{}`` if it has none.
+        metadata: The session's metadata, all of it, up to 8 MB; ``{}`` if it has none.
     """
 
     session_id: str

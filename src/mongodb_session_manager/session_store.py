@@ -518,20 +518,16 @@ class SessionStore:
         """Set metadata fields and leave the others.
 
         Raises:
-            UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``, or what lies above
-                a dotted key is no object, or an array that is shorter.
+            UnstorableValueError: The session's metadata has more than ``MAX_METADATA_BYTES`` already, or what lies
+                above a dotted key is no object.
         """
-        needed = {
-            "metadata_changes": statements.METADATA_CHANGES_SO_FAR,
-            "size": statements.metadata_size_expression(metadata),
-            "without_gaps": statements.metadata_without_gaps_expression(metadata),
-        }
+        needed = {"metadata_changes": statements.METADATA_CHANGES_SO_FAR, "size": statements.METADATA_SIZE}
 
         def write(session: SessionRef, standing: Document) -> Update:
             return statements.set_metadata(session, metadata, standing["metadata_changes"], now())
 
         def is_refused(standing: Document) -> bool:
-            return bool(standing["size"] > MAX_METADATA_BYTES or not standing["without_gaps"])
+            return bool(standing["size"] > MAX_METADATA_BYTES)
 
         try:
             standing = self.guarded(session, write, needed, is_refused)
@@ -544,14 +540,9 @@ class SessionStore:
                 f"session_id={session.session_id!r}: one of {keys} lies below a value that is no object"
             ) from error
         if standing is not None:
-            if not standing["without_gaps"]:
-                raise UnstorableValueError(
-                    f"session_id={session.session_id!r}: one of {', '.join(map(repr, metadata))} lies beyond the end "
-                    "of a list: set the whole list, or one element directly behind its last"
-                )
             raise UnstorableValueError(
-                f"session_id={session.session_id!r}: with {', '.join(map(repr, metadata))} its metadata would have "
-                f"{standing['size']} bytes; at most {MAX_METADATA_BYTES} can be stored"
+                f"session_id={session.session_id!r}: its metadata has {standing['size']} bytes, and nothing can be set "
+                f"where it has more than {MAX_METADATA_BYTES}: delete some of it first"
             )
 
     def unset_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
