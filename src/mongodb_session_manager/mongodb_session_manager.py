@@ -57,7 +57,7 @@ from .mongodb_session_repository import MongoDBSessionRepository
 from .operation_hooks import FeedbackHook, MetadataHook, call_hook
 from .search_index import Feed
 from .session_store import MultiAgentAsRead, SessionStore, now
-from .settings import Durability, OnConflict, Settings, check_on_conflict, check_settings
+from .settings import Durability, OnConflict, Settings, check_on_conflict
 from .statements import SessionRef, renew_lease
 from .telemetry import Observer, traced
 from .unit_of_work import AgentWork, MultiAgentOperation, MultiAgentWork, Outbox, Sending
@@ -158,7 +158,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     ) -> None:
         # Strands' constructor is not called: it reads and creates the session at once.
         self.session_id = check_id(session_id, "session_id")
-        self._settings = _settings or check_settings(
+        self._settings = _settings or Settings(
             application_name=application_name,
             session_type=session_type,
             durability=durability,
@@ -776,7 +776,9 @@ class MongoDBSessionManager(RepositorySessionManager):
             document = documents.new_session(
                 self.session_id, self._settings.session_type, self._settings.application_name, moment, moment
             ) | first_expiry(moment, self._settings.ttl)
-            if new_agent is not None and add_new_agent(document, keys[0], new_agent, self._settings.blob_threshold):
+            if new_agent is not None and add_new_agent(
+                document, keys[0], new_agent, self._settings.blob_threshold_bytes
+            ):
                 created.append(document)
             return document
 
@@ -815,7 +817,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _new_follower(self, agent_id: str, key: str) -> AgentFollower:
         settings = self._settings
         outbox = self._store, self._session_ref, self._filled, self._sent
-        work = AgentWork(agent_id, key, self._document, settings.blob_threshold, *outbox)
+        work = AgentWork(agent_id, key, self._document, settings.blob_threshold_bytes, *outbox)
         work.rebase = settings.rebase
         return AgentFollower(work, by_turn=settings.by_turn, override=self._override, observer=self._observer)
 
@@ -847,7 +849,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         state = source.serialize_state()
         mark = fingerprint(state, where)
         if mark != work.staged:
-            blobs = PendingBlobs(self._settings.blob_threshold)
+            blobs = PendingBlobs(self._settings.blob_threshold_bytes)
             stored = encode(state, where, blobs)
             documents.check_size({"state": stored}, where)
             work.staged = mark

@@ -105,7 +105,7 @@ class MongoDBSessionRepository(SessionRepository):
         if client is None:
             if connection_string is None:
                 raise ValueError("give a connection_string, or a client to borrow")
-            client = open_client(connection_string, **kwargs)
+            client = open_client(connection_string, kwargs)
         try:
             self._store = SessionStore(client, database_name, collection_name, fields)
         except BaseException:
