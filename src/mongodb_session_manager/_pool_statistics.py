@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections import defaultdict, deque
@@ -26,6 +25,8 @@ from pymongo.monitoring import (
     PoolCreatedEvent,
     PoolReadyEvent,
 )
+
+from .forks import each_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -399,13 +400,4 @@ def _host(address: tuple[str, int | None]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-_listeners: weakref.WeakSet[PoolStatistics] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for listener in list(_listeners):
-        listener._reset_after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+_listeners: weakref.WeakSet[PoolStatistics] = each_in_child(lambda listener: listener._reset_after_fork())

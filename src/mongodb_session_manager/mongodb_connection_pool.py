@@ -6,7 +6,6 @@ process.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from typing import Any
@@ -15,6 +14,7 @@ from pymongo import MongoClient
 
 from ._pool_statistics import PoolReport, PoolStats
 from .clients import by_name, open_client
+from .forks import in_child
 
 
 class OwnedClient:
@@ -177,12 +177,9 @@ class MongoDBConnectionPool:
 _owned: weakref.WeakSet[OwnedClient] = weakref.WeakSet()
 
 
+@in_child
 def _after_fork_in_child() -> None:
     # A thread of the parent may have held a lock, and is not here to let it go.
     MongoDBConnectionPool._lock = threading.Lock()
     for owned in list(_owned):
         owned._reset_after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_after_fork_in_child)

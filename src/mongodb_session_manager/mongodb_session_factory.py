@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import fields, replace
 from functools import partial
@@ -14,6 +13,7 @@ from .blobs import BLOB_THRESHOLD_BYTES
 from .clients import check_client
 from .command_pool import command_pool
 from .errors import SessionNotFoundError
+from .forks import in_child
 from .metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
@@ -499,11 +499,8 @@ _global: tuple[MongoDBSessionManagerFactory, dict[str, Any]] | None = None
 _global_lock = threading.Lock()
 
 
+@in_child
 def _after_fork_in_child() -> None:
     # A thread of the parent may have held the lock, and is not here to let it go.
     global _global_lock
     _global_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_after_fork_in_child)

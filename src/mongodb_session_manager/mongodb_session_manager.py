@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
-import os
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -47,6 +46,7 @@ from .documents import Document, StoredAgent
 from .encoding import encode, fingerprint
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError, described, shown
 from .expiry import first_expiry
+from .forks import in_child
 from .guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
 from .keys import check_feedback, check_id, check_metadata, check_metadata_paths, encode_key, exact_text
 from .lease import SessionLease
@@ -1131,6 +1131,4 @@ def _store_at_exit() -> None:
 
 
 atexit.register(_store_at_exit)
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    # The parent will store what is unsent.
-    os.register_at_fork(after_in_child=_unsent.clear)
+in_child(_unsent.clear)  # The parent will store what is unsent.
