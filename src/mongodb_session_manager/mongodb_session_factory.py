@@ -17,7 +17,7 @@ from .forks import in_child
 from .metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
-from .mongodb_session_repository import MongoDBSessionRepository
+from .mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -188,9 +188,7 @@ class MongoDBSessionManagerFactory:
             metadata_fields = kwargs.pop("metadata_fields", metadata_fields)
             settings = replace(settings, **kwargs)
         repository = self._repository(database_name, collection_name, metadata_fields, settings.ttl_hours)
-        return MongoDBSessionManager(
-            session_id, client=repository.client, _repository=repository, _observer=self._observer, _settings=settings
-        )
+        return MongoDBSessionManager._of_parts(session_id, settings, repository, self._observer)
 
     def _repository(
         self,
@@ -209,14 +207,13 @@ class MongoDBSessionManagerFactory:
         shared = ttl_hours == self._settings.ttl_hours  # Of other ttls there may be any number.
         repository = self._repositories.get(place) if shared else None
         if repository is None or repository.client is not client:  # The latter: this is a forked child.
-            repository = MongoDBSessionRepository(
+            repository = RepositoryOfManagers(
                 None,
                 database_name,
                 collection_name,
                 client,
                 fields,
                 ttl_hours=ttl_hours,
-                _ensure_indexes_now=False,
             )
             repository._cache_use = self._cache_use
             if shared:

@@ -53,7 +53,7 @@ from .lease import SessionLease
 from .metadata_tool import metadata_tool
 from .metrics_override import MetricsOverride
 from .metrics_summary import MetricsSummary, ModelPrice
-from .mongodb_session_repository import MongoDBSessionRepository
+from .mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
 from .operation_hooks import FeedbackHook, MetadataHook, call_hook
 from .search_index import Feed
 from .session_store import MultiAgentAsRead, SessionStore, now
@@ -151,14 +151,11 @@ class MongoDBSessionManager(RepositorySessionManager):
         metadata_hook: MetadataHook | None = None,
         feedback_hook: FeedbackHook | None = None,
         index_messages: bool = False,
-        _repository: MongoDBSessionRepository | None = None,
-        _observer: Observer | None = None,
-        _settings: Settings | None = None,
         **client_options: Any,
     ) -> None:
         # Strands' constructor is not called: it reads and creates the session at once.
-        self.session_id = check_id(session_id, "session_id")
-        self._settings = _settings or Settings(
+        session_id = check_id(session_id, "session_id")
+        settings = Settings(
             application_name=application_name,
             session_type=session_type,
             durability=durability,
@@ -172,18 +169,33 @@ class MongoDBSessionManager(RepositorySessionManager):
             feedback_hook=feedback_hook,
             index_messages=index_messages,
         )
-        # A factory's managers share one: it holds no state, and making one takes 0.1 ms.
-        self.session_repository: MongoDBSessionRepository = _repository or MongoDBSessionRepository(
+        repository = RepositoryOfManagers(
             connection_string,
             database_name,
             collection_name,
             client,
             metadata_fields,
             ttl_hours=ttl_hours,
-            _ensure_indexes_now=False,
             **client_options,
         )
-        self._observer = _observer
+        self._assemble(session_id, settings, repository, None)
+
+    @classmethod
+    def _of_parts(
+        cls, session_id: str, settings: Settings, repository: MongoDBSessionRepository, observer: Observer | None
+    ) -> MongoDBSessionManager:
+        """Make a factory's manager: they share a repository, which holds no state and takes 0.1 ms to make."""
+        manager = cls.__new__(cls)
+        manager._assemble(check_id(session_id, "session_id"), settings, repository, observer)
+        return manager
+
+    def _assemble(
+        self, session_id: str, settings: Settings, repository: MongoDBSessionRepository, observer: Observer | None
+    ) -> None:
+        self.session_id = session_id
+        self._settings = settings
+        self.session_repository: MongoDBSessionRepository = repository
+        self._observer = observer
         self._store: SessionStore = self.session_repository._store
         self._pool: CommandPool = self._store.pool
         self._override = MetricsOverride()

@@ -81,6 +81,8 @@ class MongoDBSessionRepository(SessionRepository):
         TypeError: ``client`` is an ``AsyncMongoClient``; ``metadata_fields`` is one string.
     """
 
+    _ensures_indexes_at_once = True
+
     def __init__(
         self,
         connection_string: str | None = None,
@@ -90,7 +92,6 @@ class MongoDBSessionRepository(SessionRepository):
         metadata_fields: Sequence[str] | None = None,
         *,
         ttl_hours: float | None = None,
-        _ensure_indexes_now: bool = True,
         **kwargs: Any,
     ) -> None:
         fields = check_metadata_fields(metadata_fields)
@@ -118,7 +119,7 @@ class MongoDBSessionRepository(SessionRepository):
         self._place = SessionPlace(database_name, collection_name)
         # Set by a factory, for its managers' reads; every write here keeps it true.
         self._cache_use: CacheUse | None = None
-        if _ensure_indexes_now:
+        if self._ensures_indexes_at_once:
             self._ensure_indexes()
 
     # --- sessions ---------------------------------------------------------------------------------------------------
@@ -747,6 +748,12 @@ class MongoDBSessionRepository(SessionRepository):
 
     def _count_messages(self, session_id: str, agent_id: str) -> int:
         return self._store.count_messages(session_id, encode_key(agent_id))
+
+
+class RepositoryOfManagers(MongoDBSessionRepository):
+    """What managers stand on. To make it sends nothing: they see to the indexes when they open their sessions."""
+
+    _ensures_indexes_at_once = False
 
 
 def _agent_key(agent_id: str) -> str:
