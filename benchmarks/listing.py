@@ -27,7 +27,7 @@ from support import CommandRecorder, Samples, Target
 from mongodb_session_manager import SessionPage
 from mongodb_session_manager.documents import message_document, new_agent, new_session
 from mongodb_session_manager.local import LocalMongoDB
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
+from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
 from mongodb_session_manager.statements import Commit, SessionRef
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class World:
         counted: MongoClient[Any] = MongoClient(uri, event_listeners=[self.recorder])
         self.ours = MongoDBSessionRepository(None, DATABASE, "ours", self.client, ["user"])
         self.counted = MongoDBSessionRepository(None, DATABASE, "ours", counted, ["user"])
-        self.without = MongoDBSessionRepository(None, DATABASE, "plain", self.client, _ensure_indexes_now=False)
+        self.without = RepositoryOfManagers(None, DATABASE, "plain", self.client)
         self.plain: Collection[dict[str, Any]] = self.without.collection
         for name in ("created_at", "updated_at", "metadata.user"):
             self.plain.create_index(name)

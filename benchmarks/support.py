@@ -33,7 +33,7 @@ from strands_mongodb_storage import MongoDBStorage
 from strands_session_mongodb import MongoDBSessionManager as RivalSessionManager
 
 from mongodb_session_manager import MongoDBSessionManagerFactory, session_listing
-from mongodb_session_manager.mongodb_connection_pool import DEFAULT_OPTIONS
+from mongodb_session_manager.clients import DEFAULT_OPTIONS
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 # The offline model of the examples, the recorder and the failpoints of the tests.

@@ -295,7 +295,7 @@ def targets(
             )
         )
 
-    for durability, limit in (("message", 1.7), ("turn", 1.2)):
+    for durability, limit in (("message", 1.7), ("turn", 1.35)):
         store = stores.ours[durability]
         ratios = {}
         for history in histories:

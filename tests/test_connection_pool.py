@@ -40,8 +40,8 @@ from support.failpoints import fail_command
 from support.waiting import eventually
 
 from mongodb_session_manager._pool_statistics import _MANY_UNCOUNTED, PoolReport, PoolStatistics
-from mongodb_session_manager.clients import check_client
-from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool, create_client
+from mongodb_session_manager.clients import check_client, open_client
+from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,19 +155,19 @@ def test_the_defaults_are_those_of_the_documentation(nobody: str) -> None:
 def test_pool_sizes_that_were_asked_for_win_over_the_defaults(
     nobody: str, query: str, options: dict[str, Any], expected: tuple[int | None, int]
 ) -> None:
-    with create_client(f"mongodb://{nobody}/{query}", connect=False, **options) as client:
+    with open_client(f"mongodb://{nobody}/{query}", {"connect": False, **options}, shared=True) as client:
         pool = client.options.pool_options
         assert (pool.max_pool_size, pool.min_pool_size) == expected
 
 
 def test_a_minimum_that_was_asked_for_is_never_changed_silently(nobody: str) -> None:
     with pytest.raises(ValueError, match="minPoolSize"):
-        create_client(f"mongodb://{nobody}/", maxPoolSize=5, minPoolSize=6, connect=False)
+        open_client(f"mongodb://{nobody}/", {"maxPoolSize": 5, "minPoolSize": 6, "connect": False}, shared=True)
 
 
 def test_options_in_the_connection_string_win_over_the_defaults(nobody: str) -> None:
     uri = f"mongodb://{nobody}/?retryWrites=false&retryReads=false&maxIdleTimeMS=1000&waitQueueTimeoutMS=2000"
-    with create_client(uri, connect=False) as client:
+    with open_client(uri, {"connect": False}, shared=True) as client:
         assert client.options.retry_writes is False
         assert client.options.retry_reads is False
         assert client.options.pool_options.max_idle_time_seconds == 1
@@ -265,7 +265,7 @@ def test_unacknowledged_writes_are_refused_since_lost_messages_would_go_unnotice
 
 
 def test_w_of_the_caller_wins_over_w_0_in_the_connection_string(nobody: str) -> None:
-    with create_client(f"mongodb://{nobody}/?w=0", w=1, connect=False) as client:
+    with open_client(f"mongodb://{nobody}/?w=0", {"w": 1, "connect": False}, shared=True) as client:
         assert client.write_concern == WriteConcern(1)
 
 
@@ -450,7 +450,7 @@ def test_a_connection_that_breaks_in_use_is_no_longer_counted_as_open(server: An
 def test_closing_while_a_connection_is_in_use_ends_at_zero(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
-    watched = create_client(server.uri, minPoolSize=3)
+    watched = open_client(server.uri, {"minPoolSize": 3}, shared=True)
     report = PoolReport(watched)
 
     with holding(1, watched, client, database_name):

@@ -87,7 +87,7 @@ def test_the_page_of_a_class_names_its_parameters_with_their_defaults_and_all_me
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(constructor).parameters.items()
-        if not name.startswith("_") and parameter.kind is not parameter.VAR_KEYWORD
+        if parameter.kind is not parameter.VAR_KEYWORD
     }
     for name, parameter in parameters.items():
         assert f"`{name}`" in text, name

@@ -562,8 +562,10 @@ def test_an_error_of_the_network_behind_the_server_costs_no_turn(
 @pytest.mark.parametrize("code", [91, 189, 262, 11602])
 @both_durabilities
 def test_a_primary_that_steps_down_before_others_have_the_commit_costs_no_turn(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int
+    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int, server: Any
 ) -> None:
+    if server.kind != "replica_set":
+        pytest.skip("a standalone server has no retryable writes")
     agent = talker(process(durability=durability, client_options={"retryWrites": True}))
     error = {"code": code, "errmsg": "interrupted", "errInfo": {"writeConcern": {}}}
     data = {"failCommands": ["update"], "appName": APP_NAME, "writeConcernError": error}

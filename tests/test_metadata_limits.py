@@ -9,8 +9,13 @@ from pymongo import MongoClient
 from strands.types.session import Session
 from support.commands import CommandRecorder
 
-from mongodb_session_manager import InvalidIdentifierError, MongoDBSessionRepository, UnstorableValueError
-from mongodb_session_manager.keys import MAX_DEPTH, MAX_INDEXES, MAX_PATH_CHARACTERS
+from mongodb_session_manager import (
+    InvalidIdentifierError,
+    MongoDBSessionManager,
+    MongoDBSessionRepository,
+    UnstorableValueError,
+)
+from mongodb_session_manager.keys import MAX_DEPTH, MAX_INDEX, MAX_PATH_CHARACTERS
 from mongodb_session_manager.statements import MAX_METADATA_BYTES
 
 if TYPE_CHECKING:
@@ -52,70 +57,70 @@ def nested(levels: int) -> Any:
     return value
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        ["tags.1400000"],
-        ["tags.2"],
-        ["tags.99999999999999999999"],
-        ["topic", "tags.1400000"],
-        ["tags.2.name"],
-        ["deep.tags.3"],
-        ["rows.0.2"],
-        ["rows.0.cells.1"],
-        ["7.0.2"],
-    ],
-)
-def test_an_element_beyond_the_end_of_a_list_is_refused_rather_than_the_gap_filled(
-    repository: MongoDBSessionRepository, keys: list[str]
-) -> None:
-    before = {"tags": ["a"], "deep": {"tags": ["a", "b"]}, "rows": [[1]], "7": {"0": ["a"]}}
-    if keys == ["rows.0.cells.1"]:
-        before["rows"] = [{"cells": []}]
-    repository.update_metadata("s", before)
+def test_a_gap_in_a_list_is_filled_with_nulls_as_mongodb_does(repository: MongoDBSessionRepository) -> None:
+    repository.update_metadata("s", {"tags": ["a"], "rows": [{"cells": [1]}], "7": {"0": ["a"]}})
 
-    with pytest.raises(UnstorableValueError, match="beyond the end of a list"):
-        repository.update_metadata("s", dict.fromkeys(keys, "x"))
-
-    assert metadata(repository) == before
-
-
-def test_elements_of_a_list_can_be_set_and_the_next_one_added(repository: MongoDBSessionRepository) -> None:
-    repository.update_metadata("s", {"tags": ["a"], "rows": [{"cells": [1]}], "7": {"0": ["a"]}, "none": None})
-
-    repository.update_metadata("s", {"tags.1": "b", "rows.0.cells.1": 2, "7.0.1": "b", "8.5000000": "new"})
-    repository.update_metadata("s", {"tags.0": "A", "rows.0.name": "first", "rows.1.name": "second", "7.5000000": 1})
+    repository.update_metadata("s", {"tags.1": "b", "rows.0.cells.2": 3, "rows.1.name": "second", "7.0.0": "A"})
+    repository.update_metadata("s", {f"tags.{MAX_INDEX}": "last", f"new.{MAX_INDEX}": "a field", "5000000.name": 1})
 
     assert metadata(repository) == {
-        "tags": ["A", "b"],
-        "rows": [{"cells": [1, 2], "name": "first"}, {"name": "second"}],
-        "7": {"0": ["a", "b"], "5000000": 1},
-        "8": {"5000000": "new"},
-        "none": None,
+        "tags": ["a", "b", *[None] * (MAX_INDEX - 2), "last"],
+        "rows": [{"cells": [1, None, 3]}, {"name": "second"}],
+        "7": {"0": ["A"]},
+        "new": {str(MAX_INDEX): "a field"},
+        "5000000": {"name": 1},
     }
 
 
-def test_a_list_whose_elements_are_replaced_does_not_pass_the_limit(
+@pytest.mark.parametrize(
+    "key", ["tags.1000", "tags.1400000", f"tags.{'9' * 900}", "tags.0001000", "tags.1000.name", "7.0.1000"]
+)
+def test_an_index_that_would_fill_a_list_with_many_nulls_is_refused_before_anything_is_sent(
+    repository: MongoDBSessionRepository, recorder: CommandRecorder, key: str
+) -> None:
+    for keys in ([key], ["topic", key]):
+        with pytest.raises(InvalidIdentifierError, match="999"):
+            repository.update_metadata("s", dict.fromkeys(keys, "x"))
+    assert recorder.names == []
+
+
+def test_a_call_that_brings_too_much_is_refused_before_anything_is_sent(
+    repository: MongoDBSessionRepository, recorder: CommandRecorder
+) -> None:
+    for too_much in (
+        {"text": "x" * MAX_METADATA_BYTES},
+        dict.fromkeys(("a", "b", "c.d", "e"), "x" * MB),
+        {f"{number}".ljust(1000, "x"): 1 for number in range(MAX_METADATA_BYTES // 1000)},  # Names of fields count.
+    ):
+        with pytest.raises(UnstorableValueError, match="at most"):
+            repository.update_metadata("s", too_much)
+    assert recorder.names == []
+
+
+def test_a_manager_that_is_given_too_much_begins_no_session(server: Any, database: Database[Any]) -> None:
+    with (
+        MongoDBSessionManager("new", server.uri, database.name, "sessions") as manager,
+        pytest.raises(UnstorableValueError, match="at most"),
+    ):
+        manager.update_metadata({"text": "x" * MAX_METADATA_BYTES})
+    assert database.sessions.count_documents({}) == 0
+
+
+def test_metadata_that_is_full_takes_no_more_until_some_of_it_is_deleted(
     repository: MongoDBSessionRepository, database: Database[Any]
 ) -> None:
-    repository.update_metadata("s", {"tags": [{"0": "x" * MB} for _ in range(3)]})
+    repository.update_metadata("s", {"a": "x" * (3 * MB)})
+    repository.update_metadata("s", {"b": "x" * (3 * MB)})
+    before = metadata_bytes(database)
+    assert before <= 2 * MAX_METADATA_BYTES
 
-    with pytest.raises(UnstorableValueError, match="at most"):
-        repository.update_metadata("s", {"tags.0": "y" * (3 * MB)})
-    repository.update_metadata("s", {"tags.0": "y" * (MB + 1000)})
-    repository.update_metadata("s", {"tags.0": "z" * (MB + 2000)})
+    with pytest.raises(UnstorableValueError, match=f"has {before} bytes"):
+        repository.update_metadata("s", {"c": 1})
+    assert metadata_bytes(database) == before
 
-    assert metadata_bytes(database) <= MAX_METADATA_BYTES
-
-
-def test_the_names_of_fields_count(repository: MongoDBSessionRepository, database: Database[Any]) -> None:
-    for start in range(6):
-        names = [f"{start}x{number}".ljust(1000, "x") for number in range(1000)]
-        try:
-            repository.update_metadata("s", dict.fromkeys(names, 1))
-        except UnstorableValueError:
-            break
-    assert (start, metadata_bytes(database) <= MAX_METADATA_BYTES) == (4, True)
+    repository.delete_metadata("s", ["a"])
+    repository.update_metadata("s", {"c": 1})
+    assert sorted(metadata(repository)) == ["b", "c"]
 
 
 def test_what_is_nested_too_deeply_is_refused_before_anything_is_sent(
@@ -139,7 +144,7 @@ def test_what_is_nested_too_deeply_is_refused_before_anything_is_sent(
 
 @pytest.mark.parametrize(
     "path",
-    [".".join(["p"] * (MAX_DEPTH + 1)), "x" * (MAX_PATH_CHARACTERS + 1), ".".join("p" + "0" * (MAX_INDEXES + 1))],
+    [".".join(["p"] * (MAX_DEPTH + 1)), "x" * (MAX_PATH_CHARACTERS + 1)],
 )
 def test_a_path_that_is_too_long_is_refused_before_anything_is_sent(
     repository: MongoDBSessionRepository, recorder: CommandRecorder, path: str
@@ -159,8 +164,8 @@ def test_the_deepest_and_the_longest_are_stored_found_and_deleted(repository: Mo
         ("d", nested(MAX_DEPTH - 1)),
         (".".join(["p"] * MAX_DEPTH), 1),
         ("x" * MAX_PATH_CHARACTERS, 1),
-        (".".join(["i", *"0" * MAX_INDEXES, *("q" * (MAX_DEPTH - MAX_INDEXES - 1))]), 1),
-        (".".join("j0" * MAX_INDEXES), 1),
+        (".".join("i" + "0" * (MAX_DEPTH - 1)), 1),
+        (".".join("j0" * (MAX_DEPTH // 2)), 1),
     ):
         repository.update_metadata("s", {path: value})
         repository.update_metadata("s", {path: value})

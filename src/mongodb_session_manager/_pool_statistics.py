@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections import defaultdict, deque
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import pymongo
 from pymongo.errors import PyMongoError
@@ -27,8 +26,10 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
+from .forks import each_in_child
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pymongo import MongoClient
 
@@ -171,7 +172,7 @@ class PoolStatistics(ConnectionPoolListener):
     def pool_cleared(self, event: PoolClearedEvent) -> None:
         """Count; the connections report their own ends, those in use when they are given back."""
         with self._counting():
-            self._servers[event.address].clears += 1
+            self._servers[event.address].stats["clears"] += 1
 
     def pool_closed(self, event: PoolClosedEvent) -> None:
         """Nothing to count: the connections report their own ends."""
@@ -180,8 +181,8 @@ class PoolStatistics(ConnectionPoolListener):
         """A connection begins to be set up."""
         with self._counting():
             counts = self._servers[event.address]
-            counts.created += 1
-            counts.connecting += 1
+            counts.stats["created"] += 1
+            counts.stats["connecting"] += 1
             counts.holders[event.connection_id] = _CONNECTING
 
     def connection_ready(self, event: ConnectionReadyEvent) -> None:
@@ -189,7 +190,7 @@ class PoolStatistics(ConnectionPoolListener):
         with self._counting():
             counts = self._servers[event.address]
             if counts.holders.get(event.connection_id) == _CONNECTING:
-                counts.connecting -= 1
+                counts.stats["connecting"] -= 1
                 counts.holders[event.connection_id] = 0
 
     def connection_closed(self, event: ConnectionClosedEvent) -> None:
@@ -205,9 +206,9 @@ class PoolStatistics(ConnectionPoolListener):
         """A thread that asked gets none."""
         with self._counting():
             counts = self._servers[event.address]
-            counts.check_out_failures += 1
+            counts.stats["check_out_failures"] += 1
             if event.reason == ConnectionCheckOutFailedReason.TIMEOUT:
-                counts.check_out_timeouts += 1
+                counts.stats["check_out_timeouts"] += 1
             counts.waited(event.duration)
 
     def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
@@ -233,9 +234,9 @@ class PoolStatistics(ConnectionPoolListener):
     def _count(self, event: _PerCommandEvent) -> None:
         counts = self._servers[event.address]
         if isinstance(event, ConnectionCheckOutStartedEvent):
-            counts.waiting += 1
+            counts.stats["waiting"] += 1
         elif isinstance(event, ConnectionCheckedOutEvent):
-            counts.check_outs += 1
+            counts.stats["check_outs"] += 1
             counts.waited(event.duration)
             counts.hold(event.connection_id, 1)
         else:
@@ -262,51 +263,30 @@ _CONNECTING = -1
 class _ServerCounts:
     """The counters of one server. Every step takes constant time; the caller holds the lock."""
 
-    __slots__ = (
-        "check_out_failures",
-        "check_out_timeouts",
-        "check_outs",
-        "clears",
-        "closed",
-        "connecting",
-        "created",
-        "holders",
-        "in_use",
-        "wait_max_s",
-        "wait_total_s",
-        "waiting",
-    )
+    __slots__ = ("holders", "longest_wait_ms", "stats")
 
     def __init__(self) -> None:
         # How many threads hold a connection, by its id. Two for the moment in which the check-out by the next
         # holder has been told and the check-in by the last has not.
         self.holders: dict[int, int] = {}
-        self.connecting = 0
-        self.in_use = 0
-        self.waiting = 0
-        self.created = 0
-        self.closed = 0
-        self.check_outs = 0
-        self.check_out_failures = 0
-        self.check_out_timeouts = 0
-        self.wait_total_s = 0.0
-        self.wait_max_s = 0.0
-        self.clears = 0
+        self.longest_wait_ms = 0.0
+        # But for what `read` finds out.
+        self.stats = _total([])
 
     def hold(self, connection_id: int, change: int) -> None:
         """Note that a connection has one holder more or less. One that has ended stays ended."""
         before = self.holders.get(connection_id)
         if before is not None:
             after = self.holders[connection_id] = before + change
-            self.in_use += (after > 0) - (before > 0)
+            self.stats["in_use"] += (after > 0) - (before > 0)
 
     def drop(self, connection_id: int) -> None:
         """Note that a connection ended."""
         holders = self.holders.pop(connection_id, None)
         if holders is not None:
-            self.closed += 1
-            self.connecting -= holders == _CONNECTING
-            self.in_use -= holders > 0
+            self.stats["closed"] += 1
+            self.stats["connecting"] -= holders == _CONNECTING
+            self.stats["in_use"] -= holders > 0
 
     def drop_connections(self) -> None:
         """Note that all connections ended."""
@@ -315,30 +295,17 @@ class _ServerCounts:
 
     def waited(self, seconds: float | None) -> None:
         """Note the end of a wait."""
-        self.waiting -= 1
+        self.stats["waiting"] -= 1
         if seconds is not None:
-            self.wait_total_s += seconds
-            if seconds > self.wait_max_s:
-                self.wait_max_s = seconds
+            self.stats["check_out_wait_total_ms"] += seconds * 1000
+            self.longest_wait_ms = max(self.longest_wait_ms, seconds * 1000)
 
     def read(self) -> ServerPoolStats:
-        waits = self.check_outs + self.check_out_failures
-        return {
-            "open": len(self.holders),
-            "in_use": self.in_use,
-            "idle": len(self.holders) - self.in_use - self.connecting,
-            "connecting": self.connecting,
-            "waiting": self.waiting,
-            "created": self.created,
-            "closed": self.closed,
-            "check_outs": self.check_outs,
-            "check_out_failures": self.check_out_failures,
-            "check_out_timeouts": self.check_out_timeouts,
-            "check_out_wait_total_ms": self.wait_total_s * 1000,
-            "check_out_wait_mean_ms": self.wait_total_s * 1000 / waits if waits else None,
-            "check_out_wait_max_ms": self.wait_max_s * 1000 if waits else None,
-            "clears": self.clears,
-        }
+        stats = self.stats.copy()
+        stats["open"] = len(self.holders)
+        stats["idle"] = stats["open"] - stats["in_use"] - stats["connecting"]
+        stats["check_out_wait_max_ms"] = self.longest_wait_ms
+        return _total([stats])
 
 
 class PoolReport:
@@ -366,7 +333,9 @@ class PoolReport:
         # The question must not join a queue for connections that this report is to tell of.
         connection_is_free = servers is None or any(server["idle"] for server in servers.values())
         version = self._server_version() if connection_is_free else self._version
-        return _report(servers, version, configuration(self._client))
+        total = dict.fromkeys(ServerPoolStats.__annotations__) if servers is None else _total(servers.values())
+        found = {"servers": servers, "server_version": version, "configuration": configuration(self._client)}
+        return cast("PoolStats", {**total, **found})
 
     def _server_version(self) -> str | None:
         # Asked only of a server that is known to be there: with none, selecting one would be a wait.
@@ -387,51 +356,15 @@ class PoolReport:
             pass  # The next call asks again.
 
 
-_Count = Literal[
-    "open",
-    "in_use",
-    "idle",
-    "connecting",
-    "waiting",
-    "created",
-    "closed",
-    "check_outs",
-    "check_out_failures",
-    "check_out_timeouts",
-    "clears",
-]
-
-
-def _report(
-    servers: dict[str, ServerPoolStats] | None, server_version: str | None, options: PoolConfiguration
-) -> PoolStats:
-    each = list((servers or {}).values())
-
-    def total(name: _Count) -> int | None:
-        return None if servers is None else sum(server[name] for server in each)
-
-    waited_ms = sum(server["check_out_wait_total_ms"] for server in each)
-    waits = sum(server["check_outs"] + server["check_out_failures"] for server in each)
-    longest_ms = max((server["check_out_wait_max_ms"] or 0.0 for server in each), default=0.0)
-    return {
-        "open": total("open"),
-        "in_use": total("in_use"),
-        "idle": total("idle"),
-        "connecting": total("connecting"),
-        "waiting": total("waiting"),
-        "created": total("created"),
-        "closed": total("closed"),
-        "check_outs": total("check_outs"),
-        "check_out_failures": total("check_out_failures"),
-        "check_out_timeouts": total("check_out_timeouts"),
-        "check_out_wait_total_ms": None if servers is None else waited_ms,
-        "check_out_wait_mean_ms": waited_ms / waits if waits else None,
-        "check_out_wait_max_ms": longest_ms if waits else None,
-        "clears": total("clears"),
-        "servers": servers,
-        "server_version": server_version,
-        "configuration": options,
-    }
+def _total(servers: Iterable[ServerPoolStats]) -> ServerPoolStats:
+    """Return the counts of some servers together; of none, they are 0."""
+    each = cast("list[dict[str, Any]]", list(servers))
+    total: Any = {name: sum(server[name] or 0 for server in each) for name in ServerPoolStats.__annotations__}
+    waits = total["check_outs"] + total["check_out_failures"]
+    total["check_out_wait_mean_ms"] = total["check_out_wait_total_ms"] / waits if waits else None
+    longest = max((server["check_out_wait_max_ms"] or 0.0 for server in each), default=0.0)
+    total["check_out_wait_max_ms"] = longest if waits else None
+    return cast("ServerPoolStats", total)
 
 
 def configuration(client: MongoClient[dict[str, Any]]) -> PoolConfiguration:
@@ -467,13 +400,4 @@ def _host(address: tuple[str, int | None]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-_listeners: weakref.WeakSet[PoolStatistics] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for listener in list(_listeners):
-        listener._reset_after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+_listeners: weakref.WeakSet[PoolStatistics] = each_in_child(lambda listener: listener._reset_after_fork())

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import InvalidURI, PyMongoError
 
+from ._pool_statistics import PoolStatistics
 
-def open_client(connection_string: str, **options: Any) -> MongoClient[dict[str, Any]]:
+DEFAULT_OPTIONS: dict[str, Any] = {
+    "maxPoolSize": 100,
+    "minPoolSize": 10,
+    "maxIdleTimeMS": 30_000,
+    "waitQueueTimeoutMS": 5_000,
+    "retryWrites": True,
+    "retryReads": True,
+}
+"""What a client gets unless the caller or the connection string says otherwise."""
+
+
+def open_client(
+    connection_string: str, options: Mapping[str, Any], *, shared: bool = False
+) -> MongoClient[dict[str, Any]]:
     """Make a client that this library can work with.
 
     Args:
         connection_string: A MongoDB URI, or a host name.
-        **options: Any option of ``MongoClient``, under its own name.
+        options: Any options of ``MongoClient``, under their own names. They win over the connection string.
+        shared: Whether many use it. Then it gets ``DEFAULT_OPTIONS`` where neither the options nor the connection
+            string say otherwise, a ``maxPoolSize`` below the default ``minPoolSize`` lowers that, and its connections
+            are counted: a ``PoolStatistics`` joins the ``event_listeners``.
+
+    Returns:
+        The client. It connects in the background; nothing has been sent for the caller yet.
 
     Raises:
         TypeError: ``connection_string`` is no string, for example a client.
@@ -23,6 +45,8 @@ def open_client(connection_string: str, **options: Any) -> MongoClient[dict[str,
         pymongo.errors.ConfigurationError: An option is unknown or unusable.
     """
     check_connection_string(connection_string)
+    if shared:
+        options = _with_defaults(connection_string, options)
     client: MongoClient[dict[str, Any]] | None = None
     try:
         client = MongoClient(connection_string, **options)
@@ -79,3 +103,29 @@ def check_client(client: object) -> None:
 def _looks_unescaped(connection_string: str) -> bool:
     """Return whether the credentials may run on behind a ``/`` or ``?``, where PyMongo ends them."""
     return "@" in "".join(re.split("[/?]", connection_string.partition("://")[2], maxsplit=1)[1:])
+
+
+def _with_defaults(connection_string: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    given = {**_uri_options(connection_string), **by_name(options)}
+    defaults = {name: value for name, value in DEFAULT_OPTIONS.items() if name.lower() not in given}
+    if "minPoolSize" in defaults:
+        most = given.get("maxpoolsize", DEFAULT_OPTIONS["maxPoolSize"])
+        # None is no limit, nor is 0; but PyMongo 4.18 refuses any minimum beside 0. It also refuses what is no number.
+        with suppress(TypeError, ValueError):
+            defaults["minPoolSize"] = min(defaults["minPoolSize"], max(0, int(most)))
+    listeners = next((name for name in options if name.lower() == "event_listeners"), "event_listeners")
+    return {**defaults, **options, listeners: [*(options.get(listeners) or ()), PoolStatistics()]}
+
+
+def by_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by lower-case name: PyMongo knows them in any case."""
+    return {name.lower(): value for name, value in options.items()}
+
+
+def _uri_options(connection_string: str) -> dict[str, Any]:
+    """Return the options in a connection string as text, by lower-case name."""
+    if "://" not in connection_string:
+        return {}
+    query = connection_string.partition("?")[2]
+    pairs = (item.partition("=") for item in re.split("[&;]", query))
+    return {name.lower(): value for name, _, value in pairs}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from pymongo import MongoClient
+
+from .forks import in_child
 
 try:
     from strands._async import is_run_async_bridge
@@ -155,12 +156,9 @@ def _run_now(call: Callable[[], T]) -> Future[T]:
     return future
 
 
+@in_child
 def _after_fork_in_child() -> None:
     global _pools_lock
     _pools_lock = threading.Lock()
     for pool in list(_all_pools):
         pool._after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_after_fork_in_child)

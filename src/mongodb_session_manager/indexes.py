@@ -6,7 +6,6 @@ Nothing expires without the index for it, though; what has expired is not shown 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from pymongo.collection import Collection
 from pymongo.errors import OperationFailure, PyMongoError
 
 from .errors import described
+from .forks import in_child
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +78,8 @@ _ensured: set[_Names] = set()
 _lock = threading.Lock()
 
 
+@in_child
 def _after_fork_in_child() -> None:
     # A thread of the parent may have held the lock, and is not here to let it go.
     global _lock
     _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -30,8 +30,8 @@ MAX_DEPTH = 100
 MAX_PATH_CHARACTERS = 1000
 """Characters of a metadata key."""
 
-MAX_INDEXES = 10
-"""Numbers in a metadata key: any may be the index of a list, and what lies there is looked at before it is changed."""
+MAX_INDEX = 999
+"""The highest number in a metadata key behind its first part: in a list MongoDB fills all before it with nulls."""
 
 MAX_METADATA_FIELDS = 28
 """Metadata fields that are indexed, with two indexes each: MongoDB takes 64 in a collection, and eight are others."""
@@ -214,8 +214,9 @@ def check_metadata(metadata: object) -> dict[str, Any]:
     Raises:
         TypeError: It is not a mapping, or a key is not a string.
         InvalidIdentifierError: A key or a part of its path is empty, begins with ``$``, or holds a NUL or a lone
-            surrogate; or it is too long; a key *inside* a value holds a dot (it could never be addressed); or one key
-            is a part of another's path (MongoDB would refuse the whole update).
+            surrogate; or it is too long, or numbers an element of a list above ``MAX_INDEX``; a key *inside* a value
+            holds a dot (it could never be addressed); or one key is a part of another's path (MongoDB would refuse the
+            whole update).
         UnstorableValueError: A value is nested too deeply.
     """
     if not isinstance(metadata, Mapping):
@@ -278,8 +279,10 @@ def _check_path(key: str) -> str:
     parts = key.split(".")
     if len(parts) > MAX_DEPTH:
         raise InvalidIdentifierError(f"metadata key {shown(key)} has {len(parts)} parts: at most {MAX_DEPTH}")
-    if sum(part.isdecimal() for part in parts) > MAX_INDEXES:
-        raise InvalidIdentifierError(f"metadata key {shown(key)} has more than {MAX_INDEXES} parts that are numbers")
+    if any(part.isascii() and part.isdecimal() and int(part) > MAX_INDEX for part in parts[1:]):
+        raise InvalidIdentifierError(
+            f"metadata key {shown(key)}: a number in it may be the index of a list, and is above {MAX_INDEX}"
+        )
     return key
 
 

@@ -8,7 +8,6 @@ under way nothing is put in.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 import weakref
@@ -18,6 +17,8 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypedDict
 
 from bson import ObjectId
+
+from .forks import each_in_child
 
 MAX_ENTRY_BYTES = 64 * 1024
 """Larger metadata is not held: a thousand such sessions would fill the memory of a process."""
@@ -321,13 +322,4 @@ class _Read:
         self.void = False
 
 
-_caches: weakref.WeakSet[SessionMetadataCache] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for cache in list(_caches):
-        cache._reset()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+_caches: weakref.WeakSet[SessionMetadataCache] = each_in_child(lambda cache: cache._reset())

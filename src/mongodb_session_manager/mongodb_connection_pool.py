@@ -6,55 +6,15 @@ process.
 
 from __future__ import annotations
 
-import os
-import re
 import threading
 import weakref
-from contextlib import suppress
 from typing import Any
 
 from pymongo import MongoClient
 
-from ._pool_statistics import PoolReport, PoolStatistics, PoolStats
-from .clients import check_connection_string, open_client
-
-DEFAULT_OPTIONS: dict[str, Any] = {
-    "maxPoolSize": 100,
-    "minPoolSize": 10,
-    "maxIdleTimeMS": 30_000,
-    "waitQueueTimeoutMS": 5_000,
-    "retryWrites": True,
-    "retryReads": True,
-}
-"""What a client gets unless the caller or the connection string says otherwise."""
-
-
-def create_client(connection_string: str, **options: Any) -> MongoClient[dict[str, Any]]:
-    """Make a client with the defaults of this library, whose connections are counted.
-
-    An option given here wins over the connection string, which wins over `DEFAULT_OPTIONS`. A ``maxPoolSize``
-    below the default ``minPoolSize`` lowers that default with it. Listeners in ``event_listeners`` stay; a
-    ``PoolStatistics`` joins them.
-
-    Args:
-        connection_string: A MongoDB URI, or a host name.
-        **options: Any option of ``MongoClient``, under its own name.
-
-    Returns:
-        The client. It connects in the background; nothing has been sent for the caller yet.
-
-    Raises:
-        TypeError: ``connection_string`` is no string, for example a client.
-        ValueError: The options turn acknowledgements off (``w=0``), or contradict each other.
-        pymongo.errors.InvalidURI: The connection string cannot be read.
-        pymongo.errors.ConfigurationError: An option is unknown or unusable.
-    """
-    check_connection_string(connection_string)
-    merged = _with_defaults(connection_string, options)
-    names = {name.lower(): name for name in merged}
-    listeners = names.get("event_listeners", "event_listeners")
-    merged[listeners] = [*(merged.get(listeners) or ()), PoolStatistics()]
-    return open_client(connection_string, **merged)
+from ._pool_statistics import PoolReport, PoolStats
+from .clients import by_name, open_client
+from .forks import in_child
 
 
 class OwnedClient:
@@ -64,8 +24,8 @@ class OwnedClient:
     its own from the same arguments, at its first need.
 
     Args:
-        connection_string: As for `create_client`, which is called at once.
-        **options: As for `create_client`.
+        connection_string: As for ``open_client``, which is called at once.
+        **options: As for ``open_client``.
     """
 
     def __init__(self, connection_string: str, **options: Any) -> None:
@@ -96,7 +56,7 @@ class OwnedClient:
 
     def made_from(self, connection_string: str, options: dict[str, Any]) -> bool:
         """Return whether these are the arguments of this client. Case does not count in option names."""
-        return self._connection_string == connection_string and _by_name(self._options) == _by_name(options)
+        return self._connection_string == connection_string and by_name(self._options) == by_name(options)
 
     def stats(self) -> PoolStats:
         """Return the state of the connections. Waits for no database; see `PoolReport.read`."""
@@ -115,7 +75,7 @@ class OwnedClient:
             if self._client is None or self._report is None:
                 if self._closed:
                     raise RuntimeError("this client was closed before this process needed it")
-                self._client = create_client(self._connection_string, **self._options)
+                self._client = open_client(self._connection_string, self._options, shared=True)
                 self._report = PoolReport(self._client)
             return self._client, self._report
 
@@ -214,40 +174,12 @@ class MongoDBConnectionPool:
         return owned
 
 
-def _with_defaults(connection_string: str, options: dict[str, Any]) -> dict[str, Any]:
-    given = {**_uri_options(connection_string), **_by_name(options)}
-    defaults = {name: value for name, value in DEFAULT_OPTIONS.items() if name.lower() not in given}
-    if "minPoolSize" in defaults:
-        most = given.get("maxpoolsize", DEFAULT_OPTIONS["maxPoolSize"])
-        # None is no limit, nor is 0; but PyMongo 4.18 refuses any minimum beside 0. It also refuses what is no number.
-        with suppress(TypeError, ValueError):
-            defaults["minPoolSize"] = min(defaults["minPoolSize"], max(0, int(most)))
-    return {**defaults, **options}
-
-
-def _by_name(options: dict[str, Any]) -> dict[str, Any]:
-    # PyMongo knows its options in any case.
-    return {name.lower(): value for name, value in options.items()}
-
-
-def _uri_options(connection_string: str) -> dict[str, Any]:
-    """Return the options in a connection string as text, by lower-case name."""
-    if "://" not in connection_string:
-        return {}
-    query = connection_string.partition("?")[2]
-    pairs = (item.partition("=") for item in re.split("[&;]", query))
-    return {name.lower(): value for name, _, value in pairs}
-
-
 _owned: weakref.WeakSet[OwnedClient] = weakref.WeakSet()
 
 
+@in_child
 def _after_fork_in_child() -> None:
     # A thread of the parent may have held a lock, and is not here to let it go.
     MongoDBConnectionPool._lock = threading.Lock()
     for owned in list(_owned):
         owned._reset_after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,14 +13,15 @@ from .blobs import BLOB_THRESHOLD_BYTES
 from .clients import check_client
 from .command_pool import command_pool
 from .errors import SessionNotFoundError
+from .forks import in_child
 from .metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
-from .mongodb_session_repository import MongoDBSessionRepository
-from .settings import check_settings
+from .mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
+from .settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from pymongo import MongoClient
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from .operation_hooks import FeedbackHook, MetadataHook
     from .search_index import MessageHit
     from .session_listing import SessionPage
-    from .settings import Durability, OnConflict, Settings
+    from .settings import Durability, OnConflict
     from .telemetry import Observer
 
 
@@ -108,21 +109,7 @@ class MongoDBSessionManagerFactory:
             self._source = _BorrowedClient(client)
         self._database_name = database_name
         self._collection_name = collection_name
-        self._defaults: dict[str, Any] = {
-            "metadata_fields": metadata_fields,
-            "application_name": application_name,
-            "session_type": session_type,
-            "durability": durability,
-            "on_conflict": on_conflict,
-            "ttl_hours": ttl_hours,
-            "archive_after_messages": archive_after_messages,
-            "archive_after_bytes": archive_after_bytes,
-            "archive_block": archive_block,
-            "blob_threshold_bytes": blob_threshold_bytes,
-            "metadata_hook": metadata_hook,
-            "feedback_hook": feedback_hook,
-            "index_messages": index_messages,
-        }
+        self._metadata_fields = metadata_fields
         self._metadata_cache: SessionMetadataCache | None = None
         self._cache_use: CacheUse | None = None
         self._observer: Observer | None = None
@@ -132,7 +119,20 @@ class MongoDBSessionManagerFactory:
                 self._cache_use = metadata_cache._attach(self)
                 self._metadata_cache = metadata_cache
             # What no manager would take is refused when the application starts, not at the first request.
-            self._settings = _settings(self._defaults)
+            self._settings = Settings(
+                application_name=application_name,
+                session_type=session_type,
+                durability=durability,
+                on_conflict=on_conflict,
+                ttl_hours=ttl_hours,
+                archive_after_messages=archive_after_messages,
+                archive_after_bytes=archive_after_bytes,
+                archive_block=archive_block,
+                blob_threshold_bytes=blob_threshold_bytes,
+                metadata_hook=metadata_hook,
+                feedback_hook=feedback_hook,
+                index_messages=index_messages,
+            )
             self.create_session_manager("defaults")
         except BaseException:
             if self._metadata_cache is not None:
@@ -177,51 +177,43 @@ class MongoDBSessionManagerFactory:
             TypeError: A parameter is unknown, or an option of the client, which all managers share.
             InvalidIdentifierError: The session id cannot be used.
         """
-        parameters, settings = self._defaults, self._settings
+        metadata_fields, settings = self._metadata_fields, self._settings
         if kwargs:
             # A manager takes whatever else it is given for options of a client of its own, and only warns.
-            if unknown := kwargs.keys() - self._defaults.keys():
+            if unknown := kwargs.keys() - _PARAMETERS:
                 raise TypeError(
                     "create_session_manager() takes no option of the client, which all managers of the factory share,"
                     f" and no unknown one: {', '.join(sorted(unknown))}"
                 )
-            parameters = {**self._defaults, **kwargs}
-            settings = _settings(parameters)
-        client = self.client
-        repository = self._repository(
-            client,
-            self._database_name if database_name is None else database_name,
-            self._collection_name if collection_name is None else collection_name,
-            parameters["metadata_fields"],
-            parameters["ttl_hours"],
-        )
-        return MongoDBSessionManager(
-            session_id, client=client, _repository=repository, _observer=self._observer, _settings=settings
-        )
+            metadata_fields = kwargs.pop("metadata_fields", metadata_fields)
+            settings = replace(settings, **kwargs)
+        repository = self._repository(database_name, collection_name, metadata_fields, settings.ttl_hours)
+        return MongoDBSessionManager._of_parts(session_id, settings, repository, self._observer)
 
     def _repository(
         self,
-        client: MongoClient[Any],
-        database_name: str,
-        collection_name: str,
+        database_name: str | None,
+        collection_name: str | None,
         metadata_fields: Sequence[str] | None,
         ttl_hours: float | None,
     ) -> MongoDBSessionRepository:
         """Return the repository that the managers of one database, collection and ttl share."""
+        client = self.client
+        database_name = self._database_name if database_name is None else database_name
+        collection_name = self._collection_name if collection_name is None else collection_name
         # One string is no list of its letters; the repository says so.
         fields = metadata_fields if isinstance(metadata_fields, str) else tuple(metadata_fields or ())
         place = database_name, collection_name, fields
-        shared = ttl_hours == self._defaults["ttl_hours"]  # Of other ttls there may be any number.
+        shared = ttl_hours == self._settings.ttl_hours  # Of other ttls there may be any number.
         repository = self._repositories.get(place) if shared else None
         if repository is None or repository.client is not client:  # The latter: this is a forked child.
-            repository = MongoDBSessionRepository(
+            repository = RepositoryOfManagers(
                 None,
                 database_name,
                 collection_name,
                 client,
                 fields,
                 ttl_hours=ttl_hours,
-                _ensure_indexes_now=False,
             )
             repository._cache_use = self._cache_use
             if shared:
@@ -302,13 +294,7 @@ class MongoDBSessionManagerFactory:
             InvalidIdentifierError: A metadata key or ``agent_id`` cannot be used.
             UnstorableValueError: A value to compare with is none that MongoDB knows.
         """
-        repository = self._repository(
-            self.client,
-            self._database_name if database_name is None else database_name,
-            self._collection_name if collection_name is None else collection_name,
-            self._defaults["metadata_fields"],
-            self._defaults["ttl_hours"],
-        )
+        repository = self._repository(database_name, collection_name, self._metadata_fields, self._settings.ttl_hours)
         repository._ensure_indexes()
         return repository.list_sessions(**filters)
 
@@ -334,13 +320,7 @@ class MongoDBSessionManagerFactory:
             RuntimeError: The factory has been closed.
             MongoDBSessionError: Nothing was ever indexed.
         """
-        repository = self._repository(
-            self.client,
-            self._database_name if database_name is None else database_name,
-            self._collection_name if collection_name is None else collection_name,
-            self._defaults["metadata_fields"],
-            self._defaults["ttl_hours"],
-        )
+        repository = self._repository(database_name, collection_name, self._metadata_fields, self._settings.ttl_hours)
         return repository.search_messages(text, **conditions)
 
     def get_connection_stats(self) -> FactoryStats:
@@ -508,21 +488,16 @@ def close_global_factory() -> None:
                 _global = None
 
 
-def _settings(parameters: Mapping[str, Any]) -> Settings:
-    """Return the settings of a manager with these parameters; which metadata is indexed is the collection's matter."""
-    return check_settings(**{name: value for name, value in parameters.items() if name != "metadata_fields"})
-
+# What may be other for one manager than for all of the factory.
+_PARAMETERS = {"metadata_fields", *(field.name for field in fields(Settings) if field.init)}
 
 # The factory, and the arguments it was made from.
 _global: tuple[MongoDBSessionManagerFactory, dict[str, Any]] | None = None
 _global_lock = threading.Lock()
 
 
+@in_child
 def _after_fork_in_child() -> None:
     # A thread of the parent may have held the lock, and is not here to let it go.
     global _global_lock
     _global_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
-import os
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -47,17 +46,18 @@ from .documents import Document, StoredAgent
 from .encoding import encode, fingerprint
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError, described, shown
 from .expiry import first_expiry
+from .forks import in_child
 from .guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
 from .keys import check_feedback, check_id, check_metadata, check_metadata_paths, encode_key, exact_text
 from .lease import SessionLease
 from .metadata_tool import metadata_tool
 from .metrics_override import MetricsOverride
 from .metrics_summary import MetricsSummary, ModelPrice
-from .mongodb_session_repository import MongoDBSessionRepository
+from .mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
 from .operation_hooks import FeedbackHook, MetadataHook, call_hook
 from .search_index import Feed
 from .session_store import MultiAgentAsRead, SessionStore, now
-from .settings import Durability, OnConflict, Settings, check_on_conflict, check_settings
+from .settings import Durability, OnConflict, Settings, check_on_conflict
 from .statements import SessionRef, renew_lease
 from .telemetry import Observer, traced
 from .unit_of_work import AgentWork, MultiAgentOperation, MultiAgentWork, Outbox, Sending
@@ -151,14 +151,11 @@ class MongoDBSessionManager(RepositorySessionManager):
         metadata_hook: MetadataHook | None = None,
         feedback_hook: FeedbackHook | None = None,
         index_messages: bool = False,
-        _repository: MongoDBSessionRepository | None = None,
-        _observer: Observer | None = None,
-        _settings: Settings | None = None,
         **client_options: Any,
     ) -> None:
         # Strands' constructor is not called: it reads and creates the session at once.
-        self.session_id = check_id(session_id, "session_id")
-        self._settings = _settings or check_settings(
+        session_id = check_id(session_id, "session_id")
+        settings = Settings(
             application_name=application_name,
             session_type=session_type,
             durability=durability,
@@ -172,18 +169,33 @@ class MongoDBSessionManager(RepositorySessionManager):
             feedback_hook=feedback_hook,
             index_messages=index_messages,
         )
-        # A factory's managers share one: it holds no state, and making one takes 0.1 ms.
-        self.session_repository: MongoDBSessionRepository = _repository or MongoDBSessionRepository(
+        repository = RepositoryOfManagers(
             connection_string,
             database_name,
             collection_name,
             client,
             metadata_fields,
             ttl_hours=ttl_hours,
-            _ensure_indexes_now=False,
             **client_options,
         )
-        self._observer = _observer
+        self._assemble(session_id, settings, repository, None)
+
+    @classmethod
+    def _of_parts(
+        cls, session_id: str, settings: Settings, repository: MongoDBSessionRepository, observer: Observer | None
+    ) -> MongoDBSessionManager:
+        """Make a factory's manager: they share a repository, which holds no state and takes 0.1 ms to make."""
+        manager = cls.__new__(cls)
+        manager._assemble(check_id(session_id, "session_id"), settings, repository, observer)
+        return manager
+
+    def _assemble(
+        self, session_id: str, settings: Settings, repository: MongoDBSessionRepository, observer: Observer | None
+    ) -> None:
+        self.session_id = session_id
+        self._settings = settings
+        self.session_repository: MongoDBSessionRepository = repository
+        self._observer = observer
         self._store: SessionStore = self.session_repository._store
         self._pool: CommandPool = self._store.pool
         self._override = MetricsOverride()
@@ -433,8 +445,10 @@ class MongoDBSessionManager(RepositorySessionManager):
         """Set metadata fields of the session and leave the others. A dot in a key addresses a nested field.
 
         Raises:
-            InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, or holds a NUL.
-            UnstorableValueError: A value cannot be stored.
+            InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, holds a NUL, or
+                numbers an element of a list above 999.
+            UnstorableValueError: A value cannot be stored, or lies below one that is no object; the call brings more
+                than 4 MB; or the session's metadata has more than 4 MB already.
         """
         self._update_metadata(metadata)
 
@@ -444,7 +458,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
         def update(metadata: Mapping[str, Any]) -> None:
             checked = check_metadata(metadata)
-            self.session_repository._update_metadata(self._open_ref(), checked)
+            self.session_repository._update_metadata(self._open_ref, checked)
             done.extend(checked)
 
         if self._settings.metadata_hook is None:
@@ -774,7 +788,9 @@ class MongoDBSessionManager(RepositorySessionManager):
             document = documents.new_session(
                 self.session_id, self._settings.session_type, self._settings.application_name, moment, moment
             ) | first_expiry(moment, self._settings.ttl)
-            if new_agent is not None and add_new_agent(document, keys[0], new_agent, self._settings.blob_threshold):
+            if new_agent is not None and add_new_agent(
+                document, keys[0], new_agent, self._settings.blob_threshold_bytes
+            ):
                 created.append(document)
             return document
 
@@ -813,7 +829,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _new_follower(self, agent_id: str, key: str) -> AgentFollower:
         settings = self._settings
         outbox = self._store, self._session_ref, self._filled, self._sent
-        work = AgentWork(agent_id, key, self._document, settings.blob_threshold, *outbox)
+        work = AgentWork(agent_id, key, self._document, settings.blob_threshold_bytes, *outbox)
         work.rebase = settings.rebase
         return AgentFollower(work, by_turn=settings.by_turn, override=self._override, observer=self._observer)
 
@@ -845,7 +861,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         state = source.serialize_state()
         mark = fingerprint(state, where)
         if mark != work.staged:
-            blobs = PendingBlobs(self._settings.blob_threshold)
+            blobs = PendingBlobs(self._settings.blob_threshold_bytes)
             stored = encode(state, where, blobs)
             documents.check_size({"state": stored}, where)
             work.staged = mark
@@ -1127,6 +1143,4 @@ def _store_at_exit() -> None:
 
 
 atexit.register(_store_at_exit)
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    # The parent will store what is unsent.
-    os.register_at_fork(after_in_child=_unsent.clear)
+in_child(_unsent.clear)  # The parent will store what is unsent.

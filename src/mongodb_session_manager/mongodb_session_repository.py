@@ -49,7 +49,7 @@ from .search_index import MessageHit
 from .sending import is_there
 from .session_listing import SessionPage, SortBy
 from .session_store import SessionStore, now
-from .statements import MessageLink, Rewrite, SessionRef
+from .statements import MAX_METADATA_BYTES, MessageLink, Rewrite, SessionRef
 
 
 class MongoDBSessionRepository(SessionRepository):
@@ -81,6 +81,8 @@ class MongoDBSessionRepository(SessionRepository):
         TypeError: ``client`` is an ``AsyncMongoClient``; ``metadata_fields`` is one string.
     """
 
+    _ensures_indexes_at_once = True
+
     def __init__(
         self,
         connection_string: str | None = None,
@@ -90,7 +92,6 @@ class MongoDBSessionRepository(SessionRepository):
         metadata_fields: Sequence[str] | None = None,
         *,
         ttl_hours: float | None = None,
-        _ensure_indexes_now: bool = True,
         **kwargs: Any,
     ) -> None:
         fields = check_metadata_fields(metadata_fields)
@@ -105,7 +106,7 @@ class MongoDBSessionRepository(SessionRepository):
         if client is None:
             if connection_string is None:
                 raise ValueError("give a connection_string, or a client to borrow")
-            client = open_client(connection_string, **kwargs)
+            client = open_client(connection_string, kwargs)
         try:
             self._store = SessionStore(client, database_name, collection_name, fields)
         except BaseException:
@@ -118,7 +119,7 @@ class MongoDBSessionRepository(SessionRepository):
         self._place = SessionPlace(database_name, collection_name)
         # Set by a factory, for its managers' reads; every write here keeps it true.
         self._cache_use: CacheUse | None = None
-        if _ensure_indexes_now:
+        if self._ensures_indexes_at_once:
             self._ensure_indexes()
 
     # --- sessions ---------------------------------------------------------------------------------------------------
@@ -469,10 +470,13 @@ class MongoDBSessionRepository(SessionRepository):
 
         Raises:
             SessionNotFoundError: There is no such session.
-            InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, or holds a NUL.
-            UnstorableValueError: A value cannot be stored.
+            InvalidIdentifierError: A key is empty, has an empty part or one that begins with ``$``, holds a NUL, or
+                numbers an element of a list above 999.
+            UnstorableValueError: A value cannot be stored, or lies below one that is no object; the call brings more
+                than 4 MB; or the session's metadata has more than 4 MB already.
         """
-        self._update_metadata(self._ref(session_id), check_metadata(metadata))
+        session = self._ref(session_id)
+        self._update_metadata(lambda: session, check_metadata(metadata))
 
     def get_metadata(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
@@ -702,11 +706,14 @@ class MongoDBSessionRepository(SessionRepository):
         documents.check_size({"state": state}, where)
         return self._store.upload(session, "", None, blobs), state
 
-    def _update_metadata(self, session: SessionRef, metadata: Document) -> None:
+    def _update_metadata(self, session: Callable[[], SessionRef], metadata: Document) -> None:
+        _check_storable(metadata, "metadata")
+        if (size := len(to_bson(metadata))) > MAX_METADATA_BYTES:
+            raise UnstorableValueError(f"metadata of {size} bytes: at most {MAX_METADATA_BYTES} can be set at once")
+        known = session()
         if metadata:
-            _check_storable(metadata, "metadata")
-            with self._changing_metadata(session.session_id):
-                self._store.set_metadata(session, metadata)
+            with self._changing_metadata(known.session_id):
+                self._store.set_metadata(known, metadata)
 
     def _delete_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
         if keys:
@@ -744,6 +751,12 @@ class MongoDBSessionRepository(SessionRepository):
 
     def _count_messages(self, session_id: str, agent_id: str) -> int:
         return self._store.count_messages(session_id, encode_key(agent_id))
+
+
+class RepositoryOfManagers(MongoDBSessionRepository):
+    """What managers stand on. To make it sends nothing: they see to the indexes when they open their sessions."""
+
+    _ensures_indexes_at_once = False
 
 
 def _agent_key(agent_id: str) -> str:

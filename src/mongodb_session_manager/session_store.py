@@ -29,7 +29,6 @@ from .archiving import Archiver
 from .blobs import BlobOwner, BlobStore, PendingBlobs
 from .clients import check_client
 from .command_pool import command_pool
-from .direct import DirectCommands
 from .documents import Document, StoredAgent, check_message_count
 from .encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, blob_files
 from .errors import (
@@ -153,7 +152,6 @@ class SessionStore:
             codec_options=PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
         )
         self._writes = self.collection.with_options(codec_options=PLAIN_CODEC_OPTIONS)
-        self._direct = DirectCommands(self._raw, self._writes)
         # What decides that something is deleted must be true for ever: no failover may take back what is read here.
         self._settled = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
         self.blobs = BlobStore(self.collection.database, collection_name)
@@ -198,7 +196,7 @@ class SessionStore:
         """
         projection = statements.open_projection(agent_keys)
         for _ in attempts(f"session_id={session_id!r} could not be opened"):
-            document = self._find_session(session_id, projection)
+            document = self.find_one({"_id": session_id}, projection)
             if document is None or document["expired"]:
                 if create is None:
                     return None
@@ -341,18 +339,6 @@ class SessionStore:
                 missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.
         return None
 
-    def _find_session(self, session_id: str, projection: Mapping[str, Any]) -> Document | None:
-        """Return what ``find_one`` returns, for less."""
-        query = {"_id": session_id}
-        answer = self._direct.find_one(query, projection)
-        if answer is None:
-            return self.find_one(query, projection)
-        try:
-            found: list[Document] = self._reader.decode(answer)["cursor"]["firstBatch"]
-        except BlobMissingError:
-            return self.find_one(query, projection)  # Perhaps it was redacted or deleted since it was read.
-        return found[0] if found else None
-
     def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document whose values are not encoded: metadata, feedback."""
         found = self._raw.find_one(query, projection)
@@ -413,12 +399,7 @@ class SessionStore:
         """
         for _ in attempts(f"session_id={session.session_id!r}, agent {work.key!r}"):
             try:
-                update = statements.commit(session, work, now())
-                # Changed fields alone go with the driver's own method, which numbers them on a replica set.
-                matched = self._direct.update_one(update) if work.messages or work.creates is not None else None
-                if matched is None:
-                    matched = self.update(update)
-                if matched:
+                if self.update(statements.commit(session, work, now())):
                     return
             except WriteError as error:
                 if error.code not in _NOT_A_LIST or not work.guardrail_events:
@@ -537,20 +518,16 @@ class SessionStore:
         """Set metadata fields and leave the others.
 
         Raises:
-            UnstorableValueError: The session's metadata would have more than ``MAX_METADATA_BYTES``, or what lies above
-                a dotted key is no object, or an array that is shorter.
+            UnstorableValueError: The session's metadata has more than ``MAX_METADATA_BYTES`` already, or what lies
+                above a dotted key is no object.
         """
-        needed = {
-            "metadata_changes": statements.METADATA_CHANGES_SO_FAR,
-            "size": statements.metadata_size_expression(metadata),
-            "without_gaps": statements.metadata_without_gaps_expression(metadata),
-        }
+        needed = {"metadata_changes": statements.METADATA_CHANGES_SO_FAR, "size": statements.METADATA_SIZE}
 
         def write(session: SessionRef, standing: Document) -> Update:
             return statements.set_metadata(session, metadata, standing["metadata_changes"], now())
 
         def is_refused(standing: Document) -> bool:
-            return bool(standing["size"] > MAX_METADATA_BYTES or not standing["without_gaps"])
+            return bool(standing["size"] > MAX_METADATA_BYTES)
 
         try:
             standing = self.guarded(session, write, needed, is_refused)
@@ -563,14 +540,9 @@ class SessionStore:
                 f"session_id={session.session_id!r}: one of {keys} lies below a value that is no object"
             ) from error
         if standing is not None:
-            if not standing["without_gaps"]:
-                raise UnstorableValueError(
-                    f"session_id={session.session_id!r}: one of {', '.join(map(repr, metadata))} lies beyond the end "
-                    "of a list: set the whole list, or one element directly behind its last"
-                )
             raise UnstorableValueError(
-                f"session_id={session.session_id!r}: with {', '.join(map(repr, metadata))} its metadata would have "
-                f"{standing['size']} bytes; at most {MAX_METADATA_BYTES} can be stored"
+                f"session_id={session.session_id!r}: its metadata has {standing['size']} bytes, and nothing can be set "
+                f"where it has more than {MAX_METADATA_BYTES}: delete some of it first"
             )
 
     def unset_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:

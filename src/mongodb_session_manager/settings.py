@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
 
@@ -21,69 +21,62 @@ OnConflict = Literal["rebase", "raise"]
 class Settings:
     """The parameters of a manager that belong to no session and no client; ``MongoDBSessionManager`` explains them.
 
+    Their defaults stand where they are given. Made anew with others by ``dataclasses.replace``, they are checked anew.
+
     Attributes:
-        by_turn: Whether messages wait for the end of their turn (``durability="turn"``).
-        rebase: Whether new commits append behind what others have stored meanwhile (``on_conflict="rebase"``).
         ttl: How long a session lives from its last activity on; None: until it is deleted.
         archive_policy: When messages leave the session document.
-        blob_threshold: From how many bytes on a binary becomes a blob.
-        index_messages: Whether the text of messages can be found.
-        application_name: Stored with a new session, if it is not None.
-        session_type: Stored with a new session.
-        metadata_hook: Called instead of the operations on metadata.
-        feedback_hook: Called instead of ``add_feedback``.
-    """
-
-    by_turn: bool
-    rebase: bool
-    ttl: timedelta | None
-    archive_policy: ArchivePolicy
-    blob_threshold: int
-    index_messages: bool
-    application_name: str | None
-    session_type: str
-    metadata_hook: MetadataHook | None
-    feedback_hook: FeedbackHook | None
-
-
-def check_settings(
-    *,
-    application_name: str | None,
-    session_type: str,
-    durability: Durability,
-    on_conflict: OnConflict,
-    ttl_hours: float | None,
-    archive_after_messages: int,
-    archive_after_bytes: int,
-    archive_block: int,
-    blob_threshold_bytes: int,
-    metadata_hook: MetadataHook | None,
-    feedback_hook: FeedbackHook | None,
-    index_messages: bool,
-) -> Settings:
-    """Return parameters of a manager as its settings; their defaults stand where they are given.
 
     Raises:
-        TypeError: One is of a type that it cannot be.
+        TypeError: A parameter is of a type that it cannot be.
         ValueError: One has a value that it cannot have.
     """
-    if durability not in ("message", "turn"):
-        raise ValueError(f"durability must be 'message' or 'turn', not {shown(durability)}")
-    check_on_conflict(on_conflict)
-    if not isinstance(index_messages, bool):
-        raise TypeError(f"index_messages must be True or False, not {shown(index_messages)}")
-    return Settings(
-        by_turn=durability == "turn",
-        rebase=on_conflict == "rebase",
-        ttl=check_ttl(ttl_hours),
-        archive_policy=ArchivePolicy(archive_after_messages, archive_after_bytes, archive_block),
-        blob_threshold=check_threshold(blob_threshold_bytes),
-        index_messages=index_messages,
-        application_name=None if application_name is None else check_name(application_name, "application_name"),
-        session_type=check_name(session_type, "session_type"),
-        metadata_hook=check_hook(metadata_hook, "metadata_hook"),
-        feedback_hook=check_hook(feedback_hook, "feedback_hook"),
-    )
+
+    application_name: str | None
+    session_type: str
+    durability: Durability
+    on_conflict: OnConflict
+    ttl_hours: float | None
+    archive_after_messages: int
+    archive_after_bytes: int
+    archive_block: int
+    blob_threshold_bytes: int
+    metadata_hook: MetadataHook | None
+    feedback_hook: FeedbackHook | None
+    index_messages: bool
+    ttl: timedelta | None = field(init=False)
+    archive_policy: ArchivePolicy = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Check them; keep names as plain text."""
+        if self.durability not in ("message", "turn"):
+            raise ValueError(f"durability must be 'message' or 'turn', not {shown(self.durability)}")
+        check_on_conflict(self.on_conflict)
+        if not isinstance(self.index_messages, bool):
+            raise TypeError(f"index_messages must be True or False, not {shown(self.index_messages)}")
+        policy = ArchivePolicy(self.archive_after_messages, self.archive_after_bytes, self.archive_block)
+        check_threshold(self.blob_threshold_bytes)
+        name = self.application_name
+        found = {
+            "ttl": check_ttl(self.ttl_hours),
+            "archive_policy": policy,
+            "application_name": None if name is None else check_name(name, "application_name"),
+            "session_type": check_name(self.session_type, "session_type"),
+        }
+        check_hook(self.metadata_hook, "metadata_hook")
+        check_hook(self.feedback_hook, "feedback_hook")
+        for attribute, value in found.items():
+            object.__setattr__(self, attribute, value)
+
+    @property
+    def by_turn(self) -> bool:
+        """Whether messages wait for the end of their turn."""
+        return self.durability == "turn"
+
+    @property
+    def rebase(self) -> bool:
+        """Whether new commits append behind what others have stored meanwhile."""
+        return self.on_conflict == "rebase"
 
 
 def check_on_conflict(on_conflict: str) -> None:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from bson import MaxKey, MinKey, ObjectId
 
 from .documents import Document, message_document, new_agent
-from .encoding import to_bson
 from .expiry import EXPIRED, NOT_EXPIRED, in_hours, parts_needed_until
 from .guardrails import MAX_GUARDRAIL_EVENTS
 from .keys import decode_key, encode_key
@@ -119,10 +118,17 @@ MAX_FEEDBACK_BYTES = 256 * 1024
 """Or with this many bytes of them."""
 
 MAX_METADATA_BYTES = 4 * 1024 * 1024
-"""What a session's metadata may have as BSON: MongoDB takes 16 MB in a document, and a conversation needs room."""
+"""What one call may bring of metadata, as BSON, and what may be there already: MongoDB takes 16 MB in a document, and a
+conversation needs room.
+"""
+
+METADATA_SIZE: Document = {"$bsonSize": {"$cond": [{"$eq": [{"$type": "$metadata"}, "object"]}, "$metadata", {}]}}
+"""Expression for how many bytes a session's metadata has."""
 
 EACH_AGENT: Document = {"$objectToArray": {"$cond": [{"$eq": [{"$type": "$agents"}, "object"]}, "$agents", {}]}}
 """Expression for the agents of a session, ``{k: key, v: record}`` each; none where they are no document."""
+
+_INT32_MAX = 2**31 - 1
 
 # How many messages a conversation manager has taken out of the live conversation, from the first one on.
 _REMOVED = "agent_data.conversation_manager_state.removed_message_count"
@@ -404,10 +410,9 @@ def multi_agent_projection(multi_agent_id: str) -> Document:
 
 def set_metadata(session: SessionRef, metadata: Mapping[str, Any], changes: int, now: datetime) -> Update:
     """Return the update that sets these metadata fields and leaves the others, if they were changed so often before."""
-    has_room = {"$lte": [metadata_size_expression(metadata), MAX_METADATA_BYTES]}
-    that = {"$and": [has_room, metadata_without_gaps_expression(metadata)]}
+    has_room = {"$lte": [METADATA_SIZE, MAX_METADATA_BYTES]}
     changed = {f"metadata.{key}": value for key, value in metadata.items()}
-    return _change_metadata(session, {"$set": changed}, changes, now, that)
+    return _change_metadata(session, {"$set": changed}, changes, now, has_room)
 
 
 def _change_metadata(
@@ -415,66 +420,6 @@ def _change_metadata(
 ) -> Update:
     counted = {**change, "$inc": {"metadata_changes": 1}}
     return session.write(now, counted, counter_is("metadata_changes", changes), that=that)
-
-
-def metadata_size_expression(metadata: Mapping[str, Any]) -> Document:
-    """Return the expression for the size that a session's metadata will have with these fields, in bytes.
-
-    At most: the names of fields count as if they were new.
-    """
-    replaced = {str(index): _metadata_at(key.split(".")) for index, key in enumerate(metadata)}
-    names = sum(len(key.encode()) + _LEVEL_BYTES * key.count(".") for key in metadata)
-    added = len(to_bson({str(index): value for index, value in enumerate(metadata.values())})) + names
-    return {
-        "$add": [
-            {"$bsonSize": {"$cond": [{"$eq": [{"$type": "$metadata"}, "object"]}, "$metadata", {}]}},
-            {"$subtract": [added, {"$bsonSize": replaced}]},
-        ]
-    }
-
-
-def metadata_without_gaps_expression(metadata: Iterable[str]) -> Document:
-    """Return the expression for whether no field lies beyond the end of an array, which MongoDB fills with nulls.
-
-    Directly behind the last element is not beyond.
-    """
-    conditions = []
-    for parts in (key.split(".") for key in metadata):
-        for depth, part in enumerate(parts):
-            if (index := _index(part)) is not None:
-                above = _metadata_at(parts[:depth])
-                size = {"$cond": [{"$isArray": "$$above"}, {"$size": "$$above"}, _INT32_MAX]}
-                conditions.append({"$let": {"vars": {"above": above}, "in": {"$lte": [index, size]}}})
-    return {"$and": conditions}
-
-
-# What a nested document has besides its fields: its type, its length, its end and the end of its name.
-_LEVEL_BYTES = 7
-_INT32_MAX = 2**31 - 1
-
-
-def _metadata_at(parts: Iterable[str]) -> Any:
-    """Return the expression for the metadata that an update of this path means: a number may be an array's index."""
-    at: Any = "$metadata"
-    for part in parts:
-        if (index := _index(part)) is not None:
-            element = {"$arrayElemAt": ["$$above", index]}
-            inner: Any = {"$cond": [{"$isArray": "$$above"}, element, f"$$above.{part}"]}
-            at = {"$let": {"vars": {"above": at}, "in": inner}}
-        elif isinstance(at, str):
-            at = f"{at}.{part}"
-        elif isinstance(at["$let"]["in"], str):
-            at["$let"]["in"] += f".{part}"
-        else:
-            at = {"$let": {"vars": {"above": at}, "in": f"$$above.{part}"}}
-    return at
-
-
-def _index(part: str) -> int | None:
-    """Return the index of an array that a part of a path may be, or None."""
-    if not (part.isascii() and part.isdecimal()):
-        return None
-    return int(part) if len(part) < 10 else _INT32_MAX
 
 
 def unset_metadata(session: SessionRef, keys: Iterable[str], changes: int, now: datetime) -> Update:

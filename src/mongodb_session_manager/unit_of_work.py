@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import operator
-import os
 import threading
 import weakref
 from collections import deque
@@ -30,6 +29,7 @@ from .command_pool import settle
 from .documents import STATES, Document, check_size
 from .encoding import blob_markers, encode, fingerprint, fingerprints, to_bson
 from .errors import MessageNotFoundError, MongoDBSessionError, UnstorableValueError
+from .forks import each_in_child
 from .keys import exact_text
 from .metrics import Totals
 from .session_store import MultiAgentAsRead, SessionStore, now
@@ -481,16 +481,7 @@ def _completed(body: Document, guardrail_event: Document, completed: Document) -
     return {**body, "guardrail_event": completed} if body.get("guardrail_event") is guardrail_event else body
 
 
-_outboxes: weakref.WeakSet[Outbox] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for outbox in list(_outboxes):
-        outbox._after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+_outboxes: weakref.WeakSet[Outbox] = each_in_child(lambda outbox: outbox._after_fork())
 
 
 class AgentWork(Outbox):

@@ -11,7 +11,7 @@ from support.waiting import eventually
 
 from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.errors import SessionNotFoundError
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
+from mongodb_session_manager.mongodb_session_repository import RepositoryOfManagers
 from soak import plan
 from soak.world import COLLECTION
 
@@ -27,7 +27,7 @@ def tidy_up(client: MongoClient[Any], database: str) -> list[str]:
     sessions = client[database][COLLECTION]
     brief = {"_id": {"$regex": "^brief-"}}
     eventually(lambda: not sessions.count_documents(brief), message="what has expired is removed")
-    repository = MongoDBSessionRepository(None, database, COLLECTION, client, _ensure_indexes_now=False)
+    repository = RepositoryOfManagers(None, database, COLLECTION, client)
     for _ in range(_SWEEPS):
         repository.sweep(0)
     repository.index_messages()
@@ -37,7 +37,7 @@ def tidy_up(client: MongoClient[Any], database: str) -> list[str]:
 def restored(client: MongoClient[Any], database: str) -> list[str]:
     """Build each agent of each session, and read all of its messages; return what fails."""
     found: list[str] = []
-    repository = MongoDBSessionRepository(None, database, COLLECTION, client, _ensure_indexes_now=False)
+    repository = RepositoryOfManagers(None, database, COLLECTION, client)
     for session in list(client[database][COLLECTION].find({}, {"agent_ids": 1})):
         planned = plan.by_id(session["_id"])
         for agent_id in session.get("agent_ids", []):

@@ -29,7 +29,7 @@ from mongodb_session_manager.errors import (
     SessionNotFoundError,
     UnstorableValueError,
 )
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
+from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
 from soak import allowed, plan
 from soak.journal import NUMBERS_PER_PROCESS, Journal, texts, token, tokens_in
 from soak.visit import Visit
@@ -107,13 +107,12 @@ class Writer:
     def repository(self, session: plan.Session) -> MongoDBSessionRepository:
         """A repository for this session: its ttl must be the session's."""
         if session.ttl_hours not in self._repositories:
-            self._repositories[session.ttl_hours] = MongoDBSessionRepository(
+            self._repositories[session.ttl_hours] = RepositoryOfManagers(
                 None,
                 self._database,
                 COLLECTION,
                 self._client,
                 ttl_hours=session.ttl_hours,
-                _ensure_indexes_now=False,
             )
         return self._repositories[session.ttl_hours]
 

@@ -21,8 +21,8 @@ def create_router(*, ping_timeout: float = 1.0, metrics: SessionMetrics | None =
     - ``GET /health``: the process answers; MongoDB is not asked. 200 ``{"status": "ok"}``.
     - ``GET /health/ready``, also ``/health?ready``: MongoDB answers a ping, sent off the event loop. Else 503
       ``{"status": "unavailable"}``.
-    - ``GET /metrics``: Prometheus' text; ``{"pool": …}``, see ``factory.get_connection_stats``, to a client that
-      prefers ``application/json``.
+    - ``GET /metrics``: Prometheus' text; ``{"pool": …}``, see ``factory.get_connection_stats``, to a client whose
+      ``Accept`` header names ``application/json`` first.
 
     ``/metrics`` names the hosts of the database: keep it from the public.
 
@@ -54,7 +54,7 @@ def create_router(*, ping_timeout: float = 1.0, metrics: SessionMetrics | None =
     async def figures(request: Request) -> Response:
         accept = ",".join(request.headers.getlist("accept"))
         factory = factory_of(request)
-        if prefers_json(accept):
+        if asks_for_json(accept):
             return JSONResponse({"pool": await asyncio.to_thread(factory.get_connection_stats)})
         content, media_type = await asyncio.to_thread(_metrics_of(request, factory, metrics).render, accept)
         return Response(content, headers={"Content-Type": media_type})
@@ -62,24 +62,10 @@ def create_router(*, ping_timeout: float = 1.0, metrics: SessionMetrics | None =
     return router
 
 
-def prefers_json(accept: str) -> bool:
-    """Return whether an ``Accept`` header prefers JSON to Prometheus' text, which is what nobody's wish is."""
-    quality = {"application/json": 0.0, "text/plain": 0.0, "application/openmetrics-text": 0.0}
-    precision = dict.fromkeys(quality, 0)
-    for part in accept.split(","):
-        media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        try:
-            q = next((float(p[2:]) for p in parameters if p.startswith("q=")), 1.0)
-        except ValueError:
-            continue
-        for media_type in quality:
-            # The most precise range counts, whatever the others say.
-            ranges = ("", "*/*", media_type.partition("/")[0] + "/*", media_type)
-            precise = ranges.index(media_range) if media_range in ranges else 0
-            if precise > precision[media_type]:
-                precision[media_type], quality[media_type] = precise, q
-    json = quality.pop("application/json")
-    return json > max(quality.values())
+def asks_for_json(accept: str) -> bool:
+    """Return whether an ``Accept`` header names JSON first. Prometheus names its own formats; ``*/*`` is no wish."""
+    first = accept.split(",")[0]
+    return first.partition(";")[0].strip().lower() == "application/json"
 
 
 def _ping(factory: MongoDBSessionManagerFactory, seconds: float) -> bool:
