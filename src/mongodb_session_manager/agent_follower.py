@@ -23,7 +23,6 @@ from strands.types.content import Message
 from strands.types.session import SessionAgent
 
 from . import documents
-from .blobs import PendingBlobs
 from .documents import Document, MongoDBSessionAgent, StoredAgent
 from .encoding import encode, fingerprint
 from .errors import MongoDBSessionError
@@ -31,6 +30,7 @@ from .guardrails import INTERVENED, facts_of_stop_reason, guardrail_event
 from .keys import check_tracking_id
 from .metrics import ToolCall, Totals, message_metrics, usage_since
 from .metrics_override import Given, MetricsOverride
+from .pending_blobs import PendingBlobs
 from .session_store import now
 from .telemetry import Observer
 from .unit_of_work import AgentWork, Entry, LateMetricsOperation

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bson import ObjectId
 from strands.types.content import Message
@@ -23,9 +23,7 @@ from .encoding import decode, encode, size_in_bson
 from .errors import DamagedSessionError, UnstorableValueError, shown
 from .foreign import name_of
 from .keys import check_tracking_id, decode_key, exact_text
-
-if TYPE_CHECKING:
-    from .blobs import PendingBlobs
+from .pending_blobs import PendingBlobs
 
 Document = dict[str, Any]
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 import marshal
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bson
 from bson import ObjectId
@@ -42,9 +42,7 @@ from bson.int64 import Int64
 
 from .errors import UnstorableValueError, shown
 from .keys import exact_text
-
-if TYPE_CHECKING:
-    from .blobs import PendingBlobs
+from .pending_blobs import PendingBlobs
 
 MARKER = "__encoded__"
 """The key that says that a stored document stands for another value."""

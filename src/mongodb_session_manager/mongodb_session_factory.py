@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ._pool_statistics import PoolReport, PoolStats
 from .archive_policy import ArchivePolicy
-from .blobs import BLOB_THRESHOLD_BYTES
 from .clients import check_client
 from .command_pool import command_pool
 from .errors import SessionNotFoundError
@@ -17,6 +16,7 @@ from .metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
 from .mongodb_session_repository import MongoDBSessionRepository
+from .pending_blobs import BLOB_THRESHOLD_BYTES
 from .settings import check_settings
 
 if TYPE_CHECKING:

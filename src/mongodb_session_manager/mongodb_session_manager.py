@@ -41,7 +41,6 @@ from strands.types.session import Session
 from . import documents
 from .agent_follower import AgentFollower, add_new_agent
 from .archive_policy import ArchivePolicy, DocumentSize
-from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .command_pool import CommandPool, alone_on_a_private_loop, in_event_loop, settle
 from .documents import Document, StoredAgent
 from .encoding import encode, fingerprint
@@ -55,6 +54,7 @@ from .metrics_override import MetricsOverride
 from .metrics_summary import MetricsSummary, ModelPrice
 from .mongodb_session_repository import MongoDBSessionRepository
 from .operation_hooks import FeedbackHook, MetadataHook, call_hook
+from .pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .search_index import Feed
 from .session_store import MultiAgentAsRead, SessionStore, now
 from .settings import Durability, OnConflict, Settings, check_on_conflict, check_settings

@@ -17,7 +17,6 @@ from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 
 from . import documents, session_listing, statements
-from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .clients import open_client
 from .documents import Document, MongoDBSessionAgent
 from .encoding import encode, from_bson, to_bson
@@ -45,6 +44,7 @@ from .keys import (
 from .metadata_cache import CacheUse, SessionPlace
 from .metadata_watch import watch
 from .metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
+from .pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .search_index import MessageHit
 from .sending import is_there
 from .session_listing import SessionPage, SortBy

@@ -26,7 +26,7 @@ from pymongo.results import UpdateResult
 from . import messages_view, session_listing, statements
 from .archive_policy import Embedded
 from .archiving import Archiver
-from .blobs import BlobOwner, BlobStore, PendingBlobs
+from .blobs import BlobOwner, BlobStore
 from .clients import check_client
 from .command_pool import command_pool
 from .direct import DirectCommands
@@ -48,6 +48,7 @@ from .foreign import count, mapping, mappings
 from .history import History
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .metadata_cache import MetadataAsRead
+from .pending_blobs import PendingBlobs
 from .reading import Reader
 from .search_index import SearchIndex
 from .sending import attempts, is_there, until_known

@@ -7,11 +7,11 @@ from datetime import timedelta
 from typing import Literal
 
 from .archive_policy import ArchivePolicy
-from .blobs import check_threshold
 from .errors import shown
 from .expiry import check_ttl
 from .keys import check_name
 from .operation_hooks import FeedbackHook, MetadataHook, check_hook
+from .pending_blobs import check_threshold
 
 Durability = Literal["message", "turn"]
 OnConflict = Literal["rebase", "raise"]

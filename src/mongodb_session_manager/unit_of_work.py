@@ -25,13 +25,13 @@ from bson import ObjectId
 
 from . import telemetry
 from .archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
-from .blobs import PendingBlobs
 from .command_pool import settle
 from .documents import STATES, Document, check_size
 from .encoding import blob_markers, encode, fingerprint, fingerprints, to_bson
 from .errors import MessageNotFoundError, MongoDBSessionError, UnstorableValueError
 from .keys import exact_text
 from .metrics import Totals
+from .pending_blobs import PendingBlobs
 from .session_store import MultiAgentAsRead, SessionStore, now
 from .statements import Commit, Rewrite, SessionRef, Update, late_metrics, message_projection
 
