@@ -31,7 +31,7 @@ from .keys import check_tracking_id
 from .metrics import ToolCall, Totals, message_metrics, usage_since
 from .metrics_override import Given, MetricsOverride
 from .pending_blobs import PendingBlobs
-from .session_store import now
+from .session_commands import now
 from .telemetry import Observer
 from .unit_of_work import AgentWork, Entry, LateMetricsOperation
 

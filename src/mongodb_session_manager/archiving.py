@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -20,9 +20,7 @@ from .archive_policy import ArchivePolicy, Embedded
 from .documents import Document
 from .expiry import expiry_of_new_parts
 from .history import History
-
-if TYPE_CHECKING:
-    from .session_store import SessionStore
+from .session_commands import SessionCommands
 
 # Where there is no room, this much of the document may be left. Each segment rewrites the rest of a large document, so
 # few large ones are made.
@@ -42,13 +40,13 @@ class Archiver:
     """Moves messages of the sessions of one collection into their history.
 
     Args:
-        store: Sends the commands about session documents.
+        commands: About session documents.
         history: Sends those about segments.
         clock: Returns the time.
     """
 
-    def __init__(self, store: SessionStore, history: History, clock: Callable[[], datetime]) -> None:
-        self._store = store
+    def __init__(self, commands: SessionCommands, history: History, clock: Callable[[], datetime]) -> None:
+        self._commands = commands
         self._history = history
         self._clock = clock
 
@@ -78,7 +76,7 @@ class Archiver:
         """
         made = False
         for _ in range(_MAX_BLOCKS):
-            sizes = self._store.find_one({"_id": session_id}, statements.SIZES)
+            sizes = self._commands.find_one({"_id": session_id}, statements.SIZES)
             if sizes is None:
                 return None
             archivable = sum(int(agent["messages"]) for agent in sizes["agents"]) + int(sizes["feedbacks"])
@@ -86,7 +84,7 @@ class Archiver:
             if little and sizes["bytes"] + needed <= _FULL_BYTES:
                 return int(sizes["bytes"]) if made else None
             if "incarnation" not in sizes or any("archived_count" not in agent for agent in sizes["agents"]):
-                self._store.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
+                self._commands.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
                 continue
             bytes_by_key = {agent["key"]: int(agent["messages"]) for agent in sizes["agents"]}
             bytes_by_key[statements.FEEDBACKS] = int(sizes["feedbacks"])
@@ -107,11 +105,11 @@ class Archiver:
         """
         mine: list[Document] = []
         for _ in range(_MAX_ATTEMPTS):
-            found = self._store.find_raw(
+            found = self._commands.find_raw(
                 {"_id": session_id, "incarnation": incarnation}, statements.block_projection(key, policy.block)
             )
             if found is None:
-                if mine and self._store.is_over(session_id, incarnation):
+                if mine and self._commands.is_over(session_id, incarnation):
                     # Whoever deleted the session may not have found it. All else is the sweep's: a session document
                     # may only be missing because a restore has yet to bring it.
                     self._history.delete(mine)
@@ -189,7 +187,7 @@ class Archiver:
             if there["edits"] > edits:
                 return 0  # It is newer than what was read here.
             count = int(there["count"])
-        committed = self._store.update(statements.archive(session_id, session, key, first, count, edits))
+        committed = self._commands.update(statements.archive(session_id, session, key, first, count, edits))
         return count if committed else 0
 
 

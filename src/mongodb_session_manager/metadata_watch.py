@@ -40,7 +40,7 @@ def watch(
         store: Its commands.
         watched: How many collections are watched already, each with a connection that waits for changes.
     """
-    most = store.client.options.pool_options.max_pool_size
+    most = store.commands.client.options.pool_options.max_pool_size
     if most and watched >= most // 2:
         logger.warning(
             "collection=<%s>, maxPoolSize=<%d> | not watched, half of the connections at most are spared for that: "
@@ -86,7 +86,7 @@ class MetadataWatcher:
         while not self._ended.wait(pause):
             pause = min(max(2 * pause, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
             try:
-                with self._store.watch_metadata(_AWAIT_MS) as stream:
+                with self._store.reads.watch_metadata(_AWAIT_MS) as stream:
                     self._forget_all()
                     self.live, told = True, False
                     while stream.alive and not self._ended.is_set():

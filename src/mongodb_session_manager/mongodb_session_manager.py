@@ -56,7 +56,9 @@ from .mongodb_session_repository import MongoDBSessionRepository
 from .operation_hooks import FeedbackHook, MetadataHook, call_hook
 from .pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .search_index import Feed
-from .session_store import MultiAgentAsRead, SessionStore, now
+from .session_commands import now
+from .session_reads import MultiAgentAsRead
+from .session_store import SessionStore
 from .settings import Durability, OnConflict, Settings, check_on_conflict, check_settings
 from .statements import SessionRef, renew_lease
 from .telemetry import Observer, traced
@@ -185,7 +187,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         )
         self._observer = _observer
         self._store: SessionStore = self.session_repository._store
-        self._pool: CommandPool = self._store.pool
+        self._pool: CommandPool = self._store.commands.pool
         self._override = MetricsOverride()
         self._document = DocumentSize()
         self._prefetched: dict[str, StoredAgent] = {}
@@ -819,7 +821,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _restore(self, follower: AgentFollower, agent: Any, stored: StoredAgent) -> None:
         def read_from(offset: int) -> list[Document]:
-            return self._store.list_messages(self.session_id, follower.work.key, offset, None)
+            return self._store.reads.list_messages(self.session_id, follower.work.key, offset, None)
 
         follower.restore(agent, stored, read_from, self._fix_broken_tool_use)
 
@@ -828,7 +830,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _read_multi_agent(self, source: Any) -> MultiAgentAsRead:
         multi_agent_id = check_id(source.id, "multi_agent_id")
         self._ensure_open()
-        return self._store.read_multi_agent(self.session_id, multi_agent_id)
+        return self._store.reads.read_multi_agent(self.session_id, multi_agent_id)
 
     def _begin_multi_agent(self, source: Any, stored: MultiAgentAsRead) -> Sending | None:
         work = self._multi_agent_work(source)
@@ -930,7 +932,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         assert incarnation is not None
         try:
             if self._parts_should_expire:
-                self._store.let_parts_expire(self._session_ref())
+                self._store.related.let_parts_expire(self._session_ref())
                 self._parts_should_expire = False
             archive, attributes = self._store.archiver.archive, {"agent_id": work.agent_id}
             left = traced("archive", attributes, archive, self.session_id, incarnation, work.key, policy)
@@ -1082,7 +1084,11 @@ _failed: weakref.WeakSet[MongoDBSessionManager] = weakref.WeakSet()
 
 def managers_with_unsent_work(client: MongoClient[Any]) -> list[MongoDBSessionManager]:
     """Return the managers on this very client that hold something unsent."""
-    return [manager for manager in {*_unsent, *_failed} if manager._store.client is client and manager._holds_work()]
+    return [
+        manager
+        for manager in {*_unsent, *_failed}
+        if manager._store.commands.client is client and manager._holds_work()
+    ]
 
 
 def _wait(sending: Sending | None) -> None:

@@ -47,8 +47,9 @@ from .metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
 from .pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from .search_index import MessageHit
 from .sending import is_there
+from .session_commands import now
 from .session_listing import SessionPage, SortBy
-from .session_store import SessionStore, now
+from .session_store import SessionStore
 from .statements import MessageLink, Rewrite, SessionRef
 
 
@@ -113,7 +114,7 @@ class MongoDBSessionRepository(SessionRepository):
                 client.close()
             raise
         self.client: MongoClient[Any] = client
-        self.collection: Collection[Document] = self._store.collection
+        self.collection: Collection[Document] = self._store.commands.collection
         self.database: Database[Document] = self.collection.database
         self._place = SessionPlace(database_name, collection_name)
         # Set by a factory, for its managers' reads; every write here keeps it true.
@@ -157,12 +158,14 @@ class MongoDBSessionRepository(SessionRepository):
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
         """Return the session's id, type and times, or None if it does not exist."""
         header = {"session_id": 1, "session_type": 1, "created_at": 1, "updated_at": 1}
-        document = self._store.find_one(statements.live(check_id(session_id, "session_id")), header)
+        document = self._store.commands.find_one(statements.live(check_id(session_id, "session_id")), header)
         return None if document is None else documents.to_session(document)
 
     def session_exists(self, session_id: str) -> bool:
         """Return whether there is a session with this id."""
-        return self._store.find_one(statements.live(check_id(session_id, "session_id")), {"_id": 1}) is not None
+        return (
+            self._store.commands.find_one(statements.live(check_id(session_id, "session_id")), {"_id": 1}) is not None
+        )
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
         """Delete a session with all that belongs to it.
@@ -242,7 +245,7 @@ class MongoDBSessionRepository(SessionRepository):
         )
         for condition in asked.conditions:
             _check_storable(condition, "filter")
-        return self._store.list_sessions(asked)
+        return self._store.reads.list_sessions(asked)
 
     # --- agents -----------------------------------------------------------------------------------------------------
 
@@ -257,7 +260,7 @@ class MongoDBSessionRepository(SessionRepository):
         session, key = self._ref(session_id), _agent_key(session_agent.agent_id)
         blobs = self._pending_blobs()
         data = documents.agent_data(session_agent, blobs)
-        session = self._store.upload(session, key, None, blobs)
+        session = self._store.related.upload(session, key, None, blobs)
         standing = self._store.guarded(
             session,
             lambda session, _: statements.commit(session, statements.Commit(key, 0, creates=data), now()),
@@ -271,7 +274,7 @@ class MongoDBSessionRepository(SessionRepository):
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
         """Return an agent with its state, model and system prompt, or None if there is none; never its messages."""
         key = _agent_key(agent_id)
-        found = self._store.read_agent_data(check_id(session_id, "session_id"), key)
+        found = self._store.reads.read_agent_data(check_id(session_id, "session_id"), key)
         return None if found is None else documents.to_session_agent(found, key)
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
@@ -288,7 +291,7 @@ class MongoDBSessionRepository(SessionRepository):
         blobs = self._pending_blobs()
         fields = documents.agent_data(session_agent, blobs)
         del fields["created_at"]
-        session = self._store.upload(session, key, None, blobs)
+        session = self._store.related.upload(session, key, None, blobs)
         moment = now()
         fields["updated_at"] = documents.to_iso(moment)
         if (
@@ -331,7 +334,7 @@ class MongoDBSessionRepository(SessionRepository):
         updated_at = documents.parse_time(session_message.updated_at, moment)
         blobs = self._pending_blobs()
         body = documents.session_message_body(session_message, blobs)
-        session = self._store.upload(session, key, message_id, blobs)
+        session = self._store.related.upload(session, key, message_id, blobs)
         message = documents.message_document(message_id, body, created_at, updated_at)
         message["commit_id"] = ObjectId()
         standing = self._store.guarded(
@@ -344,7 +347,7 @@ class MongoDBSessionRepository(SessionRepository):
         if standing is not None and not standing["exists"]:
             raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")
         # With this commit id, it was stored, and only the answer to the first attempt was lost.
-        stored_by = standing and self._store.commit_id_at(session, key, message_id, standing)
+        stored_by = standing and self._store.reads.commit_id_at(session, key, message_id, standing)
         if standing is not None and stored_by != message["commit_id"]:
             raise SessionConflictError(
                 f"session_id={session_id!r}, agent_id={agent_id!r}: message_id={message_id} is taken; "
@@ -356,7 +359,7 @@ class MongoDBSessionRepository(SessionRepository):
     def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
         """Return a message, or None if there is none. Its stored metrics are left out."""
         key = _agent_key(agent_id)
-        found = self._store.read_message(check_id(session_id, "session_id"), key, check_message_id(message_id))
+        found = self._store.reads.read_message(check_id(session_id, "session_id"), key, check_message_id(message_id))
         return None if found is None else documents.to_session_message(found)
 
     def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
@@ -378,7 +381,7 @@ class MongoDBSessionRepository(SessionRepository):
         message_id = check_message_id(session_message.message_id)
         blobs = self._pending_blobs()
         body = documents.session_message_body(session_message, blobs)
-        session = self._store.upload(session, key, message_id, blobs)
+        session = self._store.related.upload(session, key, message_id, blobs)
         moment = now()
         work = Rewrite(key, message_id, body, body.get("tracking_id"))
         self._store.rewrite(session, work, moment)
@@ -435,7 +438,7 @@ class MongoDBSessionRepository(SessionRepository):
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Return the stored state of a graph or swarm, or None."""
-        found = self._store.read_multi_agent(
+        found = self._store.reads.read_multi_agent(
             check_id(session_id, "session_id"), check_id(multi_agent_id, "multi_agent_id")
         )
         return found.state if isinstance(found.state, dict) else None
@@ -474,7 +477,7 @@ class MongoDBSessionRepository(SessionRepository):
     def get_metadata(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
         which = statements.live(check_id(session_id, "session_id"))
-        document = self._store.find_plain(which, {"_id": 0, "metadata": 1})
+        document = self._store.commands.find_plain(which, {"_id": 0, "metadata": 1})
         return {} if document is None else {"metadata": dict(mapping(document.get("metadata")))}
 
     def delete_metadata(self, session_id: str, metadata_keys: list[str]) -> None:
@@ -506,7 +509,7 @@ class MongoDBSessionRepository(SessionRepository):
 
     def get_feedbacks(self, session_id: str) -> list[dict[str, Any]]:
         """Return a session's feedbacks, oldest first; ``[]`` if it has none or does not exist."""
-        feedbacks = self._store.get_feedbacks(check_id(session_id, "session_id"))
+        feedbacks = self._store.reads.get_feedbacks(check_id(session_id, "session_id"))
         return [{key: value for key, value in feedback.items() if key != "commit_id"} for feedback in feedbacks]
 
     # --- metrics ----------------------------------------------------------------------------------------------------
@@ -536,7 +539,7 @@ class MongoDBSessionRepository(SessionRepository):
         checked = check_prices(prices)
         if agent_id is not None:
             agent_id = check_id(agent_id, "agent_id")
-        usages, ratings = self._store.read_metrics(check_id(session_id, "session_id"), agent_id)
+        usages, ratings = self._store.reads.read_metrics(check_id(session_id, "session_id"), agent_id)
         return summarise(usages, ratings, checked)
 
     # --- guardrails -------------------------------------------------------------------------------------------------
@@ -548,7 +551,7 @@ class MongoDBSessionRepository(SessionRepository):
             The newest 100: ``{id, agent_id, message_id, role, action, created_at, stop_reason?, guardrail_id?,
             guardrail_version?, policies}``; see ``docs/guardrails.md``.
         """
-        return self._store.get_guardrail_events(check_id(session_id, "session_id"))
+        return self._store.reads.get_guardrail_events(check_id(session_id, "session_id"))
 
     # --- search -----------------------------------------------------------------------------------------------------
 
@@ -644,7 +647,7 @@ class MongoDBSessionRepository(SessionRepository):
             MongoDBSessionError: What belonged to some sessions could not be marked or removed. It names them; all
                 others are done.
         """
-        return self._store.sweep(older_than_seconds)
+        return self._store.related.sweep(older_than_seconds)
 
     # --- for people's own queries -----------------------------------------------------------------------------------
 
@@ -683,7 +686,7 @@ class MongoDBSessionRepository(SessionRepository):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
                 raise ValueError(f"{name} must be an int of at least 0, not {shown(value)}")
         key = _agent_key(agent_id)
-        return self._store.list_messages(check_id(session_id, "session_id"), key, offset, limit)
+        return self._store.reads.list_messages(check_id(session_id, "session_id"), key, offset, limit)
 
     def _ref(self, session_id: str) -> SessionRef:
         return SessionRef(check_id(session_id, "session_id"), ttl=self._ttl)
@@ -697,7 +700,7 @@ class MongoDBSessionRepository(SessionRepository):
         where = f"multi_agent_id={multi_agent_id!r} state"
         state = encode(multi_agent.serialize_state(), where, blobs)
         documents.check_size({"state": state}, where)
-        return self._store.upload(session, "", None, blobs), state
+        return self._store.related.upload(session, "", None, blobs), state
 
     def _update_metadata(self, session: SessionRef, metadata: Document) -> None:
         if metadata:
@@ -717,8 +720,10 @@ class MongoDBSessionRepository(SessionRepository):
             return self.get_metadata(session_id)
         cache = use.cache
         cache._watch(use, self._place, lambda watched: watch(cache, self._place, self._store, watched))
-        content = cache._read(use, self._place, session_id, incarnation, lambda: self._store.read_metadata(session_id))
-        return {} if content is None else {"metadata": self._store.metadata(content)}
+        content = cache._read(
+            use, self._place, session_id, incarnation, lambda: self._store.reads.read_metadata(session_id)
+        )
+        return {} if content is None else {"metadata": self._store.reads.metadata(content)}
 
     def _changing_metadata(self, session_id: str) -> AbstractContextManager[None]:
         use = self._cache_use
@@ -736,11 +741,11 @@ class MongoDBSessionRepository(SessionRepository):
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.
         projection = {"_id": 0, "keys": statements.AGENT_KEYS}
-        document = self._store.find_one(statements.live(session_id), projection)
+        document = self._store.commands.find_one(statements.live(session_id), projection)
         return [name_of(key) for key in (document or {}).get("keys") or []]
 
     def _count_messages(self, session_id: str, agent_id: str) -> int:
-        return self._store.count_messages(session_id, encode_key(agent_id))
+        return self._store.reads.count_messages(session_id, encode_key(agent_id))
 
 
 def _agent_key(agent_id: str) -> str:

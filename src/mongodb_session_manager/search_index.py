@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bson import ObjectId
 from pymongo import TEXT, IndexModel, UpdateOne
@@ -39,11 +39,9 @@ from .indexes import EXPIRY_INDEX
 from .keys import is_key
 from .reading import Reader
 from .sending import back_off, until_known
+from .session_commands import SessionCommands
 from .session_parts import SessionParts
 from .upkeep import Failures
-
-if TYPE_CHECKING:
-    from .session_store import SessionStore
 
 # Messages are read and put this many at a time; from a segment, all it has.
 _BATCH = 200
@@ -106,7 +104,7 @@ class SearchIndex(SessionParts):
     """The searchable messages of the sessions of one collection.
 
     Args:
-        store: Sends the commands about session documents.
+        commands: About session documents.
         history: Sends those about segments.
         sessions: The collection of the session documents.
         reader: Decodes what is read.
@@ -114,19 +112,21 @@ class SearchIndex(SessionParts):
 
     number = "message"
 
-    def __init__(self, store: SessionStore, history: History, sessions: Collection[Document], reader: Reader) -> None:
+    def __init__(
+        self, commands: SessionCommands, history: History, sessions: Collection[Document], reader: Reader
+    ) -> None:
         self.collection: Collection[Document] = sessions.database.get_collection(
             f"{sessions.name}_search",
             codec_options=sessions.codec_options,
             read_preference=sessions.read_preference,
         )
-        self._store = store
+        self._commands = commands
         self._history = history
         self._reader = reader
 
     def ensure_index(self, *, again: bool = False) -> None:
         """Create the text index, once per process and collection; perhaps again, in case that was dropped."""
-        mine = frozenset(self._store.client.topology_description.server_descriptions()), self.collection.full_name
+        mine = frozenset(self._commands.client.topology_description.server_descriptions()), self.collection.full_name
         if mine in _ensured and not again:
             return
         # No language: conversations are in many, and no word is too common to be looked for.
@@ -140,7 +140,7 @@ class SearchIndex(SessionParts):
         session_id, incarnation, key = feed.session_id, feed.incarnation, feed.key
         self.ensure_index()
         if feed.rebuild:
-            self._store.update(statements.begin_indexing(session_id, incarnation, key))
+            self._commands.update(statements.begin_indexing(session_id, incarnation, key))
         fed = lost_races = batches = 0
         put: list[Document] = []
         while lost_races < _MAX_ATTEMPTS and (feed.batches is None or batches < feed.batches):
@@ -154,7 +154,7 @@ class SearchIndex(SessionParts):
             settled = standing.get("message_count", -1) >= feed.at_least
             if not settled or indexed is None or indexed["rewrites"] != standing["rewrites"]:
                 if settled:
-                    self._store.update(statements.begin_indexing(session_id, incarnation, key))
+                    self._commands.update(statements.begin_indexing(session_id, incarnation, key))
                 back_off(lost_races)
                 lost_races += 1
                 continue
@@ -164,7 +164,7 @@ class SearchIndex(SessionParts):
             try:
                 messages = self._messages(session_id, incarnation, key, start, standing)
             except HistoryIncompleteError:
-                if self._store.is_over(session_id, incarnation):
+                if self._commands.is_over(session_id, incarnation):
                     self._take_back(put)
                     feed.complete = True
                     return fed
@@ -176,7 +176,7 @@ class SearchIndex(SessionParts):
             self._put(put)
             batches += 1
             stop = start + len(messages)
-            if stop == start or self._store.update(statements.indexed(session_id, key, standing, stop)):
+            if stop == start or self._commands.update(statements.indexed(session_id, key, standing, stop)):
                 fed += len(messages)
                 if start >= archived and len(messages) < _BATCH:
                     feed.complete = True
@@ -200,7 +200,7 @@ class SearchIndex(SessionParts):
         query: Document = {"_id": {"$type": "string"}, "$expr": NOT_EXPIRED}
         if session_id is not None:
             query["_id"] = session_id
-        for found in self._store.collection.find(query, statements.behind_projection(), batch_size=20):
+        for found in self._commands.collection.find(query, statements.behind_projection(), batch_size=20):
             sessions += 1
             agents = [agent for agent in found["agents"] if rebuild or agent["behind"]]
             incarnation: ObjectId | None = None
@@ -220,8 +220,8 @@ class SearchIndex(SessionParts):
         session_id, incarnation = found["_id"], found.get("incarnation")
         lacking = [agent["key"] for agent in agents if not agent["adopted"] and is_key(agent["key"])]
         if incarnation is None or lacking:
-            self._store.adopt(session_id, lacking)
-            incarnation = (self._store.find_one({"_id": session_id}, {"incarnation": 1}) or {}).get("incarnation")
+            self._commands.adopt(session_id, lacking)
+            incarnation = (self._commands.find_one({"_id": session_id}, {"incarnation": 1}) or {}).get("incarnation")
         if incarnation is not None and not isinstance(incarnation, ObjectId):
             raise MongoDBSessionError(f"session_id={session_id!r}: incarnation is no ObjectId")
         return incarnation
@@ -229,9 +229,9 @@ class SearchIndex(SessionParts):
     def _standing(self, session_id: str, incarnation: ObjectId, key: str) -> Document | None:
         """Return how things stand, ``{}`` if that is not settled yet, None if the session or the agent is gone."""
         projection = statements.unindexed_projection(key, _BATCH)
-        found = self._store.find_raw({"_id": session_id, "incarnation": incarnation}, projection)
+        found = self._commands.find_raw({"_id": session_id, "incarnation": incarnation}, projection)
         if found is None:
-            return None if self._store.is_over(session_id, incarnation) else {}
+            return None if self._commands.is_over(session_id, incarnation) else {}
         standing = self._reader.plain(found)
         return standing if "archived_count" in standing else None
 
@@ -278,7 +278,7 @@ class SearchIndex(SessionParts):
         }
         self._put(documents.values(), wins_ties=True)
         rewrites = standing["rewrites"] + 1
-        self._store.update(statements.rewrite_indexed(session_id, standing["incarnation"], key, rewrites))
+        self._commands.update(statements.rewrite_indexed(session_id, standing["incarnation"], key, rewrites))
 
     def _document(
         self, session_id: str, key: str, message_id: int, message: Mapping[str, Any], standing: Mapping[str, Any]
@@ -350,7 +350,7 @@ class SearchIndex(SessionParts):
         """Return which lives are not over, of those that the documents belong to."""
         ids = list({document["_id"]["session"] for document in found})
         query = {"_id": {"$in": ids}, "incarnation": {"$type": "objectId"}, "$expr": NOT_EXPIRED}
-        sessions = self._store.collection.find(query, {"incarnation": 1}) if ids else ()
+        sessions = self._commands.collection.find(query, {"incarnation": 1}) if ids else ()
         return {
             (session["_id"], session["incarnation"])
             for session in sessions

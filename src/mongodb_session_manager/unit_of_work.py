@@ -32,7 +32,9 @@ from .errors import MessageNotFoundError, MongoDBSessionError, UnstorableValueEr
 from .keys import exact_text
 from .metrics import Totals
 from .pending_blobs import PendingBlobs
-from .session_store import MultiAgentAsRead, SessionStore, now
+from .session_commands import now
+from .session_reads import MultiAgentAsRead
+from .session_store import SessionStore
 from .statements import Commit, Rewrite, SessionRef, Update, late_metrics, message_projection
 
 logger = logging.getLogger(__name__)
@@ -132,7 +134,7 @@ class AppendOperation:
             document.bytes = document.bytes if left is None else left
             document.make_room_above = max(MAKE_ROOM_ABOVE_BYTES, document.bytes + self.bytes + _ROOM_STEP_BYTES)
         for blobs in self.state_blobs:
-            store.upload(session, work.key, None, blobs)
+            store.related.upload(session, work.key, None, blobs)
         messages: list[Document] = []
         totals: list[Totals] = []
         guardrail_events: list[tuple[int, Document]] = []
@@ -143,7 +145,7 @@ class AppendOperation:
             for event in entry.guardrail_events:
                 guardrail_events.append((index, event))
             if entry.blobs is not None:
-                store.upload(session, work.key, work.position + index, entry.blobs)
+                store.related.upload(session, work.key, work.position + index, entry.blobs)
         work.messages, work.totals, work.guardrail_events = messages, totals, guardrail_events
         attributes: telemetry.Attributes = {"agent_id": self.agent.agent_id, "messages": len(messages)}
         telemetry.traced("commit", attributes, store.commit, session, work, self.rebase)
@@ -176,7 +178,7 @@ class RewriteOperation:
             return  # It was refused.
         self.work.message_id = self.entry.message_id
         if self.blobs is not None:
-            store.upload(session, self.work.key, self.entry.message_id, self.blobs)
+            store.related.upload(session, self.work.key, self.entry.message_id, self.blobs)
         try:
             store.rewrite(session, self.work, now())
         except MessageNotFoundError:
@@ -237,7 +239,7 @@ class MultiAgentOperation:
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the state."""
-        store.upload(session, "", None, self.blobs)
+        store.related.upload(session, "", None, self.blobs)
         work = self.outbox
         work.stored = store.put_multi_agent(session, work.multi_agent_id, self.state, work.stored)
 
@@ -348,7 +350,7 @@ class Outbox:
             future = under_way.future()
         if is_mine:
             try:
-                self._store.pool.submit(lambda: self._drain(under_way))
+                self._store.commands.pool.submit(lambda: self._drain(under_way))
             except BaseException as error:
                 with self.lock:
                     self._sending = None
@@ -768,7 +770,7 @@ class AgentWork(Outbox):
             session, commit = self._session(), operation.entry.commit
             if commit is not None and commit.placed:
                 # It was sent and failed; but it may be stored, and only the answer to it was lost.
-                there = self._store.read_message(session.session_id, self.key, commit.work.position)
+                there = self._store.reads.read_message(session.session_id, self.key, commit.work.position)
                 if there is not None and there.get("commit_id") == commit.work.commit_id:
                     self.was_stored(commit)
                     with self.lock:
