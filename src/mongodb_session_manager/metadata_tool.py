@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pymongo.errors import PyMongoError
 from strands import tool
@@ -15,9 +15,7 @@ from strands.tools.decorator import DecoratedFunctionTool
 
 from .errors import described
 from .keys import check_metadata, check_metadata_paths
-
-if TYPE_CHECKING:
-    from .mongodb_session_manager import MongoDBSessionManager
+from .session_metadata import SessionMetadata
 
 # Plain types only: not every provider understands `anyOf`. Text where an object or a list should be is taken as well.
 _SCHEMA: dict[str, Any] = {
@@ -43,7 +41,7 @@ _SCHEMA: dict[str, Any] = {
 
 
 def metadata_tool(
-    manager: MongoDBSessionManager, readable: Sequence[str] | None, writable: Sequence[str] | None
+    session_metadata: SessionMetadata, readable: Sequence[str] | None, writable: Sequence[str] | None
 ) -> DecoratedFunctionTool[Any, Any]:
     """Return the tool for one session; see ``MongoDBSessionManager.get_metadata_tool``.
 
@@ -66,7 +64,7 @@ def metadata_tool(
             wanted = [path for key in _keys(keys) for path in check_metadata_paths([key])]
             _refuse_others(wanted, may_read, "read")
             with _telling_little():
-                found = manager.get_metadata().get("metadata") or {}
+                found = session_metadata.get().get("metadata") or {}
             if wanted:
                 return _text({key: value for key in wanted for value in _at(found, key)})
             return _text(found if may_read is None else _part(found, may_read))
@@ -75,12 +73,12 @@ def metadata_tool(
                 raise ValueError("delete needs keys: the keys to remove")
             _refuse_others(gone, may_write, "change")
             with _telling_little():
-                return _done("Deleted", gone, manager._delete_metadata(gone))
+                return _done("Deleted", gone, session_metadata.delete(gone))
         if not (fields := _fields(metadata)):
             raise ValueError(f"{action} needs metadata: an object with the fields to set")
         _refuse_others(fields, may_write, "change")
         with _telling_little():
-            return _done("Stored", list(fields), manager._update_metadata(fields))
+            return _done("Stored", list(fields), session_metadata.update(fields))
 
     return manage_metadata
 
