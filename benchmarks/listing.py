@@ -25,10 +25,10 @@ from pymongo import MongoClient
 from support import CommandRecorder, Samples, Target
 
 from mongodb_session_manager import SessionPage
-from mongodb_session_manager.documents import message_document, new_agent, new_session
+from mongodb_session_manager._model.documents import message_document, new_agent, new_session
+from mongodb_session_manager._statements.statements import Commit, SessionRef
 from mongodb_session_manager.local import LocalMongoDB
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
-from mongodb_session_manager.statements import Commit, SessionRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable

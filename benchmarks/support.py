@@ -32,7 +32,8 @@ from strands.session.snapshot_session_manager import SnapshotSessionManager
 from strands_mongodb_storage import MongoDBStorage
 from strands_session_mongodb import MongoDBSessionManager as RivalSessionManager
 
-from mongodb_session_manager import MongoDBSessionManagerFactory, session_listing
+from mongodb_session_manager import MongoDBSessionManagerFactory
+from mongodb_session_manager._statements import session_listing
 from mongodb_session_manager.mongodb_connection_pool import DEFAULT_OPTIONS
 
 _REPOSITORY = Path(__file__).resolve().parent.parent

@@ -15,8 +15,8 @@ from typing import Any
 
 from pymongo import MongoClient
 
-from ._pool_statistics import PoolReport, PoolStatistics, PoolStats
-from .clients import check_connection_string, open_client
+from ._client.clients import check_connection_string, open_client
+from ._client.pool_statistics import PoolReport, PoolStatistics, PoolStats
 
 DEFAULT_OPTIONS: dict[str, Any] = {
     "maxPoolSize": 100,

@@ -38,33 +38,33 @@ from strands.tools.decorator import DecoratedFunctionTool
 from strands.types.content import Message
 from strands.types.session import Session
 
-from . import documents
-from .agent_follower import AgentFollower, add_new_agent
-from .archive_policy import ArchivePolicy, DocumentSize
-from .command_pool import CommandPool, alone_on_a_private_loop, in_event_loop, settle
-from .documents import Document, StoredAgent
-from .encoding import encode, fingerprint
-from .error_notes import add_note
+from ._agents.follower import AgentFollower, add_new_agent
+from ._agents.metrics_override import MetricsOverride
+from ._agents.unit_of_work import AgentWork, MultiAgentOperation, MultiAgentWork, Outbox, Sending
+from ._client.command_pool import CommandPool, alone_on_a_private_loop, in_event_loop, settle
+from ._model import documents
+from ._model.archive_policy import ArchivePolicy, DocumentSize
+from ._model.documents import Document, StoredAgent
+from ._model.encoding import encode, fingerprint
+from ._model.expiry import first_expiry
+from ._model.guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
+from ._model.keys import check_feedback, check_id, encode_key, exact_text
+from ._model.metrics_summary import MetricsSummary, ModelPrice
+from ._model.pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
+from ._session.error_notes import add_note
+from ._session.hooks import FeedbackHook, MetadataHook, call_hook
+from ._session.lease import HeldLease, SessionLease
+from ._session.metadata import SessionMetadata
+from ._session.metadata_tool import metadata_tool
+from ._session.options import Durability, OnConflict, Settings, check_on_conflict, check_settings
+from ._statements.statements import SessionRef
+from ._store.search_index import Feed
+from ._store.session_commands import now
+from ._store.session_reads import MultiAgentAsRead
+from ._store.session_store import SessionStore
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError, described, shown
-from .expiry import first_expiry
-from .guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
-from .keys import check_feedback, check_id, encode_key, exact_text
-from .lease import HeldLease, SessionLease
-from .metadata_tool import metadata_tool
-from .metrics_override import MetricsOverride
-from .metrics_summary import MetricsSummary, ModelPrice
 from .mongodb_session_repository import MongoDBSessionRepository
-from .operation_hooks import FeedbackHook, MetadataHook, call_hook
-from .pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
-from .search_index import Feed
-from .session_commands import now
-from .session_metadata import SessionMetadata
-from .session_reads import MultiAgentAsRead
-from .session_store import SessionStore
-from .settings import Durability, OnConflict, Settings, check_on_conflict, check_settings
-from .statements import SessionRef
 from .telemetry import Observer, traced
-from .unit_of_work import AgentWork, MultiAgentOperation, MultiAgentWork, Outbox, Sending
 
 try:
     from strands.middleware import InvokeModelStage
@@ -111,8 +111,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         on_conflict: What to do if another process has stored messages of the same agent meanwhile. ``"rebase"``
             appends behind them; ``"raise"`` raises ``SessionConflictError`` and keeps the unit of work.
         metadata_hook: Called instead of each of ``update_metadata``, ``get_metadata`` and ``delete_metadata``, also
-            where an agent's tool is what calls them; see ``operation_hooks.MetadataHook``.
-        feedback_hook: Called instead of ``add_feedback``; see ``operation_hooks.FeedbackHook``.
+            where an agent's tool is what calls them; see ``MetadataHook`` in this module.
+        feedback_hook: Called instead of ``add_feedback``; see ``FeedbackHook`` in this module.
         **client_options: Options of the ``MongoClient`` that is made from ``connection_string``; beside ``client``
             they have no effect, which a warning says.
 

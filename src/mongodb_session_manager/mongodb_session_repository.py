@@ -16,20 +16,13 @@ from pymongo.errors import DuplicateKeyError
 from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 
-from . import documents, session_listing, statements
-from .clients import open_client
-from .documents import Document, MongoDBSessionAgent
-from .encoding import encode, from_bson, to_bson
-from .errors import (
-    AgentNotFoundError,
-    SessionConflictError,
-    SessionExistsError,
-    UnstorableValueError,
-    shown,
-)
-from .expiry import check_ttl, first_expiry
-from .foreign import mapping, name_of
-from .keys import (
+from ._client.clients import open_client
+from ._model import documents
+from ._model.documents import Document, MongoDBSessionAgent
+from ._model.encoding import encode, from_bson, to_bson
+from ._model.expiry import check_ttl, first_expiry
+from ._model.foreign import mapping, name_of
+from ._model.keys import (
     check_feedback,
     check_id,
     check_message_id,
@@ -41,16 +34,24 @@ from .keys import (
     encode_key,
     exact_text,
 )
-from .metadata_cache import CacheUse, SessionPlace
-from .metadata_watch import watch
-from .metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
-from .pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
-from .search_index import MessageHit
-from .sending import is_there
-from .session_commands import now
-from .session_listing import SessionPage, SortBy
-from .session_store import SessionStore
-from .statements import MessageLink, Rewrite, SessionRef
+from ._model.metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
+from ._model.pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
+from ._session.metadata_cache import CacheUse, SessionPlace
+from ._session.metadata_watch import watch
+from ._statements import session_listing, statements
+from ._statements.session_listing import SessionPage, SortBy
+from ._statements.statements import MessageLink, Rewrite, SessionRef
+from ._store.search_index import MessageHit
+from ._store.sending import is_there
+from ._store.session_commands import now
+from ._store.session_store import SessionStore
+from .errors import (
+    AgentNotFoundError,
+    SessionConflictError,
+    SessionExistsError,
+    UnstorableValueError,
+    shown,
+)
 
 
 class MongoDBSessionRepository(SessionRepository):

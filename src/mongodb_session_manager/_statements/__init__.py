@@ -1,0 +1,1 @@
+"""Filters, updates and projections, one file per subject: pure."""
