@@ -11,7 +11,7 @@ from support.commands import CommandRecorder
 
 from mongodb_session_manager import InvalidIdentifierError, MongoDBSessionRepository, UnstorableValueError
 from mongodb_session_manager._model.keys import MAX_DEPTH, MAX_INDEXES, MAX_PATH_CHARACTERS
-from mongodb_session_manager._statements.statements import MAX_METADATA_BYTES
+from mongodb_session_manager._statements.metadata_changes import MAX_METADATA_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

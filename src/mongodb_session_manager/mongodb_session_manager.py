@@ -57,7 +57,7 @@ from ._session.lease import HeldLease, SessionLease
 from ._session.metadata import SessionMetadata
 from ._session.metadata_tool import metadata_tool
 from ._session.options import Durability, OnConflict, Settings, check_on_conflict, check_settings
-from ._statements.statements import SessionRef
+from ._statements.sessions import SessionRef
 from ._store.search_index import Feed
 from ._store.session_commands import now
 from ._store.session_reads import MultiAgentAsRead

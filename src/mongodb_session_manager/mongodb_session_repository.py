@@ -38,9 +38,11 @@ from ._model.metrics_summary import MetricsSummary, ModelPrice, check_prices, su
 from ._model.pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from ._session.metadata_cache import CacheUse, SessionPlace
 from ._session.metadata_watch import watch
-from ._statements import session_listing, statements
+from ._statements import commits, multi_agent_states, reading, session_listing, sessions
+from ._statements.feedback import MessageLink
+from ._statements.rewrites import Rewrite
 from ._statements.session_listing import SessionPage, SortBy
-from ._statements.statements import MessageLink, Rewrite, SessionRef
+from ._statements.sessions import SessionRef
 from ._store.search_index import MessageHit
 from ._store.sending import is_there
 from ._store.session_commands import now
@@ -159,14 +161,12 @@ class MongoDBSessionRepository(SessionRepository):
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
         """Return the session's id, type and times, or None if it does not exist."""
         header = {"session_id": 1, "session_type": 1, "created_at": 1, "updated_at": 1}
-        document = self._store.commands.find_one(statements.live(check_id(session_id, "session_id")), header)
+        document = self._store.commands.find_one(sessions.live(check_id(session_id, "session_id")), header)
         return None if document is None else documents.to_session(document)
 
     def session_exists(self, session_id: str) -> bool:
         """Return whether there is a session with this id."""
-        return (
-            self._store.commands.find_one(statements.live(check_id(session_id, "session_id")), {"_id": 1}) is not None
-        )
+        return self._store.commands.find_one(sessions.live(check_id(session_id, "session_id")), {"_id": 1}) is not None
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
         """Delete a session with all that belongs to it.
@@ -264,8 +264,8 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._store.related.upload(session, key, None, blobs)
         standing = self._store.guarded(
             session,
-            lambda session, _: statements.commit(session, statements.Commit(key, 0, creates=data), now()),
-            {"agent_data": statements.agent_data_expression(key)},
+            lambda session, _: commits.commit(session, commits.Commit(key, 0, creates=data), now()),
+            {"agent_data": reading.agent_data_expression(key)},
             lambda found: found["agent_data"] is not None,
         )
         # The same one to the microsecond is this one: only the answer to the first attempt was lost.
@@ -298,8 +298,8 @@ class MongoDBSessionRepository(SessionRepository):
         if (
             self._store.guarded(
                 session,
-                lambda session, found: statements.agent_fields(session, key, fields, found["changes"], moment),
-                statements.agent_projection(key),
+                lambda session, found: commits.agent_fields(session, key, fields, found["changes"], moment),
+                commits.agent_projection(key),
                 lambda found: not found["exists"],
                 agent_keys=[key],
             )
@@ -340,8 +340,8 @@ class MongoDBSessionRepository(SessionRepository):
         message["commit_id"] = ObjectId()
         standing = self._store.guarded(
             session,
-            lambda session, _: statements.append_message(session, key, message, now()),
-            statements.position_projection(key, message_id),
+            lambda session, _: commits.append_message(session, key, message, now()),
+            commits.position_projection(key, message_id),
             lambda found: not found["exists"] or found["message_count"] > message_id,
             agent_keys=[key],
         )
@@ -456,8 +456,10 @@ class MongoDBSessionRepository(SessionRepository):
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
         missing = self._store.guarded(
             session,
-            lambda session, found: statements.multi_agent(session, multi_agent_id, state, found["changes"], now()),
-            statements.multi_agent_projection(multi_agent_id),
+            lambda session, found: multi_agent_states.multi_agent(
+                session, multi_agent_id, state, found["changes"], now()
+            ),
+            multi_agent_states.multi_agent_projection(multi_agent_id),
             lambda found: found["changes"] is None,
         )
         if missing is not None:
@@ -477,7 +479,7 @@ class MongoDBSessionRepository(SessionRepository):
 
     def get_metadata(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
-        which = statements.live(check_id(session_id, "session_id"))
+        which = sessions.live(check_id(session_id, "session_id"))
         document = self._store.commands.find_plain(which, {"_id": 0, "metadata": 1})
         return {} if document is None else {"metadata": dict(mapping(document.get("metadata")))}
 
@@ -741,8 +743,8 @@ class MongoDBSessionRepository(SessionRepository):
 
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.
-        projection = {"_id": 0, "keys": statements.AGENT_KEYS}
-        document = self._store.commands.find_one(statements.live(session_id), projection)
+        projection = {"_id": 0, "keys": reading.AGENT_KEYS}
+        document = self._store.commands.find_one(sessions.live(session_id), projection)
         return [name_of(key) for key in (document or {}).get("keys") or []]
 
     def _count_messages(self, session_id: str, agent_id: str) -> int:

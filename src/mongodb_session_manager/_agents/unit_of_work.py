@@ -31,7 +31,10 @@ from .._model.encoding import blob_markers, encode, fingerprint, fingerprints, t
 from .._model.keys import exact_text
 from .._model.metrics import Totals
 from .._model.pending_blobs import PendingBlobs
-from .._statements.statements import Commit, Rewrite, SessionRef, Update, late_metrics, message_projection
+from .._statements.commits import Commit
+from .._statements.reading import message_projection
+from .._statements.rewrites import Rewrite, late_metrics
+from .._statements.sessions import SessionRef, Update
 from .._store.session_commands import now
 from .._store.session_reads import MultiAgentAsRead
 from .._store.session_store import SessionStore

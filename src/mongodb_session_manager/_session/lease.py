@@ -19,7 +19,8 @@ from typing import Any
 
 from pymongo.errors import PyMongoError
 
-from .._statements.statements import SessionRef, renew_lease
+from .._statements.leases import renew_lease
+from .._statements.sessions import SessionRef
 from .._store.session_store import SessionStore
 from ..errors import MongoDBSessionError, SessionBusyError
 from .error_notes import add_note

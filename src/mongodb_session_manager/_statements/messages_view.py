@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from .._model.documents import Document
 from .._model.expiry import NOT_EXPIRED
-from .statements import EACH_AGENT, FEEDBACKS, says_whose
+from .expressions import EACH_AGENT
+from .feedback import FEEDBACKS
+from .sweeping import says_whose
 
 
 def pipeline(sessions: str, history: str) -> list[Document]:

@@ -27,7 +27,8 @@ from .._model.expiry import FOREVER, NOT_EXPIRED
 from .._model.foreign import count, name_of
 from .._model.keys import check_depth, check_id, check_metadata_paths, check_name, encode_key
 from ..errors import shown
-from .statements import EACH_AGENT, segment_id
+from .expressions import EACH_AGENT
+from .segments import segment_id
 
 SortBy = Literal["created_at", "updated_at"]
 

@@ -18,7 +18,7 @@ from bson.raw_bson import RawBSONDocument
 from .._model.archive_policy import ArchivePolicy, Embedded
 from .._model.documents import Document
 from .._model.expiry import expiry_of_new_parts
-from .._statements import statements
+from .._statements import feedback, segments
 from .history import History
 from .session_commands import SessionCommands
 
@@ -61,8 +61,8 @@ class Archiver:
 
     def archive_feedbacks(self, session_id: str, incarnation: ObjectId) -> None:
         """Archive the older feedbacks of a session that has no room for more."""
-        policy = ArchivePolicy(1, statements.MAX_FEEDBACK_BYTES, statements.MAX_FEEDBACKS // 2)
-        self._step(session_id, incarnation, statements.FEEDBACKS, policy, force=True)
+        policy = ArchivePolicy(1, feedback.MAX_FEEDBACK_BYTES, feedback.MAX_FEEDBACKS // 2)
+        self._step(session_id, incarnation, feedback.FEEDBACKS, policy, force=True)
 
     def make_room(self, session_id: str, needed: int = _FULL_BYTES) -> int | None:
         """Archive what is embedded, live or not, until the session document is small again.
@@ -76,7 +76,7 @@ class Archiver:
         """
         made = False
         for _ in range(_MAX_BLOCKS):
-            sizes = self._commands.find_one({"_id": session_id}, statements.SIZES)
+            sizes = self._commands.find_one({"_id": session_id}, segments.SIZES)
             if sizes is None:
                 return None
             archivable = sum(int(agent["messages"]) for agent in sizes["agents"]) + int(sizes["feedbacks"])
@@ -87,7 +87,7 @@ class Archiver:
                 self._commands.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
                 continue
             bytes_by_key = {agent["key"]: int(agent["messages"]) for agent in sizes["agents"]}
-            bytes_by_key[statements.FEEDBACKS] = int(sizes["feedbacks"])
+            bytes_by_key[feedback.FEEDBACKS] = int(sizes["feedbacks"])
             largest = max(bytes_by_key, key=bytes_by_key.__getitem__)
             moved, _ = self._step(session_id, sizes["incarnation"], largest, _MAKING_ROOM, force=True)
             if not moved:
@@ -106,7 +106,7 @@ class Archiver:
         mine: list[Document] = []
         for _ in range(_MAX_ATTEMPTS):
             found = self._commands.find_raw(
-                {"_id": session_id, "incarnation": incarnation}, statements.block_projection(key, policy.block)
+                {"_id": session_id, "incarnation": incarnation}, segments.block_projection(key, policy.block)
             )
             if found is None:
                 if mine and self._commands.is_over(session_id, incarnation):
@@ -161,7 +161,7 @@ class Archiver:
         Returns:
             How many messages it has; 0 if none was committed.
         """
-        segment_id = statements.segment_id(session_id, session["incarnation"], key, first)
+        segment_id = segments.segment_id(session_id, session["incarnation"], key, first)
         expires_at = expiry_of_new_parts(session)
         count = len(messages)
         segment: Document = {
@@ -187,7 +187,7 @@ class Archiver:
             if there["edits"] > edits:
                 return 0  # It is newer than what was read here.
             count = int(there["count"])
-        committed = self._commands.update(statements.archive(session_id, session, key, first, count, edits))
+        committed = self._commands.update(segments.archive(session_id, session, key, first, count, edits))
         return count if committed else 0
 
 

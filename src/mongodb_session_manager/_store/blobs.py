@@ -33,7 +33,7 @@ from pymongo.errors import AutoReconnect, PyMongoError, ServerSelectionTimeoutEr
 
 from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
 from .._model.pending_blobs import Blob, PendingBlobs
-from .._statements.statements import says_whose
+from .._statements.sweeping import says_whose
 from ..errors import BlobMissingError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .sending import until_known

@@ -24,7 +24,7 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from .._statements.statements import Update
+from .._statements.sessions import Update
 
 _RETRYABLE = "RetryableWriteError"
 # After these a driver sends a write again. A server only labels them where a command has a transaction number.

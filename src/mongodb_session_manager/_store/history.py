@@ -24,8 +24,10 @@ from pymongo.read_preferences import Primary
 
 from .._model.documents import Document
 from .._model.foreign import name_of
-from .._statements import session_listing, statements
-from .._statements.statements import Rewrite
+from .._statements import feedback as feedback_statements
+from .._statements import related_expiry, rewrites, searching, session_listing, sweeping, totals
+from .._statements import segments as segments_statements
+from .._statements.rewrites import Rewrite
 from ..errors import BlobMissingError, HistoryIncompleteError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .reading import Reader
@@ -66,10 +68,10 @@ class History(SessionParts):
         """
 
         def where(first: int) -> Document:
-            return statements.segment_id(session_id, incarnation, key, first)
+            return segments_statements.segment_id(session_id, incarnation, key, first)
 
-        page = statements.segment_page_projection(start, stop)
-        plain = key == statements.FEEDBACKS
+        page = segments_statements.segment_page_projection(start, stop)
+        plain = key == feedback_statements.FEEDBACKS
         begin, rest = {"$gte": where(0), "$lte": where(start)}, {"$gt": where(start), "$lt": where(stop)}
         segments = self._find({"_id": begin}, page, newest_first=True, limit=1, plain=plain)
         if segments and segments[0]["_id"]["first"] + segments[0]["count"] < stop:
@@ -92,19 +94,20 @@ class History(SessionParts):
             HistoryIncompleteError: They are not all there; perhaps the session was deleted meanwhile.
         """
         begin, end = (
-            statements.segment_id(session_id, incarnation, statements.FEEDBACKS, first) for first in (0, stop)
+            segments_statements.segment_id(session_id, incarnation, feedback_statements.FEEDBACKS, first)
+            for first in (0, stop)
         )
-        projection = statements.segment_ratings_projection(agent_id)
+        projection = totals.segment_ratings_projection(agent_id)
         segments = self._find({"_id": {"$gte": begin, "$lt": end}}, projection, plain=True)
         found = sum(segment["count"] for segment in segments)
         if found != stop:
-            raise _incomplete(session_id, incarnation, statements.FEEDBACKS, 0, stop, found)
+            raise _incomplete(session_id, incarnation, feedback_statements.FEEDBACKS, 0, stop, found)
         return [rating for segment in segments for rating in segment["ratings"]]
 
     def read_message(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Document | None:
         """Return one message, decoded, or None if no segment has it."""
         for segment in self._covering(session_id, incarnation, key, message_id):
-            found = self._find({"_id": segment}, statements.segment_message_projection(message_id))
+            found = self._find({"_id": segment}, segments_statements.segment_message_projection(message_id))
             if found and found[0]["messages"]:
                 message: Document = found[0]["messages"][0]
                 return message
@@ -134,7 +137,7 @@ class History(SessionParts):
         held = {"messages": work.found_in("$messages")}
         for segment in list(self.collection.find(_holding(session_id, incarnation, work), held)):
             message_ids = [message["message_id"] for message in segment["messages"]]
-            update = statements.rewrite_in_segment(segment["_id"], work, message_ids, edit, moment)
+            update = rewrites.rewrite_in_segment(segment["_id"], work, message_ids, edit, moment)
             options: Any = {"array_filters": update.array_filters}
             until_known(partial(self.collection.update_one, update.filter, update.update, **options))
             found += segment["messages"]
@@ -145,7 +148,7 @@ class History(SessionParts):
 
     def has_feedback(self, session_id: str, incarnation: ObjectId, feedback: Document) -> bool:
         """Return whether a segment has this very feedback, which its ``commit_id`` tells."""
-        which = _segments_of(session_id, incarnation, statements.FEEDBACKS)
+        which = _segments_of(session_id, incarnation, feedback_statements.FEEDBACKS)
         which["messages.commit_id"] = feedback["commit_id"]
         return self.collection.find_one(which, {"_id": 1}) is not None
 
@@ -158,9 +161,9 @@ class History(SessionParts):
         Raises:
             HistoryIncompleteError: No segment has it.
         """
-        low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
+        low, high = (segments_statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
         which: Document = {"_id": {"$gte": low, "$lte": high}}
-        projection = {**statements.unindexed_in_segment_projection(position), "indexed": 1}
+        projection = {**searching.unindexed_in_segment_projection(position), "indexed": 1}
         for _ in attempts(f"session_id={session_id!r}: a segment could not be read"):
             found = self.collection.find_one(which, projection, sort=[("_id", -1)])
             if found is None or not found["messages"]:
@@ -198,7 +201,7 @@ class History(SessionParts):
     def standing(self, segment_id: Document, expires_at: datetime | None) -> Document | None:
         """Return ``{count, edits}`` of a segment, or None if there is none; it expires no sooner than this."""
         if expires_at is not None:
-            until_known(lambda: self.collection.update_one({"_id": segment_id}, statements.keep_parts(expires_at)))
+            until_known(lambda: self.collection.update_one({"_id": segment_id}, related_expiry.keep_parts(expires_at)))
         return self.collection.find_one({"_id": segment_id}, {"_id": 0, "count": 1, "edits": 1})
 
     def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> bool:
@@ -222,9 +225,11 @@ class History(SessionParts):
         low = 0
         high = position = message_id
         while low <= high:
-            begin, end = (statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
+            begin, end = (
+                segments_statements.segment_id(session_id, incarnation, key, first) for first in (0, position)
+            )
             which = {"_id": {"$gte": begin, "$lte": end}}
-            found = self._find(which, statements.segment_bounds(), newest_first=True, limit=1)
+            found = self._find(which, segments_statements.segment_bounds(), newest_first=True, limit=1)
             if not found or (last_id := found[0].get("last_id", -1)) < message_id:
                 low = position + 1
             elif found[0].get("first_id", -1) <= message_id <= last_id:
@@ -258,7 +263,7 @@ class History(SessionParts):
         orphans = Orphans(self.collection, grace_seconds)
         stale: list[Document] = [*but]
         deleted = 0
-        with self._settled().aggregate(statements.stale_segments(sessions), allowDiskUse=True) as found:
+        with self._settled().aggregate(sweeping.stale_segments(sessions), allowDiskUse=True) as found:
             for segment in found:
                 stale.append(segment["_id"])
                 with failures.of(segment["_id"]["session"]):
@@ -267,7 +272,7 @@ class History(SessionParts):
 
     @staticmethod
     def _sweep_stale(orphans: Orphans, holds: Holds, segment: Document) -> int:
-        outdates = statements.outdates(segment["_id"], segment["edits"])
+        outdates = sweeping.outdates(segment["_id"], segment["edits"])
         return orphans.settle_all(segment, lambda: holds(segment["_id"]["session"], outdates), marked=True)
 
     def _find(
@@ -294,7 +299,7 @@ class History(SessionParts):
 
 def _segments_of(session_id: str, incarnation: ObjectId, key: str) -> Document:
     """Return the filter of all segments of an agent, or of the feedbacks."""
-    low, high = (statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
+    low, high = (segments_statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
     return {"_id": {"$gte": low, "$lte": high}}
 
 
@@ -307,7 +312,7 @@ def _incomplete(
     session_id: str, incarnation: ObjectId, key: str, start: int, stop: int, found: int
 ) -> HistoryIncompleteError:
     """Return the error for messages, or feedbacks, of which only so many were found."""
-    agent_id = None if key == statements.FEEDBACKS else name_of(key)
+    agent_id = None if key == feedback_statements.FEEDBACKS else name_of(key)
     missing = max(1, stop - start - found)  # Or there are more than there should be, and it is not known which.
     return HistoryIncompleteError(
         session_id, agent_id, first=start, last=stop - 1, missing=missing, incarnation=incarnation

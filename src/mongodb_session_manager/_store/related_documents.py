@@ -11,8 +11,8 @@ from bson.raw_bson import RawBSONDocument
 from .._model.documents import Document
 from .._model.expiry import FOREVER, expiry_of_new_parts, parts_kept_until, parts_needed_until
 from .._model.pending_blobs import PendingBlobs
-from .._statements import statements
-from .._statements.statements import SessionRef
+from .._statements import related_expiry, sessions
+from .._statements.sessions import SessionRef
 from .blobs import BlobOwner
 from .history import History
 from .search_index import SearchIndex
@@ -38,7 +38,7 @@ class RelatedDocuments:
     def has_indexed(self, session_id: str) -> bool:
         """Return whether messages of a session may be in the search."""
         return bool(
-            (self._commands.find_one({"_id": session_id}, {"indexed": statements.ANY_INDEXED}) or {}).get("indexed")
+            (self._commands.find_one({"_id": session_id}, {"indexed": sessions.ANY_INDEXED}) or {}).get("indexed")
         )
 
     def delete_parts(self, session_id: str, incarnation: ObjectId | None, *, indexed: bool) -> None:
@@ -64,18 +64,18 @@ class RelatedDocuments:
         elif standing.get("ttl_hours") is None:
             return
         elif promised is None or promised >= FOREVER:
-            self._commands.update(statements.end_expiry(session_id, standing))
+            self._commands.update(related_expiry.end_expiry(session_id, standing))
             return
         else:
             until = FOREVER
         # Or where somebody else is moving them to, or has died over it.
         until = max(until, standing.get("parts_moving_to") or until)
-        if self._commands.update(statements.announce_parts(session_id, standing, until)):
+        if self._commands.update(related_expiry.announce_parts(session_id, standing, until)):
             self._history.keep(session_id, standing["incarnation"], until)
             self._commands.blobs.keep_session(session_id, standing["incarnation"], until, standing["now"])
             if standing["any_indexed"]:
                 self._search.keep(session_id, standing["incarnation"], until)
-            self._commands.update(statements.promise_parts(session_id, standing, until))
+            self._commands.update(related_expiry.promise_parts(session_id, standing, until))
 
     def let_parts_expire(self, session: SessionRef) -> None:
         """Give an expiry to the parts of a session that has got a ttl when it had some already.
@@ -87,7 +87,7 @@ class RelatedDocuments:
         assert session.incarnation is not None
         session_id, incarnation = session.session_id, session.incarnation
         began, until = self._commands.blobs.server_time(), parts_kept_until(now(), session.ttl)
-        if self._commands.update(statements.begin_expiry_of_parts(session_id, incarnation, until)):
+        if self._commands.update(related_expiry.begin_expiry_of_parts(session_id, incarnation, until)):
             self._history.let_expire(session_id, incarnation, until)
             if self.has_indexed(session_id):
                 self._search.let_expire(session_id, incarnation, until)
@@ -122,7 +122,7 @@ class RelatedDocuments:
         Whoever moves the parts on says so first, and leaves alone what has no expiry yet. So it is read again once they
         have theirs: if it still says the same, whoever moves them on from here finds them with it.
         """
-        which = statements.life(session.session_id, incarnation)
+        which = sessions.life(session.session_id, incarnation)
         kept: datetime | None = None
         for _ in attempts(f"session_id={session.session_id!r}: its blobs could not be kept"):
             standing = self._commands.find_raw(which, {"parts_expire_at": 1, "parts_moving_to": 1})

@@ -33,7 +33,8 @@ from pymongo.errors import BulkWriteError, OperationFailure
 from .._model.documents import Document, search_document
 from .._model.expiry import NOT_EXPIRED, expiry_of_new_parts
 from .._model.keys import is_key
-from .._statements import statements
+from .._statements import rewrites as rewrites_statements
+from .._statements import searching, sweeping
 from ..errors import HistoryIncompleteError, MongoDBSessionError, SessionNotFoundError
 from .history import History
 from .indexes import EXPIRY_INDEX
@@ -140,7 +141,7 @@ class SearchIndex(SessionParts):
         session_id, incarnation, key = feed.session_id, feed.incarnation, feed.key
         self.ensure_index()
         if feed.rebuild:
-            self._commands.update(statements.begin_indexing(session_id, incarnation, key))
+            self._commands.update(searching.begin_indexing(session_id, incarnation, key))
         fed = lost_races = batches = 0
         put: list[Document] = []
         while lost_races < _MAX_ATTEMPTS and (feed.batches is None or batches < feed.batches):
@@ -154,7 +155,7 @@ class SearchIndex(SessionParts):
             settled = standing.get("message_count", -1) >= feed.at_least
             if not settled or indexed is None or indexed["rewrites"] != standing["rewrites"]:
                 if settled:
-                    self._commands.update(statements.begin_indexing(session_id, incarnation, key))
+                    self._commands.update(searching.begin_indexing(session_id, incarnation, key))
                 back_off(lost_races)
                 lost_races += 1
                 continue
@@ -176,7 +177,7 @@ class SearchIndex(SessionParts):
             self._put(put)
             batches += 1
             stop = start + len(messages)
-            if stop == start or self._commands.update(statements.indexed(session_id, key, standing, stop)):
+            if stop == start or self._commands.update(searching.indexed(session_id, key, standing, stop)):
                 fed += len(messages)
                 if start >= archived and len(messages) < _BATCH:
                     feed.complete = True
@@ -200,7 +201,7 @@ class SearchIndex(SessionParts):
         query: Document = {"_id": {"$type": "string"}, "$expr": NOT_EXPIRED}
         if session_id is not None:
             query["_id"] = session_id
-        for found in self._commands.collection.find(query, statements.behind_projection(), batch_size=20):
+        for found in self._commands.collection.find(query, searching.behind_projection(), batch_size=20):
             sessions += 1
             agents = [agent for agent in found["agents"] if rebuild or agent["behind"]]
             incarnation: ObjectId | None = None
@@ -228,7 +229,7 @@ class SearchIndex(SessionParts):
 
     def _standing(self, session_id: str, incarnation: ObjectId, key: str) -> Document | None:
         """Return how things stand, ``{}`` if that is not settled yet, None if the session or the agent is gone."""
-        projection = statements.unindexed_projection(key, _BATCH)
+        projection = searching.unindexed_projection(key, _BATCH)
         found = self._commands.find_raw({"_id": session_id, "incarnation": incarnation}, projection)
         if found is None:
             return None if self._commands.is_over(session_id, incarnation) else {}
@@ -269,16 +270,16 @@ class SearchIndex(SessionParts):
             key: The agent's key.
             replaced: The messages as they were stored.
             body: What was replaced in each of them.
-            standing: How things stood right before, as ``statements.indexing_standing`` projects it.
+            standing: How things stood right before, as ``searching.indexing_standing`` projects it.
         """
         now = {**standing, "edits": standing["edits"] + 1}
         documents = {
             message["message_id"]: self._document(session_id, key, message["message_id"], {**left, **body}, now)
-            for message, left in zip(replaced, statements.left_by_rewriting(replaced, body), strict=True)
+            for message, left in zip(replaced, rewrites_statements.left_by_rewriting(replaced, body), strict=True)
         }
         self._put(documents.values(), wins_ties=True)
         rewrites = standing["rewrites"] + 1
-        self._commands.update(statements.rewrite_indexed(session_id, standing["incarnation"], key, rewrites))
+        self._commands.update(searching.rewrite_indexed(session_id, standing["incarnation"], key, rewrites))
 
     def _document(
         self, session_id: str, key: str, message_id: int, message: Mapping[str, Any], standing: Mapping[str, Any]
@@ -294,7 +295,7 @@ class SearchIndex(SessionParts):
 
     def _put(self, documents: Iterable[Document], *, wins_ties: bool = False) -> None:
         """Upsert search documents, in one command: the only place where any is written."""
-        puts = [(document, statements.put_search_document(document, wins_ties=wins_ties)) for document in documents]
+        puts = [(document, searching.put_search_document(document, wins_ties=wins_ties)) for document in documents]
         # A message without text needs a document only where there is one that says something else.
         operations = [
             UpdateOne(put.filter, put.update, upsert=wins_ties or bool(document["text"])) for document, put in puts
@@ -317,7 +318,7 @@ class SearchIndex(SessionParts):
             MongoDBSessionError: Nothing has ever been indexed here.
         """
         # What somebody else has put there says of no session.
-        query = {"$text": {"$search": text}, "$expr": statements.says_whose("$_id", self.number), **conditions}
+        query = {"$text": {"$search": text}, "$expr": sweeping.says_whose("$_id", self.number), **conditions}
         score = {"$meta": "textScore"}
         wanted = {"score": score, **dict.fromkeys(("session_id", "agent_id", "role", "text", "created_at"), 1)}
         hits: list[MessageHit] = []

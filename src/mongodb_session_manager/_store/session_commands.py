@@ -24,8 +24,8 @@ from .._client.clients import check_client
 from .._client.command_pool import command_pool
 from .._model.documents import Document, check_message_count
 from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
-from .._statements import statements
-from .._statements.statements import SessionRef, Update
+from .._statements import adoption, sessions, sweeping
+from .._statements.sessions import SessionRef, Update
 from ..errors import BlobMissingError, SessionBusyError, SessionNotFoundError, UnstorableValueError
 from .blobs import BlobStore
 from .direct import DirectCommands
@@ -87,11 +87,11 @@ class SessionCommands:
 
     def adopt(self, session_id: str, agent_keys: Sequence[str]) -> None:
         """Give an older document its incarnation and counters: one command."""
-        self.collection.update_one({"_id": session_id}, statements.adopt(agent_keys))
+        self.collection.update_one({"_id": session_id}, adoption.adopt(agent_keys))
 
     def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
         """Return whether a life of a session is over, for certain: before what belonged to it is deleted."""
-        return not self.holds(session_id, statements.may_be_life(incarnation))
+        return not self.holds(session_id, sweeping.may_be_life(incarnation))
 
     def holds(self, session_id: str, condition: Document) -> bool:
         """Return whether an expression is true of a session document, for certain.
@@ -190,7 +190,7 @@ class SessionCommands:
 
         Args:
             session: Whose.
-            needed: Projection of what is wanted besides ``statements.STANDING``.
+            needed: Projection of what is wanted besides ``sessions.STANDING``.
             agent_keys: Agents that must have their counters.
             whose_lease_it_is: Whether it matters who holds the session's lease.
 
@@ -214,7 +214,7 @@ class SessionCommands:
         self, session: SessionRef, projection: Mapping[str, Any], *, whose_lease_it_is: bool = True
     ) -> Document:
         """Read why a write did not match; raise the error for it, or return how things stand, as it is stored."""
-        wanted = statements.unless_expired({**statements.STANDING, **projection})
+        wanted = sessions.unless_expired({**sessions.STANDING, **projection})
         standing = self.find_plain({"_id": session.session_id}, wanted)
         if standing is None:
             raise SessionNotFoundError(f"session_id={session.session_id!r} does not exist")

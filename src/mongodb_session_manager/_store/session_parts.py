@@ -12,7 +12,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary
 
 from .._model.documents import Document
-from .._statements import statements
+from .._statements import related_expiry, segments, sweeping
 from .sending import until_known
 from .upkeep import Failures, Orphans
 
@@ -33,17 +33,17 @@ class SessionParts:
 
     def delete_session(self, session_id: str, incarnation: ObjectId) -> None:
         """Delete all documents of one life of a session."""
-        which = {"_id": statements.segments_of(session_id, incarnation)}
+        which = {"_id": segments.segments_of(session_id, incarnation)}
         until_known(lambda: self.collection.delete_many(which))
 
     def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
         """Let all documents of one life of a session expire no sooner than this."""
-        which = {"_id": statements.segments_of(session_id, incarnation)}
-        until_known(lambda: self.collection.update_many(which, statements.keep_parts(until)))
+        which = {"_id": segments.segments_of(session_id, incarnation)}
+        until_known(lambda: self.collection.update_many(which, related_expiry.keep_parts(until)))
 
     def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> bool:
         """Give an expiry to those of one life of a session that have none; return whether there was one."""
-        which = {"_id": statements.segments_of(session_id, incarnation), "expires_at": None}
+        which = {"_id": segments.segments_of(session_id, incarnation), "expires_at": None}
         result = until_known(lambda: self.collection.update_many(which, {"$set": {"expires_at": until}}))
         return bool(result.modified_count)
 
@@ -61,7 +61,7 @@ class SessionParts:
         """
         orphans = Orphans(self.collection, grace_seconds)
         deleted = 0
-        with self._settled().aggregate(statements.lives_to_sweep(sessions, self.number), allowDiskUse=True) as lives:
+        with self._settled().aggregate(sweeping.lives_to_sweep(sessions, self.number), allowDiskUse=True) as lives:
             for life in lives:
                 with failures.of(life["_id"]["session"]):
                     deleted += self._sweep_life(orphans, holds, life, but)
@@ -69,9 +69,9 @@ class SessionParts:
 
     def _sweep_life(self, orphans: Orphans, holds: Holds, life: Document, but: Sequence[Document]) -> int:
         session_id, incarnation = life["_id"]["session"], life["_id"]["incarnation"]
-        ids = {**statements.segments_of(session_id, incarnation), "$nin": list(but)}
-        which = {"_id": ids, "$expr": statements.says_whose("$_id", self.number)}
-        may_live = statements.may_be_life(incarnation)
+        ids = {**segments.segments_of(session_id, incarnation), "$nin": list(but)}
+        which = {"_id": ids, "$expr": sweeping.says_whose("$_id", self.number)}
+        may_live = sweeping.may_be_life(incarnation)
         return orphans.settle_all(which, lambda: not holds(session_id, may_live), marked=life["marked"])
 
     def _settled(self) -> Collection[Document]:

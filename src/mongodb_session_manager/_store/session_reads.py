@@ -14,9 +14,11 @@ from pymongo.read_preferences import Primary
 from .._model.documents import Document, check_message_count
 from .._model.foreign import count, mapping, mappings
 from .._session.metadata_cache import MetadataAsRead
-from .._statements import session_listing, statements
+from .._statements import commits, metadata_changes, multi_agent_states, session_listing, sessions, totals
+from .._statements import reading as reading_statements
+from .._statements.feedback import FEEDBACKS
 from .._statements.session_listing import Listing, SessionPage
-from .._statements.statements import FEEDBACKS, SessionRef
+from .._statements.sessions import SessionRef
 from ..errors import HistoryIncompleteError
 from .history import History
 from .sending import attempts
@@ -93,18 +95,18 @@ class SessionReads:
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
-        projection = {"_id": 0, "agent_data": statements.agent_data_expression(key)}
-        document = self._commands.find_one(statements.live(session_id), projection)
+        projection = {"_id": 0, "agent_data": reading_statements.agent_data_expression(key)}
+        document = self._commands.find_one(sessions.live(session_id), projection)
         return (document or {}).get("agent_data")
 
     def read_message(self, session_id: str, key: str, message_id: int) -> Document | None:
         """Return one stored message, decoded, or None."""
         projection = {
             "incarnation": 1,
-            **statements.position_projection(key, message_id),
-            **statements.message_projection(key, message_id),
+            **commits.position_projection(key, message_id),
+            **reading_statements.message_projection(key, message_id),
         }
-        document = self._commands.find_one(statements.live(session_id), projection)
+        document = self._commands.find_one(sessions.live(session_id), projection)
         if document is None or not document["exists"]:
             return None
         if document["messages"]:
@@ -120,7 +122,9 @@ class SessionReads:
         # 32 bits are what $slice takes; no conversation has as many messages.
         offset = min(offset, _INT32_MAX)
         limit = None if limit is None else min(limit, _INT32_MAX - offset)
-        document = self._commands.find_one(statements.live(session_id), statements.page_projection(key, offset, limit))
+        document = self._commands.find_one(
+            sessions.live(session_id), reading_statements.page_projection(key, offset, limit)
+        )
         if document is None:
             return []
         messages: list[Document] = document["messages"]
@@ -133,7 +137,7 @@ class SessionReads:
     def count_messages(self, session_id: str, key: str) -> int:
         """Return how many messages an agent's conversation has."""
         document = self._commands.find_one(
-            statements.live(session_id), {"_id": 0, "count": statements.count_expression(key)}
+            sessions.live(session_id), {"_id": 0, "count": reading_statements.count_expression(key)}
         )
         return int((document or {}).get("count") or 0)
 
@@ -145,7 +149,7 @@ class SessionReads:
         left = {"$cond": [{"$eq": [{"$type": "$expires_at"}, "date"]}, {"$subtract": ["$expires_at", "$$NOW"]}, None]}
         projection = {"_id": 0, "incarnation": 1, "metadata": 1, "milliseconds_left": left}
         primary = self._commands.raw.with_options(read_preference=Primary())
-        found = primary.find_one(statements.live(session_id), projection)
+        found = primary.find_one(sessions.live(session_id), projection)
         if found is None:
             return None
         milliseconds = found["milliseconds_left"]
@@ -167,13 +171,13 @@ class SessionReads:
         for seconds in (options.timeout, options.pool_options.socket_timeout):
             if seconds:
                 max_await_ms = min(max_await_ms, max(1, int(seconds * 500)))
-        return self._commands.collection.watch(statements.METADATA_CHANGES, max_await_time_ms=max_await_ms)
+        return self._commands.collection.watch(metadata_changes.METADATA_CHANGES, max_await_time_ms=max_await_ms)
 
     @_read_again_if_gone
     def get_feedbacks(self, session_id: str) -> list[Document]:
         """Return a session's feedbacks, decoded, oldest first."""
         projection = {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1}
-        document = self._commands.find_plain(statements.live(session_id), projection)
+        document = self._commands.find_plain(sessions.live(session_id), projection)
         if document is None:
             return []
         feedbacks = mappings(document.get("feedbacks"))
@@ -185,7 +189,7 @@ class SessionReads:
     @_read_again_if_gone
     def read_metrics(self, session_id: str, agent_id: str | None) -> tuple[list[tuple[str, Any]], list[Any]]:
         """Return each agent's key and running totals, and the rating of each feedback; of one agent, or of all."""
-        document = self._commands.find_plain(statements.live(session_id), statements.metrics_projection(agent_id))
+        document = self._commands.find_plain(sessions.live(session_id), totals.metrics_projection(agent_id))
         if document is None:
             return [], []
         ratings: list[Any] = document["ratings"]
@@ -196,17 +200,17 @@ class SessionReads:
 
     def get_guardrail_events(self, session_id: str) -> list[Document]:
         """Return the interventions that are listed in a session, oldest first."""
-        document = self._commands.find_plain(statements.live(session_id), {"_id": 0, "guardrail_events": 1})
+        document = self._commands.find_plain(sessions.live(session_id), {"_id": 0, "guardrail_events": 1})
         return (document or {}).get("guardrail_events") or []
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str) -> MultiAgentAsRead:
         """Return the stored state of a graph or swarm, decoded; None if it is not stored."""
         projection = {
             "_id": 0,
-            "state": statements.multi_agent_state_expression(multi_agent_id),
-            **statements.multi_agent_projection(multi_agent_id),
+            "state": multi_agent_states.multi_agent_state_expression(multi_agent_id),
+            **multi_agent_states.multi_agent_projection(multi_agent_id),
         }
-        document = self._commands.find_one(statements.live(session_id), projection) or {}
+        document = self._commands.find_one(sessions.live(session_id), projection) or {}
         return MultiAgentAsRead(document.get("state"), document.get("changes"))
 
     def commit_id_at(self, session: SessionRef, key: str, message_id: int, standing: Document) -> ObjectId | None:

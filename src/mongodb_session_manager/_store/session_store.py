@@ -20,8 +20,23 @@ from .._model.archive_policy import Embedded
 from .._model.documents import Document, StoredAgent, check_message_count
 from .._model.encoding import blob_files
 from .._model.expiry import EXPIRED
-from .._statements import messages_view, session_listing, statements
-from .._statements.statements import MAX_METADATA_BYTES, Commit, MessageLink, Rewrite, SessionRef, Update
+from .._statements import (
+    commits,
+    leases,
+    messages_view,
+    metadata_changes,
+    multi_agent_states,
+    opening,
+    rewrites,
+    session_listing,
+    sessions,
+)
+from .._statements import feedback as feedback_statements
+from .._statements.commits import Commit
+from .._statements.feedback import MessageLink
+from .._statements.metadata_changes import MAX_METADATA_BYTES
+from .._statements.rewrites import Rewrite
+from .._statements.sessions import SessionRef, Update
 from ..errors import (
     AgentNotFoundError,
     HistoryIncompleteError,
@@ -134,7 +149,7 @@ class SessionStore:
         Returns:
             The session, or None if there is none and ``create`` is None.
         """
-        projection = statements.open_projection(agent_keys)
+        projection = opening.open_projection(agent_keys)
         for _ in attempts(f"session_id={session_id!r} could not be opened"):
             document = self.commands.find_session(session_id, projection)
             if document is None or document["expired"]:
@@ -198,7 +213,7 @@ class SessionStore:
             False if that is no longer there.
         """
         session_id, before = document["_id"], expired.get("incarnation")
-        which = statements.expired(session_id, before)
+        which = sessions.expired(session_id, before)
         indexed = self.related.has_indexed(session_id)
         replaced = until_known(lambda: self.commands.collection.replace_one(which, document)).matched_count
         # If not, perhaps only the answer to the first attempt was lost.
@@ -232,9 +247,9 @@ class SessionStore:
     def _delete_expired(self, session_id: str) -> None:
         """Delete a session that has expired and that MongoDB has not removed yet, if there is one."""
         which = {"_id": session_id, "$expr": EXPIRED}
-        found = self.commands.find_plain(which, {"incarnation": 1, "any_indexed": statements.ANY_INDEXED})
+        found = self.commands.find_plain(which, {"incarnation": 1, "any_indexed": sessions.ANY_INDEXED})
         if found is not None:
-            expired = statements.expired(session_id, found.get("incarnation"))
+            expired = sessions.expired(session_id, found.get("incarnation"))
             if until_known(lambda: self.commands.collection.delete_one(expired)).deleted_count:
                 self.related.delete_parts(session_id, found.get("incarnation"), indexed=found["any_indexed"])
 
@@ -257,7 +272,7 @@ class SessionStore:
         """
         for _ in attempts(f"session_id={session.session_id!r}, agent {work.key!r}"):
             try:
-                update = statements.commit(session, work, now())
+                update = commits.commit(session, work, now())
                 # Changed fields alone go with the driver's own method, which numbers them on a replica set.
                 matched = self.commands.direct.update_one(update) if work.messages or work.creates is not None else None
                 if matched is None:
@@ -269,9 +284,7 @@ class SessionStore:
                     raise
                 work.guardrail_events = []  # Somebody else keeps something of that name; the commit is what counts.
                 continue
-            standing = self.commands.standing(
-                session, statements.position_projection(work.key, work.position), [work.key]
-            )
+            standing = self.commands.standing(session, commits.position_projection(work.key, work.position), [work.key])
             if work.messages and self.reads.commit_id_at(session, work.key, work.position, standing) == work.commit_id:
                 return  # It had arrived: only its answer was lost.
             if standing["exists"]:
@@ -305,7 +318,7 @@ class SessionStore:
         """
         session_id, where = session.session_id, f"session_id={session.session_id!r}, agent {work.key!r}"
         for _ in attempts(f"{where}: message_id={work.message_id} could not be replaced"):
-            standing = self.commands.standing(session, statements.rewrite_projection(work), [work.key])
+            standing = self.commands.standing(session, rewrites.rewrite_projection(work), [work.key])
             if not standing["exists"]:
                 raise AgentNotFoundError(f"session_id={session_id!r} has no agent {work.key!r}")
             if standing.get("listed"):
@@ -317,7 +330,7 @@ class SessionStore:
             self.related.see_to_expiry(session, standing)
             try:
                 # The session document is changed first: it decides who may make a change.
-                if self.commands.update(statements.rewrite(here(session, standing), work, standing, moment)):
+                if self.commands.update(rewrites.rewrite(here(session, standing), work, standing, moment)):
                     break
             except WriteError as error:
                 if error.code not in _NOT_A_LIST or work.guardrail_event is None:
@@ -339,13 +352,13 @@ class SessionStore:
                 a dotted key is no object, or an array that is shorter.
         """
         needed = {
-            "metadata_changes": statements.METADATA_CHANGES_SO_FAR,
-            "size": statements.metadata_size_expression(metadata),
-            "without_gaps": statements.metadata_without_gaps_expression(metadata),
+            "metadata_changes": metadata_changes.METADATA_CHANGES_SO_FAR,
+            "size": metadata_changes.metadata_size_expression(metadata),
+            "without_gaps": metadata_changes.metadata_without_gaps_expression(metadata),
         }
 
         def write(session: SessionRef, standing: Document) -> Update:
-            return statements.set_metadata(session, metadata, standing["metadata_changes"], now())
+            return metadata_changes.set_metadata(session, metadata, standing["metadata_changes"], now())
 
         def is_refused(standing: Document) -> bool:
             return bool(standing["size"] > MAX_METADATA_BYTES or not standing["without_gaps"])
@@ -375,9 +388,9 @@ class SessionStore:
         """Remove metadata fields and leave the others."""
 
         def write(session: SessionRef, standing: Document) -> Update:
-            return statements.unset_metadata(session, keys, standing["metadata_changes"], now())
+            return metadata_changes.unset_metadata(session, keys, standing["metadata_changes"], now())
 
-        self.guarded(session, write, {"metadata_changes": statements.METADATA_CHANGES_SO_FAR})
+        self.guarded(session, write, {"metadata_changes": metadata_changes.METADATA_CHANGES_SO_FAR})
 
     def add_feedback(self, session: SessionRef, feedback: Document, link: MessageLink | None, moment: datetime) -> None:
         """Append a feedback, once; older ones move into the history where there are many.
@@ -396,7 +409,7 @@ class SessionStore:
         session_id, keys = session.session_id, [] if link is None else [link.agent_key]
         sent = False
         for _ in attempts(f"session_id={session_id!r}: a feedback could not be stored"):
-            standing = self.commands.standing(session, statements.feedback_projection(feedback, link), keys)
+            standing = self.commands.standing(session, feedback_statements.feedback_projection(feedback, link), keys)
             incarnation = standing["incarnation"]
             if standing["stored"]:
                 return
@@ -419,7 +432,9 @@ class SessionStore:
             else:
                 self.related.see_to_expiry(session, standing)
                 sent = True
-                update = statements.add_feedback(here(session, standing), feedback, link, standing["count"], moment)
+                update = feedback_statements.add_feedback(
+                    here(session, standing), feedback, link, standing["count"], moment
+                )
                 if self.commands.update(update):
                     return
 
@@ -442,10 +457,10 @@ class SessionStore:
         def write(session: SessionRef, standing: Document) -> Update:
             nonlocal changes
             changes = standing["changes"]
-            return statements.multi_agent(session, multi_agent_id, state, changes, now())
+            return multi_agent_states.multi_agent(session, multi_agent_id, state, changes, now())
 
         as_known = None if known is None else {"incarnation": session.incarnation, "changes": known.changes}
-        self.guarded(session, write, statements.multi_agent_projection(multi_agent_id), known=as_known)
+        self.guarded(session, write, multi_agent_states.multi_agent_projection(multi_agent_id), known=as_known)
         return MultiAgentAsRead(state, 0 if changes is None else changes + 1)
 
     def guarded(
@@ -467,7 +482,7 @@ class SessionStore:
         Args:
             session: Whose.
             write: Makes the update, for the life of the session that was read, from how things stand.
-            needed: Projection of what, besides ``statements.STANDING``, the update depends on.
+            needed: Projection of what, besides ``sessions.STANDING``, the update depends on.
             settled: Whether how things stand says that the update is not to be sent, or was applied.
             known: How things stand as far as ``write`` needs it, if that is known: then nothing is read at first.
             agent_keys: Agents whose counters the update depends on.
@@ -530,23 +545,23 @@ class SessionStore:
             SessionNotFoundError: The session was deleted.
         """
         for _ in attempts(f"session_id={session.session_id!r}: its lease could not be taken"):
-            standing = self.commands.standing(session, {"leases": statements.LEASES_SO_FAR}, whose_lease_it_is=False)
+            standing = self.commands.standing(session, {"leases": leases.LEASES_SO_FAR}, whose_lease_it_is=False)
             if (left := lease_seconds(standing)) > 0:
                 return None if standing["lease"]["token"] == token else left
             if self.commands.update(
-                statements.take_lease(here(session, standing), owner, token, seconds, standing["leases"])
+                leases.take_lease(here(session, standing), owner, token, seconds, standing["leases"])
             ):
                 return None
         raise AssertionError  # `attempts` never ends without an error.
 
     def release_lease(self, session_id: str, token: str) -> None:
         """Give a lease back, if it is still this one."""
-        self.commands.update(statements.release_lease(session_id, token))
+        self.commands.update(leases.release_lease(session_id, token))
 
 
 def _unnamed(messages: Sequence[Document], body: Document) -> set[ObjectId]:
     """Return the files that messages name, as they were before, and no longer where ``body`` replaced parts of them."""
-    left = statements.left_by_rewriting(messages, body)
+    left = rewrites.left_by_rewriting(messages, body)
     return blob_files(messages).keys() - blob_files([body, *left]).keys()
 
 
