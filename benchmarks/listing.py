@@ -25,10 +25,11 @@ from pymongo import MongoClient
 from support import CommandRecorder, Samples, Target
 
 from mongodb_session_manager import SessionPage
-from mongodb_session_manager.documents import message_document, new_agent, new_session
+from mongodb_session_manager._model.documents import message_document, new_agent, new_session
+from mongodb_session_manager._statements.commits import Commit
+from mongodb_session_manager._statements.sessions import SessionRef
 from mongodb_session_manager.local import LocalMongoDB
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
-from mongodb_session_manager.statements import Commit, SessionRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable

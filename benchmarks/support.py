@@ -32,8 +32,9 @@ from strands.session.snapshot_session_manager import SnapshotSessionManager
 from strands_mongodb_storage import MongoDBStorage
 from strands_session_mongodb import MongoDBSessionManager as RivalSessionManager
 
-from mongodb_session_manager import MongoDBSessionManagerFactory, session_listing
-from mongodb_session_manager.clients import DEFAULT_OPTIONS
+from mongodb_session_manager import MongoDBSessionManagerFactory
+from mongodb_session_manager._client.clients import DEFAULT_OPTIONS
+from mongodb_session_manager._statements import session_listing
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 # The offline model of the examples, the recorder and the failpoints of the tests.

@@ -35,7 +35,7 @@ from support.sweeping import swept
 from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import MongoDBSessionManager, SessionNotFoundError
-from mongodb_session_manager.archive_policy import ArchivePolicy
+from mongodb_session_manager._model.archive_policy import ArchivePolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

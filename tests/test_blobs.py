@@ -26,8 +26,9 @@ from support.sweeping import age_marks, sweep_blobs, swept_blobs
 from support.wire_proxy import Cut, WireProxy
 
 from mongodb_session_manager import BlobMissingError, MongoDBSessionError, UnstorableValueError
-from mongodb_session_manager.blobs import CHUNK_BYTES, BlobOwner, BlobStore, PendingBlobs
-from mongodb_session_manager.encoding import CODEC_OPTIONS, MARKER, blob_files, decode, encode, to_bson
+from mongodb_session_manager._model.encoding import CODEC_OPTIONS, MARKER, blob_files, decode, encode, to_bson
+from mongodb_session_manager._model.pending_blobs import PendingBlobs
+from mongodb_session_manager._store.blobs import CHUNK_BYTES, BlobOwner, BlobStore
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -459,7 +460,8 @@ UPLOADS_20_MB = """
 import sys
 from bson import ObjectId
 from pymongo import MongoClient
-from mongodb_session_manager.blobs import BlobStore, PendingBlobs
+from mongodb_session_manager.blobs import BlobStore
+from mongodb_session_manager.pending_blobs import PendingBlobs
 from mongodb_session_manager.encoding import encode
 
 uri, database_name, incarnation = sys.argv[1:]

@@ -52,7 +52,7 @@ from mongodb_session_manager import (
     SessionConflictError,
     UnstorableValueError,
 )
-from mongodb_session_manager.encoding import PLAIN_CODEC_OPTIONS
+from mongodb_session_manager._model.encoding import PLAIN_CODEC_OPTIONS
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:

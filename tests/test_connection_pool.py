@@ -39,8 +39,8 @@ from support.commands import CommandRecorder
 from support.failpoints import fail_command
 from support.waiting import eventually
 
-from mongodb_session_manager._pool_statistics import _MANY_UNCOUNTED, PoolReport, PoolStatistics
-from mongodb_session_manager.clients import check_client, open_client
+from mongodb_session_manager._client.clients import check_client, open_client
+from mongodb_session_manager._client.pool_statistics import _MANY_UNCOUNTED, PoolReport, PoolStatistics
 from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool
 
 if TYPE_CHECKING:

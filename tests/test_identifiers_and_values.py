@@ -26,7 +26,7 @@ from mongodb_session_manager import (
     MongoDBSessionRepository,
     UnstorableValueError,
 )
-from mongodb_session_manager.encoding import fingerprint
+from mongodb_session_manager._model.encoding import fingerprint
 
 
 def message_with(value: Any, message_id: int = 0) -> SessionMessage:

@@ -20,10 +20,16 @@ from strands.types.session import Session, SessionMessage
 from support.commands import CommandRecorder, Commands
 
 from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManagerFactory, SessionPage
-from mongodb_session_manager.documents import new_session
+from mongodb_session_manager._model.documents import new_session
+from mongodb_session_manager._statements.session_listing import (
+    MAX_LIMIT,
+    TITLE_CHARACTERS,
+    Order,
+    Position,
+    write_cursor,
+)
 from mongodb_session_manager.errors import InvalidIdentifierError, UnstorableValueError
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
-from mongodb_session_manager.session_listing import MAX_LIMIT, TITLE_CHARACTERS, Order, Position, write_cursor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,8 +20,8 @@ from strands.hooks import AfterModelCallEvent, BeforeModelCallEvent
 from strands.types.exceptions import ModelThrottledException
 
 from mongodb_session_manager import MongoDBSessionManager
-from mongodb_session_manager.keys import encode_key
-from mongodb_session_manager.metrics import ToolCall as FinishedCall
+from mongodb_session_manager._model.keys import encode_key
+from mongodb_session_manager._model.metrics import ToolCall as FinishedCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

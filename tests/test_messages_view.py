@@ -15,8 +15,8 @@ from strands.agent.conversation_manager import SlidingWindowConversationManager
 from support.failpoints import fail_command
 
 from mongodb_session_manager import MongoDBSessionError, MongoDBSessionManager
-from mongodb_session_manager.archive_policy import ArchivePolicy
-from mongodb_session_manager.keys import decode_key
+from mongodb_session_manager._model.archive_policy import ArchivePolicy
+from mongodb_session_manager._model.keys import decode_key
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from support.histories import SESSIONS
 from support.waiting import eventually
 
 from mongodb_session_manager import MongoDBSessionManagerFactory, SessionMetadataCache, SessionNotFoundError
-from mongodb_session_manager.metadata_cache import MAX_ENTRY_BYTES
+from mongodb_session_manager._session.metadata_cache import MAX_ENTRY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

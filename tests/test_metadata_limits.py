@@ -15,8 +15,8 @@ from mongodb_session_manager import (
     MongoDBSessionRepository,
     UnstorableValueError,
 )
-from mongodb_session_manager.keys import MAX_DEPTH, MAX_INDEX, MAX_PATH_CHARACTERS
-from mongodb_session_manager.statements import MAX_METADATA_BYTES
+from mongodb_session_manager._model.keys import MAX_DEPTH, MAX_INDEX, MAX_PATH_CHARACTERS
+from mongodb_session_manager._statements.metadata_changes import MAX_METADATA_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -30,8 +30,8 @@ from mongodb_session_manager import (
     MongoDBSessionManagerFactory,
     TokenCounts,
 )
-from mongodb_session_manager.metrics import Totals
-from mongodb_session_manager.metrics_summary import summarise
+from mongodb_session_manager._model.metrics import Totals
+from mongodb_session_manager._model.metrics_summary import summarise
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:

@@ -51,7 +51,7 @@ from mongodb_session_manager import (
     MongoDBSessionManagerFactory,
     SessionNotFoundError,
 )
-from mongodb_session_manager.search_index import Feed
+from mongodb_session_manager._store.search_index import Feed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,9 +24,9 @@ from support.histories import Interruption
 from support.sweeping import swept
 
 from mongodb_session_manager import MongoDBSessionError, MongoDBSessionManager
-from mongodb_session_manager.archive_policy import ArchivePolicy
+from mongodb_session_manager._model.archive_policy import ArchivePolicy
+from mongodb_session_manager._store.search_index import Feed
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
-from mongodb_session_manager.search_index import Feed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,6 +1,20 @@
 """Strands Agents sessions in MongoDB."""
 
-from .documents import MongoDBSessionAgent
+from ._model.documents import MongoDBSessionAgent
+from ._model.metrics_summary import (
+    AgentMetrics,
+    FeedbackCounts,
+    LatencyMetrics,
+    MetricsSummary,
+    ModelMetrics,
+    ModelPrice,
+    TokenCounts,
+    ToolMetrics,
+)
+from ._session.lease import SessionLease
+from ._session.metadata_cache import SessionMetadataCache
+from ._statements.session_listing import SessionHeader, SessionPage
+from ._store.search_index import MessageHit
 from .errors import (
     AgentNotFoundError,
     BlobMissingError,
@@ -15,18 +29,6 @@ from .errors import (
     SessionNotFoundError,
     UnstorableValueError,
 )
-from .lease import SessionLease
-from .metadata_cache import SessionMetadataCache
-from .metrics_summary import (
-    AgentMetrics,
-    FeedbackCounts,
-    LatencyMetrics,
-    MetricsSummary,
-    ModelMetrics,
-    ModelPrice,
-    TokenCounts,
-    ToolMetrics,
-)
 from .mongodb_connection_pool import MongoDBConnectionPool
 from .mongodb_session_factory import (
     MongoDBSessionManagerFactory,
@@ -36,8 +38,6 @@ from .mongodb_session_factory import (
 )
 from .mongodb_session_manager import MongoDBSessionManager, create_mongodb_session_manager
 from .mongodb_session_repository import MongoDBSessionRepository
-from .search_index import MessageHit
-from .session_listing import SessionHeader, SessionPage
 
 __all__ = [
     "AgentMetrics",

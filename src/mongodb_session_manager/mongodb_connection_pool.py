@@ -12,9 +12,9 @@ from typing import Any
 
 from pymongo import MongoClient
 
-from ._pool_statistics import PoolReport, PoolStats
-from .clients import by_name, open_client
-from .forks import in_child
+from ._client.clients import by_name, open_client
+from ._client.forks import in_child
+from ._client.pool_statistics import PoolReport, PoolStats
 
 
 class OwnedClient:

@@ -7,18 +7,17 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from ._pool_statistics import PoolReport, PoolStats
-from .archive_policy import ArchivePolicy
-from .blobs import BLOB_THRESHOLD_BYTES
-from .clients import check_client
-from .command_pool import command_pool
+from ._client.clients import check_client
+from ._client.command_pool import command_pool
+from ._client.forks import in_child
+from ._client.pool_statistics import PoolReport, PoolStats
+from ._model.archive_policy import ArchivePolicy
+from ._model.pending_blobs import BLOB_THRESHOLD_BYTES
+from ._session.metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
 from .errors import SessionNotFoundError
-from .forks import in_child
-from .metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
 from .mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
-from .settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
 
     from pymongo import MongoClient
 
-    from .operation_hooks import FeedbackHook, MetadataHook
-    from .search_index import MessageHit
-    from .session_listing import SessionPage
-    from .settings import Durability, OnConflict
+    from ._session.hooks import FeedbackHook, MetadataHook
+    from ._session.options import Durability, OnConflict, Settings
+    from ._statements.session_listing import SessionPage
+    from ._store.search_index import MessageHit
     from .telemetry import Observer
 
 

@@ -37,30 +37,34 @@ from strands.tools.decorator import DecoratedFunctionTool
 from strands.types.content import Message
 from strands.types.session import Session
 
-from . import documents
-from .agent_follower import AgentFollower, add_new_agent
-from .archive_policy import ArchivePolicy, DocumentSize
-from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
-from .command_pool import CommandPool, alone_on_a_private_loop, in_event_loop, settle
-from .documents import Document, StoredAgent
-from .encoding import encode, fingerprint
+from ._agents.follower import AgentFollower, add_new_agent
+from ._agents.metrics_override import MetricsOverride
+from ._agents.unit_of_work import AgentWork, MultiAgentOperation, MultiAgentWork, Outbox, Sending
+from ._client.command_pool import CommandPool, alone_on_a_private_loop, in_event_loop, settle
+from ._client.forks import in_child
+from ._model import documents
+from ._model.archive_policy import ArchivePolicy, DocumentSize
+from ._model.documents import Document, StoredAgent
+from ._model.encoding import encode, fingerprint
+from ._model.expiry import first_expiry
+from ._model.guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
+from ._model.keys import check_feedback, check_id, encode_key, exact_text
+from ._model.metrics_summary import MetricsSummary, ModelPrice
+from ._model.pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
+from ._session.error_notes import add_note
+from ._session.hooks import FeedbackHook, MetadataHook, call_hook
+from ._session.lease import HeldLease, SessionLease
+from ._session.metadata import SessionMetadata
+from ._session.metadata_tool import metadata_tool
+from ._session.options import Durability, OnConflict, Settings, check_on_conflict
+from ._statements.sessions import SessionRef
+from ._store.search_index import Feed
+from ._store.session_commands import now
+from ._store.session_reads import MultiAgentAsRead
+from ._store.session_store import SessionStore
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError, described, shown
-from .expiry import first_expiry
-from .forks import in_child
-from .guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
-from .keys import check_feedback, check_id, check_metadata, check_metadata_paths, encode_key, exact_text
-from .lease import SessionLease
-from .metadata_tool import metadata_tool
-from .metrics_override import MetricsOverride
-from .metrics_summary import MetricsSummary, ModelPrice
 from .mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
-from .operation_hooks import FeedbackHook, MetadataHook, call_hook
-from .search_index import Feed
-from .session_store import MultiAgentAsRead, SessionStore, now
-from .settings import Durability, OnConflict, Settings, check_on_conflict
-from .statements import SessionRef, renew_lease
 from .telemetry import Observer, traced
-from .unit_of_work import AgentWork, MultiAgentOperation, MultiAgentWork, Outbox, Sending
 
 try:
     from strands.middleware import InvokeModelStage
@@ -107,8 +111,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         on_conflict: What to do if another process has stored messages of the same agent meanwhile. ``"rebase"``
             appends behind them; ``"raise"`` raises ``SessionConflictError`` and keeps the unit of work.
         metadata_hook: Called instead of each of ``update_metadata``, ``get_metadata`` and ``delete_metadata``, also
-            where an agent's tool is what calls them; see ``operation_hooks.MetadataHook``.
-        feedback_hook: Called instead of ``add_feedback``; see ``operation_hooks.FeedbackHook``.
+            where an agent's tool is what calls them; see ``MetadataHook`` in this module.
+        feedback_hook: Called instead of ``add_feedback``; see ``FeedbackHook`` in this module.
         **client_options: Options of the ``MongoClient`` that is made from ``connection_string``; beside ``client``
             they have no effect, which a warning says.
 
@@ -123,7 +127,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     # What every manager begins with stands here: one is made for each request.
     _incarnation: ObjectId | None = None
-    _lease_token: str | None = None
+    _held_lease: HeldLease | None = None
     # A ttl came to a session that had none: what belongs to it expires with it from the next turn's end on.
     _parts_should_expire = False
     # For whoever closes the manager when the agents are out of scope: what changed in them since their last event.
@@ -197,7 +201,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self.session_repository: MongoDBSessionRepository = repository
         self._observer = observer
         self._store: SessionStore = self.session_repository._store
-        self._pool: CommandPool = self._store.pool
+        self._pool: CommandPool = self._store.commands.pool
         self._override = MetricsOverride()
         self._document = DocumentSize()
         self._prefetched: dict[str, StoredAgent] = {}
@@ -265,7 +269,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             # The turn itself failed: that error goes on its way, and what is unsaved stays in the unit of work.
             if error is None:
                 raise
-            _add_note(error, failure)
+            add_note(error, failure)
         else:
             self._archive_if_due(follower.work)
             self._index_if_due(follower.work)
@@ -450,24 +454,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             UnstorableValueError: A value cannot be stored, or lies below one that is no object; the call brings more
                 than 4 MB; or the session's metadata has more than 4 MB already.
         """
-        self._update_metadata(metadata)
-
-    def _update_metadata(self, metadata: Mapping[str, Any]) -> list[str]:
-        """Do what ``update_metadata`` does; return the keys that were set, other ones where the hook changed them."""
-        done: list[str] = []
-
-        def update(metadata: Mapping[str, Any]) -> None:
-            checked = check_metadata(metadata)
-            self.session_repository._update_metadata(self._open_ref, checked)
-            done.extend(checked)
-
-        if self._settings.metadata_hook is None:
-            update(metadata)
-        else:
-            given = check_metadata(metadata)
-            names: Any = {"metadata": given, "session_manager": self}
-            call_hook(self._settings.metadata_hook, "metadata_hook", update, "update", self.session_id, **names)
-        return done
+        self._metadata().update(metadata)
 
     def get_metadata(self) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist.
@@ -475,18 +462,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         With a ``SessionMetadataCache`` what another process has written may be missing for its ``ttl_seconds``; what
         was written through this factory is not.
         """
-
-        def get() -> dict[str, Any]:
-            return self.session_repository._read_metadata(self.session_id, self._incarnation)
-
-        if self._settings.metadata_hook is None:
-            return get()
-        found = call_hook(
-            self._settings.metadata_hook, "metadata_hook", get, "get", self.session_id, session_manager=self
-        )
-        if not isinstance(found, dict):
-            raise TypeError(f"metadata_hook returned {type(found).__name__} for 'get': it must return a dict")
-        return found
+        return self._metadata().get()
 
     def delete_metadata(self, metadata_keys: Sequence[str]) -> None:
         """Remove metadata fields of the session; those that are not there are no error.
@@ -494,24 +470,18 @@ class MongoDBSessionManager(RepositorySessionManager):
         Raises:
             InvalidIdentifierError: As for ``update_metadata``.
         """
-        self._delete_metadata(metadata_keys)
+        self._metadata().delete(metadata_keys)
 
-    def _delete_metadata(self, metadata_keys: Sequence[str]) -> list[str]:
-        """Do what ``delete_metadata`` does; return the keys, as ``_update_metadata`` does."""
-        done: list[str] = []
-
-        def delete(keys: Sequence[str]) -> None:
-            checked = check_metadata_paths(keys)
-            self.session_repository._delete_metadata(self._open_ref(), checked)
-            done.extend(checked)
-
-        if self._settings.metadata_hook is None:
-            delete(metadata_keys)
-        else:
-            given = check_metadata_paths(metadata_keys)
-            names: Any = {"keys": given, "session_manager": self}
-            call_hook(self._settings.metadata_hook, "metadata_hook", delete, "delete", self.session_id, **names)
-        return done
+    def _metadata(self) -> SessionMetadata:
+        repository = self.session_repository
+        return SessionMetadata(
+            self.session_id,
+            self._settings.metadata_hook,
+            self,
+            read=lambda: repository._read_metadata(self.session_id, self._incarnation),
+            update=lambda metadata: repository._update_metadata(self._open_ref, metadata),
+            delete=lambda keys: repository._delete_metadata(self._open_ref(), keys),
+        )
 
     def get_metadata_tool(
         self, readable: Sequence[str] | None = None, writable: Sequence[str] | None = None
@@ -530,7 +500,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             TypeError: A list of keys is none, or a key is not a string.
             InvalidIdentifierError: A key can be none; see ``update_metadata``.
         """
-        return metadata_tool(self, readable, writable)
+        return metadata_tool(self._metadata(), readable, writable)
 
     def add_feedback(self, feedback: Mapping[str, Any]) -> None:
         """Append what a person said: typically ``rating`` and ``comment``; ``created_at`` is added.
@@ -699,7 +669,17 @@ class MongoDBSessionManager(RepositorySessionManager):
         Returns:
             The lease; entering it raises ``SessionBusyError`` if another process held it for all of ``wait``.
         """
-        return SessionLease(self, seconds, wait)
+        if self._held_lease is None:
+            self._held_lease = HeldLease(
+                self._store,
+                self.session_id,
+                opened=self._open_ref,
+                session=self._session_ref,
+                taken=self._read_anew,
+                flush=self._flush_beside,
+                settle=self._settle_beside,
+            )
+        return SessionLease(self._held_lease, seconds, wait)
 
     def close(self) -> None:
         """Store what is unsaved, then close the client if the manager owns it. May be called again.
@@ -808,6 +788,12 @@ class MongoDBSessionManager(RepositorySessionManager):
             return {keys[0]: _CREATED}
         return opened.agents
 
+    def _read_anew(self) -> None:
+        """Read again what was read ahead: it may be old by now. Not when the agents are built: on an event loop."""
+        opened, self._prefetched = list(self._prefetched), {}
+        if opened:
+            self._prefetched.update(self._open(opened, None))
+
     def _ensure_open(self) -> None:
         if self._incarnation is None:
             self._open([], None)
@@ -817,7 +803,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         return self._session_ref()
 
     def _session_ref(self) -> SessionRef:
-        return SessionRef(self.session_id, self._incarnation, self._lease_token, self._settings.ttl)
+        token = None if self._held_lease is None else self._held_lease.token
+        return SessionRef(self.session_id, self._incarnation, token, self._settings.ttl)
 
     def _follower(self, agent: Any) -> AgentFollower:
         agent_id = exact_text(agent.agent_id)  # A member of an enum has another hash than its value.
@@ -835,7 +822,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _restore(self, follower: AgentFollower, agent: Any, stored: StoredAgent) -> None:
         def read_from(offset: int) -> list[Document]:
-            return self._store.list_messages(self.session_id, follower.work.key, offset, None)
+            return self._store.reads.list_messages(self.session_id, follower.work.key, offset, None)
 
         follower.restore(agent, stored, read_from, self._fix_broken_tool_use)
 
@@ -844,7 +831,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _read_multi_agent(self, source: Any) -> MultiAgentAsRead:
         multi_agent_id = check_id(source.id, "multi_agent_id")
         self._ensure_open()
-        return self._store.read_multi_agent(self.session_id, multi_agent_id)
+        return self._store.reads.read_multi_agent(self.session_id, multi_agent_id)
 
     def _begin_multi_agent(self, source: Any, stored: MultiAgentAsRead) -> Sending | None:
         work = self._multi_agent_work(source)
@@ -894,7 +881,7 @@ class MongoDBSessionManager(RepositorySessionManager):
                 self._close()
             if error is None:
                 raise
-            _add_note(error, failure)
+            add_note(error, failure)
 
     async def _settle_beside(self, error: BaseException | None) -> None:
         """Flush as ``_flush_beside`` does. No thread of the pool waits for another one: all might be waiting."""
@@ -912,7 +899,7 @@ class MongoDBSessionManager(RepositorySessionManager):
                 await self._pool.run(self._close)
             if error is None:
                 raise failure
-            _add_note(error, failure)
+            add_note(error, failure)
 
     def _outboxes(self) -> list[Outbox]:
         # Copies: an agent may join while another's commit ends in a thread.
@@ -946,7 +933,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         assert incarnation is not None
         try:
             if self._parts_should_expire:
-                self._store.let_parts_expire(self._session_ref())
+                self._store.related.let_parts_expire(self._session_ref())
                 self._parts_should_expire = False
             archive, attributes = self._store.archiver.archive, {"agent_id": work.agent_id}
             left = traced("archive", attributes, archive, self.session_id, incarnation, work.key, policy)
@@ -1015,36 +1002,6 @@ class MongoDBSessionManager(RepositorySessionManager):
         if failed:
             _failed.add(self)
 
-    # --- leases -----------------------------------------------------------------------------------------------------
-
-    def _take_lease(self, owner: str, token: str, seconds: float) -> float | None:
-        self._ensure_open()
-        taken_for = self._store.take_lease(self._session_ref(), owner, token, seconds)
-        if taken_for is None:
-            self._lease_token = token
-            # What was read before may be old by now. It is read here, not when the agents are built: on an event loop.
-            opened, self._prefetched = list(self._prefetched), {}
-            if opened:
-                self._prefetched.update(self._open(opened, None))
-        return taken_for
-
-    def _renew_lease(self, seconds: float) -> None:
-        if self._lease_token is None:
-            raise MongoDBSessionError("this manager holds no lease")
-        session = self._session_ref()
-        known = {"incarnation": session.incarnation}
-        self._store.guarded(session, lambda session, _: renew_lease(session, seconds), known=known)
-
-    def _release_lease(self, token: str, error: BaseException | None) -> None:
-        if self._lease_token == token:  # Else it was not got: another task of this manager may have it.
-            self._lease_token = None
-        try:
-            self._store.release_lease(self.session_id, token)
-        except PyMongoError as failure:
-            if error is None:
-                raise
-            _add_note(error, failure, "the lease could not be given back and will run out by itself")
-
 
 def create_mongodb_session_manager(
     session_id: str,
@@ -1098,7 +1055,11 @@ _failed: weakref.WeakSet[MongoDBSessionManager] = weakref.WeakSet()
 
 def managers_with_unsent_work(client: MongoClient[Any]) -> list[MongoDBSessionManager]:
     """Return the managers on this very client that hold something unsent."""
-    return [manager for manager in {*_unsent, *_failed} if manager._store.client is client and manager._holds_work()]
+    return [
+        manager
+        for manager in {*_unsent, *_failed}
+        if manager._store.commands.client is client and manager._holds_work()
+    ]
 
 
 def _wait(sending: Sending | None) -> None:
@@ -1114,20 +1075,6 @@ async def _settle(sending: Sending | None) -> None:
 def _model_config(model: Any) -> Any:
     get_config = getattr(model, "get_config", None)
     return None if get_config is None else get_config()
-
-
-def _add_note(error: BaseException, failure: Exception, what: str = "the session could not be stored") -> None:
-    """Let an error that is on its way say what failed besides, unless it says so itself."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (PyMongoError, MongoDBSessionError)):
-            return
-        cause = cause.__cause__
-    note = f"Besides, {what}: {described(failure)}"
-    if hasattr(error, "add_note"):
-        error.add_note(note)
-    else:  # Python 3.10
-        logger.error("error=<%s> | %s", described(error), note)
 
 
 def _store_at_exit() -> None:

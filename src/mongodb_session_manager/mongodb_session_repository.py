@@ -16,21 +16,13 @@ from pymongo.errors import DuplicateKeyError
 from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 
-from . import documents, session_listing, statements
-from .blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
-from .clients import open_client
-from .documents import Document, MongoDBSessionAgent
-from .encoding import decode, encode, from_bson, to_bson
-from .errors import (
-    AgentNotFoundError,
-    SessionConflictError,
-    SessionExistsError,
-    UnstorableValueError,
-    shown,
-)
-from .expiry import check_ttl, first_expiry
-from .foreign import mapping, name_of
-from .keys import (
+from ._client.clients import open_client
+from ._model import documents
+from ._model.documents import Document, MongoDBSessionAgent
+from ._model.encoding import decode, encode, from_bson, to_bson
+from ._model.expiry import check_ttl, first_expiry
+from ._model.foreign import mapping, name_of
+from ._model.keys import (
     check_feedback,
     check_id,
     check_message_id,
@@ -42,14 +34,27 @@ from .keys import (
     encode_key,
     exact_text,
 )
-from .metadata_cache import CacheUse, SessionPlace
-from .metadata_watch import watch
-from .metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
-from .search_index import MessageHit
-from .sending import is_there
-from .session_listing import SessionPage, SortBy
-from .session_store import SessionStore, now
-from .statements import MAX_METADATA_BYTES, MessageLink, Rewrite, SessionRef
+from ._model.metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
+from ._model.pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
+from ._session.metadata_cache import CacheUse, SessionPlace
+from ._session.metadata_watch import watch
+from ._statements import commits, multi_agent_states, reading, session_listing, sessions
+from ._statements.feedback import MessageLink
+from ._statements.metadata_changes import MAX_METADATA_BYTES
+from ._statements.rewrites import Rewrite
+from ._statements.session_listing import SessionPage, SortBy
+from ._statements.sessions import SessionRef
+from ._store.search_index import MessageHit
+from ._store.sending import is_there
+from ._store.session_commands import now
+from ._store.session_store import SessionStore
+from .errors import (
+    AgentNotFoundError,
+    SessionConflictError,
+    SessionExistsError,
+    UnstorableValueError,
+    shown,
+)
 
 
 class MongoDBSessionRepository(SessionRepository):
@@ -114,7 +119,7 @@ class MongoDBSessionRepository(SessionRepository):
                 client.close()
             raise
         self.client: MongoClient[Any] = client
-        self.collection: Collection[Document] = self._store.collection
+        self.collection: Collection[Document] = self._store.commands.collection
         self.database: Database[Document] = self.collection.database
         self._place = SessionPlace(database_name, collection_name)
         # Set by a factory, for its managers' reads; every write here keeps it true.
@@ -158,12 +163,12 @@ class MongoDBSessionRepository(SessionRepository):
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
         """Return the session's id, type and times, or None if it does not exist."""
         header = {"session_id": 1, "session_type": 1, "created_at": 1, "updated_at": 1}
-        document = self._store.find_one(statements.live(check_id(session_id, "session_id")), header)
+        document = self._store.commands.find_one(sessions.live(check_id(session_id, "session_id")), header)
         return None if document is None else documents.to_session(document)
 
     def session_exists(self, session_id: str) -> bool:
         """Return whether there is a session with this id."""
-        return self._store.find_one(statements.live(check_id(session_id, "session_id")), {"_id": 1}) is not None
+        return self._store.commands.find_one(sessions.live(check_id(session_id, "session_id")), {"_id": 1}) is not None
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
         """Delete a session with all that belongs to it.
@@ -243,7 +248,7 @@ class MongoDBSessionRepository(SessionRepository):
         )
         for condition in asked.conditions:
             _check_storable(condition, "filter")
-        return self._store.list_sessions(asked)
+        return self._store.reads.list_sessions(asked)
 
     # --- agents -----------------------------------------------------------------------------------------------------
 
@@ -258,16 +263,16 @@ class MongoDBSessionRepository(SessionRepository):
         session, key = self._ref(session_id), _agent_key(session_agent.agent_id)
         blobs = self._pending_blobs()
         data = documents.agent_data(session_agent, blobs)
-        session = self._store.upload(session, key, None, blobs)
+        session = self._store.related.upload(session, key, None, blobs)
         exists = self._store.guarded(
             session,
-            lambda session, _: statements.commit(session, statements.Commit(key, 0, creates=data), now()),
-            statements.agent_projection(key),
+            lambda session, _: commits.commit(session, commits.Commit(key, 0, creates=data), now()),
+            commits.agent_projection(key),
             lambda found: bool(found["exists"]),
             agent_keys=[key],
         )
         # The same one to the microsecond is this one: only the answer to the first attempt was lost.
-        if exists is not None and self._store.read_agent_data(session_id, key) != decode(
+        if exists is not None and self._store.reads.read_agent_data(session_id, key) != decode(
             from_bson(to_bson(data)), blobs.contents
         ):
             raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
@@ -275,7 +280,7 @@ class MongoDBSessionRepository(SessionRepository):
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
         """Return an agent with its state, model and system prompt, or None if there is none; never its messages."""
         key = _agent_key(agent_id)
-        found = self._store.read_agent_data(check_id(session_id, "session_id"), key)
+        found = self._store.reads.read_agent_data(check_id(session_id, "session_id"), key)
         return None if found is None else documents.to_session_agent(found, key)
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
@@ -292,14 +297,14 @@ class MongoDBSessionRepository(SessionRepository):
         blobs = self._pending_blobs()
         fields = documents.agent_data(session_agent, blobs)
         del fields["created_at"]
-        session = self._store.upload(session, key, None, blobs)
+        session = self._store.related.upload(session, key, None, blobs)
         moment = now()
         fields["updated_at"] = documents.to_iso(moment)
         if (
             self._store.guarded(
                 session,
-                lambda session, found: statements.agent_fields(session, key, fields, found["changes"], moment),
-                statements.agent_projection(key),
+                lambda session, found: commits.agent_fields(session, key, fields, found["changes"], moment),
+                commits.agent_projection(key),
                 lambda found: not found["exists"],
                 agent_keys=[key],
             )
@@ -335,20 +340,20 @@ class MongoDBSessionRepository(SessionRepository):
         updated_at = documents.parse_time(session_message.updated_at, moment)
         blobs = self._pending_blobs()
         body = documents.session_message_body(session_message, blobs)
-        session = self._store.upload(session, key, message_id, blobs)
+        session = self._store.related.upload(session, key, message_id, blobs)
         message = documents.message_document(message_id, body, created_at, updated_at)
         message["commit_id"] = ObjectId()
         standing = self._store.guarded(
             session,
-            lambda session, _: statements.append_message(session, key, message, now()),
-            statements.position_projection(key, message_id),
+            lambda session, _: commits.append_message(session, key, message, now()),
+            commits.position_projection(key, message_id),
             lambda found: not found["exists"] or found["message_count"] > message_id,
             agent_keys=[key],
         )
         if standing is not None and not standing["exists"]:
             raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")
         # With this commit id, it was stored, and only the answer to the first attempt was lost.
-        stored_by = standing and self._store.commit_id_at(session, key, message_id, standing)
+        stored_by = standing and self._store.reads.commit_id_at(session, key, message_id, standing)
         if standing is not None and stored_by != message["commit_id"]:
             raise SessionConflictError(
                 f"session_id={session_id!r}, agent_id={agent_id!r}: message_id={message_id} is taken; "
@@ -360,7 +365,7 @@ class MongoDBSessionRepository(SessionRepository):
     def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
         """Return a message, or None if there is none. Its stored metrics are left out."""
         key = _agent_key(agent_id)
-        found = self._store.read_message(check_id(session_id, "session_id"), key, check_message_id(message_id))
+        found = self._store.reads.read_message(check_id(session_id, "session_id"), key, check_message_id(message_id))
         return None if found is None else documents.to_session_message(found)
 
     def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
@@ -382,7 +387,7 @@ class MongoDBSessionRepository(SessionRepository):
         message_id = check_message_id(session_message.message_id)
         blobs = self._pending_blobs()
         body = documents.session_message_body(session_message, blobs)
-        session = self._store.upload(session, key, message_id, blobs)
+        session = self._store.related.upload(session, key, message_id, blobs)
         moment = now()
         work = Rewrite(key, message_id, body, body.get("tracking_id"))
         self._store.rewrite(session, work, moment)
@@ -439,7 +444,7 @@ class MongoDBSessionRepository(SessionRepository):
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Return the stored state of a graph or swarm, or None."""
-        found = self._store.read_multi_agent(
+        found = self._store.reads.read_multi_agent(
             check_id(session_id, "session_id"), check_id(multi_agent_id, "multi_agent_id")
         )
         return found.state if isinstance(found.state, dict) else None
@@ -456,8 +461,10 @@ class MongoDBSessionRepository(SessionRepository):
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
         missing = self._store.guarded(
             session,
-            lambda session, found: statements.multi_agent(session, multi_agent_id, state, found["changes"], now()),
-            statements.multi_agent_projection(multi_agent_id),
+            lambda session, found: multi_agent_states.multi_agent(
+                session, multi_agent_id, state, found["changes"], now()
+            ),
+            multi_agent_states.multi_agent_projection(multi_agent_id),
             lambda found: found["changes"] is None,
         )
         if missing is not None:
@@ -480,8 +487,8 @@ class MongoDBSessionRepository(SessionRepository):
 
     def get_metadata(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
-        which = statements.live(check_id(session_id, "session_id"))
-        document = self._store.find_plain(which, {"_id": 0, "metadata": 1})
+        which = sessions.live(check_id(session_id, "session_id"))
+        document = self._store.commands.find_plain(which, {"_id": 0, "metadata": 1})
         return {} if document is None else {"metadata": dict(mapping(document.get("metadata")))}
 
     def delete_metadata(self, session_id: str, metadata_keys: list[str]) -> None:
@@ -513,7 +520,7 @@ class MongoDBSessionRepository(SessionRepository):
 
     def get_feedbacks(self, session_id: str) -> list[dict[str, Any]]:
         """Return a session's feedbacks, oldest first; ``[]`` if it has none or does not exist."""
-        feedbacks = self._store.get_feedbacks(check_id(session_id, "session_id"))
+        feedbacks = self._store.reads.get_feedbacks(check_id(session_id, "session_id"))
         return [{key: value for key, value in feedback.items() if key != "commit_id"} for feedback in feedbacks]
 
     # --- metrics ----------------------------------------------------------------------------------------------------
@@ -543,7 +550,7 @@ class MongoDBSessionRepository(SessionRepository):
         checked = check_prices(prices)
         if agent_id is not None:
             agent_id = check_id(agent_id, "agent_id")
-        usages, ratings = self._store.read_metrics(check_id(session_id, "session_id"), agent_id)
+        usages, ratings = self._store.reads.read_metrics(check_id(session_id, "session_id"), agent_id)
         return summarise(usages, ratings, checked)
 
     # --- guardrails -------------------------------------------------------------------------------------------------
@@ -555,7 +562,7 @@ class MongoDBSessionRepository(SessionRepository):
             The newest 100: ``{id, agent_id, message_id, role, action, created_at, stop_reason?, guardrail_id?,
             guardrail_version?, policies}``; see ``docs/guardrails.md``.
         """
-        return self._store.get_guardrail_events(check_id(session_id, "session_id"))
+        return self._store.reads.get_guardrail_events(check_id(session_id, "session_id"))
 
     # --- search -----------------------------------------------------------------------------------------------------
 
@@ -651,7 +658,7 @@ class MongoDBSessionRepository(SessionRepository):
             MongoDBSessionError: What belonged to some sessions could not be marked or removed. It names them; all
                 others are done.
         """
-        return self._store.sweep(older_than_seconds)
+        return self._store.related.sweep(older_than_seconds)
 
     # --- for people's own queries -----------------------------------------------------------------------------------
 
@@ -690,7 +697,7 @@ class MongoDBSessionRepository(SessionRepository):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
                 raise ValueError(f"{name} must be an int of at least 0, not {shown(value)}")
         key = _agent_key(agent_id)
-        return self._store.list_messages(check_id(session_id, "session_id"), key, offset, limit)
+        return self._store.reads.list_messages(check_id(session_id, "session_id"), key, offset, limit)
 
     def _ref(self, session_id: str) -> SessionRef:
         return SessionRef(check_id(session_id, "session_id"), ttl=self._ttl)
@@ -704,7 +711,7 @@ class MongoDBSessionRepository(SessionRepository):
         where = f"multi_agent_id={multi_agent_id!r} state"
         state = encode(multi_agent.serialize_state(), where, blobs)
         documents.check_size({"state": state}, where)
-        return self._store.upload(session, "", None, blobs), state
+        return self._store.related.upload(session, "", None, blobs), state
 
     def _update_metadata(self, session: Callable[[], SessionRef], metadata: Document) -> None:
         _check_storable(metadata, "metadata")
@@ -727,8 +734,10 @@ class MongoDBSessionRepository(SessionRepository):
             return self.get_metadata(session_id)
         cache = use.cache
         cache._watch(use, self._place, lambda watched: watch(cache, self._place, self._store, watched))
-        content = cache._read(use, self._place, session_id, incarnation, lambda: self._store.read_metadata(session_id))
-        return {} if content is None else {"metadata": self._store.metadata(content)}
+        content = cache._read(
+            use, self._place, session_id, incarnation, lambda: self._store.reads.read_metadata(session_id)
+        )
+        return {} if content is None else {"metadata": self._store.reads.metadata(content)}
 
     def _changing_metadata(self, session_id: str) -> AbstractContextManager[None]:
         use = self._cache_use
@@ -745,12 +754,12 @@ class MongoDBSessionRepository(SessionRepository):
 
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.
-        projection = {"_id": 0, "keys": statements.AGENT_KEYS}
-        document = self._store.find_one(statements.live(session_id), projection)
+        projection = {"_id": 0, "keys": reading.AGENT_KEYS}
+        document = self._store.commands.find_one(sessions.live(session_id), projection)
         return [name_of(key) for key in (document or {}).get("keys") or []]
 
     def _count_messages(self, session_id: str, agent_id: str) -> int:
-        return self._store.count_messages(session_id, encode_key(agent_id))
+        return self._store.reads.count_messages(session_id, encode_key(agent_id))
 
 
 class RepositoryOfManagers(MongoDBSessionRepository):

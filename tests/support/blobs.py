@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from offline_model import OfflineScriptedModel, ScriptedReply
 from strands import Agent
 
-from mongodb_session_manager.blobs import BlobStore
-from mongodb_session_manager.encoding import CODEC_OPTIONS, blob_files
+from mongodb_session_manager._model.encoding import CODEC_OPTIONS, blob_files
+from mongodb_session_manager._store.blobs import BlobStore
 
 if TYPE_CHECKING:
     from bson import ObjectId

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mongodb_session_manager.upkeep import Failures
+from mongodb_session_manager._store.upkeep import Failures
 
 if TYPE_CHECKING:
-    from mongodb_session_manager.blobs import BlobStore, Named
+    from mongodb_session_manager._store.blobs import BlobStore, Named
     from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 

@@ -15,7 +15,7 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 from ..mongodb_session_factory import MongoDBSessionManagerFactory
 
 if TYPE_CHECKING:
-    from .._pool_statistics import PoolStats
+    from .._client.pool_statistics import PoolStats
 
 # From a command beside the server to one that waits for an election.
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

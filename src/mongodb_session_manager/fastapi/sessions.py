@@ -14,8 +14,8 @@ from starlette.requests import HTTPConnection
 from strands import Agent
 from strands.types.content import Message
 
+from .._session.lease import SessionLease
 from ..errors import MongoDBSessionError
-from ..lease import SessionLease
 from ..mongodb_session_manager import MongoDBSessionManager
 from .lifespan import factory_of, request_under_way
 

@@ -1,0 +1,1 @@
+"""From Strands' events to queued operations, and back."""

@@ -1,0 +1,1 @@
+"""Clients, their threads, and what their connections do."""

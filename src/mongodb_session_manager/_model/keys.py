@@ -1,0 +1,331 @@
+"""Names: which ids are accepted, and how a name becomes a key of a document.
+
+A session id is only ever a *value*. Ids of agents and names of models and tools become *keys*, and MongoDB reads a dot
+in a path and a ``$`` at its start as syntax. So those are percent-encoded, and only where needed: ``a.b`` is stored
+as ``a%2Eb``; a plain name stays plain.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from ..errors import InvalidIdentifierError, UnstorableValueError, shown
+
+MAX_ID_BYTES = 1024
+"""UTF-8 bytes of the id of a session, an agent, a graph or a swarm.
+
+That is what Amazon S3 takes as a key, so whatever Strands' ``S3SessionManager`` can keep has room. An id stands in the
+``_id`` and the index of every segment and search document and in every blob; that of an agent several times in each
+update, up to three times as long once it is percent-encoded.
+"""
+
+MAX_DEPTH = 100
+"""Levels of metadata and feedback, those of a dotted key and of its value together. MongoDB's own limit is near 200."""
+
+MAX_PATH_CHARACTERS = 1000
+"""Characters of a metadata key."""
+
+MAX_INDEX = 999
+"""The highest number in a metadata key behind its first part: in a list MongoDB fills all before it with nulls."""
+
+MAX_METADATA_FIELDS = 28
+"""Metadata fields that are indexed, with two indexes each: MongoDB takes 64 in a collection, and eight are others."""
+
+
+# Unicode's category Cc. A line break in an id would forge a line of a log.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def exact_text(text: str) -> str:
+    """Return the content of a text as a plain ``str``.
+
+    ``str()`` does not: that of a ``(str, Enum)`` is the name of the member, and a subclass may answer what it likes.
+    """
+    return text if type(text) is str else str.__str__(text)
+
+
+def check_id(value: object, kind: str) -> str:
+    """Return ``value`` as plain text if it can name a session, an agent, a graph or a swarm.
+
+    Args:
+        value: The id.
+        kind: What it names, for the error: ``"session_id"``, ``"agent_id"``.
+
+    Raises:
+        TypeError: It is not a string. (A dictionary here would be a filter that opens somebody else's session.)
+        InvalidIdentifierError: It is empty, has more than ``MAX_ID_BYTES``, or holds a slash (Strands refuses those), a
+            NUL or another control character, or a lone surrogate (MongoDB cannot store those).
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
+    text = exact_text(value)
+    if not text:
+        raise InvalidIdentifierError(f"{kind} is empty")
+    # The number of characters first: megabytes are not gone through.
+    if len(text) > MAX_ID_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        raise InvalidIdentifierError(f"{kind}={shown(text)} has more than {MAX_ID_BYTES} bytes")
+    if "/" in text:
+        raise InvalidIdentifierError(f"{kind}={shown(text)} holds a slash")
+    if (control := _CONTROL.search(text)) is not None:
+        what = "NUL" if control[0] == "\0" else "control"
+        raise InvalidIdentifierError(f"{kind}={shown(text)} holds a {what} character")
+    if not _encodable(text):
+        raise InvalidIdentifierError(f"{kind}={shown(text)} holds a lone surrogate")
+    return text
+
+
+def check_name(value: object, kind: str) -> str:
+    """Return a name that is stored with a session, ``application_name`` or ``session_type``, as plain text.
+
+    Args:
+        value: The name. Of a member of an ``Enum``, as Strands' ``SessionType``, it is the value.
+        kind: What it is, for the error.
+
+    Raises:
+        TypeError: It is no text.
+        UnstorableValueError: It holds a lone surrogate (MongoDB takes none).
+    """
+    if isinstance(value, Enum):
+        value = value.value
+    if not isinstance(value, str):
+        raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
+    if not _encodable(value):
+        raise UnstorableValueError(f"{kind} holds a lone surrogate")
+    return exact_text(value)
+
+
+def check_tracking_id(message: Mapping[str, Any]) -> str | None:
+    """Return the ``tracking_id`` of a message as plain text; None where it has none.
+
+    An empty one is none: Strands takes it for missing, too, and gives the message another.
+
+    Raises:
+        TypeError: It is no text. (In a filter a dictionary would name other messages.)
+    """
+    value = message.get("tracking_id")
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"tracking_id must be a string, not {type(value).__name__}")
+    return exact_text(value) or None
+
+
+def check_text(value: object, kind: str) -> str:
+    """Return ``value`` if it is a text that can be looked for.
+
+    Raises:
+        TypeError: It is not a string.
+        ValueError: It is empty, or holds a lone surrogate (MongoDB takes none).
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"{kind} is empty")
+    if not _encodable(value):
+        raise ValueError(f"{kind} holds a lone surrogate")
+    return exact_text(value)
+
+
+def check_message_id(value: object) -> int:
+    """Return ``value`` if it can be a ``message_id``: a zero-based index.
+
+    Raises:
+        InvalidIdentifierError: It is not an ``int``, or negative, or beyond 63 bits.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidIdentifierError(f"message_id must be an int, not {type(value).__name__}")
+    if not 0 <= value < 2**63 - 1:
+        raise InvalidIdentifierError(f"message_id={shown(value)} is out of range")
+    return int(value)
+
+
+@lru_cache(maxsize=256)  # A service meets the same few names again and again.
+def encode_key(name: str) -> str:
+    """Return the key that stands for ``name`` in a document. Two names never share a key.
+
+    ``%``, ``.`` and a leading ``$`` are percent-encoded; so are NUL and lone surrogates, and the empty name becomes a
+    bare ``%`` (a model may call a tool by such a name).
+    """
+    if not name:
+        return "%"
+    key = exact_text(name).replace("%", "%25").replace(".", "%2E").replace("\0", "%00")
+    if key[0] == "$":
+        key = "%24" + key[1:]
+    if not _encodable(key):
+        key = "".join(
+            char if _encodable(char) else "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
+            for char in key
+        )
+    return key
+
+
+def decode_key(key: str) -> str:
+    """Return the name that ``encode_key`` turned into ``key``."""
+    if "%" not in key:
+        return key
+    if key == "%":
+        return ""
+    return unquote_to_bytes(key).decode("utf-8", "surrogatepass")
+
+
+def is_key(key: str) -> bool:
+    """Return whether ``encode_key`` makes this key, of whatever name."""
+    try:
+        return encode_key(decode_key(key)) == key
+    except UnicodeDecodeError:
+        return False
+
+
+def check_feedback(feedback: object) -> dict[str, Any]:
+    """Return ``feedback`` if every key can be stored. Nothing in it is addressed by a path, so no key holds a dot.
+
+    ``agent_id`` and ``message_id``, where they are in it and not None, say what it is about.
+
+    Raises:
+        TypeError: It is not a mapping, or a key or the ``agent_id`` is not a string.
+        InvalidIdentifierError: A key is empty, begins with ``$``, or holds a dot, a NUL or a lone surrogate; the
+            ``agent_id`` or ``message_id`` is none, or the latter comes without the former; a key is ``commit_id``.
+        UnstorableValueError: It is nested too deeply.
+    """
+    if not isinstance(feedback, Mapping):
+        raise TypeError(f"feedback must be a mapping, not {type(feedback).__name__}")
+    _check_nested(feedback, "feedback")
+    # By their content: a member of an enum has another hash than its value.
+    checked = {exact_text(key): value for key, value in feedback.items()}
+    if "commit_id" in checked:
+        raise InvalidIdentifierError("feedback key 'commit_id' is the library's own: give the field another name")
+    if checked.get("agent_id") is not None:
+        checked["agent_id"] = check_id(checked["agent_id"], "agent_id")
+    if checked.get("message_id") is not None:
+        check_message_id(checked["message_id"])
+        if checked.get("agent_id") is None:
+            raise InvalidIdentifierError("a feedback with a message_id needs the agent_id whose message it is")
+    return checked
+
+
+def check_metadata(metadata: object) -> dict[str, Any]:
+    """Return ``metadata`` if every key can be stored; a dot in a key addresses a nested field.
+
+    Raises:
+        TypeError: It is not a mapping, or a key is not a string.
+        InvalidIdentifierError: A key or a part of its path is empty, begins with ``$``, or holds a NUL or a lone
+            surrogate; or it is too long, or numbers an element of a list above ``MAX_INDEX``; a key *inside* a value
+            holds a dot (it could never be addressed); or one key is a part of another's path (MongoDB would refuse the
+            whole update).
+        UnstorableValueError: A value is nested too deeply.
+    """
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
+    checked = dict(zip(check_metadata_paths(metadata), metadata.values(), strict=True))
+    for path, value in checked.items():
+        _check_nested(value, f"metadata {path}", path.count(".") + 1)
+    return checked
+
+
+def check_metadata_fields(fields: Iterable[object] | None) -> list[str]:
+    """Return the metadata fields to index, each once.
+
+    Raises:
+        TypeError: They are one string, or one is no string.
+        InvalidIdentifierError: One can be no metadata key.
+        ValueError: There are more than MongoDB has room for.
+    """
+    if isinstance(fields, str):
+        raise TypeError("metadata_fields must be a list of strings, not one string")
+    # One by one: here it does not matter if one lies below another.
+    checked = list(dict.fromkeys(path for field in fields or () for path in check_metadata_paths([field])))
+    if len(checked) > MAX_METADATA_FIELDS:
+        raise ValueError(f"metadata_fields has {len(checked)} fields: at most {MAX_METADATA_FIELDS} can be indexed")
+    return checked
+
+
+def check_metadata_paths(keys: Iterable[object]) -> list[str]:
+    """Return the metadata keys as a list of dotted paths, checked as by ``check_metadata``."""
+    if isinstance(keys, str):
+        raise TypeError("metadata keys must be a list of strings, not one string")
+    paths = [_check_path(_check_metadata_key(key)) for key in keys]
+    taken = {tuple(path.split(".")) for path in paths}
+    for parts in taken:
+        for length in range(1, len(parts)):
+            if parts[:length] in taken:
+                raise InvalidIdentifierError(
+                    f"metadata keys {shown('.'.join(parts[:length]))} and {shown('.'.join(parts))} overlap"
+                )
+    return paths
+
+
+def _check_metadata_key(key: object, what: str = "metadata key") -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"{what} must be a string, not {type(key).__name__}")
+    key = exact_text(key)
+    for part in key.split("."):
+        if not part:
+            raise InvalidIdentifierError(f"{what} {shown(key)} is empty or has an empty part")
+        if part[0] == "$":
+            raise InvalidIdentifierError(f"{what} {shown(key)}: a part begins with '$'")
+    if "\0" in key or not _encodable(key):
+        raise InvalidIdentifierError(f"{what} {shown(key)} holds a NUL character or a lone surrogate")
+    return key
+
+
+def _check_path(key: str) -> str:
+    if len(key) > MAX_PATH_CHARACTERS:
+        raise InvalidIdentifierError(f"metadata key {shown(key)} has more than {MAX_PATH_CHARACTERS} characters")
+    parts = key.split(".")
+    if len(parts) > MAX_DEPTH:
+        raise InvalidIdentifierError(f"metadata key {shown(key)} has {len(parts)} parts: at most {MAX_DEPTH}")
+    if any(part.isascii() and part.isdecimal() and int(part) > MAX_INDEX for part in parts[1:]):
+        raise InvalidIdentifierError(
+            f"metadata key {shown(key)}: a number in it may be the index of a list, and is above {MAX_INDEX}"
+        )
+    return key
+
+
+def check_depth(value: object, what: str, depth: int = 0) -> None:
+    """Refuse a value that is nested more deeply than MongoDB is sure to take.
+
+    Args:
+        value: The value.
+        what: Its name for the error.
+        depth: How deep it lies already.
+
+    Raises:
+        UnstorableValueError: It is.
+    """
+    if isinstance(value, (Mapping, list, tuple)):
+        if depth >= MAX_DEPTH:
+            raise UnstorableValueError(f"{what} is nested too deeply: {MAX_DEPTH} levels can be stored")
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            check_depth(inner, what, depth + 1)
+
+
+def _check_nested(value: object, path: str, depth: int = 0) -> None:
+    check_depth(value, path, depth)
+    _check_nested_keys(value, path)
+
+
+def _check_nested_keys(value: object, path: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_metadata_key(key, f"key inside {path}:")
+            if "." in key:
+                raise InvalidIdentifierError(f"key inside {path}: {shown(key)} holds a dot")
+            _check_nested_keys(inner, f"{path}.{exact_text(key)}"[:MAX_PATH_CHARACTERS])
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_nested_keys(inner, path)
+
+
+def _encodable(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,207 @@
+"""The lease: the right to be the only writer of a session for a while.
+
+The store decides, by the server's clock: every write of every other process is refused while the lease runs, and every
+write of the holder is refused once it has run out. A holder that dies keeps nobody out for longer than its seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any
+
+from pymongo.errors import PyMongoError
+
+from .._statements.leases import renew_lease
+from .._statements.sessions import SessionRef
+from .._store.session_store import SessionStore
+from ..errors import MongoDBSessionError, SessionBusyError
+from .error_notes import add_note
+
+# How often a taker asks again while it waits.
+_POLL_SECONDS = (0.02, 0.1)
+
+
+class HeldLease:
+    """The lease that a manager holds of its session, or none.
+
+    Args:
+        store: Takes it and gives it back.
+        session_id: The session's id.
+        opened: Opens the session, if that is not done, and returns it.
+        session: Returns the session, with the lease that is held.
+        taken: Called when it was taken: what was read before may be old.
+        flush: Stores what is unsaved; with an error on its way, a failure becomes a note of that.
+        settle: The same without holding up an event loop.
+
+    Attributes:
+        pool: Threads of the client.
+        token: The lease's own, while it is held.
+    """
+
+    token: str | None = None
+
+    def __init__(
+        self,
+        store: SessionStore,
+        session_id: str,
+        *,
+        opened: Callable[[], SessionRef],
+        session: Callable[[], SessionRef],
+        taken: Callable[[], None],
+        flush: Callable[[BaseException | None], None],
+        settle: Callable[[BaseException | None], Coroutine[Any, Any, None]],
+    ) -> None:
+        self.session_id = session_id
+        self.pool = store.commands.pool
+        self.flush = flush
+        self.settle = settle
+        self._store = store
+        self._opened = opened
+        self._session = session
+        self._taken = taken
+
+    def take(self, owner: str, token: str, seconds: float) -> float | None:
+        """Take the lease; return None, or for how many seconds somebody else has it."""
+        taken_for = self._store.take_lease(self._opened(), owner, token, seconds)
+        if taken_for is None:
+            self.token = token
+            self._taken()
+        return taken_for
+
+    def renew(self, seconds: float) -> None:
+        """Let it run for so many seconds from now.
+
+        Raises:
+            MongoDBSessionError: None is held.
+            SessionBusyError: It has run out.
+        """
+        if self.token is None:
+            raise MongoDBSessionError("this manager holds no lease")
+        session = self._session()
+        known = {"incarnation": session.incarnation}
+        self._store.guarded(session, lambda session, _: renew_lease(session, seconds), known=known)
+
+    def release(self, token: str, error: BaseException | None) -> None:
+        """Give it back; with an error on its way, a failure becomes a note of that."""
+        if self.token == token:  # Else it was not got: another task of this manager may have it.
+            self.token = None
+        try:
+            self._store.release_lease(self.session_id, token)
+        except PyMongoError as failure:
+            if error is None:
+                raise
+            add_note(error, failure, "the lease could not be given back and will run out by itself")
+
+
+class SessionLease:
+    """A lease of one manager's session; made by ``MongoDBSessionManager.lease``.
+
+    Use it with ``with`` or ``async with``. Leaving stores what the manager still holds, then gives the lease back.
+
+    Attributes:
+        seconds: How long the lease runs from when it is taken or renewed.
+        wait: How many seconds to wait for another holder before ``SessionBusyError``.
+    """
+
+    def __init__(self, held: HeldLease, seconds: float, wait: float) -> None:
+        _check_seconds(seconds)
+        if not wait >= 0:  # Nor NaN.
+            raise ValueError("wait must not be negative")
+        self.seconds = seconds
+        self.wait = wait
+        self._held = held
+        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._token = uuid.uuid4().hex
+
+    def renew(self, seconds: float | None = None) -> None:
+        """Let the lease run for ``seconds`` (default: as at first) from now.
+
+        Raises:
+            SessionBusyError: It has run out; somebody else may have written since.
+            ValueError: ``seconds`` are none that a lease can be taken for.
+        """
+        if seconds is not None:
+            _check_seconds(seconds)
+        self._held.renew(self.seconds if seconds is None else seconds)
+
+    def __enter__(self) -> SessionLease:
+        """Take the lease; the session is read anew by the next agent that is built."""
+        no_lease_twice(self._held.token)
+        deadline = time.monotonic() + self.wait
+        try:
+            while (taken_for := self._take()) is not None:
+                time.sleep(self._pause(deadline, taken_for))
+        except BaseException as error:
+            self._held.release(self._token, error)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Store what is unsaved, then give the lease back."""
+        try:
+            self._held.flush(error)
+        finally:
+            self._held.release(self._token, error or sys.exc_info()[1])
+
+    async def __aenter__(self) -> SessionLease:
+        """Take the lease without holding up the event loop."""
+        no_lease_twice(self._held.token)
+        deadline = time.monotonic() + self.wait
+        try:
+            while (taken_for := await self._held.pool.run(self._take)) is not None:
+                await asyncio.sleep(self._pause(deadline, taken_for))
+        except BaseException as error:
+            # It may have been taken, whatever was heard of it, and nobody will leave it.
+            failure = error
+            await self._held.pool.run(lambda: self._held.release(self._token, failure))
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Store what is unsaved, then give the lease back, without holding up the event loop."""
+        try:
+            await self._held.settle(error)
+        finally:
+            failure = error or sys.exc_info()[1]
+            await self._held.pool.run(lambda: self._held.release(self._token, failure))
+
+    def _take(self) -> float | None:
+        return self._held.take(self._owner, self._token, self.seconds)
+
+    def _pause(self, deadline: float, taken_for: float) -> float:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise SessionBusyError(
+                f"session_id={self._held.session_id!r} is leased by another process; waited {self.wait:g} s",
+                taken_for,
+            )
+        return min(left, random.uniform(*_POLL_SECONDS))
+
+
+def _check_seconds(seconds: float) -> None:
+    if not 0 < seconds <= 86_400:
+        raise ValueError("seconds must be above 0 and at most 86400")
+
+
+def no_lease_twice(token: str | None) -> None:
+    """Refuse a second lease inside the first: leaving the inner one would end the outer one."""
+    if token is not None:
+        raise MongoDBSessionError("this manager already holds the lease of its session")

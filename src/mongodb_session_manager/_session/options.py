@@ -1,0 +1,89 @@
+"""What a manager is asked to do: its parameters, checked. A factory has them checked once, for all of its managers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Literal
+
+from .._model.archive_policy import ArchivePolicy
+from .._model.expiry import check_ttl
+from .._model.keys import check_name
+from .._model.pending_blobs import check_threshold
+from ..errors import shown
+from .hooks import FeedbackHook, MetadataHook, check_hook
+
+Durability = Literal["message", "turn"]
+OnConflict = Literal["rebase", "raise"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of a manager that belong to no session and no client; ``MongoDBSessionManager`` explains them.
+
+    Their defaults stand where they are given. Made anew with others by ``dataclasses.replace``, they are checked anew.
+
+    Attributes:
+        ttl: How long a session lives from its last activity on; None: until it is deleted.
+        archive_policy: When messages leave the session document.
+
+    Raises:
+        TypeError: A parameter is of a type that it cannot be.
+        ValueError: One has a value that it cannot have.
+    """
+
+    application_name: str | None
+    session_type: str
+    durability: Durability
+    on_conflict: OnConflict
+    ttl_hours: float | None
+    archive_after_messages: int
+    archive_after_bytes: int
+    archive_block: int
+    blob_threshold_bytes: int
+    metadata_hook: MetadataHook | None
+    feedback_hook: FeedbackHook | None
+    index_messages: bool
+    ttl: timedelta | None = field(init=False)
+    archive_policy: ArchivePolicy = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Check them; keep names as plain text."""
+        if self.durability not in ("message", "turn"):
+            raise ValueError(f"durability must be 'message' or 'turn', not {shown(self.durability)}")
+        check_on_conflict(self.on_conflict)
+        if not isinstance(self.index_messages, bool):
+            raise TypeError(f"index_messages must be True or False, not {shown(self.index_messages)}")
+        policy = ArchivePolicy(self.archive_after_messages, self.archive_after_bytes, self.archive_block)
+        check_threshold(self.blob_threshold_bytes)
+        name = self.application_name
+        found = {
+            "ttl": check_ttl(self.ttl_hours),
+            "archive_policy": policy,
+            "application_name": None if name is None else check_name(name, "application_name"),
+            "session_type": check_name(self.session_type, "session_type"),
+        }
+        check_hook(self.metadata_hook, "metadata_hook")
+        check_hook(self.feedback_hook, "feedback_hook")
+        for attribute, value in found.items():
+            object.__setattr__(self, attribute, value)
+
+    @property
+    def by_turn(self) -> bool:
+        """Whether messages wait for the end of their turn."""
+        return self.durability == "turn"
+
+    @property
+    def rebase(self) -> bool:
+        """Whether new commits append behind what others have stored meanwhile."""
+        return self.on_conflict == "rebase"
+
+
+def check_on_conflict(on_conflict: str) -> None:
+    """Refuse what ``on_conflict`` cannot be.
+
+    Raises:
+        ValueError: It is neither ``"rebase"`` nor ``"raise"``.
+    """
+    if on_conflict not in ("rebase", "raise"):
+        raise ValueError(f"on_conflict must be 'rebase' or 'raise', not {shown(on_conflict)}")

@@ -1,0 +1,76 @@
+"""What an older document lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bson import ObjectId
+
+from .._model.documents import Document
+from .expressions import EACH_AGENT, messages_of, number_at
+from .totals import usage_of
+
+
+def adopt(agent_keys: Sequence[str]) -> list[Document]:
+    """Return the update that gives an older document the counters and the incarnation it lacks.
+
+    Computed by the server from what it holds at that moment, so it is right whoever writes meanwhile.
+    """
+    fields: Document = {
+        "incarnation": {"$ifNull": ["$incarnation", ObjectId()]},
+        "schema_version": {"$ifNull": ["$schema_version", 1]},
+        "agent_ids": {
+            "$concatArrays": [_AGENT_IDS, {"$filter": {"input": _AGENTS_THERE, "as": "id", "cond": _UNLISTED}}]
+        },
+    }
+    for key in agent_keys:
+        agent = f"$agents.{key}"
+        messages = _numbered(messages_of(agent))
+        beyond_last = {
+            "$add": [
+                {
+                    "$ifNull": [
+                        {"$max": {"$map": {"input": messages, "as": "m", "in": number_at("$$m.message_id")}}},
+                        -1,
+                    ]
+                },
+                1,
+            ]
+        }
+        counters = {
+            "messages": messages,
+            "message_count": {"$ifNull": [f"{agent}.message_count", {"$max": [beyond_last, {"$size": messages}]}]},
+            "archived_count": number_at(f"{agent}.archived_count"),
+            "edits": number_at(f"{agent}.edits"),
+            "usage": usage_of(agent),
+        }
+        fields[f"agents.{key}"] = {
+            "$cond": [
+                {"$eq": [{"$type": agent}, "object"]},
+                {"$mergeObjects": [agent, counters]},
+                # An agent that is not there stays away.
+                "$$REMOVE",
+            ]
+        }
+    return [{"$set": fields}]
+
+
+# Older documents lack `agent_ids`; one to which an agent was added since has some of them.
+_AGENT_IDS: Document = {"$cond": [{"$isArray": "$agent_ids"}, "$agent_ids", []]}
+
+
+_AGENTS_THERE: Document = {
+    "$map": {"input": EACH_AGENT, "as": "a", "in": {"$ifNull": ["$$a.v.agent_data.agent_id", "$$a.k"]}}
+}
+
+
+_UNLISTED: Document = {"$not": [{"$in": ["$$id", _AGENT_IDS]}]}
+
+
+def _numbered(messages: Document) -> Document:
+    """Return the expression that gives messages without a ``message_id`` their position as such."""
+    positions = {"$range": [0, {"$size": messages}]}
+    message = {"$arrayElemAt": [messages, "$$i"]}
+    numbered = {"$mergeObjects": [{"message_id": "$$i"}, message]}
+    kept = {"$cond": [{"$eq": [{"$type": message}, "object"]}, numbered, message]}
+    return {"$map": {"input": positions, "as": "i", "in": kept}}

@@ -1,0 +1,71 @@
+"""What is read when a session is opened: the live windows of its agents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from .._model.documents import Document
+from .._model.expiry import EXPIRED
+from .expressions import REMOVED, messages_of, number_at
+
+# What a live agent needs of a stored message. Times, metrics and commit ids stay on the server: they are a third of
+# a short message.
+_WINDOW_FIELDS = {
+    name: f"$$m.{name}"
+    for name in (
+        *("message_id", "role", "content", "tracking_id", "metadata", "extra", "turn_id"),
+        # Where older documents keep role and content, and what was redacted.
+        *("message", "redact_message"),
+    )
+}
+
+
+def open_projection(agent_keys: Sequence[str]) -> Document:
+    """Return the projection that reads which life of a session this is and the live windows of some of its agents.
+
+    The window begins at the agent's ``removed_message_count``: a conversation manager has taken the messages before
+    it out of the live conversation. So the bytes read depend on the window, not on the length of the conversation.
+    """
+    return {
+        "incarnation": 1,
+        "bytes": {"$bsonSize": "$$ROOT"},
+        "expired": EXPIRED,
+        "parts_expire_at": 1,
+        "agents_opened": {"$cond": [EXPIRED, [], list(map(_agent_window, agent_keys))]},
+    }
+
+
+@lru_cache(maxsize=256)  # A service opens the same few agents again and again.
+def _agent_window(key: str) -> Document:
+    agent = f"$agents.{key}"
+    removed = f"{agent}.{REMOVED}"
+    # A positive position: a negative one counts from the end. A length of 0 would be an error.
+    window = {"$slice": ["$$messages", "$$skip", {"$max": [1, {"$size": "$$messages"}]}]}
+    opened = {
+        "agent_data": f"{agent}.agent_data",
+        "message_count": f"{agent}.message_count",
+        "changes": number_at(f"{agent}.changes"),
+        "archived_count": "$$archived",
+        "removed": "$$removed",
+        "embedded": {"$size": "$$messages"},
+        "bytes": {"$bsonSize": agent},
+        "window": {"$map": {"input": window, "as": "m", "in": _WINDOW_FIELDS}},
+    }
+    skip = {"$max": [0, {"$subtract": ["$$removed", "$$archived"]}]}
+    return {
+        "$cond": [
+            {"$eq": [{"$type": agent}, "object"]},
+            {
+                "$let": {
+                    "vars": {
+                        "messages": messages_of(agent),
+                        "archived": number_at(f"{agent}.archived_count"),
+                        "removed": number_at(removed),
+                    },
+                    "in": {"$let": {"vars": {"skip": skip}, "in": opened}},
+                }
+            },
+            None,
+        ]
+    }

@@ -1,0 +1,151 @@
+"""A change of messages that are stored, where they stand: a redaction, for instance; and metrics that come late."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from bson import ObjectId
+
+from .._model.documents import Document
+from .._model.metrics import Totals, summed
+from .commits import agent_projection
+from .expressions import counter_is, messages_of, number_at
+from .interventions import intervention, list_interventions
+from .searching import indexing_standing
+from .sessions import SessionRef, Update
+
+
+@dataclass
+class Rewrite:
+    """What replaces parts of a stored message, where it stands, and perhaps of its twins.
+
+    Attributes:
+        key: The agent's key in the document.
+        message_id: The message's id.
+        body: Fields to replace; what it does not name (times, metrics, ids) is kept.
+        tracking_id: Which message it is, where that is known: another one under this ``message_id``, as there may be
+            after the store went back to an earlier state, is left alone.
+        twins: Whether every message with this ``tracking_id`` is meant: a retried prompt may stand there twice.
+        guardrail_event: An intervention to list in the session, once.
+        unnamed: Files that the messages have named before; found while they are replaced.
+    """
+
+    key: str
+    message_id: int
+    body: Document
+    tracking_id: str | None = None
+    twins: bool = False
+    guardrail_event: Document | None = None
+    unnamed: set[ObjectId] = field(default_factory=set)
+
+    def condition(self, prefix: str = "") -> Document:
+        """Return the condition that the messages meet which are meant, on their fields, with a prefix."""
+        if self.tracking_id is None:
+            return {f"{prefix}message_id": self.message_id}
+        nameless: Document = {f"{prefix}message_id": self.message_id, f"{prefix}tracking_id": None}
+        tracked: Document = {f"{prefix}tracking_id": self.tracking_id}
+        if not self.twins:
+            tracked[f"{prefix}message_id"] = self.message_id
+        return {"$or": [tracked, nameless]}
+
+    def found_in(self, messages: Any) -> Document:
+        """Return the expression for those of these messages that meet ``condition``."""
+        is_there: Document = {"$eq": ["$$m.message_id", self.message_id]}
+        if self.tracking_id is not None:
+            nameless = {"$and": [is_there, {"$eq": [{"$ifNull": ["$$m.tracking_id", None]}, None]}]}
+            tracked: Document = {"$eq": ["$$m.tracking_id", {"$literal": self.tracking_id}]}
+            is_there = {"$or": [tracked if self.twins else {"$and": [tracked, is_there]}, nameless]}
+        return {"$filter": {"input": messages, "as": "m", "cond": is_there}}
+
+
+def rewrite(session: SessionRef, work: Rewrite, standing: Mapping[str, Any], now: datetime) -> Update:
+    """Return the update that replaces parts of messages in the session document, as they were just read.
+
+    Where the message is archived, it says who may replace it there: the next number of ``edits`` is this writer's.
+
+    Args:
+        session: Whose.
+        work: What is replaced, of which messages.
+        standing: How things stand, as ``rewrite_projection`` has it. They must still stand so: nobody has changed,
+            appended or archived a message since, and nobody has begun to copy messages into the search.
+        now: The messages' new ``updated_at``.
+    """
+    agent = f"agents.{work.key}"
+    message_ids = [message["message_id"] for message in standing["messages"]]
+    changes, array_filters = _rewriting(f"{agent}.messages", work, message_ids, standing["edits"] + 1, now)
+    changes["$set"][f"{agent}.updated_at"] = now
+    changes["$inc"] = {f"{agent}.edits": 1, f"{agent}.rewrites": 1}
+    conditions: Document = {f"{agent}.message_count": standing["message_count"]}
+    for name in ("edits", "archived_count"):
+        conditions.update(counter_is(f"{agent}.{name}", standing[name]))
+    conditions[f"{agent}.indexed"] = {"$exists": "indexed" in standing}
+    if work.guardrail_event is not None:
+        conditions["guardrail_events.id"] = {"$ne": work.guardrail_event["id"]}
+        list_interventions(changes, [intervention(work.key, work.message_id, work.guardrail_event)])
+    return session.write(now, changes, conditions, array_filters)
+
+
+def rewrite_projection(work: Rewrite) -> Document:
+    """Return the projection of how things stand for ``rewrite``, with the messages that are meant, as stored."""
+    agent = f"$agents.{work.key}"
+    projection = {
+        **agent_projection(work.key),
+        **indexing_standing(work.key),
+        "archived_count": number_at(f"{agent}.archived_count"),
+        "messages": work.found_in(messages_of(agent)),
+    }
+    if work.guardrail_event is not None:
+        ids = {"$cond": [{"$isArray": "$guardrail_events.id"}, "$guardrail_events.id", []]}
+        projection["listed"] = {"$in": [work.guardrail_event["id"], ids]}
+    return projection
+
+
+def rewrite_in_segment(
+    segment: Document, work: Rewrite, message_ids: Sequence[int], edit: int, now: datetime
+) -> Update:
+    """Return the update of a segment that replaces parts of messages in it; those that were replaced later stay."""
+    changes, array_filters = _rewriting("messages", work, message_ids, edit, now)
+    return Update({"_id": segment}, changes, array_filters)
+
+
+def left_by_rewriting(messages: Iterable[Document], body: Mapping[str, Any]) -> list[Document]:
+    """Return what is left of messages, as they were before, of which these parts were replaced."""
+    gone = {*body, "message", "extra"}
+    return [{k: v for k, v in message.items() if k not in gone} for message in messages]
+
+
+def _rewriting(
+    messages: str, work: Rewrite, message_ids: Sequence[int], edit: int, now: datetime
+) -> tuple[dict[str, Document], list[Document]]:
+    # A command that arrives late meets messages with a higher `edit`.
+    earlier = {"$or": [{"m.edit": {"$exists": False}}, {"m.edit": {"$lt": edit}}]}
+    which: Document = {"$and": [{"m.message_id": {"$in": list(message_ids)}}, work.condition("m."), earlier]}
+    changed = {f"{messages}.$[m].{name}": value for name, value in work.body.items()}
+    changed[f"{messages}.$[m].updated_at"] = now
+    changed[f"{messages}.$[m].edit"] = edit
+    # `message` is where older documents keep role and content.
+    removed = {f"{messages}.$[m].{name}": "" for name in ("message", "extra") if name not in work.body}
+    return {"$set": changed, "$unset": removed}, [which]
+
+
+def late_metrics(
+    session: SessionRef,
+    key: str,
+    message_id: int,
+    metrics: Document,
+    totals: Totals,
+    now: datetime,
+    before: Document | None = None,
+) -> Update:
+    """Return the update that gives a stored message its metrics, once: in the place of none, or of those ``before``."""
+    agent = f"agents.{key}"
+    lacking = {"message_id": message_id, "event_loop_metrics": {"$exists": False} if before is None else before}
+    increments, maxima = summed([totals], f"{agent}.usage.")
+    increments[f"{agent}.edits"] = 1
+    update: Document = {"$set": {f"{agent}.messages.$[m].event_loop_metrics": metrics}, "$inc": increments}
+    if maxima:
+        update["$max"] = maxima
+    return session.write(now, update, {f"{agent}.messages": {"$elemMatch": lacking}}, [{"m.message_id": message_id}])

@@ -1,0 +1,138 @@
+"""Which session a writer means, and by which right; what every update of its content asks for and changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from bson import ObjectId
+
+from .._model.documents import Document
+from .._model.expiry import EXPIRED, NOT_EXPIRED, in_hours, parts_needed_until
+from .expressions import EACH_AGENT
+
+
+class Update(NamedTuple):
+    """One ``update_one``."""
+
+    filter: Document
+    update: Document | list[Document]
+    array_filters: list[Document] | None = None
+
+
+class SessionRef(NamedTuple):
+    """Which session a writer means, and by which right it writes.
+
+    Attributes:
+        session_id: The session's id.
+        incarnation: The life of the session that was opened; None where any will do (the repository's own methods).
+        lease_token: The token of the lease this writer holds, if it does.
+        ttl: How long the session lives from this writer's activity on; None: until it is deleted.
+    """
+
+    session_id: str
+    incarnation: ObjectId | None = None
+    lease_token: str | None = None
+    ttl: timedelta | None = None
+
+    def filter(self, **conditions: Any) -> Document:
+        """Return the filter by which the server decides whether this writer may write at all."""
+        document: Document = {"_id": self.session_id}
+        if self.incarnation is not None:
+            document["incarnation"] = self.incarnation
+        if self.lease_token is None:
+            document["$expr"] = _MAY_WRITE
+        else:
+            document["lease.token"] = self.lease_token
+            document["$expr"] = _MAY_WRITE_WITH_LEASE
+        document.update(conditions)
+        return document
+
+    def write(
+        self,
+        now: datetime,
+        changes: Document,
+        conditions: Mapping[str, Any],
+        array_filters: list[Document] | None = None,
+        that: Document | None = None,
+    ) -> Update:
+        """Return an update of the session's content: it moves ``updated_at`` and ``expires_at``, too.
+
+        It matches no session whose parts would not outlive it, and, for a writer without a ttl, none that has one;
+        ``SessionStore`` then sees to it.
+
+        Args:
+            now: The time of the change.
+            changes: What else changes.
+            conditions: What must be true of the session.
+            array_filters: Array filters of the changes.
+            that: An expression that must be true besides.
+        """
+        document = self.filter(**conditions)
+        changed = changes.setdefault("$set", {})
+        changed["updated_at"] = now
+        if self.ttl is None:
+            document["ttl_hours"] = None
+        else:
+            changed["ttl_hours"] = in_hours(self.ttl)
+            changed["expires_at"] = expires_at = now + self.ttl
+            document["parts_expire_at"] = {"$not": {"$lt": parts_needed_until(expires_at, self.ttl)}}
+        if that is not None:
+            document["$expr"] = {"$and": [document["$expr"], that]}
+        return Update(document, changes, array_filters)
+
+
+# Compared by the server's clock. A missing field sorts before every date, so no lease passes, too.
+_MAY_WRITE: Document = {"$and": [{"$lte": ["$lease.expires_at", "$$NOW"]}, NOT_EXPIRED]}
+
+
+_MAY_WRITE_WITH_LEASE: Document = {"$and": [{"$gt": ["$lease.expires_at", "$$NOW"]}, NOT_EXPIRED]}
+
+
+def live(session_id: str) -> Document:
+    """Return the filter of a session that has not expired."""
+    return {"_id": session_id, "$expr": NOT_EXPIRED}
+
+
+def life(session_id: str, incarnation: ObjectId) -> Document:
+    """Return the filter of one life of a session that has not expired."""
+    return {"_id": session_id, "incarnation": incarnation, "$expr": NOT_EXPIRED}
+
+
+def expired(session_id: str, incarnation: ObjectId | None) -> Document:
+    """Return the filter of a life of a session that has expired and was not removed yet."""
+    return {"_id": session_id, "incarnation": incarnation, "$expr": EXPIRED}
+
+
+def unless_expired(projection: Mapping[str, Any]) -> Document:
+    """Return the projection with None for every expression of it if the session has expired: its blobs may be gone."""
+    return {
+        name: value if value == 1 or name in STANDING else {"$cond": [EXPIRED, None, value]}
+        for name, value in projection.items()
+    }
+
+
+ANY_INDEXED: Document = {
+    "$anyElementTrue": {
+        "$map": {
+            "input": EACH_AGENT,
+            "as": "a",
+            "in": {"$ne": [{"$type": "$$a.v.indexed"}, "missing"]},
+        }
+    }
+}
+"""Expression for whether messages of a session may be in the search."""
+
+
+STANDING: Document = {
+    "incarnation": 1,
+    "lease": 1,
+    "expired": EXPIRED,
+    "ttl_hours": 1,
+    "parts_expire_at": 1,
+    "parts_moving_to": 1,
+    "any_indexed": ANY_INDEXED,
+    "now": "$$NOW",
+}
+"""Projection of what decides whether a write is allowed at all."""

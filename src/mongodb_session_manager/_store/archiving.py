@@ -1,0 +1,206 @@
+"""When the older part of a conversation leaves the session document, and how: safely at every command.
+
+Three commands move a block: read it, insert it as a segment with the ``edits`` it was read at, and one update of the
+session document, guarded by the position and by ``edits``, that drops exactly those messages. Before the third nothing
+has changed; after it the segment counts. Whoever finds a segment where his own would begin adopts it, if no message
+was edited since it was read; else nobody can commit it any more, and it is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
+
+from .._model.archive_policy import ArchivePolicy, Embedded
+from .._model.documents import Document
+from .._model.expiry import expiry_of_new_parts
+from .._statements import feedback, segments
+from .history import History
+from .session_commands import SessionCommands
+
+# Where there is no room, this much of the document may be left. Each segment rewrites the rest of a large document, so
+# few large ones are made.
+_MAKE_ROOM_TO_BYTES = 2 * 1024 * 1024
+# What fits into a document for certain.
+_FULL_BYTES = 16 * 1024 * 1024 - 64 * 1024
+_MAKING_ROOM = ArchivePolicy(1, 8 * 1024 * 1024, 10_000)
+# MongoDB takes 16 MB in a segment, too; one message may have 15 MB, besides its metrics.
+_MAX_SEGMENT_BYTES = 15 * 1024 * 1024
+# An archiver that never gets its turn in this many attempts leaves it to another.
+_MAX_ATTEMPTS = 50
+# More blocks than this are in no document: each has a message at least, and a message 100 bytes.
+_MAX_BLOCKS = 200_000
+
+
+class Archiver:
+    """Moves messages of the sessions of one collection into their history.
+
+    Args:
+        commands: About session documents.
+        history: Sends those about segments.
+        clock: Returns the time.
+    """
+
+    def __init__(self, commands: SessionCommands, history: History, clock: Callable[[], datetime]) -> None:
+        self._commands = commands
+        self._history = history
+        self._clock = clock
+
+    def archive(self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy) -> Embedded | None:
+        """Archive an agent's messages as long as that is due; return what it has left, or None if it is gone."""
+        left: Embedded | None = None
+        for _ in range(_MAX_BLOCKS):
+            moved, left = self._step(session_id, incarnation, key, policy, force=False)
+            if not moved or left is None or not left.due(policy, 0):
+                break
+        return left
+
+    def archive_feedbacks(self, session_id: str, incarnation: ObjectId) -> None:
+        """Archive the older feedbacks of a session that has no room for more."""
+        policy = ArchivePolicy(1, feedback.MAX_FEEDBACK_BYTES, feedback.MAX_FEEDBACKS // 2)
+        self._step(session_id, incarnation, feedback.FEEDBACKS, policy, force=True)
+
+    def make_room(self, session_id: str, needed: int = _FULL_BYTES) -> int | None:
+        """Archive what is embedded, live or not, until the session document is small again.
+
+        Args:
+            session_id: Which session.
+            needed: How many bytes are to be added to it; where they would not fit, the last message is archived.
+
+        Returns:
+            The size it has then, in bytes, or None if nothing was archived.
+        """
+        made = False
+        for _ in range(_MAX_BLOCKS):
+            sizes = self._commands.find_one({"_id": session_id}, segments.SIZES)
+            if sizes is None:
+                return None
+            archivable = sum(int(agent["messages"]) for agent in sizes["agents"]) + int(sizes["feedbacks"])
+            little = sizes["bytes"] <= _MAKE_ROOM_TO_BYTES or archivable <= _MAKE_ROOM_TO_BYTES
+            if little and sizes["bytes"] + needed <= _FULL_BYTES:
+                return int(sizes["bytes"]) if made else None
+            if "incarnation" not in sizes or any("archived_count" not in agent for agent in sizes["agents"]):
+                self._commands.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
+                continue
+            bytes_by_key = {agent["key"]: int(agent["messages"]) for agent in sizes["agents"]}
+            bytes_by_key[feedback.FEEDBACKS] = int(sizes["feedbacks"])
+            largest = max(bytes_by_key, key=bytes_by_key.__getitem__)
+            moved, _ = self._step(session_id, sizes["incarnation"], largest, _MAKING_ROOM, force=True)
+            if not moved:
+                return int(sizes["bytes"]) if made else None
+            made = True
+        return None
+
+    def _step(
+        self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy, *, force: bool
+    ) -> tuple[int, Embedded | None]:
+        """Archive one block.
+
+        Returns:
+            How many messages were archived, and what the agent has embedded then; None if the agent is gone.
+        """
+        mine: list[Document] = []
+        for _ in range(_MAX_ATTEMPTS):
+            found = self._commands.find_raw(
+                {"_id": session_id, "incarnation": incarnation}, segments.block_projection(key, policy.block)
+            )
+            if found is None:
+                if mine and self._commands.is_over(session_id, incarnation):
+                    # Whoever deleted the session may not have found it. All else is the sweep's: a session document
+                    # may only be missing because a restore has yet to bring it.
+                    self._history.delete(mine)
+                return 0, None
+            agent: Any = found["agent"]
+            if "edits" not in agent or "archived_count" not in agent:
+                return 0, None
+            standing = Embedded(
+                archived=int(agent["archived_count"]),
+                count=int(agent["embedded"]),
+                bytes=int(agent["bytes"]),
+                removed=max(0, int(agent["removed"])),
+            )
+            messages: Sequence[RawBSONDocument] = found["messages"]
+            count = _cut(messages, policy)
+            if force:
+                count = count or len(messages)
+                if not count:
+                    return 0, standing
+            else:
+                standing.tried = standing.removed
+                grown = standing.grown(policy, int(found["bytes"]))
+                if not grown or count is None or count > standing.removed - standing.archived:
+                    return 0, standing
+            first, edits = standing.archived, int(agent["edits"])
+            moved = self._move(session_id, found, key, first, edits, messages[:count], mine)
+            if moved:
+                standing.archived += moved
+                standing.count -= moved
+                standing.bytes -= sum(len(message.raw) for message in messages[:moved])
+                standing.tried = -1
+                return moved, standing
+        return 0, Embedded()
+
+    def _move(
+        self,
+        session_id: str,
+        session: Mapping[str, Any],
+        key: str,
+        first: int,
+        edits: int,
+        messages: Sequence[RawBSONDocument],
+        mine: list[Document],
+    ) -> int:
+        """Make a segment of these messages and commit it, or somebody else's that is there.
+
+        Its ``_id`` is added to ``mine`` if it was made here.
+
+        Returns:
+            How many messages it has; 0 if none was committed.
+        """
+        segment_id = segments.segment_id(session_id, session["incarnation"], key, first)
+        expires_at = expiry_of_new_parts(session)
+        count = len(messages)
+        segment: Document = {
+            "_id": segment_id,
+            "count": count,
+            "edits": edits,
+            "created_at": self._clock(),
+            "messages": messages,
+        }
+        if expires_at is not None:
+            segment["expires_at"] = expires_at
+        if self._history.insert(segment):
+            mine.append(segment_id)
+        else:
+            # It may have been inserted when less was promised, and after the others were moved on.
+            there = self._history.standing(segment_id, expires_at)
+            if there is None:
+                return 0
+            if there["edits"] < edits:
+                # A message was edited since it was read, and `edits` only grows: nobody can commit it any more.
+                self._history.delete_stale(segment_id, int(there["edits"]))
+                return 0
+            if there["edits"] > edits:
+                return 0  # It is newer than what was read here.
+            count = int(there["count"])
+        committed = self._commands.update(segments.archive(session_id, session, key, first, count, edits))
+        return count if committed else 0
+
+
+def _cut(messages: Sequence[RawBSONDocument], policy: ArchivePolicy) -> int | None:
+    """Return how many of the oldest messages make a segment, or None if they are too few for one.
+
+    It depends on the messages alone, not on how many follow them, so two archivers cut alike.
+    """
+    size = 0
+    for index, message in enumerate(messages):
+        if index and size + len(message.raw) > _MAX_SEGMENT_BYTES:
+            return index
+        size += len(message.raw)
+        if index + 1 == policy.block or size >= policy.segment_bytes:
+            return index + 1
+    return None

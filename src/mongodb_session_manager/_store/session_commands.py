@@ -1,0 +1,241 @@
+"""The commands about one session document: find it, change it, and say why a change did not match.
+
+Archiving, the search, what belongs to a session and the store itself stand on them; they know none of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, TypeVar
+
+from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
+from pymongo import MongoClient
+from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
+from pymongo.errors import DocumentTooLarge, DuplicateKeyError, WriteError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import Primary, PrimaryPreferred
+from pymongo.results import UpdateResult
+
+from .._client.clients import check_client
+from .._client.command_pool import command_pool
+from .._model.documents import Document, check_message_count
+from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
+from .._statements import adoption, sessions, sweeping
+from .._statements.sessions import SessionRef, Update
+from ..errors import BlobMissingError, SessionBusyError, SessionNotFoundError, UnstorableValueError
+from .blobs import BlobStore
+from .reading import Reader
+from .sending import attempts, is_there, until_known
+
+T = TypeVar("T")
+
+# What MongoDB answers where an update would make a document larger than 16 MB.
+_DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
+
+
+class SessionCommands:
+    """Sends single commands about the session documents of one collection.
+
+    Args:
+        client: Borrowed; whoever made it closes it.
+        database_name: Database.
+        collection_name: Collection of the session documents.
+
+    Attributes:
+        client: The client.
+        pool: Its threads.
+        collection: The session documents, their integers as plain ``int``.
+        raw: The same, as they are stored.
+        writes: The same, for what is encoded already.
+        settled: The same as ``raw``, and what is read there no failover takes back.
+        blobs: The large parts of session documents.
+        reader: Decodes what was read.
+        when_full: Makes room in a session document and returns its size, or None where there was nothing to move.
+
+    Raises:
+        TypeError: ``client`` is an ``AsyncMongoClient``, which is bound to one event loop; Strands uses many.
+        ValueError: The write concern is ``w=0``: no write could be known to have happened.
+    """
+
+    def __init__(self, client: MongoClient[Any], database_name: str, collection_name: str) -> None:
+        check_client(client)
+        preference = client.read_preference
+        self.client = client
+        self.pool = command_pool(client)
+        self.collection: Collection[Document] = client.get_database(database_name).get_collection(
+            collection_name,
+            codec_options=CODEC_OPTIONS,
+            # Other preferences would resume old conversations.
+            read_preference=preference if isinstance(preference, PrimaryPreferred) else Primary(),
+        )
+        self.raw = self.collection.with_options(
+            codec_options=PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
+        )
+        self.writes = self.collection.with_options(codec_options=PLAIN_CODEC_OPTIONS)
+        # What decides that something is deleted must be true for ever: no failover may take back what is read here.
+        self.settled = self.raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
+        self.blobs = BlobStore(self.collection.database, collection_name)
+        self.reader = Reader(self.blobs)
+        self.when_full: Callable[[str], int | None] = lambda _: None
+
+    def adopt(self, session_id: str, agent_keys: Sequence[str]) -> None:
+        """Give an older document its incarnation and counters: one command."""
+        self.collection.update_one({"_id": session_id}, adoption.adopt(agent_keys))
+
+    def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
+        """Return whether a life of a session is over, for certain: before what belonged to it is deleted."""
+        return not self.holds(session_id, sweeping.may_be_life(incarnation))
+
+    def holds(self, session_id: str, condition: Document) -> bool:
+        """Return whether an expression is true of a session document, for certain.
+
+        It asks by an update that changes nothing. A read might be answered by a server that lags behind, or that does
+        not know yet that it is no longer the primary; a write is acknowledged by a majority.
+        """
+        return self.update(Update({"_id": session_id, "$expr": condition}, {"$set": {"_id": session_id}}))
+
+    def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
+        """Return one document, decoded."""
+        missing: ObjectId | None = None
+        while (found := self.raw.find_one(query, projection)) is not None:
+            try:
+                return self.reader.decode(found)
+            except BlobMissingError as error:
+                if error.file_id == missing:
+                    raise
+                missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.
+        return None
+
+    def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
+        """Return one document whose values are not encoded: metadata, feedback."""
+        found = self.raw.find_one(query, projection)
+        return None if found is None else self.reader.plain(found)
+
+    def find_raw(self, query: Document, projection: Mapping[str, Any]) -> RawBSONDocument | None:
+        """Return one document as it is stored, and will be after any failover."""
+        return self.settled.find_one(query, projection)
+
+    def insert_if_absent(self, document: Document) -> bool:
+        """Insert a document unless there is one with its id; return whether this one was inserted."""
+        update = Update({"_id": document["_id"]}, {"$setOnInsert": document})
+        # In one driver session: once it was sent again, a replica set refuses the first one, should it arrive later,
+        # when the session was deleted, perhaps. (A standalone server knows no such numbers.)
+        with self.client.start_session(causal_consistency=False) as one_session:
+            try:
+                result = self._send(update, upsert=True, driver_session=one_session)
+            except DuplicateKeyError as error:
+                if not is_there(error):
+                    raise
+                # Two first requests at once: this upsert lost the race for the id. Now it matches.
+                result = self._send(update, upsert=True, driver_session=one_session)
+        return result.upserted_id is not None
+
+    def update(self, update: Update) -> bool:
+        """Send an update and return whether it matched."""
+        return bool(self._send(update).matched_count)
+
+    def _send(
+        self, update: Update, *, upsert: bool = False, driver_session: ClientSession | None = None
+    ) -> UpdateResult:
+        which, changes, array_filters = update
+        options: Any = {"upsert": upsert, "array_filters": array_filters, "session": driver_session}
+        return self._with_room(update, partial(self.writes.update_one, which, changes, **options))
+
+    def _with_room(self, update: Update, send: Callable[[], T]) -> T:
+        """Send an update until its outcome is known; where the document has no room for it, make some.
+
+        Raises:
+            UnstorableValueError: Even without any message there is no room for it. Nothing of it was written.
+        """
+        for _ in attempts(f"session_id={update.filter['_id']!r}: no room could be made"):
+            try:
+                return until_known(send)
+            except (WriteError, DocumentTooLarge) as error:
+                if isinstance(error, WriteError) and error.code not in _DOCUMENT_TOO_LARGE:
+                    raise
+                if isinstance(error, DocumentTooLarge) or self.when_full(update.filter["_id"]) is None:
+                    raise UnstorableValueError(
+                        f"session_id={update.filter['_id']!r} has no room for this: MongoDB holds 16 MB in a document"
+                    ) from error
+        raise AssertionError  # `attempts` never ends without an error.
+
+    def standing(
+        self,
+        session: SessionRef,
+        needed: Mapping[str, Any] | None = None,
+        agent_keys: Sequence[str] = (),
+        *,
+        whose_lease_it_is: bool = True,
+    ) -> Document:
+        """Read how a session stands that this writer may write to; an older document gets what it lacks first.
+
+        Args:
+            session: Whose.
+            needed: Projection of what is wanted besides ``sessions.STANDING``.
+            agent_keys: Agents that must have their counters.
+            whose_lease_it_is: Whether it matters who holds the session's lease.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            SessionBusyError: Somebody holds its lease.
+        """
+        for _ in attempts(f"session_id={session.session_id!r}: its counters could not be added"):
+            standing = self.explain(session, needed or {}, whose_lease_it_is=whose_lease_it_is)
+            if "message_count" in standing:
+                # A writer would wait for ever for a counter that is no number.
+                (key,) = agent_keys
+                check_message_count(session.session_id, key, standing["message_count"], standing["stored_count"])
+            lacks_counters = standing.get("exists") and "message_count" not in standing
+            if standing.get("incarnation") is not None and not lacks_counters:
+                return standing
+            self.adopt(session.session_id, agent_keys)
+        raise AssertionError  # `attempts` never ends without an error.
+
+    def explain(
+        self, session: SessionRef, projection: Mapping[str, Any], *, whose_lease_it_is: bool = True
+    ) -> Document:
+        """Read why a write did not match; raise the error for it, or return how things stand, as it is stored."""
+        wanted = sessions.unless_expired({**sessions.STANDING, **projection})
+        standing = self.find_plain({"_id": session.session_id}, wanted)
+        if standing is None:
+            raise SessionNotFoundError(f"session_id={session.session_id!r} does not exist")
+        if session.incarnation is not None and standing.get("incarnation") != session.incarnation:
+            raise SessionNotFoundError(
+                f"session_id={session.session_id!r} was deleted; another has begun under this id"
+            )
+        if standing["expired"]:
+            raise has_expired(session)
+        lease, left = standing.get("lease"), lease_seconds(standing)
+        if not whose_lease_it_is:
+            return standing
+        if session.lease_token is not None and (lease is None or lease["token"] != session.lease_token or left <= 0):
+            raise SessionBusyError(f"session_id={session.session_id!r}: the lease of this manager has run out")
+        if session.lease_token is None and left > 0:
+            raise SessionBusyError(f"session_id={session.session_id!r} is leased by another process", left)
+        return standing
+
+
+def now() -> datetime:
+    """Return the time as MongoDB keeps it."""
+    moment = datetime.now(timezone.utc)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def here(session: SessionRef, standing: Mapping[str, Any]) -> SessionRef:
+    """Return the session, of the life that was read: no later one is meant."""
+    return session._replace(incarnation=standing["incarnation"])
+
+
+def lease_seconds(standing: Mapping[str, Any]) -> float:
+    """Return for how many seconds the lease of a session still runs, by the server's clock."""
+    lease = standing.get("lease")
+    return (lease["expires_at"] - standing["now"]).total_seconds() if lease else 0.0
+
+
+def has_expired(session: SessionRef) -> SessionNotFoundError:
+    """Return the error that says so."""
+    return SessionNotFoundError(f"session_id={session.session_id!r} has expired")

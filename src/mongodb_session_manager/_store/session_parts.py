@@ -1,0 +1,79 @@
+"""What a session has in a collection beside its own: documents whose ``_id`` begins ``{session, incarnation, …}``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import ClassVar
+
+from bson import ObjectId
+from pymongo.collection import Collection
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import Primary
+
+from .._model.documents import Document
+from .._statements import related_expiry, segments, sweeping
+from .sending import until_known
+from .upkeep import Failures, Orphans
+
+Holds = Callable[[str, Document], bool]
+"""Returns for certain whether an expression is true of a session document: ``holds(session_id, expression)``."""
+
+
+class SessionParts:
+    """Deletes such documents, and moves the time on at which they expire.
+
+    Attributes:
+        collection: Where they are.
+        number: The field of ``_id`` that is a number.
+    """
+
+    collection: Collection[Document]
+    number: ClassVar[str]
+
+    def delete_session(self, session_id: str, incarnation: ObjectId) -> None:
+        """Delete all documents of one life of a session."""
+        which = {"_id": segments.segments_of(session_id, incarnation)}
+        until_known(lambda: self.collection.delete_many(which))
+
+    def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
+        """Let all documents of one life of a session expire no sooner than this."""
+        which = {"_id": segments.segments_of(session_id, incarnation)}
+        until_known(lambda: self.collection.update_many(which, related_expiry.keep_parts(until)))
+
+    def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> bool:
+        """Give an expiry to those of one life of a session that have none; return whether there was one."""
+        which = {"_id": segments.segments_of(session_id, incarnation), "expires_at": None}
+        result = until_known(lambda: self.collection.update_many(which, {"$set": {"expires_at": until}}))
+        return bool(result.modified_count)
+
+    def sweep(
+        self, sessions: str, holds: Holds, grace_seconds: float, failures: Failures, *, but: Sequence[Document] = ()
+    ) -> int:
+        """Delete those of lives of sessions that have been over for longer than the grace time; return how many.
+
+        Args:
+            sessions: Name of the collection of the session documents.
+            holds: Tells for certain what a session document is like.
+            grace_seconds: See ``Orphans``.
+            failures: Takes errors of single sessions.
+            but: The ``_id`` of those that are orphaned though their session lives.
+        """
+        orphans = Orphans(self.collection, grace_seconds)
+        deleted = 0
+        with self._settled().aggregate(sweeping.lives_to_sweep(sessions, self.number), allowDiskUse=True) as lives:
+            for life in lives:
+                with failures.of(life["_id"]["session"]):
+                    deleted += self._sweep_life(orphans, holds, life, but)
+        return deleted
+
+    def _sweep_life(self, orphans: Orphans, holds: Holds, life: Document, but: Sequence[Document]) -> int:
+        session_id, incarnation = life["_id"]["session"], life["_id"]["incarnation"]
+        ids = {**segments.segments_of(session_id, incarnation), "$nin": list(but)}
+        which = {"_id": ids, "$expr": sweeping.says_whose("$_id", self.number)}
+        may_live = sweeping.may_be_life(incarnation)
+        return orphans.settle_all(which, lambda: not holds(session_id, may_live), marked=life["marked"])
+
+    def _settled(self) -> Collection[Document]:
+        """Return the collection as it will be after any failover: what decides a deletion is read there."""
+        return self.collection.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
