@@ -37,9 +37,12 @@ from strands.tools.decorator import DecoratedFunctionTool
 from strands.types.content import Message
 from strands.types.session import Session
 
-from ._agents.follower import AgentFollower, add_new_agent
+from ._agents.follower import AgentFollower
 from ._agents.metrics_override import MetricsOverride
-from ._agents.unit_of_work import AgentWork, MultiAgentOperation, MultiAgentWork, Outbox, Sending
+from ._agents.operations import MultiAgentOperation
+from ._agents.outbox import Outbox, Sending
+from ._agents.record import add_new_agent
+from ._agents.unit_of_work import AgentWork, MultiAgentWork
 from ._client.command_pool import CommandPool, alone_on_a_private_loop, in_event_loop, settle
 from ._client.forks import in_child
 from ._model import documents

@@ -262,6 +262,8 @@ def _frames(error: Exception) -> str:
 
 def _outcome(error: Exception, session: plan.Session) -> str:
     """What an error means: `"unknown"` (it may have been done), `"refused"`, or `"finding"` (it is never to be)."""
+    if type(error) is MongoDBSessionError and isinstance(error.__cause__, PyMongoError):
+        return _outcome(error.__cause__, session)  # A sweep that could not do one session, and why.
     if isinstance(error, AutoReconnect):
         return "unknown"
     if isinstance(error, OperationFailure):
@@ -272,7 +274,7 @@ def _outcome(error: Exception, session: plan.Session) -> str:
         return "refused" if session.kind == "leased" else "finding"
     if isinstance(error, SessionConflictError):
         # With `on_conflict="raise"`; a writer that lost every race says so, too.
-        return "finding" if "lost every race" in str(error) or "nothing says why" in str(error) else "refused"
+        return "finding" if "other writers came first" in str(error) else "refused"
     never = InvalidIdentifierError, UnstorableValueError
     if isinstance(error, MongoDBSessionError) and not isinstance(error, never) and not session.lasts:
         return "refused"  # It was deleted or has expired meanwhile; below it, anything may be missing.

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 LEFT_OUT = {
     *("background_task", "background_task_chosen_by_the_model", "summarizing"),
-    *("context_overflow", "context_overflow_in_tool_result", "redaction_of_the_user"),
+    *("context_overflow", "context_overflow_in_tool_result"),
+    *("redaction_of_the_user", "redaction_of_a_retried_prompt"),
 }
 """Flows in which threads decide what comes first."""
 

@@ -5,7 +5,6 @@ All of this runs on the agent's event loop, so all of it is cheap, and nothing h
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import uuid
@@ -16,14 +15,11 @@ from typing import Any
 
 from bson import ObjectId
 from strands import Agent
-from strands.agent.conversation_manager import SlidingWindowConversationManager
-from strands.agent.state import AgentState
 from strands.hooks import AfterModelCallEvent
 from strands.types.content import Message
-from strands.types.session import SessionAgent
 
 from .._model import documents
-from .._model.documents import Document, MongoDBSessionAgent, StoredAgent
+from .._model.documents import Document, StoredAgent
 from .._model.encoding import encode, fingerprint
 from .._model.guardrails import INTERVENED, facts_of_stop_reason, guardrail_event
 from .._model.keys import check_tracking_id
@@ -33,10 +29,19 @@ from .._store.session_commands import now
 from ..errors import MongoDBSessionError
 from ..telemetry import Observer
 from .metrics_override import Given, MetricsOverride
-from .unit_of_work import AgentWork, Entry, LateMetricsOperation
-
-# A turn that has collected this much commits early, far from the 16 MB that MongoDB takes in one update.
-_EARLY_COMMIT_BYTES = 8 * 1024 * 1024
+from .operations import Entry, LateMetricsOperation
+from .record import (
+    EARLY_COMMIT_BYTES,
+    accumulated_latency,
+    accumulated_usage,
+    agent_fields,
+    give_tracking_id,
+    model_id_of,
+    session_agent,
+    trims_by_itself,
+)
+from .restore import restore
+from .unit_of_work import AgentWork
 
 
 @dataclass(frozen=True)
@@ -152,9 +157,9 @@ class AgentFollower:
     def create(self, agent: Any) -> None:
         """Put a new agent, and the messages it was built with, into the next commit."""
         blobs = PendingBlobs(self.work.blob_threshold)
-        self.work.create(documents.agent_data(_session_agent(agent), blobs), blobs)
+        self.work.create(documents.agent_data(session_agent(agent), blobs), blobs)
         for message in agent.messages:
-            _give_tracking_id(message)
+            give_tracking_id(message)
             self._append(message, agent, from_agent=False)
         self._follow_new(agent)
 
@@ -173,71 +178,18 @@ class AgentFollower:
             read_from: Reads the stored messages from a position on, where the window begins too late.
             repair: Strands' repair of tool uses without results.
         """
-        assert stored.agent_data is not None
-        work = self.work
-        work.position, work.changes = stored.message_count, stored.changes
-        work.embedded = stored.embedded
-        state, manager_state, internal_state = documents.states(stored.agent_data)
-        agent.state = _agent_state(state)
-        # Strands' own way; only the internal state counts.
-        as_stored = SessionAgent(
-            agent_id=agent.agent_id,
-            state=state,
-            conversation_manager_state=manager_state,
-            _internal_state=internal_state,
-            created_at="",
-            updated_at="",
-        )
-        as_stored.initialize_internal_state(agent)
-        prepended: list[Message] = []
-        offset = 0
-        if isinstance(agent, Agent):
-            if manager_state:
-                prepended = agent.conversation_manager.restore_from_session(manager_state) or []
-            offset = max(0, agent.conversation_manager.removed_message_count)
-        if offset < stored.window_offset:
-            # A conversation manager of one's own begins earlier than its stored state says.
-            window = read_from(offset)
-        else:
-            window = stored.window[offset - stored.window_offset :]
-        messages = self._restored(window, offset, _interrupted(internal_state)) if window else []
-        if not (isinstance(agent, Agent) and agent.model.stateful):
-            agent.messages = prepended + messages
-            if agent.messages:
-                if _trims_by_itself(agent):
-                    # As at the end of the last turn, which may have moved the window and stored nothing after that.
-                    agent.conversation_manager.apply_management(agent)
-                if documents.have_tool_blocks(agent.messages):
-                    agent.messages = repair(agent.messages)
-        work.watch_state(agent.state, state)
-        known: Document = {"conversation_manager_state": manager_state, "_internal_state": internal_state}
-        for name in ("model", "system_prompt"):
-            if name in stored.agent_data:
-                known[name] = stored.agent_data[name]
-        work.is_staged(known)
+        self._last_turn_id = restore(self.work, agent, stored, read_from, repair)
         self._follow(agent)
 
-    def _restored(self, window: list[Document], offset: int, interrupted: str | None) -> list[Message]:
-        """Return the live messages of a stored window that begins at ``offset``, and take note of them."""
-        order = None
-        if interrupted is not None or documents.turns_interleave(window):
-            order = documents.turns_together(window, interrupted)
-        self._last_turn_id = window[-1 if order is None else order[-1]].get("turn_id")
-        message_ids, messages = documents.to_messages(window, offset)
-        if order is not None:
-            message_ids, messages = [message_ids[index] for index in order], [messages[index] for index in order]
-        self.work.know(message_ids, messages)
-        return messages
-
     def _follow_new(self, agent: Any) -> None:
-        self.work.is_staged(_agent_fields(agent))
+        self.work.is_staged(agent_fields(agent))
         self.work.watch_state(agent.state, agent.state.get())
         self._follow(agent)
 
     def _follow(self, agent: Any) -> None:
         self._agent = weakref.ref(agent)
-        self._counted_usage = _accumulated_usage(agent)
-        self._counted_latency = _accumulated_latency(agent)
+        self._counted_usage = accumulated_usage(agent)
+        self._counted_latency = accumulated_latency(agent)
 
     # --- turns and calls --------------------------------------------------------------------------------------------
 
@@ -267,7 +219,7 @@ class AgentFollower:
     def waits(self, agent: Any) -> bool:
         """Return whether what is staged waits for the end of the turn."""
         in_turn = self._in_turn or self._is_in_turn(agent)
-        return self._by_turn and in_turn and self.work.waiting_bytes < _EARLY_COMMIT_BYTES
+        return self._by_turn and in_turn and self.work.waiting_bytes < EARLY_COMMIT_BYTES
 
     def _is_in_turn(self, agent: Any) -> bool:
         # A BidiAgent tells no beginning of a turn: while it runs, it is in one.
@@ -299,7 +251,7 @@ class AgentFollower:
             return
         metrics = _own_metrics(event.stop_response.message, self._model_call_ms)
         if metrics is not None:
-            self._discarded.append((_model_id(event.agent), metrics))
+            self._discarded.append((model_id_of(event.agent), metrics))
             # Strands counts its tokens, and not its latency.
             self._count({**metrics, "accumulated_metrics": {}})
 
@@ -397,7 +349,7 @@ class AgentFollower:
 
         totals = self._totals(starts_turn=role == "user" and not documents.has_tool_result(message))
         if metrics is not None:
-            totals.add_model_call(_model_id(agent), metrics)
+            totals.add_model_call(model_id_of(agent), metrics)
         for call in calls:
             totals.add_tool_call(call)
         entry = self.work.append(body, size, message, totals, blobs)
@@ -469,7 +421,7 @@ class AgentFollower:
         body["turn_id"] = self._last_turn_id = self._turn_id
         metrics = model = None
         if role == "assistant":
-            model = _model_id(agent)
+            model = model_id_of(agent)
             if from_agent:
                 self._answered = None
                 self._said.append(message)
@@ -582,9 +534,9 @@ class AgentFollower:
 
     def stage_agent(self, agent: Any) -> None:
         """Stage what has changed in the agent's record."""
-        fields = _agent_fields(agent)
+        fields = agent_fields(agent)
         riding = None
-        if _trims_by_itself(agent):
+        if trims_by_itself(agent):
             settings = {**fields["conversation_manager_state"], "removed_message_count": None}
             if settings == self._window_settings:
                 # Only the window may have moved: `restore` moves it again. That is not worth a command.
@@ -604,8 +556,8 @@ class AgentFollower:
         lacking = self._lacking_metrics
         if lacking is None:
             return
-        grown = usage_since(_accumulated_usage(agent), self._counted_usage)
-        latency = max(0.0, _accumulated_latency(agent) - self._counted_latency)
+        grown = usage_since(accumulated_usage(agent), self._counted_usage)
+        latency = max(0.0, accumulated_latency(agent) - self._counted_latency)
         metrics = message_metrics(grown, {"latencyMs": latency}, self._model_call_ms) if grown else None
         if metrics is None:
             return
@@ -613,12 +565,12 @@ class AgentFollower:
         self._count(metrics)
         totals = Totals()
         if lacking.given is None:
-            totals.add_model_call(_model_id(agent), metrics)
+            totals.add_model_call(model_id_of(agent), metrics)
         elif lacking.given.tokens is None:
             # Its time is stored, and it is counted as an answer; what it lacks are its tokens.
             assert lacking.metrics is not None
             metrics = {**metrics, "accumulated_metrics": lacking.metrics["accumulated_metrics"]}
-            totals.add_tokens(_model_id(agent), metrics)
+            totals.add_tokens(model_id_of(agent), metrics)
         else:
             return  # The application knows better.
         self.work.put(LateMetricsOperation(self.work.key, lacking.entry, metrics, totals, lacking.metrics))
@@ -629,34 +581,6 @@ class AgentFollower:
         for name, value in metrics["accumulated_usage"].items():
             self._counted_usage[name] = self._counted_usage.get(name, 0) + value
         self._counted_latency += metrics["accumulated_metrics"].get("latencyMs", 0)
-
-
-def add_new_agent(session: Document, key: str, agent: Any, blob_threshold: int) -> bool:
-    """Put a new agent, and the messages it was built with, into the document of a new session.
-
-    Returns:
-        Whether that was done. It was not where something of it is too large; then it takes commits of its own.
-    """
-    moment = session["created_at"]
-    blobs = PendingBlobs(blob_threshold)
-    record = documents.new_agent(documents.agent_data(_session_agent(agent), blobs), moment)
-    turn_id = ObjectId()
-    totals = Totals()
-    size = 0
-    for index, message in enumerate(agent.messages):
-        _give_tracking_id(message)
-        body, message_size = documents.measured_body(message, f"messages[{index}]", blobs)
-        size += message_size
-        body["turn_id"] = turn_id
-        totals.add_message(starts_turn=False)
-        record["messages"].append(documents.message_document(index, body, moment, moment))
-    if blobs.blobs or size > _EARLY_COMMIT_BYTES:
-        return False
-    record["message_count"] = len(record["messages"])
-    record["usage"] = dict(totals.increments)
-    session["agents"][key] = record
-    session["agent_ids"].append(record["agent_data"]["agent_id"])
-    return True
 
 
 def _is_same(expected: Expected, message: Message) -> bool:
@@ -679,95 +603,13 @@ def _tool_name(tool_use_id: str, messages: list[Message]) -> str | None:
     return None
 
 
-def _interrupted(internal_state: Document) -> str | None:
-    """Return the ``tracking_id`` of the message whose tool uses wait for an answer to an interrupt, if any do."""
-    state = internal_state.get("interrupt_state") or {}
-    pending = state.get("pending_tool_execution") if state.get("activated") else None
-    tracking_id = (pending or {}).get("assistant_message", {}).get("tracking_id")
-    return tracking_id if isinstance(tracking_id, str) else None
-
-
 def _is_interrupted(agent: Any) -> bool:
     """Return whether the agent's turn will go on with an answer to an interrupt."""
     state = getattr(agent, "_interrupt_state", None)  # Not every kind of agent in every version has one.
     return bool(state and state.activated)
 
 
-def _trims_by_itself(agent: Any) -> bool:
-    """Return whether the agent's window follows from its messages alone, so that a restored agent finds it again.
-
-    That is so for Strands' sliding window, the default. Pins are not stored with a message; what other conversation
-    managers do, nobody knows.
-    """
-    manager = getattr(agent, "conversation_manager", None)
-    return type(manager) is SlidingWindowConversationManager and not manager.pin_first
-
-
 def _own_metrics(message: Message, measured_ms: float | None) -> Document | None:
     """Return the metrics that Strands has attached to a message: those of the one call that made it."""
     metadata: Mapping[str, Any] = message.get("metadata") or {}
     return message_metrics(metadata.get("usage"), metadata.get("metrics"), measured_ms)
-
-
-def _session_agent(agent: Any) -> MongoDBSessionAgent:
-    plain = SessionAgent.from_agent(agent)
-    return MongoDBSessionAgent(
-        agent_id=plain.agent_id,
-        state=plain.state,
-        conversation_manager_state=plain.conversation_manager_state,
-        _internal_state=plain._internal_state,
-        created_at=plain.created_at,
-        updated_at=plain.updated_at,
-        model=_model_id(agent),
-        system_prompt=agent.system_prompt,
-    )
-
-
-def _agent_state(stored: Document) -> AgentState:
-    try:
-        return AgentState(stored)
-    except ValueError:
-        # Strands takes only what JSON knows. Somebody has put a date or an ObjectId there; it becomes text.
-        return AgentState(json.loads(json.dumps(stored, default=str)))
-
-
-def _agent_fields(agent: Any) -> Document:
-    """Return what is stored of an agent besides its state; what is None is left as it is stored."""
-    fields: Document = {}
-    if isinstance(agent, Agent):
-        fields["conversation_manager_state"] = agent.conversation_manager.get_state()
-        fields["_internal_state"] = {
-            "interrupt_state": agent._interrupt_state.to_dict(),
-            "model_state": agent._model_state,
-        }
-    for name, value in (("model", _model_id(agent)), ("system_prompt", agent.system_prompt)):
-        if value is not None:
-            fields[name] = value
-    return fields
-
-
-def _model_id(agent: Any) -> str | None:
-    get_config = getattr(agent.model, "get_config", None)
-    config = get_config() if get_config is not None else None
-    model_id = config.get("model_id") if isinstance(config, (dict, Mapping)) else getattr(config, "model_id", None)
-    return model_id if isinstance(model_id, str) else None
-
-
-def _accumulated_usage(agent: Any) -> dict[str, float]:
-    try:
-        return dict(agent.event_loop_metrics.accumulated_usage)
-    except NotImplementedError:  # BidiAgent
-        return {}
-
-
-def _accumulated_latency(agent: Any) -> float:
-    try:
-        return float(agent.event_loop_metrics.accumulated_metrics.get("latencyMs", 0))
-    except NotImplementedError:  # BidiAgent
-        return 0
-
-
-def _give_tracking_id(message: Message) -> None:
-    """Give a message the id that Strands would give it at the first invocation, which is after it is stored."""
-    if not message.get("tracking_id"):
-        message["tracking_id"] = str(uuid.uuid4())

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, TypedDict
 from bson import ObjectId
 
 from .._client.forks import each_in_child
+from .._store.session_reads import MetadataAsRead
 
 MAX_ENTRY_BYTES = 64 * 1024
 """Larger metadata is not held: a thousand such sessions would fill the memory of a process."""
@@ -50,19 +51,6 @@ class SessionPlace(NamedTuple):
 
     database: str
     collection: str
-
-
-class MetadataAsRead(NamedTuple):
-    """What the database answered.
-
-    Attributes:
-        incarnation: The life of the session; None in older documents.
-        content: BSON that holds ``metadata``. Bytes, so that nobody's change of a value reaches the cache.
-    """
-
-    incarnation: ObjectId | None
-    content: bytes
-    seconds_left: float | None = None
 
 
 class Watcher(Protocol):

@@ -13,7 +13,6 @@ from pymongo.read_preferences import Primary
 
 from .._model.documents import Document, check_message_count
 from .._model.foreign import count, mapping, mappings
-from .._session.metadata_cache import MetadataAsRead
 from .._statements import commits, metadata_changes, multi_agent_states, session_listing, sessions, totals
 from .._statements import reading as reading_statements
 from .._statements.feedback import FEEDBACKS
@@ -50,6 +49,19 @@ def _read_again_if_gone(
         raise AssertionError  # `attempts` never ends without an error.
 
     return reading
+
+
+class MetadataAsRead(NamedTuple):
+    """What the database answered.
+
+    Attributes:
+        incarnation: The life of the session; None in older documents.
+        content: BSON that holds ``metadata``. Bytes, so that nobody's change of a value reaches the cache.
+    """
+
+    incarnation: ObjectId | None
+    content: bytes
+    seconds_left: float | None = None
 
 
 class MultiAgentAsRead(NamedTuple):

@@ -1,0 +1,246 @@
+"""What waits to be stored, in which order, and who sends it.
+
+An ``Outbox`` is a queue of operations that are sent in order, one at a time, by one thread. Its lock is held only to
+look at the queue, never while a command is under way. An operation leaves the queue when it is stored; one that failed
+stays at its head and is sent again first.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
+
+from .._client.command_pool import settle
+from .._client.forks import each_in_child
+from .._statements.sessions import SessionRef
+from .._store.session_store import SessionStore
+from ..errors import MessageNotFoundError, MongoDBSessionError, UnstorableValueError
+
+
+class Operation(Protocol):
+    """Something that waits to be stored.
+
+    Attributes:
+        started: Whether it was ever sent; then it may be stored, whatever was heard of it. Set under the lock.
+    """
+
+    started: bool
+
+    def send(self, store: SessionStore, session: SessionRef) -> None:
+        """Store it; an error means that it is to be sent again.
+
+        Raises:
+            UnstorableValueError: It can never be stored as it is.
+            MessageNotFoundError: The message that it changes is not stored any more.
+        """
+
+
+class _UnderWay:
+    """One run through an outbox. Mostly nobody waits for it but who does it, so its future is made on demand."""
+
+    _future: Future[None] | None = None
+
+    def future(self) -> Future[None]:
+        """Return what to wait for. Only under the outbox's lock, and while this is what the outbox is sending."""
+        if self._future is None:
+            self._future = Future()
+        return self._future
+
+    def is_over(self, failure: BaseException | None) -> None:
+        """Tell whoever waits. Only when the outbox is no longer sending this: then nobody asks for the future."""
+        if self._future is None:
+            return
+        if failure is None:
+            self._future.set_result(None)
+        else:
+            self._future.set_exception(failure)
+
+
+class Sending:
+    """What is on its way from an outbox. Whoever waits for it is told if it fails."""
+
+    def __init__(self, outbox: Outbox, future: Future[None]) -> None:
+        self._outbox = outbox
+        self._future = future
+
+    def wait(self) -> None:
+        """Wait until it is stored; raise why it was not."""
+        try:
+            self._future.result()
+        except Exception:
+            self._outbox.failure_was_told()
+            raise
+
+    async def settle(self) -> None:
+        """Wait until it is stored, without holding up the event loop; raise why it was not."""
+        try:
+            await settle(self._future)
+        except Exception:
+            self._outbox.failure_was_told()
+            raise
+
+
+class Outbox:
+    """Operations that are sent in order.
+
+    Args:
+        store: What sends them, and has the pool where that is done.
+        session: Returns for whom, and by which right, at the moment of sending.
+        filled: Told that there is something unsent.
+        sent: Told that nothing is under way any more; perhaps nothing waits, either.
+
+    Attributes:
+        failure_is_known: Whether somebody has been told that what waits could not be stored.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        session: Callable[[], SessionRef],
+        filled: Callable[[], None],
+        sent: Callable[[], None],
+    ) -> None:
+        self.lock = threading.Lock()
+        self.queue: deque[Operation] = deque()
+        self._store = store
+        self._session = session
+        self._filled = filled
+        self._sent = sent
+        self.failure_is_known = False
+        self._sending: _UnderWay | None = None
+        _outboxes.add(self)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits, or is under way, that is to be stored whether anybody asks for it or not."""
+        return bool(self.queue)
+
+    def put(self, operation: Operation) -> None:
+        """Queue an operation."""
+        with self.lock:
+            self.queue.append(operation)
+        self._fill()
+
+    def send(self) -> Sending | None:
+        """Begin to send whatever is queued; return what to wait for, or None if there is nothing."""
+        with self.lock:
+            under_way, is_mine = self._begin_to_send()
+            if under_way is None:
+                return None
+            future = under_way.future()
+        if is_mine:
+            try:
+                self._store.commands.pool.submit(lambda: self._drain(under_way))
+            except BaseException as error:
+                with self.lock:
+                    self._sending = None
+                future.set_exception(error)  # Or everybody would wait for what nobody sends.
+                raise
+        return Sending(self, future)
+
+    def send_at_once(self) -> None:
+        """Send whatever is queued in the caller's thread, or wait for the one that does; raise why it failed."""
+        with self.lock:
+            under_way, is_mine = self._begin_to_send()
+            future = None if is_mine or under_way is None else under_way.future()
+        try:
+            if future is not None:
+                future.result()
+            elif under_way is not None and (error := self._drain(under_way)) is not None:
+                raise error
+        except Exception:
+            self.failure_was_told()
+            raise
+
+    def _begin_to_send(self) -> tuple[_UnderWay | None, bool]:
+        """Return what is under way, which goes on until the queue is empty, and whether the caller is to do it."""
+        if self._sending is not None:
+            return self._sending, False
+        if not self._has_work():
+            return None, False
+        self._sending = _UnderWay()
+        return self._sending, True
+
+    def failure_was_told(self) -> None:
+        """Take note that somebody has been told that what waits could not be stored."""
+        self.failure_is_known = True
+        self._sent()
+
+    def _fill(self) -> None:
+        self.failure_is_known = False
+        if self.unsent:
+            self._filled()
+
+    def wait_quietly(self) -> None:
+        """Wait for what is under way. Whoever asked for it hears whether it failed."""
+        with self.lock:
+            future = self._sending.future() if self._sending is not None else None
+        if future is not None:
+            future.exception()
+
+    def drop(self) -> None:
+        """Forget what is queued."""
+        with self.lock:
+            self.queue.clear()
+        self._sent()
+
+    def _after_fork(self) -> None:
+        # The parent has the threads that send, and will send what is queued.
+        self.lock = threading.Lock()
+        self.queue.clear()
+        self._sending = None
+
+    def _has_work(self) -> bool:
+        return bool(self.queue)
+
+    def _refuse(self, operation: Operation) -> bool:
+        """Take note that an operation can never be stored; return whether something of it is left to send."""
+        return False
+
+    def _prepare(self) -> None:
+        """Do what is too slow for an event loop, before each operation."""
+
+    def _drain(self, under_way: _UnderWay) -> BaseException | None:
+        """Send until the queue is empty or something fails; return why it failed, and tell whoever waits."""
+        refused: MongoDBSessionError | None = None
+        failure: BaseException | None = None
+        try:
+            while True:
+                try:
+                    self._prepare()
+                except UnstorableValueError as error:
+                    refused = refused or error  # What else waits is sent all the same.
+                with self.lock:
+                    if not self._has_work():
+                        # Under the lock: whoever queues from here on finds nobody sending and begins anew.
+                        self._sending = None
+                        break
+                    if not self.queue:
+                        continue
+                    operation = self.queue[0]
+                    operation.started = True
+                try:
+                    operation.send(self._store, self._session())
+                except (UnstorableValueError, MessageNotFoundError) as error:
+                    # It can never be stored. (The latter: what was to be replaced is not there any more.)
+                    refused = refused or error
+                    if self._refuse(operation):
+                        continue
+                with self.lock:
+                    if self.queue and self.queue[0] is operation:
+                        self.queue.popleft()
+        except BaseException as error:
+            failure = error
+            with self.lock:
+                self._sending = None
+        failure = failure or refused
+        under_way.is_over(failure)
+        self._sent()
+        return failure
+
+
+_outboxes: weakref.WeakSet[Outbox] = each_in_child(lambda outbox: outbox._after_fork())
