@@ -460,9 +460,9 @@ UPLOADS_20_MB = """
 import sys
 from bson import ObjectId
 from pymongo import MongoClient
-from mongodb_session_manager.blobs import BlobStore
-from mongodb_session_manager.pending_blobs import PendingBlobs
-from mongodb_session_manager.encoding import encode
+from mongodb_session_manager._store.blobs import BlobStore
+from mongodb_session_manager._model.pending_blobs import PendingBlobs
+from mongodb_session_manager._model.encoding import encode
 
 uri, database_name, incarnation = sys.argv[1:]
 pending = PendingBlobs(10)

@@ -680,7 +680,7 @@ def test_a_lock_that_was_held_at_the_fork_does_not_stop_the_child(server: Any) -
     script = textwrap.dedent(
         """
         import os, sys, threading, traceback, warnings
-        from mongodb_session_manager._pool_statistics import PoolStatistics
+        from mongodb_session_manager._client.pool_statistics import PoolStatistics
         from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool as Pool
 
         warnings.simplefilter("ignore")

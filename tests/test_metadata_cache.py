@@ -834,7 +834,7 @@ def test_where_there_are_no_change_streams_the_time_limit_holds_and_a_warning_sa
             here.metadata()
             eventually(lambda: not watching_threads())
         assert [record.name for record in caplog.records if "time limit" in record.message] == [
-            "mongodb_session_manager.metadata_watch"
+            "mongodb_session_manager._session.metadata_watch"
         ]
         assert here.metadata() == {"n": 1}
         here.recorder.clear()

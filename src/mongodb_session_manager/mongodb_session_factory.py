@@ -14,6 +14,7 @@ from ._client.pool_statistics import PoolReport, PoolStats
 from ._model.archive_policy import ArchivePolicy
 from ._model.pending_blobs import BLOB_THRESHOLD_BYTES
 from ._session.metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
+from ._session.options import Settings
 from .errors import SessionNotFoundError
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
     from ._session.hooks import FeedbackHook, MetadataHook
-    from ._session.options import Durability, OnConflict, Settings
+    from ._session.options import Durability, OnConflict
     from ._statements.session_listing import SessionPage
     from ._store.search_index import MessageHit
     from .telemetry import Observer
