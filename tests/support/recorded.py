@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 LEFT_OUT = {
     *("background_task", "background_task_chosen_by_the_model", "summarizing"),
     *("context_overflow", "context_overflow_in_tool_result"),
-    *("redaction_of_the_user", "redaction_of_a_retried_prompt"),
 }
 """Flows in which threads decide what comes first."""
 
-# What the driver adds; and what Strands measures only where it took at least a millisecond.
-_LEFT_OUT_FIELDS = {"lsid", "txnNumber", "$clusterTime", "timeToFirstByteMs"}
+# What the driver adds; what Strands measures only where it took at least a millisecond; and what a guardrail
+# says, which is in time for a redaction that is on its way, or is not.
+_LEFT_OUT_FIELDS = {"lsid", "txnNumber", "$clusterTime", "timeToFirstByteMs", "stop_reason"}
 _CHANCE = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}|[0-9a-f]{24}|(?<=_)\d{5,9}(?!\d)")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*(?:\+\d\d:\d\d|Z)?")
 _MEASURED = re.compile(r"latency|milliseconds|execution_time|_ms$|Ms$", re.IGNORECASE)
