@@ -272,7 +272,7 @@ class MongoDBSessionRepository(SessionRepository):
             agent_keys=[key],
         )
         # The same one to the microsecond is this one: only the answer to the first attempt was lost.
-        if exists is not None and self._store.reads.read_agent_data(session_id, key) != decode(
+        if exists is not None and self._store.reads.read_agent_data(session.session_id, key) != decode(
             from_bson(to_bson(data)), blobs.contents
         ):
             raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
