@@ -101,7 +101,10 @@ class SessionCommands:
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
         missing: ObjectId | None = None
-        while (found := self.raw.find_one(query, projection)) is not None:
+        for _ in attempts("a session could not be read with its blobs"):
+            found = self.raw.find_one(query, projection)
+            if found is None:
+                break
             try:
                 return self.reader.decode(found)
             except BlobMissingError as error:
