@@ -153,7 +153,7 @@ class HistoryIncompleteError(MongoDBSessionError):
         first: Position in the conversation, zero-based, of the first message that was to be read.
         last: Position of the last one.
         missing: How many of these are not there.
-        incarnation: Which life of the session they belong to.
+        incarnation: Which incarnation of the session they belong to.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from ._client.clients import check_client
-from ._client.command_pool import command_pool
+from ._client.executor import executor_of
 from ._client.forks import in_child
 from ._client.pool_statistics import PoolReport, PoolStats
 from ._model.archive_policy import ArchivePolicy
@@ -253,7 +253,7 @@ class MongoDBSessionManagerFactory:
         """
         manager = self.create_session_manager(session_id, database_name, collection_name, **kwargs)
         agent_ids = [agent_id] if isinstance(agent_id, str) else list(agent_id or ())
-        await command_pool(self.client).run(partial(manager._prefetch, agent_ids))
+        await executor_of(self.client).run(partial(manager._prefetch, agent_ids))
         return manager
 
     def check_session_exists(
@@ -353,7 +353,7 @@ class MongoDBSessionManagerFactory:
             client = self._source.client_if_made
             if client is not None:
                 _flush_managers_on(client)
-                command_pool(client).close(wait=True)  # Archiving that is under way ends first.
+                executor_of(client).close(wait=True)  # Archiving that is under way ends first.
         if self._metadata_cache is not None and not self._source.closed:
             # Managers of a borrowed client may go on; they ask the database.
             self._metadata_cache._detach()

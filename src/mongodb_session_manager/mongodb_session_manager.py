@@ -43,7 +43,7 @@ from ._agents.operations import MultiAgentOperation
 from ._agents.outbox import Outbox, Sending
 from ._agents.record import add_new_agent
 from ._agents.unit_of_work import AgentWork, MultiAgentWork
-from ._client.command_pool import CommandPool, alone_on_a_private_loop, in_event_loop, settle
+from ._client.executor import Executor, alone_on_a_private_loop, in_event_loop, settle
 from ._client.forks import in_child
 from ._model import documents
 from ._model.archive_policy import ArchivePolicy, DocumentSize
@@ -61,7 +61,7 @@ from ._session.metadata import SessionMetadata
 from ._session.metadata_tool import metadata_tool
 from ._session.options import Durability, OnConflict, Settings, check_on_conflict
 from ._statements.sessions import SessionRef
-from ._store.search_index import Feed
+from ._store.search_index import IndexingTask
 from ._store.session_commands import now
 from ._store.session_reads import MultiAgentAsRead
 from ._store.session_store import SessionStore
@@ -132,7 +132,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     _incarnation: ObjectId | None = None
     _held_lease: HeldLease | None = None
     # A ttl came to a session that had none: what belongs to it expires with it from the next turn's end on.
-    _parts_should_expire = False
+    _related_should_expire = False
     # For whoever closes the manager when the agents are out of scope: what changed in them since their last event.
     _kept_agents: list[Any] | None = None
     _closed = False
@@ -204,7 +204,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self.session_repository: MongoDBSessionRepository = repository
         self._observer = observer
         self._store: SessionStore = self.session_repository._store
-        self._pool: CommandPool = self._store.commands.pool
+        self._executor: Executor = self._store.commands.executor
         self._override = MetricsOverride()
         self._document = DocumentSize()
         self._prefetched: dict[str, StoredAgent] = {}
@@ -278,7 +278,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             self._index_if_due(follower.work)
 
     async def _multi_agent_initialized(self, event: MultiAgentInitializedEvent) -> None:
-        state = await self._pool.run(lambda: self._read_multi_agent(event.source))
+        state = await self._executor.run(lambda: self._read_multi_agent(event.source))
         await _settle(self._begin_multi_agent(event.source, state))
 
     async def _multi_agent_changed(self, event: AfterNodeCallEvent | AfterMultiAgentInvocationEvent) -> None:
@@ -732,7 +732,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             try:
                 await self._settle_beside(error)
             finally:
-                await self._pool.run(self._close)
+                await self._executor.run(self._close)
 
     def _give_up(self) -> None:
         """Forget what is unsaved: the session is gone, and nothing of this can ever be stored."""
@@ -748,7 +748,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         _unsent.discard(self)
         self.session_repository.close()
         if self.session_repository._owns_client:
-            self._pool.close()
+            self._executor.close()
 
     def __repr__(self) -> str:
         """Name the session; never the connection string."""
@@ -786,7 +786,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             self._observer.session_opened()
         self._incarnation = opened.incarnation
         self._document.bytes = opened.bytes
-        self._parts_should_expire = self._settings.ttl is not None and not opened.parts_expire
+        self._related_should_expire = self._settings.ttl is not None and not opened.related_expire
         if created and any(document["incarnation"] == opened.incarnation for document in created):
             return {keys[0]: _CREATED}
         return opened.agents
@@ -887,7 +887,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             add_note(error, failure)
 
     async def _settle_beside(self, error: BaseException | None) -> None:
-        """Flush as ``_flush_beside`` does. No thread of the pool waits for another one: all might be waiting."""
+        """Flush as ``_flush_beside`` does. No thread of the executor waits for another one: all might be waiting."""
         sendings, failure = self._send_all()
         for sending in sendings:
             try:
@@ -899,7 +899,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         if failure is not None:
             if isinstance(failure, SessionNotFoundError):
                 self._give_up()
-                await self._pool.run(self._close)
+                await self._executor.run(self._close)
             if error is None:
                 raise failure
             add_note(error, failure)
@@ -927,17 +927,17 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _archive_if_due(self, work: AgentWork) -> None:
         """Begin to archive in a thread what has left the live conversation, if there is enough of it."""
         under_way = work.archiving is not None and not work.archiving.done()
-        due = self._parts_should_expire or work.embedded.due(self._settings.archive_policy, self._document.bytes)
+        due = self._related_should_expire or work.embedded.due(self._settings.archive_policy, self._document.bytes)
         if due and not under_way:
-            work.archiving = self._pool.submit_behind(lambda: self._archive(work))
+            work.archiving = self._executor.submit_behind(lambda: self._archive(work))
 
     def _archive(self, work: AgentWork) -> None:
         before, incarnation, policy = replace(work.embedded), self._incarnation, self._settings.archive_policy
         assert incarnation is not None
         try:
-            if self._parts_should_expire:
-                self._store.related.let_parts_expire(self._session_ref())
-                self._parts_should_expire = False
+            if self._related_should_expire:
+                self._store.related.let_related_expire(self._session_ref())
+                self._related_should_expire = False
             archive, attributes = self._store.archiver.archive, {"agent_id": work.agent_id}
             left = traced("archive", attributes, archive, self.session_id, incarnation, work.key, policy)
         except PyMongoError as error:
@@ -956,22 +956,22 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _index_if_due(self, work: AgentWork) -> None:
         """Begin to feed the search in a thread, if it may lack messages; also what a process has left that died."""
-        if not self._settings.index_messages or work.indexed == work.position or self._incarnation is None:
+        if not self._settings.index_messages or work.indexed == work.next_message_id or self._incarnation is None:
             return
         if work.indexing is None or work.indexing.done():
-            work.indexing = self._pool.submit_behind(lambda: self._index(work))
+            work.indexing = self._executor.submit_behind(lambda: self._index(work))
 
     def _index(self, work: AgentWork) -> None:
-        position, incarnation = work.position, self._incarnation
+        position, incarnation = work.next_message_id, self._incarnation
         assert incarnation is not None
-        feed = Feed(self.session_id, incarnation, work.key, at_least=position, batches=_BATCHES_BEHIND_A_TURN)
+        task = IndexingTask(self.session_id, incarnation, work.key, at_least=position, batches=_BATCHES_BEHIND_A_TURN)
         try:
-            self._store.search.feed(feed)
+            self._store.search.index(task)
         except (PyMongoError, MongoDBSessionError) as error:
             # The messages themselves are stored, and it stays due.
             logger.warning("session_id=<%s>, error=<%s> | not indexed", self.session_id, described(error))
         else:
-            if feed.complete:
+            if task.complete:
                 work.indexed = position
 
     # --- what runs behind a turn ------------------------------------------------------------------------------------

@@ -163,12 +163,13 @@ class MongoDBSessionRepository(SessionRepository):
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
         """Return the session's id, type and times, or None if it does not exist."""
         header = {"session_id": 1, "session_type": 1, "created_at": 1, "updated_at": 1}
-        document = self._store.commands.find_one(sessions.live(check_id(session_id, "session_id")), header)
+        document = self._store.commands.find_one(sessions.not_expired(check_id(session_id, "session_id")), header)
         return None if document is None else documents.to_session(document)
 
     def session_exists(self, session_id: str) -> bool:
         """Return whether there is a session with this id."""
-        return self._store.commands.find_one(sessions.live(check_id(session_id, "session_id")), {"_id": 1}) is not None
+        which = sessions.not_expired(check_id(session_id, "session_id"))
+        return self._store.commands.find_one(which, {"_id": 1}) is not None
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
         """Delete a session with all that belongs to it.
@@ -346,7 +347,7 @@ class MongoDBSessionRepository(SessionRepository):
         standing = self._store.guarded(
             session,
             lambda session, _: commits.append_message(session, key, message, now()),
-            commits.position_projection(key, message_id),
+            commits.append_projection(key, message_id),
             lambda found: not found["exists"] or found["message_count"] > message_id,
             agent_keys=[key],
         )
@@ -487,7 +488,7 @@ class MongoDBSessionRepository(SessionRepository):
 
     def get_metadata(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
-        which = sessions.live(check_id(session_id, "session_id"))
+        which = sessions.not_expired(check_id(session_id, "session_id"))
         document = self._store.commands.find_plain(which, {"_id": 0, "metadata": 1})
         return {} if document is None else {"metadata": dict(mapping(document.get("metadata")))}
 
@@ -633,7 +634,7 @@ class MongoDBSessionRepository(SessionRepository):
         """
         if session_id is not None:
             session_id = check_id(session_id, "session_id")
-        return self._store.search.feed_all(session_id, rebuild=rebuild)
+        return self._store.search.index_all(session_id, rebuild=rebuild)
 
     def sweep(self, older_than_seconds: float = 24 * 3600) -> int:
         """Remove what no session names any more: blobs, and history and search documents of sessions that are gone.
@@ -755,7 +756,7 @@ class MongoDBSessionRepository(SessionRepository):
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.
         projection = {"_id": 0, "keys": reading.AGENT_KEYS}
-        document = self._store.commands.find_one(sessions.live(session_id), projection)
+        document = self._store.commands.find_one(sessions.not_expired(session_id), projection)
         return [name_of(key) for key in (document or {}).get("keys") or []]
 
     def _count_messages(self, session_id: str, agent_id: str) -> int:

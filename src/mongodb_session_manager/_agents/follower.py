@@ -151,7 +151,7 @@ class AgentFollower:
     def created_with_session(self, agent: Any) -> None:
         """Take note that the agent was stored together with a new session, as it is."""
         self.work.know(range(len(agent.messages)), agent.messages)
-        self.work.position = self.work.embedded.count = len(agent.messages)
+        self.work.next_message_id = self.work.embedded.count = len(agent.messages)
         self._follow_new(agent)
 
     def create(self, agent: Any) -> None:
@@ -395,7 +395,7 @@ class AgentFollower:
         entries = {id(other): other for other in same if other is not entry}.values()
         # One redaction, one event in the session, however often the message stands in the conversation.
         to_send = [
-            self.work.change(redacted, body, twins=True, guardrail_event=event if redacted is entry else None)
+            self.work.change(redacted, body, copies=True, guardrail_event=event if redacted is entry else None)
             for redacted in [*entries, entry]
         ]
         if self._in_turn:

@@ -60,13 +60,13 @@ class Conversation:
     Attributes:
         agent_id: The agent.
         key: Its key in the session document.
-        position: The ``message_id`` that is next, as far as this process knows.
+        next_message_id: The ``message_id`` that is next, as far as this process knows.
         changes: How often the agent's record was changed, as far as this process knows.
         embedded: What the agent has in the session document.
         document: The size of that document.
     """
 
-    position = 0
+    next_message_id = 0
     changes = 0
 
     def __init__(self, agent_id: str, key: str, document: DocumentSize) -> None:
@@ -79,11 +79,11 @@ class Conversation:
         """Take note that a commit is stored."""
         work, entries = operation.work, operation.entries
         for index, entry in enumerate(entries):
-            entry.message_id = work.position + index
+            entry.message_id = work.first_message_id + index
             entry.commit = entry.blobs = entry.totals = None
             entry.body = {}
         if entries:
-            self.position = work.position + len(entries)
+            self.next_message_id = work.first_message_id + len(entries)
         if work.creates is None and work.fields:
             self.changes = work.changes + 1
         embedded = self.embedded
@@ -128,7 +128,7 @@ class AppendOperation:
         work, document = self.work, self.conversation.document
         if not self.placed:
             self.placed = True
-            work.position, work.changes = self.conversation.position, self.conversation.changes
+            work.first_message_id, work.changes = self.conversation.next_message_id, self.conversation.changes
         if document.bytes + self.bytes > document.make_room_above:
             left = store.archiver.make_room(session.session_id, self.bytes)
             document.bytes = document.bytes if left is None else left
@@ -145,7 +145,7 @@ class AppendOperation:
             for event in entry.guardrail_events:
                 guardrail_events.append((index, event))
             if entry.blobs is not None:
-                store.related.upload(session, work.key, work.position + index, entry.blobs)
+                store.related.upload(session, work.key, work.first_message_id + index, entry.blobs)
         work.messages, work.totals, work.guardrail_events = messages, totals, guardrail_events
         attributes: telemetry.Attributes = {"agent_id": self.conversation.agent_id, "messages": len(messages)}
         telemetry.traced("commit", attributes, store.commit, session, work, self.rebase)
@@ -178,7 +178,7 @@ class RewriteOperation:
         try:
             store.rewrite(session, self.work, now())
         except MessageNotFoundError:
-            if not self.work.twins:
+            if not self.work.copies:
                 raise
             # Stored nowhere, so nothing is left to redact: the store went back to a state before the message.
             logger.warning(

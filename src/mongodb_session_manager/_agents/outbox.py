@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
-from .._client.command_pool import settle
+from .._client.executor import settle
 from .._client.forks import each_in_child
 from .._statements.sessions import SessionRef
 from .._store.session_store import SessionStore
@@ -88,7 +88,7 @@ class Outbox:
     """Operations that are sent in order.
 
     Args:
-        store: What sends them, and has the pool where that is done.
+        store: What sends them, and has the executor where that is done.
         session: Returns for whom, and by which right, at the moment of sending.
         filled: Told that there is something unsent.
         sent: Told that nothing is under way any more; perhaps nothing waits, either.
@@ -134,7 +134,7 @@ class Outbox:
             future = under_way.future()
         if is_mine:
             try:
-                self._store.commands.pool.submit(lambda: self._drain(under_way))
+                self._store.commands.executor.submit(lambda: self._drain(under_way))
             except BaseException as error:
                 with self.lock:
                     self._sending = None

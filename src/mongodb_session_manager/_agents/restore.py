@@ -40,7 +40,7 @@ def restore(
     """
     assert stored.agent_data is not None
     last_turn_id: ObjectId | None = None
-    work.position, work.changes = stored.message_count, stored.changes
+    work.next_message_id, work.changes = stored.message_count, stored.changes
     work.embedded = stored.embedded
     state, manager_state, internal_state = documents.states(stored.agent_data)
     agent.state = _agent_state(state)

@@ -76,7 +76,7 @@ class AgentWork(Outbox, Conversation):
         blob_threshold: From how many bytes on a binary becomes a blob.
         archiving: The archiving of the agent's messages that is under way or was the last, if any was.
         indexing: The same, of feeding the search.
-        indexed: The ``position`` up to which this process knows the search to have the messages; -1 if it knows none.
+        indexed: The ``next_message_id`` up to which this process knows the search to be complete; -1 if it knows none.
     """
 
     archiving: Future[None] | None = None
@@ -177,7 +177,7 @@ class AgentWork(Outbox, Conversation):
         body: Document,
         blobs: PendingBlobs | None = None,
         *,
-        twins: bool = False,
+        copies: bool = False,
         guardrail_event: Document | None = None,
     ) -> bool:
         """Replace parts of a message: where it waits, if it was never sent, else where it is stored.
@@ -189,7 +189,7 @@ class AgentWork(Outbox, Conversation):
             entry: The message.
             body: Fields to replace.
             blobs: What of them is too large for the session document.
-            twins: Whether what is stored elsewhere under its ``tracking_id`` is replaced as well.
+            copies: Whether what is stored elsewhere under its ``tracking_id`` is replaced as well.
             guardrail_event: An intervention to list in the session.
 
         Returns:
@@ -212,7 +212,7 @@ class AgentWork(Outbox, Conversation):
                 if before is not None and entry.blobs is not before:
                     # A failed attempt may have uploaded them.
                     unnamed = before.uploaded - (entry.blobs.uploaded if entry.blobs is not None else set())
-            work = Rewrite(self.key, -1, body, entry.tracking_id, twins, guardrail_event, unnamed)
+            work = Rewrite(self.key, -1, body, entry.tracking_id, copies, guardrail_event, unnamed)
             self.queue.append(RewriteOperation(entry, work, blobs))
         self._fill()
         return True
@@ -314,7 +314,7 @@ class AgentWork(Outbox, Conversation):
             session, commit = self._session(), operation.entry.commit
             if commit is not None and commit.placed:
                 # It was sent and failed; but it may be stored, and only the answer to it was lost.
-                there = self._store.reads.read_message(session.session_id, self.key, commit.work.position)
+                there = self._store.reads.read_message(session.session_id, self.key, commit.work.first_message_id)
                 if there is not None and there.get("commit_id") == commit.work.commit_id:
                     self.was_stored(commit)
                     with self.lock:

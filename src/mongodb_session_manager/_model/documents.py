@@ -91,7 +91,7 @@ def new_session(
     created_at: datetime,
     updated_at: datetime,
 ) -> Document:
-    """Return the document of a session without agents. A new ``incarnation`` makes it a life of its own."""
+    """Return the document of a session without agents. Its ``incarnation`` is new."""
     document: Document = {
         "_id": session_id,
         "session_id": session_id,
@@ -269,7 +269,7 @@ def search_document(
 
     Args:
         session_id: The session.
-        incarnation: Which life of it.
+        incarnation: Which incarnation of it.
         key: The agent's key.
         message_id: The message's id.
         message: The stored message, or what is left of it when all but texts is left out.

@@ -64,12 +64,12 @@ def in_hours(ttl: timedelta) -> float:
     return ttl / timedelta(hours=1)
 
 
-def parts_needed_until(expires_at: datetime, ttl: timedelta) -> datetime:
+def related_needed_until(expires_at: datetime, ttl: timedelta) -> datetime:
     """Return until when the parts of a session must be kept that expires then."""
     return expires_at + timedelta(milliseconds=ttl // timedelta(milliseconds=10))
 
 
-def parts_kept_until(now: datetime, ttl: timedelta) -> datetime:
+def related_kept_until(now: datetime, ttl: timedelta) -> datetime:
     """Return until when the parts of a session are kept that are moved on now."""
     return now + 2 * ttl
 
@@ -78,10 +78,10 @@ def first_expiry(now: datetime, ttl: timedelta | None) -> dict[str, Any]:
     """Return the fields by which a new session expires; none without a ttl."""
     if ttl is None:
         return {}
-    return {"expires_at": now + ttl, "ttl_hours": in_hours(ttl), "parts_expire_at": parts_kept_until(now, ttl)}
+    return {"expires_at": now + ttl, "ttl_hours": in_hours(ttl), "parts_expire_at": related_kept_until(now, ttl)}
 
 
-def expiry_of_new_parts(session: Mapping[str, Any]) -> datetime | None:
+def expiry_of_new_related(session: Mapping[str, Any]) -> datetime | None:
     """Return the ``expires_at`` of a new part of a session, of which these fields were read; None: it has none."""
     moment: datetime | None = session.get("parts_moving_to") or session.get("parts_expire_at")
     return moment

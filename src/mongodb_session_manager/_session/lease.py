@@ -42,7 +42,7 @@ class HeldLease:
         settle: The same without holding up an event loop.
 
     Attributes:
-        pool: Threads of the client.
+        executor: Threads of the client.
         token: The lease's own, while it is held.
     """
 
@@ -60,7 +60,7 @@ class HeldLease:
         settle: Callable[[BaseException | None], Coroutine[Any, Any, None]],
     ) -> None:
         self.session_id = session_id
-        self.pool = store.commands.pool
+        self.executor = store.commands.executor
         self.flush = flush
         self.settle = settle
         self._store = store
@@ -161,12 +161,12 @@ class SessionLease:
         no_lease_twice(self._held.token)
         deadline = time.monotonic() + self.wait
         try:
-            while (taken_for := await self._held.pool.run(self._take)) is not None:
+            while (taken_for := await self._held.executor.run(self._take)) is not None:
                 await asyncio.sleep(self._pause(deadline, taken_for))
         except BaseException as error:
             # It may have been taken, whatever was heard of it, and nobody will leave it.
             failure = error
-            await self._held.pool.run(lambda: self._held.release(self._token, failure))
+            await self._held.executor.run(lambda: self._held.release(self._token, failure))
             raise
         return self
 
@@ -181,7 +181,7 @@ class SessionLease:
             await self._held.settle(error)
         finally:
             failure = error or sys.exc_info()[1]
-            await self._held.pool.run(lambda: self._held.release(self._token, failure))
+            await self._held.executor.run(lambda: self._held.release(self._token, failure))
 
     def _take(self) -> float | None:
         return self._held.take(self._owner, self._token, self.seconds)

@@ -157,7 +157,7 @@ class SessionMetadataCache:
             use: By what right the cache is used; where that is over, the database is asked.
             place: Where the session is.
             session_id: Which one.
-            incarnation: The life of the session that the reader knows, if any. Another one is not served.
+            incarnation: The incarnation of the session that the reader knows, if any. Another one is not served.
             ask: Asks the database; None means that there is no such session.
         """
         key = (place, session_id)

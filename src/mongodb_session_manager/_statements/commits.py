@@ -22,7 +22,7 @@ class Commit:
 
     Attributes:
         key: The agent's key in the document.
-        position: The ``message_id`` the first message is to get; it guards the update.
+        first_message_id: The ``message_id`` the first message is to get; it guards the update.
         changes: The agent's ``changes`` so far; it guards an update that appends nothing.
         messages: Stored messages without their ``message_id``, oldest first.
         creates: The agent's whole ``agent_data`` if the agent is not stored yet, else None.
@@ -33,7 +33,7 @@ class Commit:
     """
 
     key: str
-    position: int
+    first_message_id: int
     messages: Sequence[Document] = ()
     creates: Document | None = None
     fields: Document = field(default_factory=dict)
@@ -53,7 +53,7 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
     agent = f"agents.{work.key}"
     messages: list[Document] = []
     for body in work.messages:
-        message_id = work.position + len(messages)
+        message_id = work.first_message_id + len(messages)
         messages.append(message_document(message_id, body, body.get("created_at", now), now))
     if messages:
         messages[0]["commit_id"] = work.commit_id
@@ -80,10 +80,11 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
         update = {"$set": changed, "$push": {f"{agent}.messages": {"$each": messages}}, "$inc": increments}
         if maxima:
             update["$max"] = maxima
-        conditions = {f"{agent}.message_count": work.position}
+        conditions = {f"{agent}.message_count": work.first_message_id}
     if work.guardrail_events:
         list_interventions(
-            update, [intervention(work.key, work.position + index, event) for index, event in work.guardrail_events]
+            update,
+            [intervention(work.key, work.first_message_id + index, event) for index, event in work.guardrail_events],
         )
     return session.write(now, update, conditions)
 
@@ -128,7 +129,7 @@ def agent_projection(key: str) -> Document:
     }
 
 
-def position_projection(key: str, message_id: int) -> Document:
+def append_projection(key: str, message_id: int) -> Document:
     """Return the projection that tells a writer whose append did not match how things stand."""
     agent = f"$agents.{key}"
     at_position = {"$filter": {"input": messages_of(agent), "as": "m", "cond": {"$eq": ["$$m.message_id", message_id]}}}

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from .._model.documents import Document
-from .commits import position_projection
+from .commits import append_projection
 from .expressions import messages_of, number_at
 from .sessions import SessionRef, Update
 
@@ -68,7 +68,7 @@ def feedback_projection(feedback: Document, link: MessageLink | None) -> Documen
     position: Document = {}
     if link is not None:
         # Of the agent alone it says as much; no message has the id -1.
-        position = position_projection(link.agent_key, -1 if link.message_id is None else link.message_id)
+        position = append_projection(link.agent_key, -1 if link.message_id is None else link.message_id)
     commit_ids = {"$cond": [{"$isArray": "$feedbacks.commit_id"}, "$feedbacks.commit_id", []]}
     return {
         **position,

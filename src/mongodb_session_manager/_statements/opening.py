@@ -22,7 +22,7 @@ _WINDOW_FIELDS = {
 
 
 def open_projection(agent_keys: Sequence[str]) -> Document:
-    """Return the projection that reads which life of a session this is and the live windows of some of its agents.
+    """Return the projection that reads a session's ``incarnation`` and the live windows of some of its agents.
 
     The window begins at the agent's ``removed_message_count``: a conversation manager has taken the messages before
     it out of the live conversation. So the bytes read depend on the window, not on the length of the conversation.

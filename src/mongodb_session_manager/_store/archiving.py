@@ -17,7 +17,7 @@ from bson.raw_bson import RawBSONDocument
 
 from .._model.archive_policy import ArchivePolicy, Embedded
 from .._model.documents import Document
-from .._model.expiry import expiry_of_new_parts
+from .._model.expiry import expiry_of_new_related
 from .._statements import feedback, segments
 from .history import History
 from .session_commands import SessionCommands
@@ -162,7 +162,7 @@ class Archiver:
             How many messages it has; 0 if none was committed.
         """
         segment_id = segments.segment_id(session_id, session["incarnation"], key, first)
-        expires_at = expiry_of_new_parts(session)
+        expires_at = expiry_of_new_related(session)
         count = len(messages)
         segment: Document = {
             "_id": segment_id,

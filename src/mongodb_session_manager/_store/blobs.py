@@ -61,7 +61,7 @@ class BlobOwner(TypedDict):
 
     Attributes:
         session: The session's id.
-        incarnation: The life of the session.
+        incarnation: The incarnation of the session.
         agent: The agent's key.
         message: The ``message_id`` it was meant for (a commit behind other writers' messages moves it), or None for a
             blob in the agent's state.
@@ -162,7 +162,7 @@ class BlobStore:
             until_known(partial(self._files.delete_many, {"_id": {"$in": ids}}))
 
     def delete_session(self, session_id: str, incarnation: ObjectId | None) -> None:
-        """Delete all files of one life of a session, those of interrupted uploads included; None: of every life."""
+        """Delete all files of one incarnation of a session, those of interrupted uploads included; None: of all."""
         self.delete(self.files_of(session_id, incarnation))
 
     def keep(self, file_ids: Iterable[ObjectId], until: datetime) -> None:
@@ -174,7 +174,7 @@ class BlobStore:
         self._change(file_ids, {"expires_at": None}, {"$set": {"expires_at": until}})
 
     def keep_session(self, session_id: str, incarnation: ObjectId, until: datetime, now: datetime) -> None:
-        """Let the blobs of one life of a session expire no sooner than this, one update for each collection.
+        """Let the blobs of one incarnation of a session expire no sooner than this, one update for each collection.
 
         Those without an expiry get it if they were stored before ``now``, by the server's clock. One that was stored
         since belongs to a session that has lost its ttl meanwhile, or gets its expiry from whoever is storing it.
@@ -208,11 +208,11 @@ class BlobStore:
     def files_of(
         self, session_id: str, incarnation: ObjectId | None, *, before: datetime | None = None
     ) -> Iterator[ObjectId]:
-        """Yield the files of one life of a session, those of interrupted uploads included.
+        """Yield the files of one incarnation of a session, those of interrupted uploads included.
 
         Args:
             session_id: The session.
-            incarnation: The life; None: every one.
+            incarnation: The incarnation; None: every one.
             before: Only files whose upload began earlier, by the server's clock.
         """
         query = self._of(session_id, incarnation)

@@ -52,7 +52,7 @@ from .indexes import EXPIRY_INDEX, ensure_indexes
 from .related_documents import RelatedDocuments
 from .search_index import SearchIndex
 from .sending import attempts, is_there, until_known
-from .session_commands import SessionCommands, here, lease_seconds, now
+from .session_commands import SessionCommands, lease_seconds, now, pin_incarnation
 from .session_reads import MultiAgentAsRead, SessionReads
 
 _NAMESPACE_EXISTS = 48
@@ -63,18 +63,18 @@ _NOT_A_LIST = frozenset((2, 14))
 
 @dataclass
 class OpenedSession:
-    """What is read when a session is opened: which life of it, and the live windows of the agents asked for.
+    """What is read when a session is opened: which incarnation of it, and the live windows of the agents asked for.
 
     Attributes:
-        incarnation: The life of the session that was opened.
+        incarnation: The incarnation of the session that was opened.
         bytes: Size of the session document.
-        parts_expire: Whether segments and blobs of the session have an expiry.
+        related_expire: Whether segments and blobs of the session have an expiry.
         agents: By key; an agent that the session does not have has ``agent_data`` None.
     """
 
     incarnation: ObjectId
     bytes: int
-    parts_expire: bool
+    related_expire: bool
     agents: dict[str, StoredAgent]
 
 
@@ -165,8 +165,8 @@ class SessionStore:
             if "incarnation" not in document or not all(counted):
                 self.commands.adopt(session_id, agent_keys)
                 continue
-            parts_expire = document.get("parts_expire_at") is not None
-            opened = OpenedSession(document["incarnation"], int(document["bytes"]), parts_expire, {})
+            related_expire = document.get("parts_expire_at") is not None
+            opened = OpenedSession(document["incarnation"], int(document["bytes"]), related_expire, {})
             for key, agent in zip(agent_keys, found, strict=True):
                 stored = opened.agents[key] = _stored_agent(agent)
                 start, stop = stored.embedded.removed, stored.embedded.archived
@@ -220,7 +220,7 @@ class SessionStore:
         mine = {"_id": session_id, "incarnation": document["incarnation"]}
         if not replaced and self.commands.find_one(mine, {"_id": 1}) is None:
             return False
-        self.related.delete_parts(session_id, before, indexed=indexed)
+        self.related.delete_related(session_id, before, indexed=indexed)
         return True
 
     def delete(self, session: SessionRef) -> None:
@@ -237,11 +237,11 @@ class SessionStore:
             except SessionNotFoundError:
                 self._delete_expired(session_id)  # It is absent, and what MongoDB has not removed yet goes now.
                 raise
-            # Only the life that was read: a command that arrives late finds no other.
-            incarnation, which = standing["incarnation"], here(session, standing).filter()
+            # Only the incarnation that was read: a command that arrives late finds no other.
+            incarnation, which = standing["incarnation"], pin_incarnation(session, standing).filter()
             deleted = until_known(partial(self.commands.collection.delete_one, which)).deleted_count
             if deleted or self.commands.is_over(session_id, incarnation):
-                self.related.delete_parts(session_id, incarnation, indexed=standing["any_indexed"])
+                self.related.delete_related(session_id, incarnation, indexed=standing["any_indexed"])
                 return
 
     def _delete_expired(self, session_id: str) -> None:
@@ -251,12 +251,12 @@ class SessionStore:
         if found is not None:
             expired = sessions.expired(session_id, found.get("incarnation"))
             if until_known(lambda: self.commands.collection.delete_one(expired)).deleted_count:
-                self.related.delete_parts(session_id, found.get("incarnation"), indexed=found["any_indexed"])
+                self.related.delete_related(session_id, found.get("incarnation"), indexed=found["any_indexed"])
 
     # --- writes -----------------------------------------------------------------------------------------------------
 
     def commit(self, session: SessionRef, work: Commit, rebase: bool) -> None:
-        """Store everything in ``work`` in one update, exactly once; ``work.position`` is then where it begins.
+        """Store everything in ``work`` in one update, exactly once; ``work.first_message_id`` is then where it begins.
 
         Args:
             session: Whose.
@@ -279,8 +279,9 @@ class SessionStore:
                     raise
                 work.guardrail_events = []  # Somebody else keeps something of that name; the commit is what counts.
                 continue
-            standing = self.commands.standing(session, commits.position_projection(work.key, work.position), [work.key])
-            if work.messages and self.reads.commit_id_at(session, work.key, work.position, standing) == work.commit_id:
+            first = work.first_message_id
+            standing = self.commands.standing(session, commits.append_projection(work.key, first), [work.key])
+            if work.messages and self.reads.commit_id_at(session, work.key, first, standing) == work.commit_id:
                 return  # It had arrived: only its answer was lost.
             if standing["exists"]:
                 # Agents are inserted only if absent: whoever came first decides how the agent began.
@@ -288,13 +289,13 @@ class SessionStore:
                 if work.empty:
                     return
                 work.changes = int(standing["changes"])
-                if work.messages and standing["message_count"] != work.position:
+                if work.messages and standing["message_count"] != first:
                     if not rebase:
                         raise SessionConflictError(
                             f"session_id={session.session_id!r}, agent {work.key!r}: another process has stored "
-                            f"messages from message_id={work.position} on"
+                            f"messages from message_id={first} on"
                         )
-                    work.position = int(standing["message_count"])  # A shell writes numbers as floating point.
+                    work.first_message_id = int(standing["message_count"])  # A shell writes numbers as floating point.
             elif work.creates is None:
                 raise AgentNotFoundError(f"session_id={session.session_id!r} has no agent {work.key!r} any more")
             self.related.see_to_expiry(session, standing)
@@ -325,7 +326,7 @@ class SessionStore:
             self.related.see_to_expiry(session, standing)
             try:
                 # The session document is changed first: it decides who may make a change.
-                if self.commands.update(rewrites.rewrite(here(session, standing), work, standing, moment)):
+                if self.commands.update(rewrites.rewrite(pin_incarnation(session, standing), work, standing, moment)):
                     break
             except WriteError as error:
                 if error.code not in _NOT_A_LIST or work.guardrail_event is None:
@@ -414,15 +415,15 @@ class SessionStore:
                     raise MessageNotFoundError(
                         f"session_id={session_id!r}, agent {link.agent_key!r} has no message_id={message_id}"
                     )
-                # Messages do not go away while this life of the session lasts.
-                link, session = link._replace(message_id=None), here(session, standing)
+                # Messages do not go away while this incarnation of the session lasts.
+                link, session = link._replace(message_id=None), pin_incarnation(session, standing)
             elif standing["full"]:
                 self.archiver.archive_feedbacks(session_id, incarnation)
             else:
                 self.related.see_to_expiry(session, standing)
                 sent = True
                 update = feedback_statements.add_feedback(
-                    here(session, standing), feedback, link, standing["count"], moment
+                    pin_incarnation(session, standing), feedback, link, standing["count"], moment
                 )
                 if self.commands.update(update):
                     return
@@ -470,7 +471,7 @@ class SessionStore:
 
         Args:
             session: Whose.
-            write: Makes the update, for the life of the session that was read, from how things stand.
+            write: Makes the update, for the incarnation of the session that was read, from how things stand.
             needed: Projection of what, besides ``sessions.STANDING``, the update depends on.
             settled: Whether how things stand says that the update is not to be sent, or was applied.
             known: How things stand as far as ``write`` needs it, if that is known: then nothing is read at first.
@@ -491,7 +492,7 @@ class SessionStore:
                 self.related.see_to_expiry(session, standing)
             else:
                 standing, known = known, None
-            if self.commands.update(write(here(session, standing), standing)):
+            if self.commands.update(write(pin_incarnation(session, standing), standing)):
                 return None
         raise AssertionError  # `attempts` never ends without an error.
 
@@ -538,7 +539,7 @@ class SessionStore:
             if (left := lease_seconds(standing)) > 0:
                 return None if standing["lease"]["token"] == token else left
             if self.commands.update(
-                leases.take_lease(here(session, standing), owner, token, seconds, standing["leases"])
+                leases.take_lease(pin_incarnation(session, standing), owner, token, seconds, standing["leases"])
             ):
                 return None
         raise AssertionError  # `attempts` never ends without an error.

@@ -67,7 +67,7 @@ def open_session(
             try:
                 async with manager, nullcontext() if lease is None else _leased(manager, lease, lease_wait):
                     # Inside the lease: the agents are to have what its former holder wrote.
-                    await manager._pool.run(partial(manager._prefetch, agent_ids))
+                    await manager._executor.run(partial(manager._prefetch, agent_ids))
                     async with _turns_of(manager):
                         yield manager
             finally:
@@ -97,7 +97,7 @@ async def _renew(manager: MongoDBSessionManager, lease: SessionLease) -> None:
     while True:
         await asyncio.sleep(pause)
         try:
-            await manager._pool.run(lease.renew)
+            await manager._executor.run(lease.renew)
             pause = lease.seconds / 3
         except PyMongoError:
             pause = lease.seconds / 30  # There is time for more attempts.
