@@ -71,7 +71,26 @@ def shown(value: object) -> str:
 
 
 class MongoDBSessionError(SessionException):
-    """Base of every error of this library. Catch it to catch them all."""
+    """Base of every error of this library. Catch it to catch them all.
+
+    Attributes:
+        session_id: The session that the error is about; None where it is about none, or where that is not known.
+        agent_id: The agent, likewise.
+        message_id: The message, likewise.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        session_id: str | None = None,
+        agent_id: str | None = None,
+        message_id: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.session_id = session_id
+        self.agent_id = agent_id
+        self.message_id = message_id
 
 
 class SessionNotFoundError(MongoDBSessionError, ValueError):
@@ -100,9 +119,11 @@ class UnstorableValueError(MongoDBSessionError, ValueError):
 class SessionExistsError(MongoDBSessionError, DuplicateKeyError):
     """``create_session`` was given the id of a session that exists. It was left as it is."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, session_id: str | None = None) -> None:
         # 11000 is the server's code for a duplicate key, for callers that look at `code`.
         DuplicateKeyError.__init__(self, message, 11000)
+        self.session_id = session_id
+        self.agent_id = self.message_id = None
 
 
 class SessionConflictError(MongoDBSessionError):
@@ -121,8 +142,8 @@ class SessionBusyError(MongoDBSessionError):
         retry_after: Seconds until the lease that stands in the way ends, where known.
     """
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, retry_after: float | None = None, *, session_id: str | None = None) -> None:
+        super().__init__(message, session_id=session_id)
         self.retry_after = retry_after
 
 
@@ -136,8 +157,8 @@ class BlobMissingError(MongoDBSessionError):
         file_id: The file in GridFS.
     """
 
-    def __init__(self, message: str, file_id: ObjectId) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, file_id: ObjectId, *, session_id: str | None = None) -> None:
+        super().__init__(message, session_id=session_id)
         self.file_id = file_id
 
 
@@ -150,8 +171,8 @@ class HistoryIncompleteError(MongoDBSessionError):
     Attributes:
         session_id: The session.
         agent_id: The agent whose messages they are; None for archived feedbacks.
-        first: Position in the conversation, zero-based, of the first message that was to be read.
-        last: Position of the last one.
+        first: How many messages come before the first one that was to be read.
+        last: How many come before the last one.
         missing: How many of these are not there.
         incarnation: Which incarnation of the session they belong to.
     """
@@ -168,10 +189,10 @@ class HistoryIncompleteError(MongoDBSessionError):
     ) -> None:
         whose = "archived feedbacks" if agent_id is None else f"archived messages of agent_id={agent_id!r}"
         super().__init__(
-            f"session_id={session_id!r}: {missing} of the {whose} from position {first} to {last} are missing"
+            f"session_id={session_id!r}: {missing} of the {whose} from offset {first} to {last} are missing",
+            session_id=session_id,
+            agent_id=agent_id,
         )
-        self.session_id = session_id
-        self.agent_id = agent_id
         self.first = first
         self.last = last
         self.missing = missing
@@ -190,7 +211,5 @@ class DamagedSessionError(MongoDBSessionError):
     """
 
     def __init__(self, session_id: str, agent_id: str, field: str, what: str) -> None:
-        super().__init__(f"session_id={session_id!r}: {field} {what}")
-        self.session_id = session_id
-        self.agent_id = agent_id
+        super().__init__(f"session_id={session_id!r}: {field} {what}", session_id=session_id, agent_id=agent_id)
         self.field = field
