@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer, TracerProvider
     from pymongo.monitoring import CommandFailedEvent
 
+__all__ = ["disable", "enable"]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Attributes = Mapping[str, "str | int"]
