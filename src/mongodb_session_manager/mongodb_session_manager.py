@@ -55,6 +55,7 @@ from ._model.keys import check_feedback, check_id, encode_key, exact_text
 from ._model.metrics_summary import MetricsSummary, ModelPrice
 from ._model.pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
 from ._session.error_notes import add_note
+from ._session.feedback import add_feedback
 from ._session.hooks import FeedbackHook, MetadataHook, call_hook
 from ._session.lease import HeldLease, SessionLease
 from ._session.metadata import SessionMetadata
@@ -66,7 +67,7 @@ from ._store.session_commands import now
 from ._store.session_reads import MultiAgentAsRead
 from ._store.session_store import SessionStore
 from .errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError, described, shown
-from .mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
+from .mongodb_session_repository import RepositoryOfManagers
 from .telemetry import Observer, traced
 
 try:
@@ -189,7 +190,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     @classmethod
     def _of_parts(
-        cls, session_id: str, settings: Settings, repository: MongoDBSessionRepository, observer: Observer | None
+        cls, session_id: str, settings: Settings, repository: RepositoryOfManagers, observer: Observer | None
     ) -> MongoDBSessionManager:
         """Make a factory's manager: they share a repository, which holds no state and takes 0.1 ms to make."""
         manager = cls.__new__(cls)
@@ -197,13 +198,13 @@ class MongoDBSessionManager(RepositorySessionManager):
         return manager
 
     def _assemble(
-        self, session_id: str, settings: Settings, repository: MongoDBSessionRepository, observer: Observer | None
+        self, session_id: str, settings: Settings, repository: RepositoryOfManagers, observer: Observer | None
     ) -> None:
         self.session_id = session_id
         self._settings = settings
-        self.session_repository: MongoDBSessionRepository = repository
+        self.session_repository: RepositoryOfManagers = repository
         self._observer = observer
-        self._store: SessionStore = self.session_repository._store
+        self._store: SessionStore = repository.store
         self._executor: Executor = self._store.commands.executor
         self._override = MetricsOverride()
         self._document = DocumentSize()
@@ -476,14 +477,14 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._metadata().delete(metadata_keys)
 
     def _metadata(self) -> SessionMetadata:
-        repository = self.session_repository
+        stored = self.session_repository.metadata
         return SessionMetadata(
             self.session_id,
             self._settings.metadata_hook,
             self,
-            read=lambda: repository._read_metadata(self.session_id, self._incarnation),
-            update=lambda metadata: repository._update_metadata(self._open_ref, metadata),
-            delete=lambda keys: repository._delete_metadata(self._open_ref(), keys),
+            read=lambda: stored.read(self.session_id, self._incarnation),
+            update=lambda metadata: stored.update(self.session_id, self._open_ref, metadata),
+            delete=lambda keys: stored.delete(self._open_ref(), keys),
         )
 
     def get_metadata_tool(
@@ -523,7 +524,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             about_agent = check_feedback(feedback).get("agent_id") is not None
             session = self._session_ref if about_agent else self._open_ref
             try:
-                self.session_repository._add_feedback(session, feedback)
+                add_feedback(self._store, self.session_id, session, feedback)
             except SessionNotFoundError as error:
                 if not about_agent or self._incarnation is not None:
                     raise
@@ -548,11 +549,11 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def list_agents(self) -> list[str]:
         """Return the ids of the agents that the session has, in the order in which they joined it."""
-        return self.session_repository._list_agents(self.session_id)
+        return self._store.reads.list_agents(self.session_id)
 
     def get_message_count(self, agent_id: str) -> int:
         """Return how many messages an agent's stored conversation has; 0 if there is no such agent."""
-        return self.session_repository._count_messages(self.session_id, check_id(agent_id, "agent_id"))
+        return self._store.reads.count_messages(self.session_id, encode_key(check_id(agent_id, "agent_id")))
 
     def check_session_exists(self) -> bool:
         """Return whether the session is stored. It is not begun by that."""
@@ -747,7 +748,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._closed = True
         _unsent.discard(self)
         self.session_repository.close()
-        if self.session_repository._owns_client:
+        if self.session_repository.owns_client:
             self._executor.close()
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from ..errors import DamagedSessionError, UnstorableValueError, shown
 from .archive_policy import Embedded
-from .encoding import decode, encode, size_in_bson
+from .encoding import decode, encode, size_in_bson, to_bson
 from .foreign import name_of
 from .keys import check_tracking_id, decode_key, exact_text
 from .pending_blobs import PendingBlobs
@@ -407,6 +407,22 @@ def check_size(value: Document | bytes, where: str) -> int:
         most = f"; most of it is {path}, {largest} bytes" if path and 2 * largest > size else ""
         raise UnstorableValueError(f"{where} has {size} bytes{most}; at most {MAX_VALUE_BYTES} can be stored")
     return size
+
+
+def check_storable(document: Document, what: str, session_id: str | None = None) -> None:
+    """Refuse what BSON cannot hold, before anything is sent. Dates, ObjectIds and the like are stored as such.
+
+    Raises:
+        UnstorableValueError: A value of the document is of such a kind, or too large; ``what`` is in the message.
+    """
+    for key, value in document.items():
+        where = f"{what}[{shown(key)}]"
+        try:
+            content = to_bson({"value": value})
+        except Exception as error:
+            message = f"{where} cannot be stored: {type(error).__name__}"
+            raise UnstorableValueError(message, session_id=session_id) from error
+        check_size(content, where)
 
 
 def _largest(value: Any) -> tuple[str, int]:

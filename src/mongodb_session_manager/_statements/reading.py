@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from .._model.documents import Document
+from ..errors import shown
 from .expressions import EACH_AGENT, count_of, messages_of, number_at
+
+
+def check_page(limit: object, offset: object) -> None:
+    """Refuse what no page of messages can be.
+
+    Raises:
+        ValueError: ``limit`` or ``offset`` is negative or no ``int``; a ``limit`` of None is all.
+    """
+    for name, value in (("limit", limit), ("offset", offset)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise ValueError(f"{name} must be an int of at least 0, not {shown(value)}")
 
 
 def page_projection(key: str, offset: int, limit: int | None) -> Document:
