@@ -12,7 +12,7 @@ import pytest
 from pymongo import MongoClient
 from support.failpoints import fail_command
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import mongodb_session_manager
 
 PACKAGE = Path(mongodb_session_manager.__file__).parent
-CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
 FACES = {
     "mongodb_session_manager",

@@ -12,6 +12,7 @@ import pytest
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
+
 from soak import plan
 from soak.ending import restored, tidy_up
 from soak.invariants import findings

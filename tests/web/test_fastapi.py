@@ -31,9 +31,10 @@ from pymongo.errors import (
 )
 from strands import Agent, tool
 from strands.types.exceptions import EventLoopException
+from support.baton import REPLY, WORDS, Baton, BatonModel
 from support.failpoints import fail_command
 from support.waiting import eventually
-from support.web import served
+from support.web import figure, served
 from support.wire_proxy import Cut, WireProxy
 
 from mongodb_session_manager import (
@@ -69,43 +70,9 @@ pytestmark = pytest.mark.one_server
 COLLECTION = "sessions"
 APP_NAME = "the web service"
 SESSION = {"X-Session-ID": "s"}
-WORDS = [f"word{number:02} " for number in range(40)]
-REPLY = "".join(WORDS)
 
 OneSession = Annotated[MongoDBSessionManager, open_session(agent_id="a")]
 LeasedSession = Annotated[MongoDBSessionManager, open_session(agent_id="a", lease=30)]
-
-
-class Baton:
-    """Lets a model say a word only when the test allows it."""
-
-    def __init__(self) -> None:
-        self.allowed = 0
-        self.cancelled = 0
-
-    async def wait_for(self, number: int) -> None:
-        try:
-            while self.allowed <= number:
-                await asyncio.sleep(0.001)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-
-
-class BatonModel(OfflineScriptedModel):
-    """Says one word at a time, each when the baton allows it."""
-
-    def __init__(self, baton: Baton, replies: Any = (REPLY,)) -> None:
-        super().__init__(replies, chunk_characters=len(WORDS[0]))
-        self._baton = baton
-
-    async def stream(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-        number = 0
-        async for chunk in super().stream(messages, *args, **kwargs):
-            if "contentBlockDelta" in chunk and "text" in chunk["contentBlockDelta"]["delta"]:
-                await self._baton.wait_for(number)
-                number += 1
-            yield chunk
 
 
 @tool
@@ -791,18 +758,6 @@ def test_health_answers_while_many_streams_are_under_way(
                 return await asyncio.gather(*chats)
 
     assert asyncio.run(main()) == [REPLY] * 60
-
-
-def figure(browser: httpx.Client, name: str, **labels: str) -> float:
-    """The sum of a metric over what is not asked for, such as the servers."""
-    found = [
-        float(sample.value)
-        for family in parse_text(browser.get("/metrics").text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    ]
-    assert found, f"no {name} {labels}"
-    return sum(found)
 
 
 def test_the_figures_are_what_happened(service: Service, browser: httpx.Client) -> None:

@@ -25,7 +25,7 @@ from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManager
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BENCHMARKS = sorted(path for path in ROOT.glob("benchmarks/*.py") if path.name != "support.py")
 COLLECTION = "sessions"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mongodb_session_manager.local import LocalMongoDB
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted(page for folder in (".", "docs", "benchmarks", "examples") for page in (ROOT / folder).glob("*.md"))
 
 # What the blocks name, and what stands in for it here. Nobody has a model provider in a test.

@@ -23,10 +23,10 @@ from example_fastapi_streaming import build_agent as build_assistant
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient
 from strands import Agent, tool
+from support.baton import REPLY, WORDS, Baton, BatonModel
 from support.failpoints import fail_command
 from support.waiting import eventually
-from support.web import served
-from test_fastapi import REPLY, WORDS, Baton, BatonModel, figure
+from support.web import figure, served
 
 from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.local import LocalMongoDB
@@ -40,7 +40,7 @@ COLLECTION = "sessions"
 APP_NAME = "the chat"
 KEY = "a key that only the tests know"
 ORIGIN = "http://localhost:8881"
-EXAMPLE = Path(__file__).parent.parent / "examples" / "example_fastapi_streaming.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "example_fastapi_streaming.py"
 
 
 class Chat:
