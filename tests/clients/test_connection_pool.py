@@ -401,6 +401,7 @@ def test_a_wait_in_vain_is_counted_as_a_failure_with_its_time(
     assert stats["check_out_wait_max_ms"] >= 50  # type: ignore[operator]
 
 
+@pytest.mark.topology
 def test_many_threads_leave_figures_that_add_up(server: Any) -> None:
     client = MongoDBConnectionPool.initialize(server.uri, maxPoolSize=4, minPoolSize=0, waitQueueTimeoutMS=60_000)
 
@@ -427,6 +428,7 @@ def test_many_threads_leave_figures_that_add_up(server: Any) -> None:
     assert stats["open"] == stats["created"] - stats["closed"]  # type: ignore[operator]
 
 
+@pytest.mark.topology
 def test_a_connection_that_breaks_in_use_is_no_longer_counted_as_open(server: Any, client: MongoClient[Any]) -> None:
     watched = MongoDBConnectionPool.initialize(server.uri, minPoolSize=0, appname="breaks", retryReads=False)
     watched.admin.command("ping")
@@ -447,6 +449,7 @@ def test_a_connection_that_breaks_in_use_is_no_longer_counted_as_open(server: An
     assert of(watched, "in_use", "open", "created") == {"in_use": 0, "open": 1, "created": 2}
 
 
+@pytest.mark.topology
 def test_closing_while_a_connection_is_in_use_ends_at_zero(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
@@ -507,6 +510,7 @@ def test_servers_are_counted_apart_and_connections_that_fail_to_come_about_leave
     assert (servers["db2:27017"]["open"], servers["db2:27017"]["connecting"]) == (0, 0)
 
 
+@pytest.mark.topology
 def test_the_figures_are_json_and_tell_version_and_options_in_force(server: Any) -> None:
     client = MongoDBConnectionPool.initialize(server.uri, maxPoolSize=7, appname="chat", socketTimeoutMS=9000)
     client.admin.command("ping")

@@ -170,6 +170,7 @@ def test_a_misspelt_parameter_of_a_manager_is_not_taken_for_an_option() -> None:
         factory.create_session_manager("s", durabilty="turn")
 
 
+@pytest.mark.topology
 def test_many_threads_store_their_sessions_through_one_factory(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
@@ -252,6 +253,7 @@ def test_the_event_loop_goes_on_while_a_session_is_opened(
     assert ticks > 2  # one, if it stood still
 
 
+@pytest.mark.topology
 def test_a_read_error_while_opening_is_an_error_never_an_empty_conversation(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
@@ -342,6 +344,7 @@ def message_count(client: MongoClient[Any], database_name: str) -> int:
     return int(document["agents"]["a"]["message_count"])
 
 
+@pytest.mark.topology
 def test_closing_stores_what_a_manager_has_not_stored_yet(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
@@ -368,6 +371,7 @@ def test_closing_leaves_what_waits_on_another_factorys_client(
     assert message_count(client, database_name) == 4
 
 
+@pytest.mark.topology
 def test_if_closing_cannot_store_it_the_factory_stays_open_and_nothing_is_lost(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
@@ -495,6 +499,7 @@ def test_no_error_or_picture_of_a_factory_shows_a_credential() -> None:
     assert "ada" not in shown
 
 
+@pytest.mark.topology
 def test_a_factory_made_before_a_fork_stores_sessions_in_the_children(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:

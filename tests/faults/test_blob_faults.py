@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
+pytestmark = pytest.mark.topology
+
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 
 

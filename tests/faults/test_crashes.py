@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
     from pymongo.database import Database
 
+pytestmark = pytest.mark.topology
+
 
 def texts(messages: Any) -> list[str]:
     """What each message says; a tool's use and result as such."""

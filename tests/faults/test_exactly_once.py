@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from pymongo.database import Database
 
+pytestmark = pytest.mark.topology
+
 MOMENTS: tuple[Moment, Moment] = ("before it is run", "before its answer arrives")
 at_both_moments = pytest.mark.parametrize("moment", MOMENTS)
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])

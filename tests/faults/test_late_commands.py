@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from pymongo.database import Database
 
+pytestmark = pytest.mark.topology
+
 SESSIONS = "sessions"
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from pymongo.database import Database
 
+pytestmark = pytest.mark.topology
+
 TINY: dict[str, Any] = {"archive_after_messages": 6, "archive_block": 4, "blob_threshold_bytes": 1000}
 TURNS = 6
 WRITES = ("update", "insert", "delete")

@@ -408,6 +408,7 @@ def proxied(proxy: WireProxy, database_name: str) -> Iterator[BlobStore]:
         yield BlobStore(client[database_name], "sessions")
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("moment", ["before it is run", "before its answer arrives"])
 @pytest.mark.parametrize(("command", "number", "times"), [("insert", 1, 1), ("insert", 2, 1), ("update", 1, 2)])
 def test_a_connection_lost_half_way_costs_nothing_but_time(
@@ -421,6 +422,7 @@ def test_a_connection_lost_half_way_costs_nothing_but_time(
     assert left(files) == left(chunks) == set(blob_files(value))
 
 
+@pytest.mark.topology
 def test_a_connection_that_is_always_lost_is_an_error(proxied: BlobStore, proxy: WireProxy, files: Any) -> None:
     encoded, pending = taken_out(b"x" * 9 * MEGABYTE, 10, 10)
     proxy.cut(Cut("insert", "before it is run", 2, None))
@@ -433,6 +435,7 @@ def test_a_connection_that_is_always_lost_is_an_error(proxied: BlobStore, proxy:
     assert fetched(proxied, stored(encoded)) == b"x" * 9 * MEGABYTE
 
 
+@pytest.mark.topology
 def test_after_a_failed_upload_the_next_sends_the_rest_under_new_ids(
     client: MongoClient[Any], watched: BlobStore, proxied: BlobStore, proxy: WireProxy, files: Any, chunks: Any
 ) -> None:
@@ -563,6 +566,7 @@ def test_deleting_a_session_deletes_the_files_of_that_life_only(store: BlobStore
     assert left(files) == left(chunks) == set(blob_files(neighbour))
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_deletion_that_was_interrupted_can_be_repeated(
     proxied: BlobStore, proxy: WireProxy, files: Any, chunks: Any, number: int
@@ -693,6 +697,7 @@ def test_a_sweep_that_was_ended_half_way_is_finished_by_the_next(store: BlobStor
     assert left(files) == left(chunks) == set(blob_files(kept))
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_sweep_whose_connection_was_lost_is_finished_by_the_next(
     proxied: BlobStore, proxy: WireProxy, files: Any, chunks: Any, number: int

@@ -148,6 +148,7 @@ def film(seed: int) -> dict[str, Any]:
     return {"status": "success", "content": [{"text": "filmed"}, image(seed), document, {"json": {"raw": "x"}}]}
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_images_documents_videos_and_results_of_tools_come_back_in_a_new_process(
     app: Application, durability: str
@@ -179,6 +180,7 @@ class Interrupted(UserDict[str, Any]):
         return super().__iter__()
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("other", [{"text": "Hm."}, {"text": object()}], ids=["stored", "refused"])
 def test_messages_that_are_appended_in_two_threads_at_once_keep_their_blobs(app: Application, other: Any) -> None:
     manager = app.manager(durability="turn")

@@ -267,6 +267,7 @@ def test_a_cache_of_metadata_shows_nothing_of_a_session_past_its_time(
 # --- a session that is past its time --------------------------------------------------------------------------------
 
 
+@pytest.mark.topology
 def test_a_session_past_its_time_counts_as_absent(
     client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -297,6 +298,7 @@ def test_a_session_past_its_time_counts_as_absent(
     assert document(database) == before
 
 
+@pytest.mark.topology
 def test_what_a_manager_writes_after_the_end_of_its_session_is_refused_and_brings_nothing_back(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -316,6 +318,7 @@ def test_what_a_manager_writes_after_the_end_of_its_session_is_refused_and_bring
     assert document(database) == before
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_an_id_that_is_resumed_after_the_end_is_a_new_session_and_nothing_is_left_of_the_old(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager], durability: str
@@ -341,6 +344,7 @@ def test_an_id_that_is_resumed_after_the_end_is_a_new_session_and_nothing_is_lef
     assert_parts_outlive(database)
 
 
+@pytest.mark.topology
 def test_an_expired_session_is_created_anew_by_a_repository_and_deleted_like_an_absent_one(
     client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -360,7 +364,6 @@ def test_an_expired_session_is_created_anew_by_a_repository_and_deleted_like_an_
     assert database[SESSIONS].find_one() is None
 
 
-@pytest.mark.one_server
 def test_of_two_that_resume_an_expired_session_at_once_both_get_the_same_new_one(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -384,6 +387,7 @@ def test_of_two_that_resume_an_expired_session_at_once_both_get_the_same_new_one
             return
 
 
+@pytest.mark.topology
 def test_mongodb_removes_a_session_and_all_its_parts(
     client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -405,6 +409,7 @@ def test_mongodb_removes_a_session_and_all_its_parts(
     assert said(windowed(opened("kept")).messages) == said(windowed(opened("endless", None)).messages) != []
 
 
+@pytest.mark.topology
 def test_a_resume_after_the_end_does_not_need_the_parts_that_are_gone(
     client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -420,6 +425,7 @@ def test_a_resume_after_the_end_does_not_need_the_parts_that_are_gone(
     assert windowed(opened()).messages == []
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("again", ["create_session", "open"])
 def test_a_new_session_in_the_place_of_an_expired_one_is_there_once_though_its_answer_was_lost(
     client: MongoClient[Any],
@@ -444,7 +450,6 @@ def test_a_new_session_in_the_place_of_an_expired_one_is_there_once_though_its_a
     assert parts(database) == []
 
 
-@pytest.mark.one_server
 def test_an_expired_session_that_mongodb_removes_while_it_is_created_anew_is_created(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -465,7 +470,6 @@ def test_an_expired_session_that_mongodb_removes_while_it_is_created_anew_is_cre
                 return
 
 
-@pytest.mark.one_server
 def test_nobody_brings_a_session_back_that_ends_while_its_expiry_is_taken_away(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -592,6 +596,7 @@ def test_parts_expire_about_one_ttl_after_their_session(
     assert_parts_outlive(database)
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_parts_move_on_when_less_than_one_ttl_is_left_and_only_then(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager], durability: str
@@ -659,6 +664,7 @@ def test_a_ttl_that_came_and_went_before_the_parts_had_any_expiry_is_gone(
     assert_parts_outlive(database)
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_a_session_loses_its_ttl_at_its_next_activity_and_keeps_its_parts(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager], durability: str
@@ -675,7 +681,6 @@ def test_a_session_loses_its_ttl_at_its_next_activity_and_keeps_its_parts(
         assert said(windowed(manager).messages)[-1] == "Re: hello"
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize(
     ("ttl", "other_ttl"), [(10, 10), (10, None), (None, 10), (10, 1), (1, 100), (100, 10), (None, None)]
 )
@@ -718,7 +723,6 @@ def test_whatever_another_process_does_between_two_commands_no_live_session_lose
             return
 
 
-@pytest.mark.one_server
 def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leaves_nothing(
     server: Any, client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -746,7 +750,6 @@ def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leave
     assert killed.count("update") >= 2 * (3 + 2 + 2)
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("ttl", [None, 100])
 def test_a_blob_that_is_stored_while_older_ones_get_their_expiry_is_kept_as_long_as_its_session(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager], ttl: float | None
@@ -775,7 +778,6 @@ def test_a_blob_that_is_stored_while_older_ones_get_their_expiry_is_kept_as_long
             return
 
 
-@pytest.mark.one_server
 def test_a_segment_that_mongodb_removes_before_it_is_adopted_is_made_again(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -805,7 +807,6 @@ def test_a_segment_that_mongodb_removes_before_it_is_adopted_is_made_again(
             return
 
 
-@pytest.mark.one_server
 def test_after_any_sequence_of_processes_with_any_ttl_no_live_session_loses_a_part(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:

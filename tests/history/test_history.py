@@ -107,6 +107,7 @@ def prompts(count: int, first: int = 0) -> list[str]:
 # --- when, and how much
 
 
+@pytest.mark.topology
 @both_durabilities
 @pytest.mark.parametrize("window", [2, 4])
 def test_archiving_begins_after_the_turn_that_makes_it_due_and_moves_blocks_of_what_is_no_longer_live(
@@ -206,6 +207,7 @@ def leave_async_with(manager: MongoDBSessionManager) -> None:
     asyncio.run(leave())
 
 
+@pytest.mark.topology
 @both_durabilities
 @pytest.mark.parametrize("ending", [flush, close, leave_with, leave_async_with])
 def test_who_ends_a_session_waits_until_its_archiving_is_done(
@@ -227,6 +229,7 @@ def test_who_ends_a_session_waits_until_its_archiving_is_done(
     assert service.recorder.commands == commands
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_the_turn_itself_does_not_wait_for_its_archiving(service: Service, server: Any, durability: Any) -> None:
     gate = Gate()
@@ -246,6 +249,7 @@ def test_the_turn_itself_does_not_wait_for_its_archiving(service: Service, serve
     assert len(gapless(stored(service.database)).archived) >= 8
 
 
+@pytest.mark.topology
 def test_archiving_that_fails_is_logged_and_the_next_turn_does_it(
     service: Service, client: MongoClient[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -497,6 +501,7 @@ def test_archiving_changes_nothing_of_a_session_document_but_where_the_oldest_me
     assert_same(after, before)  # updated_at and usage, too
 
 
+@pytest.mark.topology
 def test_archiving_needs_no_lease_and_leaves_the_one_of_another_process(service: Service) -> None:
     service.converse(*prompts(8), **NEVER)
     with service.manager() as holder, holder.lease(60):
@@ -564,7 +569,6 @@ def raw_messages(database: Database[Any]) -> list[Any]:
     return found + list(document["agents"]["assistant"]["messages"])
 
 
-@pytest.mark.one_server
 def test_a_thousand_messages_cost_hardly_a_command_more_where_they_are_archived(service: Service) -> None:
     def commands(turns: int, session_id: str, **options: Any) -> int:
         with service.recorder.recording() as sent, service.manager(session_id, **options) as manager:
@@ -621,6 +625,7 @@ def test_a_redacted_message_is_in_none_of_the_collections(service: Service, mess
     }
 
 
+@pytest.mark.topology
 def test_the_latest_message_of_a_process_is_redacted_where_another_process_has_archived_it(service: Service) -> None:
     with service.manager() as manager:
         agent = talker(manager)
@@ -702,6 +707,7 @@ def test_a_deleted_session_takes_its_own_segments_along_and_no_others(service: S
         assert service.listed(session_id) == said(*prompts(6))
 
 
+@pytest.mark.topology
 def test_a_session_that_begins_again_sees_nothing_of_the_one_before(service: Service) -> None:
     service.converse(*prompts(8), **SMALL)
     orphans = list(service.database[HISTORY].find())
@@ -826,7 +832,6 @@ def test_live_messages_leave_where_they_would_fill_the_document_and_the_agent_is
     assert service.listed(offset=300) == said("and on", "once more")
 
 
-@pytest.mark.one_server
 def test_room_is_made_before_the_document_has_6_mb_the_second_time_as_the_first(service: Service) -> None:
     sizes = []
     with service.manager() as manager:
@@ -840,7 +845,6 @@ def test_room_is_made_before_the_document_has_6_mb_the_second_time_as_the_first(
     assert 4 * MEGABYTE < max(sizes) <= 6.5 * MEGABYTE
 
 
-@pytest.mark.one_server
 def test_a_repository_alone_keeps_the_document_below_16_mb_as_well(service: Service) -> None:
     with service.manager() as manager:
         talker(manager)
@@ -855,7 +859,6 @@ def test_a_repository_alone_keeps_the_document_below_16_mb_as_well(service: Serv
     assert service.listed() == [large(number) for number in range(200)]
 
 
-@pytest.mark.one_server
 def test_three_hundred_agents_with_full_windows_stay_writable(service: Service) -> None:
     window = [by_hand(f"{number} " + "x" * 2_000, ("user", "assistant")[number % 2]) for number in range(40)]
     agent_ids = [f"agent-{number}" for number in range(300)]

@@ -129,6 +129,7 @@ def lose(world: World, session_id: str = "s") -> Any:
 # --- what is orphaned -----------------------------------------------------------------------------
 
 
+@pytest.mark.topology
 def test_what_a_session_has_left_goes_with_the_first_sweep_after_the_grace_time_and_not_before(world: World) -> None:
     world.begin("gone")
     world.begin("alive")
@@ -152,6 +153,7 @@ def test_what_a_session_has_left_goes_with_the_first_sweep_after_the_grace_time_
     assert_every_named_file_is_whole(world.database)
 
 
+@pytest.mark.topology
 def test_a_session_that_comes_back_loses_nothing_and_has_the_whole_grace_time_when_it_is_lost_again(
     world: World,
 ) -> None:
@@ -193,7 +195,6 @@ def test_chunks_whose_file_comes_back_are_kept_and_have_the_whole_grace_time_whe
     assert world.chunks.count_documents({}) == 0
 
 
-@pytest.mark.one_server
 def test_a_restore_in_any_order_of_the_collections_with_sweeps_in_between_loses_nothing(world: World) -> None:
     world.begin("s", 4)
     world.make_older()
@@ -358,6 +359,7 @@ def test_what_others_keep_in_these_collections_is_left_as_it_is_and_keeps_nothin
 # --- several at once, and errors ------------------------------------------------------------------
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("number", range(1, 19))
 def test_a_session_that_comes_back_between_any_two_commands_of_a_sweep_keeps_no_mark(
     server: Any, world: World, number: int
@@ -384,7 +386,6 @@ def test_a_session_that_comes_back_between_any_two_commands_of_a_sweep_keeps_no_
     assert world.content() == before
 
 
-@pytest.mark.one_server
 def test_sweeps_at_once_remove_what_is_orphaned_and_nothing_else(server: Any, world: World) -> None:
     for number in range(4):
         world.begin(f"gone {number}", 3)
@@ -407,7 +408,6 @@ def test_sweeps_at_once_remove_what_is_orphaned_and_nothing_else(server: Any, wo
     assert_every_named_file_is_whole(world.database)
 
 
-@pytest.mark.one_server
 def test_a_sweep_that_cannot_do_one_session_does_all_others_and_names_it(world: World) -> None:
     world.begin("a")
     world.begin("z")

@@ -252,6 +252,7 @@ def test_an_archived_message_is_looked_for_in_the_history_where_ids_have_gaps(ap
     assert [feedback["message_id"] for feedback in app.stored()] == [5]
 
 
+@pytest.mark.topology
 def test_feedback_on_a_message_that_was_deleted_while_it_was_looked_for_is_not_given_to_the_next_session(
     app: Application, server: Any
 ) -> None:
@@ -293,6 +294,7 @@ def test_feedback_on_messages_of_an_older_document_is_stored(app: Application) -
 # --- what it costs, and many of them
 
 
+@pytest.mark.topology
 def test_feedback_costs_one_read_and_one_write_with_a_link_or_without(app: Application) -> None:
     manager = conversation(app)
     app.recorder.clear()
@@ -327,6 +329,7 @@ def test_a_full_document_refuses_feedback_on_a_missing_message_before_it_makes_r
     assert len(manager.get_feedbacks()) == 201
 
 
+@pytest.mark.topology
 def test_feedback_of_many_people_at_once_is_stored_once_each(app: Application) -> None:
     conversation(app)
     managers = [app.manager() for _ in range(4)]

@@ -312,6 +312,7 @@ def test_large_metadata_is_not_held(process: Any) -> None:
         assert here.stats["entries"] == entries
 
 
+@pytest.mark.topology
 def test_what_is_held_was_read_from_the_primary(process: Any) -> None:
     here = process(cache(), readPreference="primaryPreferred")
     here.manager().update_metadata({"n": 1})
@@ -348,6 +349,7 @@ def test_nothing_is_kept_that_was_read_while_a_write_was_under_way(process: Any)
     assert here.stats["entries"] == 1
 
 
+@pytest.mark.topology
 def test_what_was_known_before_is_not_served_once_a_write_may_have_been_carried_out(process: Any) -> None:
     here = process(cache())
     writer = here.manager()
@@ -396,6 +398,7 @@ def test_two_writes_at_once_keep_the_cache_out_until_both_are_done(process: Any)
     assert here.stats["entries"] == 1
 
 
+@pytest.mark.topology
 def test_a_write_that_fails_leaves_nothing_in_the_cache_and_nothing_blocked(
     process: Any, client: MongoClient[Any], database: Database[Any]
 ) -> None:
@@ -413,6 +416,7 @@ def test_a_write_that_fails_leaves_nothing_in_the_cache_and_nothing_blocked(
     assert here.stats["entries"] == 1
 
 
+@pytest.mark.topology
 def test_a_read_that_fails_is_an_error_and_the_next_one_asks_again(process: Any, client: MongoClient[Any]) -> None:
     here = process(cache(), retryReads=False)
     here.manager().update_metadata({"n": 1})
@@ -442,6 +446,7 @@ def test_a_session_begun_anew_under_the_same_id_does_not_show_the_metadata_of_th
     assert here.metadata() == {"life": 2}
 
 
+@pytest.mark.topology
 def test_readers_and_writers_in_many_threads_never_see_a_value_older_than_one_that_was_written(process: Any) -> None:
     here = process(cache(max_entries=2))
     sessions = ["a", "b", "c"]

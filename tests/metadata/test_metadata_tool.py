@@ -328,6 +328,7 @@ def test_a_call_that_makes_no_sense_is_answered_with_what_is_wrong_and_the_turn_
     assert stored(manager) == {}
 
 
+@pytest.mark.topology
 def test_a_failure_of_the_database_is_the_tools_error_and_known_to_hooks(
     manager: MongoDBSessionManager, client: MongoClient[Any]
 ) -> None:

@@ -25,6 +25,8 @@ from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManager
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.topology
+
 
 COLLECTION = "sessions"
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])

@@ -608,6 +608,7 @@ def test_a_discarded_answer_is_counted_with_the_next_message_if_its_turn_fails(m
     assert (model["outputTokens"], model["calls"]) == (30, 2)
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_a_message_that_had_to_be_sent_again_is_counted_once(meter: Meter, durability: Any) -> None:
     manager = meter.manager(durability=durability)

@@ -130,6 +130,7 @@ def test_a_summary_of_a_long_session_reads_what_one_of_a_short_session_does(serv
     assert read["long"] == pytest.approx(read["short"], abs=400)
 
 
+@pytest.mark.topology
 def test_a_hundred_managers_of_a_factory_send_nothing_and_share_the_connections(server: Any, service: Service) -> None:
     with MongoDBSessionManagerFactory(server.uri, **service.place, minPoolSize=0) as factory:
         service.session_of("s", turns=1)
@@ -144,6 +145,7 @@ def test_a_hundred_managers_of_a_factory_send_nothing_and_share_the_connections(
     assert max(pool["open"] for pool in (stats["servers"] or {}).values()) == 1
 
 
+@pytest.mark.topology
 def test_a_request_with_a_client_of_its_own_opens_connections_that_a_factory_saves(
     server: Any, service: Service
 ) -> None:

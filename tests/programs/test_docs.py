@@ -32,7 +32,6 @@ def blocks() -> Iterator[Any]:
             yield pytest.param(found[1], id=f"{page.relative_to(ROOT)}:{line}")
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("code", list(blocks()))
 def test_a_block_of_the_documentation_runs_as_it_stands(
     code: str, server: LocalMongoDB, database_name: str, capsys: pytest.CaptureFixture[str]

@@ -88,7 +88,6 @@ def test_the_fastapi_example_streams_resumes_and_tells_its_figures(offline_envir
     assert not finished.stderr
 
 
-@pytest.mark.one_server
 def test_the_performance_example_counts_what_pooling_saves_and_draws_it(
     offline_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -113,7 +112,6 @@ def test_the_performance_example_counts_what_pooling_saves_and_draws_it(
         assert f"<!-- {text} -->" in drawn
 
 
-@pytest.mark.one_server
 def test_the_streaming_example_streams_survives_a_failure_and_goes_on_elsewhere(
     offline_environment: dict[str, str],
 ) -> None:

@@ -34,8 +34,6 @@ from mongodb_session_manager.local import LocalMongoDB
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.one_server
-
 COLLECTION = "sessions"
 APP_NAME = "the chat"
 KEY = "a key that only the tests know"

@@ -63,6 +63,7 @@ def keys_of(collection: Collection[Any]) -> list[str]:
     return sorted(", ".join(name for name, _ in index["key"]) for index in collection.index_information().values())
 
 
+@pytest.mark.topology
 def test_a_collection_has_the_indexes_of_the_documentation_and_no_other(
     client: MongoClient[Any], database_name: str
 ) -> None:
@@ -169,6 +170,7 @@ def test_indexes_are_ensured_by_the_first_manager_of_a_process_and_by_no_other(
     assert "createIndexes" not in later.names
 
 
+@pytest.mark.topology
 def test_a_connection_string_that_names_one_node_does_not_have_indexes_ensured_again(
     server: Any, database_name: str, recorder: CommandRecorder
 ) -> None:
@@ -182,6 +184,7 @@ def test_a_connection_string_that_names_one_node_does_not_have_indexes_ensured_a
     assert recorder.names.count("createIndexes") == 1
 
 
+@pytest.mark.topology
 def test_a_failure_to_create_an_index_is_logged_and_the_repository_works(
     client: MongoClient[Any], client_in_trouble: MongoClient[Any], database_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,6 +203,7 @@ def test_a_failure_to_create_an_index_is_logged_and_the_repository_works(
     assert repository.session_exists("user-123")
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("failure", [{"close_connection": True}, {"error_code": 1}])
 def test_indexes_that_could_not_be_created_are_created_by_the_next_repository(
     client: MongoClient[Any], client_in_trouble: MongoClient[Any], database_name: str, failure: Any

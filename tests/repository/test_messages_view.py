@@ -101,6 +101,7 @@ def archived_count(database: Database[Any], session_id: str, key: str = "assista
     return count
 
 
+@pytest.mark.topology
 def test_every_message_is_shown_once_embedded_or_archived_with_its_session_agent_and_model(
     repository: MongoDBSessionRepository, database: Database[Any]
 ) -> None:

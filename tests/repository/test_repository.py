@@ -317,6 +317,7 @@ def test_an_async_client_is_refused_with_the_reason(server: Any, database_name: 
 # --- sessions -------------------------------------------------------------------------------------
 
 
+@pytest.mark.topology
 def test_a_new_session_is_one_readable_document(
     repository: MongoDBSessionRepository, documents: Collection[dict[str, Any]]
 ) -> None:
@@ -382,6 +383,7 @@ def test_a_session_that_exists_is_not_created_again_and_stays_as_it_is(
     assert document_of(documents) == before
 
 
+@pytest.mark.topology
 def test_of_many_requests_that_create_one_session_exactly_one_succeeds(
     repository: MongoDBSessionRepository,
 ) -> None:
@@ -401,6 +403,7 @@ def test_session_exists_tells_whether_a_session_exists(session: MongoDBSessionRe
     assert session.session_exists("user-12") is False
 
 
+@pytest.mark.topology
 def test_deleting_a_session_leaves_nothing_of_it_anywhere(
     conversation: MongoDBSessionRepository, client: MongoClient, database_name: str
 ) -> None:
@@ -442,6 +445,7 @@ def test_a_session_created_after_a_deletion_begins_empty(
     assert document_of(documents)["incarnation"] != first
 
 
+@pytest.mark.topology
 def test_a_late_write_does_not_bring_a_deleted_session_back(
     conversation: MongoDBSessionRepository, documents: Collection[dict[str, Any]]
 ) -> None:
@@ -555,6 +559,7 @@ DATABASE_READERS: dict[str, Operation] = {
 }
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("read", DATABASE_READERS.values(), ids=DATABASE_READERS)
 def test_a_failed_read_is_an_error_and_never_looks_like_an_empty_history(
     read: Operation,
@@ -784,6 +789,7 @@ def test_a_message_never_slips_in_before_one_that_is_stored(
     assert document_of(documents) == before
 
 
+@pytest.mark.topology
 def test_of_many_writers_that_want_one_message_id_exactly_one_gets_it(
     conversation: MongoDBSessionRepository, documents: Collection[dict[str, Any]]
 ) -> None:
@@ -804,6 +810,7 @@ def test_of_many_writers_that_want_one_message_id_exactly_one_gets_it(
     assert stored == winners
 
 
+@pytest.mark.topology
 def test_one_repository_serves_many_threads(repository: MongoDBSessionRepository) -> None:
     def converse(number: int) -> list[str]:
         session_id = f"user-{number}"
@@ -1122,6 +1129,7 @@ COSTS: dict[str, Operation] = {
 }
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("operation", COSTS.values(), ids=COSTS)
 def test_an_ordinary_operation_costs_one_read_and_one_write_that_holds_for_what_was_read(
     operation: Operation, watched: MongoDBSessionRepository, recorder: CommandRecorder

@@ -132,6 +132,7 @@ def world(server: Any, database: Database[Any]) -> Iterator[World]:
 # --- finding
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_what_was_said_is_found_once_the_manager_is_flushed(world: World, durability: str) -> None:
     manager = world.manager(durability=durability, application_name="shop")
@@ -325,6 +326,7 @@ def test_a_redaction_and_a_deletion_send_nothing_more_where_nobody_has_indexed(w
     assert [command for command in recorder.commands if command.collection == SEARCH] == []
 
 
+@pytest.mark.topology
 @pytest.mark.new_database
 def test_the_index_is_created_once_per_process(world: World) -> None:
     recorder = CommandRecorder()
@@ -336,6 +338,7 @@ def test_the_index_is_created_once_per_process(world: World) -> None:
     assert [command.collection for command in created].count(SEARCH) == 1
 
 
+@pytest.mark.topology
 def test_a_failure_of_mongodb_while_indexing_fails_no_turn_and_the_next_goes_on(
     world: World, client: MongoClient[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -427,6 +430,7 @@ def test_messages_are_found_wherever_they_are_archived_to(world: World, when: st
 # --- redaction
 
 
+@pytest.mark.topology
 @every_state
 def test_what_is_redacted_is_found_no_more_and_lies_in_no_collection(world: World, state: str) -> None:
     world.prepare(state)
@@ -441,7 +445,6 @@ def test_what_is_redacted_is_found_no_more_and_lies_in_no_collection(world: Worl
     assert SECRET.encode() not in at_rest(world.database)
 
 
-@pytest.mark.one_server
 @every_state
 def test_a_redaction_at_any_command_of_a_feeder_leaves_its_text_in_no_collection(world: World, state: str) -> None:
     for number in range(1, 100):
@@ -464,7 +467,6 @@ def test_a_redaction_at_any_command_of_a_feeder_leaves_its_text_in_no_collection
             return
 
 
-@pytest.mark.one_server
 @every_state
 def test_a_feeder_at_any_command_of_a_redaction_leaves_its_text_in_no_collection(world: World, state: str) -> None:
     for number in range(1, 100):
@@ -485,7 +487,6 @@ def test_a_feeder_at_any_command_of_a_redaction_leaves_its_text_in_no_collection
             return
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["embedded", "archived", "indexed, then archived"])
 def test_a_feeder_that_reads_inside_a_redaction_and_writes_long_after_it_brings_nothing_back(
     world: World, state: str
@@ -570,7 +571,6 @@ def _killed(arguments: list[str]) -> list[Killed]:
     return found
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 def test_what_a_feeder_that_was_killed_has_not_done_the_next_process_does(world: World, state: str) -> None:
     for one in killed(world, "index", "nothing", state):
@@ -580,7 +580,6 @@ def test_what_a_feeder_that_was_killed_has_not_done_the_next_process_does(world:
         assert world.database[SEARCH].count_documents({"session_id": one.session_id}) == 16
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 def test_what_is_redacted_right_before_a_feeder_is_killed_lies_in_no_collection(world: World, state: str) -> None:
     found = killed(world, "index", "redact", state)
@@ -593,7 +592,6 @@ def test_what_is_redacted_right_before_a_feeder_is_killed_lies_in_no_collection(
         assert world.indexed(one.session_id) == REDACTED, one
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["indexed", "indexed, then archived"])
 def test_what_a_redaction_that_was_killed_has_left_in_the_search_the_next_feeder_removes(
     world: World, state: str
@@ -622,7 +620,6 @@ def test_what_is_deleted_is_found_no_more_and_a_new_life_of_the_session_finds_on
     assert world.indexed() == said("prompt of a new life")
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 @pytest.mark.parametrize("begins_again", [False, True], ids=["deleted", "begun again"])
 def test_a_deletion_at_any_command_of_a_feeder_leaves_nothing(world: World, state: str, begins_again: bool) -> None:
@@ -655,7 +652,6 @@ def feed(incarnation: Any) -> Any:
     return deed
 
 
-@pytest.mark.one_server
 def test_what_a_feeder_leaves_that_is_killed_after_a_deletion_is_not_found_and_a_sweep_removes_it(
     world: World,
 ) -> None:
@@ -686,7 +682,6 @@ def test_messages_of_sessions_that_are_gone_take_no_place_among_those_that_are_f
 # --- several feeders
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 def test_feeders_at_any_command_of_each_other_leave_every_message_once(world: World, state: str) -> None:
     for number in range(1, 100):
@@ -706,6 +701,7 @@ def test_feeders_at_any_command_of_each_other_leave_every_message_once(world: Wo
             return
 
 
+@pytest.mark.topology
 def test_many_processes_that_write_archive_redact_and_feed_at_once_leave_the_search_right(world: World) -> None:
     converse(world.client, world.database.name, "s")
 

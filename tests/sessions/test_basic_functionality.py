@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 COLLECTION = "agent_sessions"
 
-pytestmark = pytest.mark.new_database
+pytestmark = [pytest.mark.new_database, pytest.mark.topology]
 
 
 @tool(context=True)

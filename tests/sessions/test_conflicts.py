@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     Process = Callable[..., MongoDBSessionManager]
 
+pytestmark = pytest.mark.topology
+
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 
 

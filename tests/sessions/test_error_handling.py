@@ -140,6 +140,7 @@ def test_without_a_server_the_first_use_says_so_and_the_manager_can_be_closed(da
             session_manager.close()
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_after_an_outage_the_next_turn_stores_what_the_failed_one_could_not(app: Application, durability: Any) -> None:
     agent = app.agent(app.manager(durability=durability), "One.", "Two.", "Three.")
@@ -156,6 +157,7 @@ def test_after_an_outage_the_next_turn_stores_what_the_failed_one_could_not(app:
     assert len(app.managers[0].session_repository.list_messages("s", "a")) == len(agent.messages)
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_a_stream_that_breaks_off_leaves_the_question_and_the_conversation_goes_on(
     app: Application, durability: Any
@@ -184,6 +186,7 @@ def test_an_error_of_the_application_inside_with_closes_the_manager_and_goes_on_
     assert app.texts() == ["Hello?", "Hello."]
 
 
+@pytest.mark.topology
 def test_a_session_deleted_in_mid_conversation_is_an_error_that_names_it_and_a_new_manager_begins_anew(
     app: Application,
 ) -> None:
@@ -230,6 +233,7 @@ def test_a_summary_of_nothing_is_zeros_and_lists_of_nothing_are_empty(app: Appli
     assert not manager.check_session_exists()
 
 
+@pytest.mark.topology
 def test_no_error_of_a_turn_is_logged_and_raised(app: Application, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "mongodb_session_manager")
     agent = app.agent(app.manager(), "One.", "Two.")

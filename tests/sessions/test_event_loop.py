@@ -192,6 +192,7 @@ async def consume(agent: Agent, prompt: Any) -> None:
 # --- turns
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_everybody_elses_stream_goes_on_while_a_turn_is_stored(service: Service, durability: Any) -> None:
     agent = service.agent(
@@ -221,6 +222,7 @@ def test_a_whole_request_from_open_to_close_never_holds_up_the_loop(service: Ser
     assert document["agents"]["a"]["agent_data"]["state"] == {"asked": True}
 
 
+@pytest.mark.topology
 @pytest.mark.new_database
 def test_the_first_request_of_a_process_and_of_a_session_does_not_hold_up_the_loop_either(service: Service) -> None:
     async def request() -> None:
@@ -393,6 +395,7 @@ def test_a_lease_is_taken_waited_for_and_given_back_without_holding_up_the_loop(
 # --- what settles
 
 
+@pytest.mark.topology
 def test_a_message_that_was_on_its_way_when_its_request_was_cancelled_is_stored_before_the_cancellation_leaves(
     service: Service,
 ) -> None:
@@ -412,6 +415,7 @@ def test_a_message_that_was_on_its_way_when_its_request_was_cancelled_is_stored_
     service.run_slowly(request())
 
 
+@pytest.mark.topology
 def test_more_turns_at_once_than_there_are_threads_all_end_and_are_all_stored(service: Service) -> None:
     async def request(n: int) -> None:
         manager = await service.factory.open(f"s{n}", agent_id="a")
@@ -451,6 +455,7 @@ MANY_REQUESTS_FAIL = """
 """
 
 
+@pytest.mark.topology
 def test_many_requests_that_fail_while_the_database_fails_do_not_wait_for_each_other_for_ever(
     service: Service,
 ) -> None:
@@ -503,6 +508,7 @@ def test_each_command_runs_in_a_copy_of_its_requests_context(service: Service) -
     assert by_session == {"alice": {"alice"}, "bob": {"bob"}}
 
 
+@pytest.mark.topology
 def test_a_deadline_of_pymongo_around_a_turn_reaches_the_commands_and_what_missed_it_is_stored_later(
     service: Service,
 ) -> None:

@@ -646,7 +646,6 @@ ACTS: dict[str, tuple[Callable[[MongoDBSessionManager], None], str, int, list[tu
 }
 
 
-@pytest.mark.one_server
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
 def test_a_lost_answer_doubles_no_event(act: Any, office: Office, proxies: Callable[[], WireProxy]) -> None:
     do, durability, writes, expected = act
@@ -680,6 +679,7 @@ def test_a_lost_answer_doubles_no_event(act: Any, office: Office, proxies: Calla
     office.nothing_at_rest("bubblegum", "4111-1111")
 
 
+@pytest.mark.topology
 def test_a_redaction_of_a_message_that_could_not_be_stored_is_one_event(office: Office, client: Any) -> None:
     manager = office.manager()
     agent = talker(manager)
@@ -719,6 +719,7 @@ def test_a_prompt_that_was_tried_again_is_one_event_though_it_stands_there_twice
 # --- long sessions
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("moment", [None, "before it is run", "before its answer arrives"])
 def test_the_redaction_of_an_archived_message_is_listed_once(
     office: Office, proxies: Callable[[], WireProxy], moment: Any

@@ -100,6 +100,7 @@ def wait_until_past(client: MongoClient[Any], moment: Any) -> None:
 # --- taking and waiting
 
 
+@pytest.mark.topology
 def test_a_second_process_is_told_at_once_that_the_session_is_taken_and_for_how_long(process: Process) -> None:
     with process().lease(600):
         with pytest.raises(SessionBusyError) as raised, process().lease(30):
@@ -117,6 +118,7 @@ def test_a_second_process_waits_as_long_as_it_said_before_it_gives_up(process: P
         assert 0.3 <= time.monotonic() - began < 60
 
 
+@pytest.mark.topology
 def test_a_process_that_waits_gets_the_lease_when_it_is_given_back(process: Process) -> None:
     waiter = process()
     got_it = threading.Event()
@@ -168,6 +170,7 @@ def test_in_async_code_a_second_process_is_told_at_once_and_a_waiting_one_gets_i
     asyncio.run(main())
 
 
+@pytest.mark.topology
 def test_processes_that_contend_for_a_session_are_never_inside_together(
     process: Process, database: Database[Any]
 ) -> None:
@@ -314,6 +317,7 @@ def test_an_agent_that_was_opened_before_the_lease_is_built_inside_without_a_com
     assert stored(database) == ["before", "Re: before", "hi", "Re: hi"]
 
 
+@pytest.mark.topology
 def test_a_lease_whose_answer_was_lost_is_held(
     process: Process, client: MongoClient[Any], database: Database[Any]
 ) -> None:
@@ -457,6 +461,7 @@ def test_a_leased_session_can_still_be_read(process: Process, repository: MongoD
 # --- the end of a lease
 
 
+@pytest.mark.topology
 def test_a_lease_that_has_run_out_lets_its_holder_store_nothing_more_but_keeps_what_he_has(
     process: Process, client: MongoClient[Any], database: Database[Any]
 ) -> None:
@@ -486,6 +491,7 @@ def test_a_lease_that_has_run_out_lets_its_holder_store_nothing_more_but_keeps_w
     assert stored(database) == ["meanwhile", "Re: meanwhile", "late"]
 
 
+@pytest.mark.topology
 def test_a_holder_whose_lease_ran_out_does_not_end_the_lease_of_the_next(
     process: Process, client: MongoClient[Any], database: Database[Any]
 ) -> None:
@@ -503,6 +509,7 @@ def test_a_holder_whose_lease_ran_out_does_not_end_the_lease_of_the_next(
             pytest.fail("two processes hold the lease")
 
 
+@pytest.mark.topology
 def test_the_lease_of_a_process_that_was_killed_keeps_nobody_out_for_longer_than_it_said(
     server: Any, process: Process, database: Database[Any]
 ) -> None:
@@ -534,6 +541,7 @@ def test_the_lease_of_a_process_that_was_killed_keeps_nobody_out_for_longer_than
     assert stored(database) == ["hi", "Re: hi"]
 
 
+@pytest.mark.topology
 def test_renewing_keeps_the_others_out_for_longer(
     process: Process, client: MongoClient[Any], database: Database[Any]
 ) -> None:
@@ -570,6 +578,7 @@ class ApplicationError(Exception):
     """What the application raises inside a lease."""
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("way", ["with", "async with"])
 @pytest.mark.parametrize("ends", ["well", "with an error"])
 def test_leaving_stores_what_is_unsaved_and_then_gives_the_lease_back(
@@ -608,6 +617,7 @@ def test_leaving_stores_what_is_unsaved_and_then_gives_the_lease_back(
     assert lease_of(database) is None
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("way", ["with", "async with"])
 def test_the_lease_is_given_back_also_when_what_is_unsaved_cannot_be_stored(
     process: Process, client: MongoClient[Any], database: Database[Any], way: str
@@ -661,6 +671,7 @@ class Sent(monitoring.CommandListener):
         pass
 
 
+@pytest.mark.topology
 def test_a_taker_that_is_cancelled_does_not_keep_the_others_out(
     process: Process, client: MongoClient[Any], database: Database[Any]
 ) -> None:

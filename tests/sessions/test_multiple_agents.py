@@ -162,6 +162,7 @@ def test_agents_with_hostile_ids_keep_whole_conversations_apart(app: Application
     assert len(app.session()["agents"]) == len(HOSTILE)
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_agents_that_answer_at_the_same_time_store_what_they_were_asked_and_said(
     app: Application, durability: Any
@@ -185,6 +186,7 @@ def test_agents_that_answer_at_the_same_time_store_what_they_were_asked_and_said
         ]
 
 
+@pytest.mark.topology
 def test_agents_of_one_session_in_two_processes_do_not_touch_each_other(app: Application) -> None:
     translator = app.agent(app.manager(), "Kaixo.", "Agur.", agent_id="translator")
     support = app.agent(app.manager(), "Turn it off.", "And on.", agent_id="support")

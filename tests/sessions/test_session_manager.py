@@ -434,6 +434,7 @@ async def consume_until_text(events: AsyncIterator[Any]) -> None:
             return
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_what_could_not_be_stored_is_kept_and_stored_by_a_later_close(app: Application, durability: Any) -> None:
     manager = app.manager(durability=durability)
@@ -455,6 +456,7 @@ def test_what_could_not_be_stored_is_kept_and_stored_by_a_later_close(app: Appli
     assert texts(app.stored())[2:] == expected
 
 
+@pytest.mark.topology
 def test_a_failure_at_the_end_of_with_is_raised_and_close_can_be_called_again(app: Application) -> None:
     manager = app.manager()
     agent = app.agent(manager, "One.")
@@ -508,6 +510,7 @@ def test_an_error_inside_with_is_not_replaced_by_a_failure_to_store(app: Applica
 # --- agents
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("existing", [True, False])
 def test_after_a_failed_read_the_same_manager_can_build_the_agent(app: Application, existing: bool) -> None:
     if existing:
@@ -523,6 +526,7 @@ def test_after_a_failed_read_the_same_manager_can_build_the_agent(app: Applicati
     assert len(app.stored()) == (4 if existing else 2)
 
 
+@pytest.mark.topology
 def test_a_read_error_is_an_error_and_never_an_empty_history_that_overwrites_the_stored_one(app: Application) -> None:
     app.agent(app.manager(), "Hello.")("Hello?")
     before = app.session()
@@ -749,6 +753,7 @@ def test_a_message_appended_on_a_running_loop_is_stored_once_it_was_flushed(app:
     assert asyncio.run(request()) == [("user", "one"), ("assistant", "two"), ("user", "three")]
 
 
+@pytest.mark.topology
 def test_messages_of_many_threads_are_all_stored_once(app: Application) -> None:
     manager = app.manager()
     agent = app.agent(manager)
@@ -772,6 +777,7 @@ def test_messages_of_many_threads_are_all_stored_once(app: Application) -> None:
 # --- durability "turn"
 
 
+@pytest.mark.topology
 def test_a_turn_is_stored_as_a_whole_at_its_end_by_one_update(app: Application) -> None:
     seen: list[int] = []
 
@@ -796,6 +802,7 @@ def test_a_turn_is_stored_as_a_whole_at_its_end_by_one_update(app: Application) 
     assert_same(app.agent(app.manager()).messages, agent.messages)
 
 
+@pytest.mark.topology
 def test_with_durability_message_each_message_is_stored_before_the_next_step_of_the_turn(app: Application) -> None:
     seen: list[int] = []
 
@@ -1042,6 +1049,7 @@ def test_a_message_stored_in_an_older_form_can_be_redacted(app: Application, for
 # --- where it reads
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("preference", ["secondary", "secondaryPreferred", "nearest", "primary"])
 def test_a_client_that_reads_from_secondaries_does_not_resume_an_old_conversation(
     server: Any, database_name: str, preference: str
@@ -1064,6 +1072,7 @@ def test_a_client_that_reads_from_secondaries_does_not_resume_an_old_conversatio
     assert modes <= {"primary", "primaryPreferred"}
 
 
+@pytest.mark.topology
 def test_primary_preferred_is_honoured_so_that_a_conversation_can_be_read_while_there_is_no_primary(
     server: Any, database_name: str
 ) -> None:
@@ -1087,6 +1096,7 @@ def assert_redacted(app: Application, message: dict[str, Any], role: str) -> Non
     assert occurrences(app.admin[app.database_name], SECRET) == []
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_what_a_guardrail_removed_from_the_users_message_is_in_no_collection(app: Application, durability: Any) -> None:
     agent = app.agent(
@@ -1329,6 +1339,7 @@ def test_redacting_where_there_is_no_message_is_an_error_and_sends_nothing(app: 
     assert commands.names == []
 
 
+@pytest.mark.topology
 def test_a_redaction_that_could_not_be_stored_is_stored_later(app: Application) -> None:
     manager = app.manager()
     agent = app.agent(manager, SECRET)
@@ -1339,6 +1350,7 @@ def test_a_redaction_that_could_not_be_stored_is_stored_later(app: Application) 
     assert_redacted(app, app.stored()[-1], "assistant")
 
 
+@pytest.mark.topology
 def test_a_redaction_of_a_message_that_could_not_be_stored_does_not_send_its_text_again(app: Application) -> None:
     manager = app.manager()
     agent = app.agent(manager)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from mongodb_session_manager.local import LocalMongoDB
 
-pytestmark = pytest.mark.one_server
-
 SECRET = "the code is swordfish"
 SESSION_ID = "customer-alice"
 APP_NAME = "traced"

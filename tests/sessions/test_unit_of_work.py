@@ -227,6 +227,7 @@ def test_a_guardrail_redacts_the_question_and_not_a_note_that_was_appended_by_ha
     assert events == [(0, "redacted"), (2, "intervened")]
 
 
+@pytest.mark.topology
 def test_an_agent_whose_first_commit_failed_can_be_built_again(
     manager: Callable[..., MongoDBSessionManager],
     client: MongoClient[dict[str, Any]],
@@ -258,6 +259,7 @@ def test_a_manager_whose_agent_was_refused_is_forgotten_when_nobody_holds_it(
     assert forgotten() is None
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("fails_first", [False, True])
 def test_a_reload_redacts_what_may_have_been_stored_though_nobody_was_told_so(
     manager: Callable[..., MongoDBSessionManager],
@@ -281,6 +283,7 @@ def test_a_reload_redacts_what_may_have_been_stored_though_nobody_was_told_so(
     assert talker.messages[-1]["content"] == [{"text": "[redacted]"}]
 
 
+@pytest.mark.topology
 def test_a_reload_that_could_not_read_keeps_what_waits(
     manager: Callable[..., MongoDBSessionManager],
     client: MongoClient[dict[str, Any]],
@@ -389,6 +392,7 @@ def test_an_agent_that_is_never_asked_is_stored_if_its_manager_is_flushed_or_clo
     assert restored.state.get() == {"seen": 1}
 
 
+@pytest.mark.topology
 def test_a_new_agent_that_could_not_be_stored_when_its_manager_was_closed_is_stored_when_it_is_closed_again(
     server: Any, client: MongoClient[dict[str, Any]], database_name: str
 ) -> None:

@@ -65,8 +65,6 @@ if TYPE_CHECKING:
 
     from mongodb_session_manager.local import LocalMongoDB
 
-pytestmark = pytest.mark.one_server
-
 COLLECTION = "sessions"
 APP_NAME = "the web service"
 SESSION = {"X-Session-ID": "s"}
@@ -705,7 +703,6 @@ def test_a_database_that_is_down_is_told_without_its_name(database_name: str) ->
             assert "hunter2" not in browser.get("/metrics", headers={"Accept": accept}).text
 
 
-@pytest.mark.one_server
 def test_a_database_that_goes_away_and_comes_back(server: LocalMongoDB, database_name: str) -> None:
     host, _, port = server.uri.partition("://")[2].partition("/")[0].partition(":")
     with WireProxy(host, int(port)) as proxy:
