@@ -52,8 +52,9 @@ from ._model.encoding import encode, fingerprint
 from ._model.expiry import first_expiry
 from ._model.guardrails import facts_in_stream, facts_of_config, facts_of_trace, is_redaction, redacted_prompt
 from ._model.keys import check_feedback, check_id, encode_key, exact_text
+from ._model.limits import AT_EXIT_SECONDS, BLOB_THRESHOLD_BYTES, INDEXED_BATCHES_BEHIND_A_TURN
 from ._model.metrics_summary import MetricsSummary, ModelPrice
-from ._model.pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
+from ._model.pending_blobs import PendingBlobs
 from ._session.error_notes import add_note
 from ._session.hooks import FeedbackHook, MetadataHook, call_hook
 from ._session.lease import HeldLease, SessionLease
@@ -75,13 +76,6 @@ except ImportError:  # Strands keeps it to itself before 1.62.
     InvokeModelStage = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
-
-# A conversation that was long before it was to be indexed is not gone through in one go: whoever closes the manager
-# waits for that.
-_BATCHES_BEHIND_A_TURN = 5
-
-# How long the end of the interpreter may be held up to store what is unsent.
-_AT_EXIT_SECONDS = 30
 
 
 class MongoDBSessionManager(RepositorySessionManager):
@@ -964,7 +958,9 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _index(self, work: AgentWork) -> None:
         position, incarnation = work.next_message_id, self._incarnation
         assert incarnation is not None
-        task = IndexingTask(self.session_id, incarnation, work.key, at_least=position, batches=_BATCHES_BEHIND_A_TURN)
+        task = IndexingTask(
+            self.session_id, incarnation, work.key, at_least=position, batches=INDEXED_BATCHES_BEHIND_A_TURN
+        )
         try:
             self._store.search.index(task)
         except (PyMongoError, MongoDBSessionError) as error:
@@ -1082,7 +1078,7 @@ def _model_config(model: Any) -> Any:
 
 def _store_at_exit() -> None:
     """Store what is unsent when the interpreter ends; say so where that fails. One deadline for all of it."""
-    with pymongo.timeout(_AT_EXIT_SECONDS):
+    with pymongo.timeout(AT_EXIT_SECONDS):
         for manager in list(_unsent):
             try:
                 manager.flush()

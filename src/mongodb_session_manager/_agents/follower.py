@@ -23,6 +23,7 @@ from .._model.documents import Document, StoredAgent
 from .._model.encoding import encode, fingerprint
 from .._model.guardrails import INTERVENED, facts_of_stop_reason, guardrail_event
 from .._model.keys import check_tracking_id
+from .._model.limits import EARLY_COMMIT_BYTES
 from .._model.metrics import ToolCall, Totals, message_metrics, usage_since
 from .._model.pending_blobs import PendingBlobs
 from .._store.session_commands import now
@@ -31,7 +32,6 @@ from ..telemetry import Observer
 from .metrics_override import Given, MetricsOverride
 from .operations import Entry, LateMetricsOperation
 from .record import (
-    EARLY_COMMIT_BYTES,
     accumulated_latency,
     accumulated_usage,
     agent_fields,

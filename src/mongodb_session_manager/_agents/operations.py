@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import telemetry
-from .._model.archive_policy import MAKE_ROOM_ABOVE_BYTES, DocumentSize, Embedded
+from .._model.archive_policy import DocumentSize, Embedded
 from .._model.documents import Document
+from .._model.limits import MAKE_ROOM_ABOVE_BYTES, MAKE_ROOM_AGAIN_BYTES
 from .._model.metrics import Totals
 from .._model.pending_blobs import PendingBlobs
 from .._statements.commits import Commit
@@ -22,9 +23,6 @@ from .._store.session_store import SessionStore
 from ..errors import MessageNotFoundError
 
 logger = logging.getLogger(__name__)
-
-# Where there was little to archive, it is looked for again when the document has grown by this much.
-_ROOM_STEP_BYTES = 2 * 1024 * 1024
 
 
 class Entry:
@@ -132,7 +130,7 @@ class AppendOperation:
         if document.bytes + self.bytes > document.make_room_above:
             left = store.archiver.make_room(session.session_id, self.bytes)
             document.bytes = document.bytes if left is None else left
-            document.make_room_above = max(MAKE_ROOM_ABOVE_BYTES, document.bytes + self.bytes + _ROOM_STEP_BYTES)
+            document.make_room_above = max(MAKE_ROOM_ABOVE_BYTES, document.bytes + self.bytes + MAKE_ROOM_AGAIN_BYTES)
         for blobs in self.state_blobs:
             store.related.upload(session, work.key, None, blobs)
         messages: list[Document] = []

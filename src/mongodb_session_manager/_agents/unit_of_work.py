@@ -15,6 +15,7 @@ from .._model.archive_policy import DocumentSize
 from .._model.documents import STATES, Document, check_size
 from .._model.encoding import blob_markers, encode, fingerprint, fingerprints, to_bson
 from .._model.keys import exact_text
+from .._model.limits import KEPT_BEYOND_LIVE, MAX_COMMIT_BYTES
 from .._model.metrics import Totals
 from .._model.pending_blobs import PendingBlobs
 from .._statements.commits import Commit
@@ -30,9 +31,6 @@ from .operations import (
 from .outbox import Operation, Outbox
 
 _TRACKING_ID = operator.methodcaller("get", "tracking_id")
-
-# MongoDB takes 16 MB in an update; a message that would make a commit larger than this begins the next one.
-_COMMIT_BYTES = 15 * 1024 * 1024
 
 
 def _only_begins_an_agent(operation: Operation) -> bool:
@@ -237,7 +235,7 @@ class AgentWork(Outbox, Conversation):
 
     def prune(self, live: list[Any]) -> None:
         """Forget messages that have left the live conversation, so that a long one does not fill the memory."""
-        if len(self._known) + len(self._restored_ids) <= 2 * len(live) + 100:
+        if len(self._known) + len(self._restored_ids) <= 2 * len(live) + KEPT_BEYOND_LIVE:
             return
         kept = set(map(_tracking_id, live))
         self._restored = [stored for stored in self._restored if _tracking_id(stored[1]) in kept]
@@ -255,7 +253,7 @@ class AgentWork(Outbox, Conversation):
     def _open_append(self, size: int = 0) -> AppendOperation:
         """Return the commit that is still open to ``size`` bytes more, with the fields that were to ride with it."""
         operation = self._waiting_append()
-        if operation is None or (operation.bytes and operation.bytes + size > _COMMIT_BYTES):
+        if operation is None or (operation.bytes and operation.bytes + size > MAX_COMMIT_BYTES):
             operation = AppendOperation(self, Commit(self.key, 0), self.rebase)
             self.queue.append(operation)
         if self._riding:

@@ -20,6 +20,7 @@ from .._model.archive_policy import Embedded
 from .._model.documents import Document, StoredAgent, check_message_count
 from .._model.encoding import blob_files
 from .._model.expiry import EXPIRED
+from .._model.limits import MAX_METADATA_BYTES
 from .._statements import (
     commits,
     leases,
@@ -34,7 +35,6 @@ from .._statements import (
 from .._statements import feedback as feedback_statements
 from .._statements.commits import Commit
 from .._statements.feedback import MessageLink
-from .._statements.metadata_changes import MAX_METADATA_BYTES
 from .._statements.rewrites import Rewrite
 from .._statements.sessions import SessionRef, Update
 from ..errors import (
@@ -52,13 +52,9 @@ from .indexes import EXPIRY_INDEX, ensure_indexes
 from .related_documents import RelatedDocuments
 from .search_index import SearchIndex
 from .sending import attempts, is_there, until_known
+from .server_codes import NAMESPACE_EXISTS, NOT_A_LIST_OR_NUMBER, PATH_NOT_VIABLE
 from .session_commands import SessionCommands, lease_seconds, now, pin_incarnation
 from .session_reads import MultiAgentAsRead, SessionReads
-
-_NAMESPACE_EXISTS = 48
-_PATH_NOT_VIABLE = 28
-# What it answers where the field to push to is no list, or the one to add to no number.
-_NOT_A_LIST = frozenset((2, 14))
 
 
 @dataclass
@@ -275,7 +271,7 @@ class SessionStore:
                 if self.commands.update(commits.commit(session, work, now())):
                     return
             except WriteError as error:
-                if error.code not in _NOT_A_LIST or not work.guardrail_events:
+                if error.code not in NOT_A_LIST_OR_NUMBER or not work.guardrail_events:
                     raise
                 work.guardrail_events = []  # Somebody else keeps something of that name; the commit is what counts.
                 continue
@@ -329,7 +325,7 @@ class SessionStore:
                 if self.commands.update(rewrites.rewrite(pin_incarnation(session, standing), work, standing, moment)):
                     break
             except WriteError as error:
-                if error.code not in _NOT_A_LIST or work.guardrail_event is None:
+                if error.code not in NOT_A_LIST_OR_NUMBER or work.guardrail_event is None:
                     raise
                 work.guardrail_event = None  # As in `commit`.
         # An archiver may hold a copy of an embedded message that it has yet to commit.
@@ -361,7 +357,7 @@ class SessionStore:
         try:
             standing = self.guarded(session, write, needed, is_refused)
         except WriteError as error:
-            if error.code != _PATH_NOT_VIABLE:
+            if error.code != PATH_NOT_VIABLE:
                 raise
             # The server's own message quotes the value that is there; an agent may not be allowed to see it.
             keys = ", ".join(map(repr, metadata))
@@ -515,7 +511,7 @@ class SessionStore:
                 name, viewOn=self.commands.collection.name, pipeline=pipeline, check_exists=False
             )
         except OperationFailure as error:
-            if error.code != _NAMESPACE_EXISTS:
+            if error.code != NAMESPACE_EXISTS:
                 raise
             there = next(iter(database.list_collections(filter={"name": name})), {})
             if there.get("options", {}).get("viewOn") != self.commands.collection.name:
