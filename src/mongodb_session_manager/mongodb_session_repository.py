@@ -22,6 +22,7 @@ from ._model.keys import (
     check_text,
     exact_text,
 )
+from ._model.limits import DEFAULT_PAGE, SWEEP_GRACE_SECONDS
 from ._model.metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
 from ._session import feedback as feedbacks
 from ._session.metadata_memory import MetadataMemory
@@ -117,7 +118,7 @@ class MongoDBSessionRepository(StrandsRepository):
         updated_before: datetime | None = None,
         sort_by: SortBy = "created_at",
         newest_first: bool = True,
-        limit: int = session_listing.DEFAULT_LIMIT,
+        limit: int = DEFAULT_PAGE,
         cursor: str | None = None,
     ) -> SessionPage:
         """Return a page of the sessions that meet all of these filters: their headers, no conversation.
@@ -294,7 +295,7 @@ class MongoDBSessionRepository(StrandsRepository):
         agent_id: str | None = None,
         role: str | None = None,
         application_name: str | None = None,
-        limit: int = 20,
+        limit: int = DEFAULT_PAGE,
     ) -> list[MessageHit]:
         """Return the messages in which a text is found, the best fit first.
 
@@ -343,7 +344,7 @@ class MongoDBSessionRepository(StrandsRepository):
             session_id = check_id(session_id, "session_id")
         return self._store.search.index_all(session_id, rebuild=rebuild)
 
-    def sweep(self, older_than_seconds: float = 24 * 3600) -> int:
+    def sweep(self, older_than_seconds: float = SWEEP_GRACE_SECONDS) -> int:
         """Remove what no session names any more: blobs, and history and search documents of sessions that are gone.
 
         Processes that die between two commands leave such things, and so does a state whose blobs were replaced. A

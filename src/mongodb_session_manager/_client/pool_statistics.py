@@ -24,18 +24,13 @@ from pymongo.monitoring import (
     PoolCreatedEvent,
 )
 
+from .._model.limits import MAX_UNCOUNTED_EVENTS, VERSION_PATIENCE_SECONDS, VERSION_TIMEOUT_SECONDS
 from .forks import each_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from pymongo import MongoClient
-
-# How long a caller of `PoolReport.read` waits for the server's version, once per client. The caller may be an
-# endpoint on an event loop, so a server that is slower than this is answered for by the next call.
-_VERSION_PATIENCE_SECONDS = 0.1
-# And how long the thread that asks may take, so that a server that hangs does not keep it for ever.
-_VERSION_TIMEOUT_SECONDS = 5.0
 
 
 class ServerPoolStats(TypedDict):
@@ -157,7 +152,7 @@ class PoolStatistics(ConnectionPoolListener):
     def _told(self, event: Any) -> None:
         """Note an event. A command brings three: many counted at once cost less than each by itself."""
         self._uncounted.append(event)
-        if len(self._uncounted) >= _MANY_UNCOUNTED:
+        if len(self._uncounted) >= MAX_UNCOUNTED_EVENTS:
             with self._lock:
                 self._count()
 
@@ -179,9 +174,6 @@ class PoolStatistics(ConnectionPoolListener):
         # Re-entrant: a garbage collection while events are counted may close a cursor, which publishes an event.
         self._lock = threading.RLock()
 
-
-# Counted in a quarter of a millisecond.
-_MANY_UNCOUNTED = 300
 
 # Stands in `_Server.holders` for a connection that is not ready yet.
 _CONNECTING = -1
@@ -305,12 +297,12 @@ class PoolReport:
                 asking = threading.Thread(target=self._ask_version, name="mongodb-version", daemon=True)
                 asking.start()
                 self._asking = asking
-            asking.join(_VERSION_PATIENCE_SECONDS)
+            asking.join(VERSION_PATIENCE_SECONDS)
         return self._version
 
     def _ask_version(self) -> None:
         try:
-            with pymongo.timeout(_VERSION_TIMEOUT_SECONDS):
+            with pymongo.timeout(VERSION_TIMEOUT_SECONDS):
                 self._version = str(self._client.server_info()["version"])
         except PyMongoError:
             pass  # The next call asks again.

@@ -33,4 +33,4 @@ def add_feedback(
     link = None
     if stored.get("agent_id") is not None:
         link = MessageLink(encode_key(stored["agent_id"]), stored.get("message_id"))
-    store.add_feedback(session(), stored, link, moment)
+    store.changes.add_feedback(session(), stored, link, moment)

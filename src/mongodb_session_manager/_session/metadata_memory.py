@@ -17,12 +17,10 @@ from typing import NamedTuple
 
 from bson import ObjectId
 
+from .._model.limits import MAX_CACHED_METADATA_BYTES
 from .._store.session_reads import MetadataAsRead
 from .._store.session_store import SessionStore
 from .metadata_watch import MetadataWatcher, watch
-
-MAX_ENTRY_BYTES = 64 * 1024
-"""Larger metadata is not held: a thousand such sessions would fill the memory of a process."""
 
 _Key = tuple[str, str]  # The full name of the collection, the session's id.
 
@@ -123,7 +121,11 @@ class MetadataMemory:
     def _hold(self, key: _Key, began: float, found: MetadataAsRead) -> None:
         """Put in what was read, unless a read that began later has done so."""
         entry = self._entries.get(key)
-        if self._owner is None or len(found.content) > MAX_ENTRY_BYTES or (entry is not None and entry.began > began):
+        if (
+            self._owner is None
+            or len(found.content) > MAX_CACHED_METADATA_BYTES
+            or (entry is not None and entry.began > began)
+        ):
             return
         seconds = self._ttl_seconds
         if found.seconds_left is not None:  # Its session expires.

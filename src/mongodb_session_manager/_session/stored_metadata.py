@@ -11,7 +11,7 @@ from bson import ObjectId
 from .._model.documents import Document, check_storable
 from .._model.encoding import to_bson
 from .._model.foreign import mapping
-from .._statements.metadata_changes import MAX_METADATA_BYTES
+from .._model.limits import MAX_METADATA_BYTES
 from .._statements.sessions import SessionRef, not_expired
 from .._store.session_store import SessionStore
 from ..errors import UnstorableValueError
@@ -60,7 +60,7 @@ class StoredMetadata:
         opened = session()
         if metadata:
             with self.changing(session_id):
-                self._store.set_metadata(opened, metadata)
+                self._store.changes.set_metadata(opened, metadata)
 
     def delete(self, session: SessionRef, keys: Sequence[str]) -> None:
         """Remove fields; those that are not there are no error.
@@ -70,7 +70,7 @@ class StoredMetadata:
         """
         if keys:
             with self.changing(session.session_id):
-                self._store.unset_metadata(session, keys)
+                self._store.changes.unset_metadata(session, keys)
 
     def changing(self, session_id: str) -> AbstractContextManager[None]:
         """Return a context in which the session may be changed or deleted: nothing of it is in memory meanwhile."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from bson import ObjectId
 from pymongo.errors import DuplicateKeyError
 from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
@@ -15,7 +14,9 @@ from .._model.documents import Document, MongoDBSessionAgent
 from .._model.encoding import decode, encode, from_bson, to_bson
 from .._model.expiry import first_expiry
 from .._model.keys import check_id, check_message_id, check_name, encode_key
-from .._model.pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
+from .._model.limits import BLOB_THRESHOLD_BYTES
+from .._model.metrics import Totals
+from .._model.pending_blobs import PendingBlobs
 from .._statements import commits, multi_agent_states
 from .._statements.reading import check_page
 from .._statements.rewrites import Rewrite
@@ -63,7 +64,7 @@ class StrandsRepository(SessionRepository):
         updated_at = documents.parse_time(session.updated_at, moment)
         session_type = check_name(session.session_type, "session_type")
         try:
-            self._store.insert(
+            self._store.lifecycle.insert(
                 documents.new_session(session_id, session_type, None, created_at, updated_at)
                 | first_expiry(moment, self._ttl)
             )
@@ -94,7 +95,7 @@ class StrandsRepository(SessionRepository):
         """
         session = self._ref(session_id)
         with self._metadata.changing(session.session_id):
-            self._store.delete(session)
+            self._store.lifecycle.delete(session)
 
     # --- agents -----------------------------------------------------------------------------------------------------
 
@@ -110,9 +111,9 @@ class StrandsRepository(SessionRepository):
         blobs = self._pending_blobs()
         data = documents.agent_data(session_agent, blobs)
         session = self._store.related.upload(session, key, None, blobs)
-        exists = self._store.guarded(
+        exists = self._store.changes.guarded(
             session,
-            lambda session, _: commits.commit(session, commits.Commit(key, 0, creates=data), now()),
+            lambda session, _: commits.commit(session, commits.Commit(key, creates=data), now()),
             commits.agent_projection(key),
             lambda found: bool(found["exists"]),
             agent_keys=[key],
@@ -147,7 +148,7 @@ class StrandsRepository(SessionRepository):
         moment = now()
         fields["updated_at"] = documents.to_iso(moment)
         if (
-            self._store.guarded(
+            self._store.changes.guarded(
                 session,
                 lambda session, found: commits.agent_fields(session, key, fields, found["changes"], moment),
                 commits.agent_projection(key),
@@ -187,24 +188,12 @@ class StrandsRepository(SessionRepository):
         blobs = self._pending_blobs()
         body = documents.session_message_body(session_message, blobs)
         session = self._store.related.upload(session, key, message_id, blobs)
-        message = documents.message_document(message_id, body, created_at, updated_at)
-        message["commit_id"] = ObjectId()
-        standing = self._store.guarded(
-            session,
-            lambda session, _: commits.append_message(session, key, message, now()),
-            commits.append_projection(key, message_id),
-            lambda found: not found["exists"] or found["message_count"] > message_id,
-            agent_keys=[key],
-        )
-        if standing is not None and not standing["exists"]:
-            raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")
-        # With this commit id, it was stored, and only the answer to the first attempt was lost.
-        stored_by = standing and self._store.reads.commit_id_at(session, key, message_id, standing)
-        if standing is not None and stored_by != message["commit_id"]:
-            raise SessionConflictError(
-                f"session_id={session_id!r}, agent_id={agent_id!r}: message_id={message_id} is taken; "
-                f"the next is {standing['message_count']}"
-            )
+        message = commits.TrackedMessage(None, None, body.get("tracking_id"))
+        message.body = {**body, "created_at": created_at, "updated_at": updated_at}
+        message.totals = Totals()
+        message.totals.add_message(starts_turn=False)
+        append = commits.Commit(key, [message], first_message_id=message_id, gap_allowed=True)
+        self._store.messages.commit(session, append)
         session_message.created_at = documents.to_iso(created_at)
         session_message.updated_at = documents.to_iso(updated_at)
 
@@ -236,7 +225,7 @@ class StrandsRepository(SessionRepository):
         session = self._store.related.upload(session, key, message_id, blobs)
         moment = now()
         work = Rewrite(key, message_id, body, body.get("tracking_id"))
-        self._store.rewrite(session, work, moment)
+        self._store.messages.rewrite(session, work, moment)
         session_message.updated_at = documents.to_iso(moment)
 
     def list_messages(
@@ -267,7 +256,7 @@ class StrandsRepository(SessionRepository):
         session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
-        self._store.put_multi_agent(session, multi_agent_id, state)
+        self._store.changes.put_multi_agent(session, multi_agent_id, state)
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Return the stored state of a graph or swarm, or None."""
@@ -286,7 +275,7 @@ class StrandsRepository(SessionRepository):
         session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
-        missing = self._store.guarded(
+        missing = self._store.changes.guarded(
             session,
             lambda session, found: multi_agent_states.multi_agent(
                 session, multi_agent_id, state, found["changes"], now()

@@ -9,8 +9,9 @@ from bson import ObjectId
 
 from .._model.documents import Document
 from .._model.keys import check_id, check_text, exact_text
+from .._model.limits import INT32_MAX
 from ..errors import shown
-from .expressions import EACH_AGENT, INT32_MAX, archived_count_of, array_at, each_message, messages_of, whole_at
+from .expressions import EACH_AGENT, archived_count_of, array_at, each_message, messages_of, whole_at
 from .related_expiry import RELATED_EXPIRY, as_promised
 from .sessions import Update
 
@@ -36,7 +37,7 @@ def search_conditions(
         conditions["role"] = exact_text(role)
     if application_name is not None:
         conditions["application_name"] = check_text(application_name, "application_name")
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit < 2**31:
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= INT32_MAX:
         raise ValueError(f"limit must be an int of at least 1, not {shown(limit)}")
     return conditions
 
