@@ -1,5 +1,6 @@
 """Strands Agents sessions in MongoDB."""
 
+from ._client.pool_statistics import PoolConfiguration, PoolStatistics, PoolStats, ServerPoolStats
 from ._model.documents import MongoDBSessionAgent
 from ._model.metrics_summary import (
     AgentMetrics,
@@ -11,9 +12,11 @@ from ._model.metrics_summary import (
     TokenCounts,
     ToolMetrics,
 )
+from ._session.hooks import FeedbackHook, MetadataHook
 from ._session.lease import SessionLease
-from ._session.metadata_cache import SessionMetadataCache
-from ._statements.session_listing import SessionHeader, SessionPage
+from ._session.metadata_cache import MetadataCacheStats, SessionMetadataCache
+from ._session.options import Durability, OnConflict
+from ._statements.session_listing import SessionHeader, SessionPage, SortBy
 from ._store.search_index import MessageHit
 from .errors import (
     AgentNotFoundError,
@@ -31,6 +34,7 @@ from .errors import (
 )
 from .mongodb_connection_pool import MongoDBConnectionPool
 from .mongodb_session_factory import (
+    FactoryStats,
     MongoDBSessionManagerFactory,
     close_global_factory,
     get_global_factory,
@@ -44,12 +48,17 @@ __all__ = [
     "AgentNotFoundError",
     "BlobMissingError",
     "DamagedSessionError",
+    "Durability",
+    "FactoryStats",
     "FeedbackCounts",
+    "FeedbackHook",
     "HistoryIncompleteError",
     "InvalidIdentifierError",
     "LatencyMetrics",
     "MessageHit",
     "MessageNotFoundError",
+    "MetadataCacheStats",
+    "MetadataHook",
     "MetricsSummary",
     "ModelMetrics",
     "ModelPrice",
@@ -59,6 +68,11 @@ __all__ = [
     "MongoDBSessionManager",
     "MongoDBSessionManagerFactory",
     "MongoDBSessionRepository",
+    "OnConflict",
+    "PoolConfiguration",
+    "PoolStatistics",
+    "PoolStats",
+    "ServerPoolStats",
     "SessionBusyError",
     "SessionConflictError",
     "SessionExistsError",
@@ -67,6 +81,7 @@ __all__ = [
     "SessionMetadataCache",
     "SessionNotFoundError",
     "SessionPage",
+    "SortBy",
     "TokenCounts",
     "ToolMetrics",
     "UnstorableValueError",

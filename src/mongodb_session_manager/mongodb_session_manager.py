@@ -67,8 +67,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         on_conflict: What to do if another process has stored messages of the same agent meanwhile. ``"rebase"``
             appends behind them; ``"raise"`` raises ``SessionConflictError`` and keeps the unit of work.
         metadata_hook: Called instead of each of ``update_metadata``, ``get_metadata`` and ``delete_metadata``, also
-            where an agent's tool is what calls them; see ``MetadataHook`` in this module.
-        feedback_hook: Called instead of ``add_feedback``; see ``FeedbackHook`` in this module.
+            where an agent's tool is what calls them; see ``MetadataHook``.
+        feedback_hook: Called instead of ``add_feedback``; see ``FeedbackHook``.
         **client_options: Options of the ``MongoClient`` that is made from ``connection_string``; beside ``client``
             they have no effect, which a warning says.
 

@@ -69,18 +69,13 @@ def _lines(name: str, value: Any) -> list[str]:
     if isinstance(value, FunctionType):
         return [f"{_kind(value)}{name}{inspect.signature(value)}"]
     if is_typeddict(value):
-        fields = {key: _type(hint) for base in (*value.__orig_bases__, value) for key, hint in _hints(base)}
-        return [f"{name}: TypedDict", *(f"    {key}: {hint}" for key, hint in fields.items())]
+        return [f"{name}: TypedDict", *(f"    {key}: {_type(hint)}" for key, hint in value.__annotations__.items())]
     if not isinstance(value, type):
         return [f"{name} = {value}"]
     bases = [base.__name__ for base in value.__mro__[1:] if not base.__name__.startswith("_")]
     is_a = [f"    is a {base}" for base in bases if base not in _LEFT_OUT]
     signature = "" if name in _MADE_HERE or issubclass(value, Exception) else str(inspect.signature(value))
     return [f"class {name}{signature}", *is_a, *sorted(_members(value))]
-
-
-def _hints(base: Any) -> Any:
-    return getattr(base, "__annotations__", {}).items() if is_typeddict(base) else ()
 
 
 def _type(hint: Any) -> str:

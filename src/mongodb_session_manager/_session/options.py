@@ -14,7 +14,10 @@ from ..errors import shown
 from .hooks import FeedbackHook, MetadataHook, check_hook
 
 Durability = Literal["message", "turn"]
+"""Whether each message is stored as it is added, or a whole turn in one update at its end."""
+
 OnConflict = Literal["rebase", "raise"]
+"""Where another process has stored messages meanwhile: append behind them, or raise ``SessionConflictError``."""
 
 
 @dataclass(frozen=True)
