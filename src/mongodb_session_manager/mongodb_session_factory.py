@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -120,20 +120,7 @@ class MongoDBSessionManagerFactory:
             if metadata_cache is not None:
                 self._memory = memory_for(self, metadata_cache)
             # What no manager would take is refused when the application starts, not at the first request.
-            self._settings = Settings(
-                application_name=application_name,
-                session_type=session_type,
-                durability=durability,
-                on_conflict=on_conflict,
-                ttl_hours=ttl_hours,
-                archive_after_messages=archive_after_messages,
-                archive_after_bytes=archive_after_bytes,
-                archive_block=archive_block,
-                blob_threshold_bytes=blob_threshold_bytes,
-                metadata_hook=metadata_hook,
-                feedback_hook=feedback_hook,
-                index_messages=index_messages,
-            )
+            self._settings = Settings.among(locals())
             self.create_session_manager("defaults")
         except BaseException:
             if self._memory is not None:
@@ -208,14 +195,7 @@ class MongoDBSessionManagerFactory:
         shared = ttl_hours == self._settings.ttl_hours  # Of other ttls there may be any number.
         repository = self._repositories.get(place) if shared else None
         if repository is None or repository.client is not client:  # The latter: this is a forked child.
-            repository = RepositoryOfManagers(
-                None,
-                database_name,
-                collection_name,
-                client,
-                fields,
-                ttl_hours=ttl_hours,
-            )
+            repository = RepositoryOfManagers(None, database_name, collection_name, client, fields, ttl_hours=ttl_hours)
             if self._memory is not None:
                 repository.remember_in(self._memory)
             if shared:
@@ -490,7 +470,7 @@ def close_global_factory() -> None:
 
 
 # What may be other for one manager than for all of the factory.
-_PARAMETERS = {"metadata_fields", *(field.name for field in fields(Settings) if field.init)}
+_PARAMETERS = {"metadata_fields", *Settings.names()}
 
 # The factory, and the arguments it was made from.
 _global: tuple[MongoDBSessionManagerFactory, dict[str, Any]] | None = None

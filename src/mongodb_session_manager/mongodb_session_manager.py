@@ -108,20 +108,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     ) -> None:
         # Strands' constructor is not called: it reads and creates the session at once.
         session_id = check_id(session_id, "session_id")
-        settings = Settings(
-            application_name=application_name,
-            session_type=session_type,
-            durability=durability,
-            on_conflict=on_conflict,
-            ttl_hours=ttl_hours,
-            archive_after_messages=archive_after_messages,
-            archive_after_bytes=archive_after_bytes,
-            archive_block=archive_block,
-            blob_threshold_bytes=blob_threshold_bytes,
-            metadata_hook=metadata_hook,
-            feedback_hook=feedback_hook,
-            index_messages=index_messages,
-        )
+        settings = Settings.among(locals())
         repository = RepositoryOfManagers(
             connection_string,
             database_name,
@@ -294,14 +281,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._metadata().delete(metadata_keys)
 
     def _metadata(self) -> SessionMetadata:
-        stored = self.session_repository.metadata
         return SessionMetadata(
-            self.session_id,
-            self._settings.metadata_hook,
-            self,
-            read=lambda: stored.read(self.session_id, self._session.incarnation),
-            update=lambda metadata: stored.update(self.session_id, self._session.open_ref, metadata),
-            delete=lambda keys: stored.delete(self._session.open_ref(), keys),
+            self._session, self.session_repository.metadata, self._settings.metadata_hook, session_manager=self
         )
 
     def get_metadata_tool(
