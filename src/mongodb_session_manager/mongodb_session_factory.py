@@ -12,7 +12,7 @@ from ._client.executor import executor_of
 from ._client.forks import in_child
 from ._client.pool_statistics import PoolReport, PoolStats
 from ._model.archive_policy import ArchivePolicy
-from ._model.pending_blobs import BLOB_THRESHOLD_BYTES
+from ._model.limits import BLOB_THRESHOLD_BYTES
 from ._session.metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
 from ._session.options import Settings
 from ._session.outboxes import unsent_on

@@ -17,8 +17,8 @@ from ._agents.outbox import Outbox
 from ._model.archive_policy import ArchivePolicy
 from ._model.guardrails import facts_of_trace
 from ._model.keys import check_feedback, check_id
+from ._model.limits import BLOB_THRESHOLD_BYTES
 from ._model.metrics_summary import MetricsSummary, ModelPrice
-from ._model.pending_blobs import BLOB_THRESHOLD_BYTES
 from ._session.agents import ManagedAgents
 from ._session.behind_turns import BehindTurns
 from ._session.flushing import Flushing, wait_unless_in_loop

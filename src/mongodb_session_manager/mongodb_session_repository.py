@@ -34,14 +34,14 @@ from ._model.keys import (
     encode_key,
     exact_text,
 )
+from ._model.limits import BLOB_THRESHOLD_BYTES, DEFAULT_PAGE, INT32_MAX, MAX_METADATA_BYTES, SWEEP_GRACE_SECONDS
 from ._model.metrics import Totals
 from ._model.metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
-from ._model.pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
+from ._model.pending_blobs import PendingBlobs
 from ._session.metadata_cache import CacheUse, SessionPlace
 from ._session.metadata_watch import watch
 from ._statements import commits, multi_agent_states, reading, session_listing, sessions
 from ._statements.feedback import MessageLink
-from ._statements.metadata_changes import MAX_METADATA_BYTES
 from ._statements.rewrites import Rewrite
 from ._statements.session_listing import SessionPage, SortBy
 from ._statements.sessions import SessionRef
@@ -196,7 +196,7 @@ class MongoDBSessionRepository(SessionRepository):
         updated_before: datetime | None = None,
         sort_by: SortBy = "created_at",
         newest_first: bool = True,
-        limit: int = session_listing.DEFAULT_LIMIT,
+        limit: int = DEFAULT_PAGE,
         cursor: str | None = None,
     ) -> SessionPage:
         """Return a page of the sessions that meet all of these filters: their headers, no conversation.
@@ -564,7 +564,7 @@ class MongoDBSessionRepository(SessionRepository):
         agent_id: str | None = None,
         role: str | None = None,
         application_name: str | None = None,
-        limit: int = 20,
+        limit: int = DEFAULT_PAGE,
     ) -> list[MessageHit]:
         """Return the messages in which a text is found, the best fit first.
 
@@ -597,7 +597,7 @@ class MongoDBSessionRepository(SessionRepository):
             conditions["role"] = exact_text(role)
         if application_name is not None:
             conditions["application_name"] = check_text(application_name, "application_name")
-        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit < 2**31:
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= INT32_MAX:
             raise ValueError(f"limit must be an int of at least 1, not {shown(limit)}")
         return self._store.search.search(check_text(text, "text"), limit, conditions)
 
@@ -625,7 +625,7 @@ class MongoDBSessionRepository(SessionRepository):
             session_id = check_id(session_id, "session_id")
         return self._store.search.index_all(session_id, rebuild=rebuild)
 
-    def sweep(self, older_than_seconds: float = 24 * 3600) -> int:
+    def sweep(self, older_than_seconds: float = SWEEP_GRACE_SECONDS) -> int:
         """Remove what no session names any more: blobs, and history and search documents of sessions that are gone.
 
         Processes that die between two commands leave such things, and so does a state whose blobs were replaced. A

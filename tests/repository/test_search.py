@@ -652,12 +652,7 @@ def feed(incarnation: Any) -> Any:
     return deed
 
 
-<<<<<<< HEAD:tests/test_search.py
-@pytest.mark.one_server
 def test_what_an_indexer_leaves_that_is_killed_after_a_deletion_is_not_found_and_a_sweep_removes_it(
-=======
-def test_what_a_feeder_leaves_that_is_killed_after_a_deletion_is_not_found_and_a_sweep_removes_it(
->>>>>>> tests-layout:tests/repository/test_search.py
     world: World,
 ) -> None:
     ended = [one for one in killed(world, "index", "delete", "embedded") if one.command]

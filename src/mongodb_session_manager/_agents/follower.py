@@ -19,6 +19,7 @@ from .._model.documents import Document, StoredAgent
 from .._model.encoding import encode, fingerprint
 from .._model.guardrails import INTERVENED
 from .._model.keys import check_tracking_id
+from .._model.limits import EARLY_COMMIT_BYTES
 from .._model.pending_blobs import PendingBlobs
 from .._statements.commits import TrackedMessage
 from ..errors import MongoDBSessionError
@@ -26,7 +27,7 @@ from ..telemetry import Observer
 from .answer_costs import AnswerCosts
 from .interventions import Interventions
 from .metrics_override import MetricsOverride
-from .record import EARLY_COMMIT_BYTES, agent_fields, give_tracking_id, session_agent, trims_by_itself
+from .record import agent_fields, give_tracking_id, session_agent, trims_by_itself
 from .restore import restore
 from .tool_calls import ToolCalls
 from .turns import Turns, is_interrupted

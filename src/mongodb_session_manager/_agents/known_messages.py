@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._model.keys import exact_text
+from .._model.limits import KEPT_BEYOND_LIVE
 from .._statements.commits import TrackedMessage
 
 _TRACKING_ID = operator.methodcaller("get", "tracking_id")
@@ -76,7 +77,7 @@ class KnownMessages:
 
     def prune(self, live: list[Any]) -> None:
         """Forget messages that have left the live conversation, so that a long one does not fill the memory."""
-        if len(self._known) + len(self._restored_ids) <= 2 * len(live) + 100:
+        if len(self._known) + len(self._restored_ids) <= 2 * len(live) + KEPT_BEYOND_LIVE:
             return
         kept = set(map(_tracking_id, live))
         self._restored = [stored for stored in self._restored if _tracking_id(stored[1]) in kept]

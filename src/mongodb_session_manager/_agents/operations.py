@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass
 
 from .. import telemetry
-from .._model.archive_policy import MAKE_ROOM_ABOVE_BYTES
 from .._model.documents import Document
+from .._model.limits import MAKE_ROOM_ABOVE_BYTES, MAKE_ROOM_AGAIN_BYTES
 from .._model.metrics import Totals
 from .._model.pending_blobs import PendingBlobs
 from .._statements.commits import Commit, TrackedMessage
@@ -20,9 +20,6 @@ from ..errors import MessageNotFoundError
 from .conversation import Conversation
 
 logger = logging.getLogger(__name__)
-
-# Where there was little to archive, it is looked for again when the document has grown by this much.
-_ROOM_STEP_BYTES = 2 * 1024 * 1024
 
 
 class QueuedCommit(Commit):
@@ -52,7 +49,7 @@ class QueuedCommit(Commit):
         if document.bytes + self.bytes > document.make_room_above:
             left = store.archiver.make_room(session.session_id, self.bytes)
             document.bytes = document.bytes if left is None else left
-            document.make_room_above = max(MAKE_ROOM_ABOVE_BYTES, document.bytes + self.bytes + _ROOM_STEP_BYTES)
+            document.make_room_above = max(MAKE_ROOM_ABOVE_BYTES, document.bytes + self.bytes + MAKE_ROOM_AGAIN_BYTES)
 
 
 @dataclass(eq=False)

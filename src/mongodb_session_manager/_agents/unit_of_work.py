@@ -12,6 +12,7 @@ from bson import ObjectId
 
 from .._model.documents import STATES, Document, check_size
 from .._model.encoding import blob_markers, encode, to_bson
+from .._model.limits import MAX_COMMIT_BYTES
 from .._model.metrics import Totals
 from .._model.pending_blobs import PendingBlobs
 from .._statements.commits import TrackedMessage
@@ -22,9 +23,6 @@ from .conversation import Conversation
 from .operations import QueuedCommit, RewriteOperation
 from .outbox import Operation, Outbox, OutboxOwner
 from .staged_fields import StagedFields
-
-# MongoDB takes 16 MB in an update; a message that would make a commit larger than this begins the next one.
-_COMMIT_BYTES = 15 * 1024 * 1024
 
 
 class AgentWork(Outbox):
@@ -254,7 +252,7 @@ class AgentWork(Outbox):
     def _open_commit(self, size: int = 0) -> QueuedCommit:
         """Return the commit that is still open to ``size`` bytes more, with the fields that wait for one."""
         commit = self._waiting_commit()
-        if commit is None or (commit.bytes and commit.bytes + size > _COMMIT_BYTES):
+        if commit is None or (commit.bytes and commit.bytes + size > MAX_COMMIT_BYTES):
             commit = QueuedCommit(self.conversation, self._rebase)
             self.queue.append(commit)
         if self._riding:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pymongo.errors import PyMongoError
 
 from .._agents.unit_of_work import AgentWork
+from .._model.limits import INDEXED_BATCHES_BEHIND_A_TURN
 from .._store.search_index import IndexingTask
 from .._store.session_store import SessionStore
 from ..errors import MongoDBSessionError, described
@@ -18,10 +19,6 @@ from .managed_session import ManagedSession
 from .options import Settings
 
 logger = logging.getLogger(__name__)
-
-# A conversation that was long before it was to be indexed is not gone through in one go: whoever closes the manager
-# waits for that.
-_BATCHES_BEHIND_A_TURN = 5
 
 
 class BehindTurns:
@@ -103,7 +100,7 @@ class BehindTurns:
             session.incarnation,
             conversation.key,
             at_least=message_count,
-            batches=_BATCHES_BEHIND_A_TURN,
+            batches=INDEXED_BATCHES_BEHIND_A_TURN,
         )
         try:
             self._store.search.index(task)

@@ -19,14 +19,12 @@ from typing import Any
 
 from pymongo.errors import PyMongoError
 
+from .._model.limits import LEASE_POLL_SECONDS
 from .._statements.leases import renew_lease
 from .._statements.sessions import SessionRef
 from .._store.session_store import SessionStore
 from ..errors import MongoDBSessionError, SessionBusyError
 from .error_notes import add_note
-
-# How often a taker asks again while it waits.
-_POLL_SECONDS = (0.02, 0.1)
 
 
 class HeldLease:
@@ -193,7 +191,7 @@ class SessionLease:
                 f"session_id={self._held.session_id!r} is leased by another process; waited {self.wait:g} s",
                 taken_for,
             )
-        return min(left, random.uniform(*_POLL_SECONDS))
+        return min(left, random.uniform(*LEASE_POLL_SECONDS))
 
 
 def _check_seconds(seconds: float) -> None:

@@ -13,13 +13,11 @@ from pymongo import MongoClient
 
 from .._agents.outbox import Outbox
 from .._client.forks import in_child
+from .._model.limits import AT_EXIT_SECONDS
 from ..errors import described
 from .managed_session import ManagedSession
 
 logger = logging.getLogger(__name__)
-
-# How long the end of the interpreter may be held up to store what is unsent.
-_AT_EXIT_SECONDS = 30
 
 
 class Owner(Protocol):
@@ -96,7 +94,7 @@ def unsent_on(client: MongoClient[Any]) -> list[Outboxes]:
 
 def _store_at_exit() -> None:
     """Store what is unsent when the interpreter ends; say so where that fails. One deadline for all of it."""
-    with pymongo.timeout(_AT_EXIT_SECONDS):
+    with pymongo.timeout(AT_EXIT_SECONDS):
         for outboxes in list(_unsent):
             try:
                 outboxes.owner.flush()

@@ -6,20 +6,13 @@ from datetime import datetime
 from typing import NamedTuple
 
 from .._model.documents import Document
+from .._model.limits import MAX_EMBEDDED_FEEDBACK_BYTES, MAX_EMBEDDED_FEEDBACKS
 from .commits import append_projection
 from .expressions import messages_of, number_at
 from .sessions import SessionRef, Update
 
 FEEDBACKS = "$feedbacks"
 """Stands in a segment's ``_id`` where an agent's key would; no agent has such a key."""
-
-
-MAX_FEEDBACKS = 200
-"""A session document with this many feedbacks is archived from before it takes another."""
-
-
-MAX_FEEDBACK_BYTES = 256 * 1024
-"""Or with this many bytes of them."""
 
 
 class MessageLink(NamedTuple):
@@ -85,8 +78,8 @@ EMBEDDED_FEEDBACKS: Document = {"$cond": [{"$isArray": "$feedbacks"}, "$feedback
 
 _FEEDBACKS_ARE_FULL: Document = {
     "$or": [
-        {"$gte": [{"$size": EMBEDDED_FEEDBACKS}, MAX_FEEDBACKS]},
-        {"$gte": [{"$bsonSize": {"f": EMBEDDED_FEEDBACKS}}, MAX_FEEDBACK_BYTES]},
+        {"$gte": [{"$size": EMBEDDED_FEEDBACKS}, MAX_EMBEDDED_FEEDBACKS]},
+        {"$gte": [{"$bsonSize": {"f": EMBEDDED_FEEDBACKS}}, MAX_EMBEDDED_FEEDBACK_BYTES]},
     ]
 }
 

@@ -8,7 +8,8 @@ from typing import Any
 from bson import ObjectId
 
 from .._model.documents import Document
-from .expressions import EACH_AGENT, INT32_MAX, archived_count_of, array_at, each_message, messages_of, whole_at
+from .._model.limits import INT32_MAX
+from .expressions import EACH_AGENT, archived_count_of, array_at, each_message, messages_of, whole_at
 from .related_expiry import RELATED_EXPIRY, as_promised
 from .sessions import Update
 

@@ -10,20 +10,19 @@ from pymongo.errors import WriteError
 
 from .._model.documents import Document
 from .._model.keys import decode_key
+from .._model.limits import MAX_METADATA_BYTES
 from .._statements import feedback as feedback_statements
 from .._statements import leases, metadata_changes, multi_agent_states
 from .._statements.feedback import MessageLink
-from .._statements.metadata_changes import MAX_METADATA_BYTES
 from .._statements.sessions import SessionRef, Update
 from ..errors import AgentNotFoundError, MessageNotFoundError, UnstorableValueError
 from .archiving import Archiver
 from .history import History
 from .related_documents import RelatedDocuments
 from .sending import attempts
+from .server_codes import PATH_NOT_VIABLE
 from .session_commands import SessionCommands, lease_seconds, now, pin_incarnation
 from .session_reads import MultiAgentAsRead, SessionReads
-
-_PATH_NOT_VIABLE = 28
 
 
 class GuardedWrites:
@@ -114,7 +113,7 @@ class GuardedWrites:
         try:
             standing = self.guarded(session, write, needed, is_refused)
         except WriteError as error:
-            if error.code != _PATH_NOT_VIABLE:
+            if error.code != PATH_NOT_VIABLE:
                 raise
             # The server's own message quotes the value that is there; an agent may not be allowed to see it.
             keys = ", ".join(map(repr, metadata))

@@ -24,6 +24,7 @@ from pymongo.read_preferences import Primary
 
 from .._model.documents import Document
 from .._model.foreign import name_of
+from .._model.limits import INT64_MAX
 from .._statements import feedback as feedback_statements
 from .._statements import related_expiry, rewrites, searching, session_listing, sweeping, totals
 from .._statements import segments as segments_statements
@@ -34,8 +35,6 @@ from .reading import Reader
 from .related_collection import Holds, RelatedCollection
 from .sending import attempts, is_there, until_known
 from .upkeep import Failures, Orphans
-
-_MAX_POSITION = 2**63 - 1
 
 
 class History(RelatedCollection):
@@ -299,7 +298,7 @@ class History(RelatedCollection):
 
 def _segments_of(session_id: str, incarnation: ObjectId, key: str) -> Document:
     """Return the filter of all segments of an agent, or of the feedbacks."""
-    low, high = (segments_statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
+    low, high = (segments_statements.segment_id(session_id, incarnation, key, first) for first in (0, INT64_MAX))
     return {"_id": {"$gte": low, "$lte": high}}
 
 

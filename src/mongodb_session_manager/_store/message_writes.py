@@ -20,11 +20,9 @@ from .history import History
 from .related_documents import RelatedDocuments
 from .search_index import SearchIndex
 from .sending import attempts
+from .server_codes import NOT_A_LIST_OR_NUMBER
 from .session_commands import SessionCommands, now, pin_incarnation
 from .session_reads import SessionReads
-
-# What the server answers where the field to push to is no list, or the one to add to no number.
-_NOT_A_LIST = frozenset((2, 14))
 
 
 class MessageWrites:
@@ -81,7 +79,7 @@ class MessageWrites:
                     return
             except WriteError as error:
                 events = [message for message in work.messages if message.guardrail_events]
-                if error.code not in _NOT_A_LIST or not events:
+                if error.code not in NOT_A_LIST_OR_NUMBER or not events:
                     raise
                 for message in events:  # Another program keeps something of that name; the commit is what counts.
                     message.guardrail_events = ()
@@ -145,7 +143,7 @@ class MessageWrites:
                 if self._commands.update(rewrites.rewrite(pin_incarnation(session, standing), work, standing, moment)):
                     break
             except WriteError as error:
-                if error.code not in _NOT_A_LIST or work.guardrail_event is None:
+                if error.code not in NOT_A_LIST_OR_NUMBER or work.guardrail_event is None:
                     raise
                 work.guardrail_event = None  # As in `commit`.
         # An archiver may hold a copy of an embedded message that it has yet to commit.

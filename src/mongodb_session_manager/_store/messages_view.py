@@ -8,8 +8,7 @@ from pymongo.errors import OperationFailure
 from .._model.documents import Document
 from .._statements import messages_view
 from ..errors import MongoDBSessionError
-
-_NAMESPACE_EXISTS = 48
+from .server_codes import NAMESPACE_EXISTS
 
 
 def create_messages_view(sessions: Collection[Document], history: Collection[Document]) -> str:
@@ -23,7 +22,7 @@ def create_messages_view(sessions: Collection[Document], history: Collection[Doc
     try:
         database.create_collection(name, viewOn=sessions.name, pipeline=pipeline, check_exists=False)
     except OperationFailure as error:
-        if error.code != _NAMESPACE_EXISTS:
+        if error.code != NAMESPACE_EXISTS:
             raise
         there = next(iter(database.list_collections(filter={"name": name})), {})
         if there.get("options", {}).get("viewOn") != sessions.name:

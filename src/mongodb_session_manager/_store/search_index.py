@@ -33,6 +33,14 @@ from pymongo.errors import BulkWriteError, OperationFailure
 from .._model.documents import Document, search_document
 from .._model.expiry import NOT_EXPIRED, expiry_of_new_related
 from .._model.keys import is_key
+from .._model.limits import (
+    INDEXED_PER_BATCH,
+    INT64_MAX,
+    MAX_BEHIND_ATTEMPTS,
+    MAX_HIT_PAGES,
+    MAX_HITS_AT_ONCE,
+    SESSIONS_PER_BATCH,
+)
 from .._statements import rewrites as rewrites_statements
 from .._statements import searching, sweeping
 from ..errors import HistoryIncompleteError, MongoDBSessionError, SessionNotFoundError
@@ -41,18 +49,9 @@ from .indexes import EXPIRY_INDEX
 from .reading import Reader
 from .related_collection import RelatedCollection
 from .sending import back_off, until_known
+from .server_codes import INDEX_NOT_FOUND
 from .session_commands import SessionCommands
 from .upkeep import Failures
-
-# Messages are read and put this many at a time; from a segment, all it has.
-_BATCH = 200
-# An indexer that never gets its turn in this many attempts leaves it to those that do.
-_MAX_ATTEMPTS = 50
-_INDEX_NOT_FOUND = 27
-# Hits are looked at this many at a time, where many belong to sessions that are gone.
-_MAX_PAGE = 1000
-# And no more often than this: a search that finds so few others is done.
-_MAX_PAGES = 100
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class SearchIndex(RelatedCollection):
             self._commands.update(searching.begin_indexing(session_id, incarnation, key))
         looked_at = lost_races = batches = 0
         put: list[Document] = []
-        while lost_races < _MAX_ATTEMPTS and (task.batches is None or batches < task.batches):
+        while lost_races < MAX_BEHIND_ATTEMPTS and (task.batches is None or batches < task.batches):
             standing = self._standing(session_id, incarnation, key)
             if standing is None:
                 self._take_back(put)
@@ -179,7 +178,7 @@ class SearchIndex(RelatedCollection):
             stop = start + len(messages)
             if stop == start or self._commands.update(searching.indexed(session_id, key, standing, stop)):
                 looked_at += len(messages)
-                if start >= archived and len(messages) < _BATCH:
+                if start >= archived and len(messages) < INDEXED_PER_BATCH:
                     task.complete = True
                     return looked_at
             else:
@@ -201,7 +200,9 @@ class SearchIndex(RelatedCollection):
         query: Document = {"_id": {"$type": "string"}, "$expr": NOT_EXPIRED}
         if session_id is not None:
             query["_id"] = session_id
-        for found in self._commands.collection.find(query, searching.behind_projection(), batch_size=20):
+        for found in self._commands.collection.find(
+            query, searching.behind_projection(), batch_size=SESSIONS_PER_BATCH
+        ):
             sessions += 1
             agents = [agent for agent in found["agents"] if rebuild or agent["behind"]]
             incarnation: ObjectId | None = None
@@ -229,7 +230,7 @@ class SearchIndex(RelatedCollection):
 
     def _standing(self, session_id: str, incarnation: ObjectId, key: str) -> Document | None:
         """Return how things stand, ``{}`` if that is not settled yet, None if the session or the agent is gone."""
-        projection = searching.unindexed_projection(key, _BATCH)
+        projection = searching.unindexed_projection(key, INDEXED_PER_BATCH)
         found = self._commands.find_raw({"_id": session_id, "incarnation": incarnation}, projection)
         if found is None:
             return None if self._commands.is_over(session_id, incarnation) else {}
@@ -323,7 +324,7 @@ class SearchIndex(RelatedCollection):
         wanted = {"score": score, **dict.fromkeys(("session_id", "agent_id", "role", "text", "created_at"), 1)}
         hits: list[MessageHit] = []
         skipped, page = 0, limit
-        for _ in range(_MAX_PAGES):
+        for _ in range(MAX_HIT_PAGES):
             try:
                 found = list(
                     self.collection.find(query, wanted)
@@ -333,7 +334,7 @@ class SearchIndex(RelatedCollection):
                     .allow_disk_use(True)
                 )
             except OperationFailure as error:
-                if error.code != _INDEX_NOT_FOUND:
+                if error.code != INDEX_NOT_FOUND:
                     raise
                 raise MongoDBSessionError(
                     f"{self.collection.full_name} has no text index: nothing was indexed. Make managers with "
@@ -344,7 +345,7 @@ class SearchIndex(RelatedCollection):
             if len(hits) >= limit or len(found) < page:
                 break
             # Documents of sessions that are gone took the places of others.
-            skipped, page = skipped + page, min(2 * page, max(limit, _MAX_PAGE))
+            skipped, page = skipped + page, min(2 * page, max(limit, MAX_HITS_AT_ONCE))
         return hits[:limit]
 
     def _alive(self, found: Sequence[Document]) -> set[tuple[str, ObjectId]]:
@@ -372,7 +373,7 @@ def _well_formed(standing: Document) -> Document | None:
 
 
 def _is_count(stored: Any) -> bool:
-    return isinstance(stored, int) and not isinstance(stored, bool) and 0 <= stored < 2**63
+    return isinstance(stored, int) and not isinstance(stored, bool) and 0 <= stored <= INT64_MAX
 
 
 def _sound(messages: Iterable[Document | None], start: int) -> Iterator[Document]:

@@ -13,6 +13,7 @@ from pymongo.read_preferences import Primary
 
 from .._model.documents import Document, check_message_count
 from .._model.foreign import count, mapping, mappings
+from .._model.limits import INT32_MAX
 from .._statements import commits, metadata_changes, multi_agent_states, session_listing, sessions, totals
 from .._statements import reading as reading_statements
 from .._statements.feedback import FEEDBACKS
@@ -25,8 +26,6 @@ from .session_commands import SessionCommands
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_INT32_MAX = 2**31 - 1
 
 
 def _read_again_if_gone(
@@ -132,8 +131,8 @@ class SessionReads:
         if limit == 0:
             return []
         # 32 bits are what $slice takes; no conversation has as many messages.
-        offset = min(offset, _INT32_MAX)
-        limit = None if limit is None else min(limit, _INT32_MAX - offset)
+        offset = min(offset, INT32_MAX)
+        limit = None if limit is None else min(limit, INT32_MAX - offset)
         document = self._commands.find_one(
             sessions.not_expired(session_id), reading_statements.page_projection(key, offset, limit)
         )

@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 from strands import Agent
 from strands.types.content import Message
 
+from .._model.limits import REQUEST_LEASE_WAIT_SECONDS
 from .._session.lease import SessionLease
 from ..errors import MongoDBSessionError
 from ..mongodb_session_manager import MongoDBSessionManager
@@ -25,7 +26,7 @@ def open_session(
     agent_id: str | Iterable[str] | None = None,
     session_id: Any = None,
     lease: float | None = None,
-    lease_wait: float = 1.0,
+    lease_wait: float = REQUEST_LEASE_WAIT_SECONDS,
     request_options: Any = None,
     scope: Literal["request", "function"] = "request",
     **options: Any,
