@@ -1,7 +1,7 @@
 """The script of the chat's offline model, which shows what the chat can do.
 
-It is not a language model. It answers a few sentences, calls tools, writes Markdown and a long text, fails on demand and
-repeats a text, always in the same way. `OFFLINE_PACE_MS` (default 25) is the time between two pieces.
+It is not a language model. It answers a few sentences, calls tools, writes Markdown and a long text, fails on demand
+and repeats a text, always in the same way. `OFFLINE_PACE_MS` (default 25) is the time between two pieces.
 """
 
 import json
