@@ -134,7 +134,7 @@ def test_a_session_that_does_not_exist_is_asked_for_until_somebody_begins_it(pro
 
 def test_an_empty_session_is_known_to_be_empty(process: Any) -> None:
     here = process(cache())
-    here.manager()._session.ensure_open()
+    assert here.manager().session.session_id == "s"
     here.recorder.clear()
 
     assert [here.manager().get_metadata() for _ in range(2)] == [{"metadata": {}}] * 2
@@ -437,7 +437,7 @@ def test_a_session_begun_anew_under_the_same_id_does_not_show_the_metadata_of_th
     there.manager().update_metadata({"life": 2})
 
     new = here.manager()
-    new._session.ensure_open()
+    assert new.session.session_id == "s"
     assert new.get_metadata() == {"metadata": {"life": 2}}
     assert here.metadata() == {"life": 2}
 

@@ -544,7 +544,7 @@ def test_every_hook_that_stores_is_a_coroutine_function_since_strands_runs_other
     add_callback = HookRegistry.add_callback
 
     def recording(registry: HookRegistry, event_type: Any, callback: Any, **options: Any) -> None:
-        if callback.__module__ == MongoDBSessionManager.__module__:
+        if callback.__module__.startswith("mongodb_session_manager."):
             added.setdefault(event_type, []).append(callback)
         add_callback(registry, event_type, callback, **options)
 
