@@ -26,6 +26,8 @@ from bson import ObjectId
 from pymongo.errors import DuplicateKeyError, PyMongoError
 from strands.types.exceptions import SessionException
 
+from ._model.limits import MAX_SHOWN_BITS, MAX_SHOWN_CHARACTERS
+
 # What the server does not name itself, because it is said of a single write.
 _CODE_NAMES = {121: "DocumentValidationFailure", 11000: "DuplicateKey"}
 
@@ -55,23 +57,38 @@ def described(error: BaseException) -> str:
     return f"{kind} code={code} ({name})" if name else f"{kind} code={code}"
 
 
-# Longer than what people take for an id, short enough for a line of a log.
-_MAX_SHOWN_CHARACTERS = 100
-
-
 def shown(value: object) -> str:
     """Return a value that was refused as an error shows it: cut where it is long."""
     if isinstance(value, str):
         text = str.__str__(value)
-        return repr(text) if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]!r}…"
-    if isinstance(value, int) and value.bit_length() > 128:
+        return repr(text) if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]!r}…"
+    if isinstance(value, int) and value.bit_length() > MAX_SHOWN_BITS:
         return f"(an int of {value.bit_length()} bits)"  # Python refuses to print a very long one.
     text = repr(value)
-    return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]}…"
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}…"
 
 
 class MongoDBSessionError(SessionException):
-    """Base of every error of this library. Catch it to catch them all."""
+    """Base of every error of this library. Catch it to catch them all.
+
+    Attributes:
+        session_id: The session that the error is about; None where it is about none, or where that is not known.
+        agent_id: The agent, likewise.
+        message_id: The message, likewise.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        session_id: str | None = None,
+        agent_id: str | None = None,
+        message_id: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.session_id = session_id
+        self.agent_id = agent_id
+        self.message_id = message_id
 
 
 class SessionNotFoundError(MongoDBSessionError, ValueError):
@@ -100,9 +117,11 @@ class UnstorableValueError(MongoDBSessionError, ValueError):
 class SessionExistsError(MongoDBSessionError, DuplicateKeyError):
     """``create_session`` was given the id of a session that exists. It was left as it is."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, session_id: str | None = None) -> None:
         # 11000 is the server's code for a duplicate key, for callers that look at `code`.
         DuplicateKeyError.__init__(self, message, 11000)
+        self.session_id = session_id
+        self.agent_id = self.message_id = None
 
 
 class SessionConflictError(MongoDBSessionError):
@@ -121,8 +140,8 @@ class SessionBusyError(MongoDBSessionError):
         retry_after: Seconds until the lease that stands in the way ends, where known.
     """
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, retry_after: float | None = None, *, session_id: str | None = None) -> None:
+        super().__init__(message, session_id=session_id)
         self.retry_after = retry_after
 
 
@@ -136,8 +155,8 @@ class BlobMissingError(MongoDBSessionError):
         file_id: The file in GridFS.
     """
 
-    def __init__(self, message: str, file_id: ObjectId) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, file_id: ObjectId, *, session_id: str | None = None) -> None:
+        super().__init__(message, session_id=session_id)
         self.file_id = file_id
 
 
@@ -150,10 +169,10 @@ class HistoryIncompleteError(MongoDBSessionError):
     Attributes:
         session_id: The session.
         agent_id: The agent whose messages they are; None for archived feedbacks.
-        first: Position in the conversation, zero-based, of the first message that was to be read.
-        last: Position of the last one.
+        first: How many messages come before the first one that was to be read.
+        last: How many come before the last one.
         missing: How many of these are not there.
-        incarnation: Which life of the session they belong to.
+        incarnation: Which incarnation of the session they belong to.
     """
 
     def __init__(
@@ -168,10 +187,10 @@ class HistoryIncompleteError(MongoDBSessionError):
     ) -> None:
         whose = "archived feedbacks" if agent_id is None else f"archived messages of agent_id={agent_id!r}"
         super().__init__(
-            f"session_id={session_id!r}: {missing} of the {whose} from position {first} to {last} are missing"
+            f"session_id={session_id!r}: {missing} of the {whose} from offset {first} to {last} are missing",
+            session_id=session_id,
+            agent_id=agent_id,
         )
-        self.session_id = session_id
-        self.agent_id = agent_id
         self.first = first
         self.last = last
         self.missing = missing
@@ -190,7 +209,5 @@ class DamagedSessionError(MongoDBSessionError):
     """
 
     def __init__(self, session_id: str, agent_id: str, field: str, what: str) -> None:
-        super().__init__(f"session_id={session_id!r}: {field} {what}")
-        self.session_id = session_id
-        self.agent_id = agent_id
+        super().__init__(f"session_id={session_id!r}: {field} {what}", session_id=session_id, agent_id=agent_id)
         self.field = field

@@ -34,13 +34,14 @@ from ._model.keys import (
     encode_key,
     exact_text,
 )
+from ._model.limits import BLOB_THRESHOLD_BYTES, DEFAULT_PAGE, INT32_MAX, MAX_METADATA_BYTES, SWEEP_GRACE_SECONDS
+from ._model.metrics import Totals
 from ._model.metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
-from ._model.pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
+from ._model.pending_blobs import PendingBlobs
 from ._session.metadata_cache import CacheUse, SessionPlace
 from ._session.metadata_watch import watch
 from ._statements import commits, multi_agent_states, reading, session_listing, sessions
 from ._statements.feedback import MessageLink
-from ._statements.metadata_changes import MAX_METADATA_BYTES
 from ._statements.rewrites import Rewrite
 from ._statements.session_listing import SessionPage, SortBy
 from ._statements.sessions import SessionRef
@@ -149,7 +150,7 @@ class MongoDBSessionRepository(SessionRepository):
         updated_at = documents.parse_time(session.updated_at, moment)
         session_type = check_name(session.session_type, "session_type")
         try:
-            self._store.insert(
+            self._store.lifecycle.insert(
                 documents.new_session(session_id, session_type, None, created_at, updated_at)
                 | first_expiry(moment, self._ttl)
             )
@@ -163,12 +164,13 @@ class MongoDBSessionRepository(SessionRepository):
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
         """Return the session's id, type and times, or None if it does not exist."""
         header = {"session_id": 1, "session_type": 1, "created_at": 1, "updated_at": 1}
-        document = self._store.commands.find_one(sessions.live(check_id(session_id, "session_id")), header)
+        document = self._store.commands.find_one(sessions.not_expired(check_id(session_id, "session_id")), header)
         return None if document is None else documents.to_session(document)
 
     def session_exists(self, session_id: str) -> bool:
         """Return whether there is a session with this id."""
-        return self._store.commands.find_one(sessions.live(check_id(session_id, "session_id")), {"_id": 1}) is not None
+        which = sessions.not_expired(check_id(session_id, "session_id"))
+        return self._store.commands.find_one(which, {"_id": 1}) is not None
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
         """Delete a session with all that belongs to it.
@@ -179,7 +181,7 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session = self._ref(session_id)
         with self._changing_metadata(session.session_id):
-            self._store.delete(session)
+            self._store.lifecycle.delete(session)
 
     def list_sessions(
         self,
@@ -194,7 +196,7 @@ class MongoDBSessionRepository(SessionRepository):
         updated_before: datetime | None = None,
         sort_by: SortBy = "created_at",
         newest_first: bool = True,
-        limit: int = session_listing.DEFAULT_LIMIT,
+        limit: int = DEFAULT_PAGE,
         cursor: str | None = None,
     ) -> SessionPage:
         """Return a page of the sessions that meet all of these filters: their headers, no conversation.
@@ -264,9 +266,9 @@ class MongoDBSessionRepository(SessionRepository):
         blobs = self._pending_blobs()
         data = documents.agent_data(session_agent, blobs)
         session = self._store.related.upload(session, key, None, blobs)
-        exists = self._store.guarded(
+        exists = self._store.changes.guarded(
             session,
-            lambda session, _: commits.commit(session, commits.Commit(key, 0, creates=data), now()),
+            lambda session, _: commits.commit(session, commits.Commit(key, creates=data), now()),
             commits.agent_projection(key),
             lambda found: bool(found["exists"]),
             agent_keys=[key],
@@ -301,7 +303,7 @@ class MongoDBSessionRepository(SessionRepository):
         moment = now()
         fields["updated_at"] = documents.to_iso(moment)
         if (
-            self._store.guarded(
+            self._store.changes.guarded(
                 session,
                 lambda session, found: commits.agent_fields(session, key, fields, found["changes"], moment),
                 commits.agent_projection(key),
@@ -341,24 +343,12 @@ class MongoDBSessionRepository(SessionRepository):
         blobs = self._pending_blobs()
         body = documents.session_message_body(session_message, blobs)
         session = self._store.related.upload(session, key, message_id, blobs)
-        message = documents.message_document(message_id, body, created_at, updated_at)
-        message["commit_id"] = ObjectId()
-        standing = self._store.guarded(
-            session,
-            lambda session, _: commits.append_message(session, key, message, now()),
-            commits.position_projection(key, message_id),
-            lambda found: not found["exists"] or found["message_count"] > message_id,
-            agent_keys=[key],
-        )
-        if standing is not None and not standing["exists"]:
-            raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")
-        # With this commit id, it was stored, and only the answer to the first attempt was lost.
-        stored_by = standing and self._store.reads.commit_id_at(session, key, message_id, standing)
-        if standing is not None and stored_by != message["commit_id"]:
-            raise SessionConflictError(
-                f"session_id={session_id!r}, agent_id={agent_id!r}: message_id={message_id} is taken; "
-                f"the next is {standing['message_count']}"
-            )
+        message = commits.TrackedMessage(None, None, body.get("tracking_id"))
+        message.body = {**body, "created_at": created_at, "updated_at": updated_at}
+        message.totals = Totals()
+        message.totals.add_message(starts_turn=False)
+        append = commits.Commit(key, [message], first_message_id=message_id, gap_allowed=True)
+        self._store.messages.commit(session, append)
         session_message.created_at = documents.to_iso(created_at)
         session_message.updated_at = documents.to_iso(updated_at)
 
@@ -390,7 +380,7 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._store.related.upload(session, key, message_id, blobs)
         moment = now()
         work = Rewrite(key, message_id, body, body.get("tracking_id"))
-        self._store.rewrite(session, work, moment)
+        self._store.messages.rewrite(session, work, moment)
         session_message.updated_at = documents.to_iso(moment)
 
     def list_messages(
@@ -440,7 +430,7 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
-        self._store.put_multi_agent(session, multi_agent_id, state)
+        self._store.changes.put_multi_agent(session, multi_agent_id, state)
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Return the stored state of a graph or swarm, or None."""
@@ -459,7 +449,7 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
-        missing = self._store.guarded(
+        missing = self._store.changes.guarded(
             session,
             lambda session, found: multi_agent_states.multi_agent(
                 session, multi_agent_id, state, found["changes"], now()
@@ -487,7 +477,7 @@ class MongoDBSessionRepository(SessionRepository):
 
     def get_metadata(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
-        which = sessions.live(check_id(session_id, "session_id"))
+        which = sessions.not_expired(check_id(session_id, "session_id"))
         document = self._store.commands.find_plain(which, {"_id": 0, "metadata": 1})
         return {} if document is None else {"metadata": dict(mapping(document.get("metadata")))}
 
@@ -574,7 +564,7 @@ class MongoDBSessionRepository(SessionRepository):
         agent_id: str | None = None,
         role: str | None = None,
         application_name: str | None = None,
-        limit: int = 20,
+        limit: int = DEFAULT_PAGE,
     ) -> list[MessageHit]:
         """Return the messages in which a text is found, the best fit first.
 
@@ -607,7 +597,7 @@ class MongoDBSessionRepository(SessionRepository):
             conditions["role"] = exact_text(role)
         if application_name is not None:
             conditions["application_name"] = check_text(application_name, "application_name")
-        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit < 2**31:
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= INT32_MAX:
             raise ValueError(f"limit must be an int of at least 1, not {shown(limit)}")
         return self._store.search.search(check_text(text, "text"), limit, conditions)
 
@@ -633,9 +623,9 @@ class MongoDBSessionRepository(SessionRepository):
         """
         if session_id is not None:
             session_id = check_id(session_id, "session_id")
-        return self._store.search.feed_all(session_id, rebuild=rebuild)
+        return self._store.search.index_all(session_id, rebuild=rebuild)
 
-    def sweep(self, older_than_seconds: float = 24 * 3600) -> int:
+    def sweep(self, older_than_seconds: float = SWEEP_GRACE_SECONDS) -> int:
         """Remove what no session names any more: blobs, and history and search documents of sessions that are gone.
 
         Processes that die between two commands leave such things, and so does a state whose blobs were replaced. A
@@ -720,12 +710,12 @@ class MongoDBSessionRepository(SessionRepository):
         known = session()
         if metadata:
             with self._changing_metadata(known.session_id):
-                self._store.set_metadata(known, metadata)
+                self._store.changes.set_metadata(known, metadata)
 
     def _delete_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
         if keys:
             with self._changing_metadata(session.session_id):
-                self._store.unset_metadata(session, keys)
+                self._store.changes.unset_metadata(session, keys)
 
     def _read_metadata(self, session_id: str, incarnation: ObjectId | None) -> dict[str, Any]:
         """Return what ``get_metadata`` returns, from the cache if there is one."""
@@ -750,12 +740,12 @@ class MongoDBSessionRepository(SessionRepository):
         link = None
         if stored.get("agent_id") is not None:
             link = MessageLink(encode_key(stored["agent_id"]), stored.get("message_id"))
-        self._store.add_feedback(session(), stored, link, moment)
+        self._store.changes.add_feedback(session(), stored, link, moment)
 
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.
         projection = {"_id": 0, "keys": reading.AGENT_KEYS}
-        document = self._store.commands.find_one(sessions.live(session_id), projection)
+        document = self._store.commands.find_one(sessions.not_expired(session_id), projection)
         return [name_of(key) for key in (document or {}).get("keys") or []]
 
     def _count_messages(self, session_id: str, agent_id: str) -> int:

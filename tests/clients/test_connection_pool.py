@@ -40,7 +40,8 @@ from support.failpoints import fail_command
 from support.waiting import eventually
 
 from mongodb_session_manager._client.clients import check_client, open_client
-from mongodb_session_manager._client.pool_statistics import _MANY_UNCOUNTED, PoolReport, PoolStatistics
+from mongodb_session_manager._client.pool_statistics import PoolReport, PoolStatistics
+from mongodb_session_manager._model.limits import MAX_UNCOUNTED_EVENTS
 from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool
 
 if TYPE_CHECKING:
@@ -733,11 +734,11 @@ def test_what_nobody_asks_for_is_counted_all_the_same_and_fills_no_memory() -> N
     statistics, address = PoolStatistics(), ("db.example", 27017)
     statistics.connection_created(ConnectionCreatedEvent(address, 1))
     statistics.connection_ready(ConnectionReadyEvent(address, 1, 0.01))
-    for _ in range(_MANY_UNCOUNTED):
+    for _ in range(MAX_UNCOUNTED_EVENTS):
         statistics.connection_check_out_started(ConnectionCheckOutStartedEvent(address))
         statistics.connection_checked_out(ConnectionCheckedOutEvent(address, 1, 0.25))
         statistics.connection_checked_in(ConnectionCheckedInEvent(address, 1))
-        assert len(statistics._uncounted) < _MANY_UNCOUNTED
+        assert len(statistics._uncounted) < MAX_UNCOUNTED_EVENTS
     found = statistics.read()["db.example:27017"]
-    assert (found["check_outs"], found["waiting"], found["in_use"], found["idle"]) == (_MANY_UNCOUNTED, 0, 0, 1)
-    assert found["check_out_wait_total_ms"] == pytest.approx(250 * _MANY_UNCOUNTED)
+    assert (found["check_outs"], found["waiting"], found["in_use"], found["idle"]) == (MAX_UNCOUNTED_EVENTS, 0, 0, 1)
+    assert found["check_out_wait_total_ms"] == pytest.approx(250 * MAX_UNCOUNTED_EVENTS)

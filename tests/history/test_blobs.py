@@ -27,8 +27,9 @@ from support.wire_proxy import Cut, WireProxy
 
 from mongodb_session_manager import BlobMissingError, MongoDBSessionError, UnstorableValueError
 from mongodb_session_manager._model.encoding import CODEC_OPTIONS, MARKER, blob_files, decode, encode, to_bson
+from mongodb_session_manager._model.limits import BLOB_CHUNK_BYTES
 from mongodb_session_manager._model.pending_blobs import PendingBlobs
-from mongodb_session_manager._store.blobs import CHUNK_BYTES, BlobOwner, BlobStore
+from mongodb_session_manager._store.blobs import BlobOwner, BlobStore
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -305,7 +306,14 @@ def test_a_block_of_20_mb_comes_back_and_every_gridfs_tool_can_read_it(store: Bl
 
 
 def test_many_blocks_of_64_mb_in_all_come_back(store: BlobStore) -> None:
-    lengths = [1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 32 * CHUNK_BYTES, 33 * CHUNK_BYTES]
+    lengths = [
+        1,
+        BLOB_CHUNK_BYTES - 1,
+        BLOB_CHUNK_BYTES,
+        BLOB_CHUNK_BYTES + 1,
+        32 * BLOB_CHUNK_BYTES,
+        33 * BLOB_CHUNK_BYTES,
+    ]
     while sum(lengths) < 64 * MEGABYTE:
         lengths.append(MEGABYTE + len(lengths))
     data = [random.Random(length).randbytes(length) for length in lengths]
@@ -483,7 +491,7 @@ def interrupted(proxy: WireProxy, database_name: str, files: Any, chunks: Any) -
     proxy.cut(Cut("insert", "before it is run", 2, meanwhile=process.kill))
     assert process.wait(60) == -signal.SIGKILL
     (file_id,) = left(files)
-    assert 0 < chunks.count_documents({"files_id": file_id}) < 20 * MEGABYTE / CHUNK_BYTES
+    assert 0 < chunks.count_documents({"files_id": file_id}) < 20 * MEGABYTE / BLOB_CHUNK_BYTES
     return file_id
 
 
@@ -513,14 +521,14 @@ def test_half_an_upload_is_swept(store: BlobStore, interrupted: ObjectId, files:
         pytest.param(2, None, id="last-chunk"),
         pytest.param(1, {"$set": {"data": b"short"}}, id="cut-in-the-middle"),
         pytest.param(2, {"$set": {"data": b""}}, id="cut-at-the-end"),
-        pytest.param(2, {"$set": {"data": b"x" * CHUNK_BYTES}}, id="longer"),
+        pytest.param(2, {"$set": {"data": b"x" * BLOB_CHUNK_BYTES}}, id="longer"),
         pytest.param(2, {"$set": {"n": 3}}, id="as-long-with-a-gap"),
     ],
 )
 def test_a_blob_that_is_not_whole_is_an_error_that_names_it(
     store: BlobStore, chunks: Any, number: int | None, change: Any
 ) -> None:
-    value = upload(store, b"whole", b"x" * (2 * CHUNK_BYTES + 1), b"as well")
+    value = upload(store, b"whole", b"x" * (2 * BLOB_CHUNK_BYTES + 1), b"as well")
     file_id = list(blob_files(value))[1]
     query = {"files_id": file_id} if number is None else {"files_id": file_id, "n": number}
     if change is None:
@@ -537,7 +545,7 @@ def test_a_blob_that_is_not_whole_is_an_error_that_names_it(
 
 
 def test_deleted_files_are_gone_with_their_chunks_and_others_stay(store: BlobStore, files: Any, chunks: Any) -> None:
-    gone = upload(store, b"x" * 3 * CHUNK_BYTES, b"y")
+    gone = upload(store, b"x" * 3 * BLOB_CHUNK_BYTES, b"y")
     kept = upload(store, b"z")
     store.delete(blob_files(gone))
     assert left(files) == left(chunks) == set(blob_files(kept))
@@ -603,7 +611,11 @@ class Owners:
 
 
 def test_a_sweep_removes_old_files_that_nobody_names_and_no_others(store: BlobStore, files: Any, chunks: Any) -> None:
-    named, unnamed, young = upload(store, b"a", b"b"), upload(store, b"x" * 2 * CHUNK_BYTES, b"d"), upload(store, b"e")
+    named, unnamed, young = (
+        upload(store, b"a", b"b"),
+        upload(store, b"x" * 2 * BLOB_CHUNK_BYTES, b"d"),
+        upload(store, b"e"),
+    )
     age(files, [*blob_files(named), *blob_files(unnamed)], hours=25)
     age(files, blob_files(young), hours=23)
     assert swept_blobs(store, Owners((OWNER, named))) == 2

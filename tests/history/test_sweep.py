@@ -25,7 +25,7 @@ from support.sweeping import swept
 
 from mongodb_session_manager import MongoDBSessionError, MongoDBSessionManager
 from mongodb_session_manager._model.archive_policy import ArchivePolicy
-from mongodb_session_manager._store.search_index import Feed
+from mongodb_session_manager._store.search_index import IndexingTask
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:
@@ -210,14 +210,14 @@ def test_a_restore_in_any_order_of_the_collections_with_sweeps_in_between_loses_
 
 
 def test_a_manager_that_goes_on_in_the_middle_of_a_restore_deletes_no_history(world: World) -> None:
-    """Its archiver and its feeder find no session document; that will come."""
+    """Its archiver and its indexer find no session document; that will come."""
     world.begin("s")
     before = world.content()
     session = lose(world)
     store = world.repository._store
 
     store.archiver.archive("s", session["incarnation"], "assistant", ArchivePolicy(4, 10**6, 2))
-    store.search.feed(Feed("s", session["incarnation"], "assistant"))
+    store.search.index(IndexingTask("s", session["incarnation"], "assistant"))
 
     world.database[SESSIONS].insert_one(session)
     assert world.content() == before

@@ -25,7 +25,7 @@ from support.histories import SESSIONS
 from support.waiting import eventually
 
 from mongodb_session_manager import MongoDBSessionManagerFactory, SessionMetadataCache, SessionNotFoundError
-from mongodb_session_manager._session.metadata_cache import MAX_ENTRY_BYTES
+from mongodb_session_manager._model.limits import MAX_CACHED_METADATA_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -306,7 +306,7 @@ def test_of_two_reads_at_once_the_one_that_began_later_is_kept(process: Any, dat
 
 def test_large_metadata_is_not_held(process: Any) -> None:
     here = process(cache())
-    for size, entries in ((MAX_ENTRY_BYTES - 1000, 1), (MAX_ENTRY_BYTES, 0)):
+    for size, entries in ((MAX_CACHED_METADATA_BYTES - 1000, 1), (MAX_CACHED_METADATA_BYTES, 0)):
         here.manager().update_metadata({"text": "x" * size})
         assert here.metadata() == {"text": "x" * size}
         assert here.stats["entries"] == entries

@@ -15,8 +15,12 @@ from mongodb_session_manager import (
     MongoDBSessionRepository,
     UnstorableValueError,
 )
-from mongodb_session_manager._model.keys import MAX_DEPTH, MAX_INDEX, MAX_PATH_CHARACTERS
-from mongodb_session_manager._statements.metadata_changes import MAX_METADATA_BYTES
+from mongodb_session_manager._model.limits import (
+    MAX_METADATA_BYTES,
+    MAX_METADATA_DEPTH,
+    MAX_METADATA_INDEX,
+    MAX_METADATA_KEY_CHARACTERS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,13 +65,15 @@ def test_a_gap_in_a_list_is_filled_with_nulls_as_mongodb_does(repository: MongoD
     repository.update_metadata("s", {"tags": ["a"], "rows": [{"cells": [1]}], "7": {"0": ["a"]}})
 
     repository.update_metadata("s", {"tags.1": "b", "rows.0.cells.2": 3, "rows.1.name": "second", "7.0.0": "A"})
-    repository.update_metadata("s", {f"tags.{MAX_INDEX}": "last", f"new.{MAX_INDEX}": "a field", "5000000.name": 1})
+    repository.update_metadata(
+        "s", {f"tags.{MAX_METADATA_INDEX}": "last", f"new.{MAX_METADATA_INDEX}": "a field", "5000000.name": 1}
+    )
 
     assert metadata(repository) == {
-        "tags": ["a", "b", *[None] * (MAX_INDEX - 2), "last"],
+        "tags": ["a", "b", *[None] * (MAX_METADATA_INDEX - 2), "last"],
         "rows": [{"cells": [1, None, 3]}, {"name": "second"}],
         "7": {"0": ["A"]},
-        "new": {str(MAX_INDEX): "a field"},
+        "new": {str(MAX_METADATA_INDEX): "a field"},
         "5000000": {"name": 1},
     }
 
@@ -126,7 +132,7 @@ def test_metadata_that_is_full_takes_no_more_until_some_of_it_is_deleted(
 def test_what_is_nested_too_deeply_is_refused_before_anything_is_sent(
     repository: MongoDBSessionRepository, recorder: CommandRecorder
 ) -> None:
-    for levels in (MAX_DEPTH, MAX_DEPTH + 100, 5000):
+    for levels in (MAX_METADATA_DEPTH, MAX_METADATA_DEPTH + 100, 5000):
         for refused in (
             lambda levels=levels: repository.update_metadata("s", {"d": nested(levels)}),
             lambda levels=levels: repository.update_metadata("s", {"a.b": nested(levels - 1)}),
@@ -144,7 +150,7 @@ def test_what_is_nested_too_deeply_is_refused_before_anything_is_sent(
 
 @pytest.mark.parametrize(
     "path",
-    [".".join(["p"] * (MAX_DEPTH + 1)), "x" * (MAX_PATH_CHARACTERS + 1)],
+    [".".join(["p"] * (MAX_METADATA_DEPTH + 1)), "x" * (MAX_METADATA_KEY_CHARACTERS + 1)],
 )
 def test_a_path_that_is_too_long_is_refused_before_anything_is_sent(
     repository: MongoDBSessionRepository, recorder: CommandRecorder, path: str
@@ -161,19 +167,19 @@ def test_a_path_that_is_too_long_is_refused_before_anything_is_sent(
 
 def test_the_deepest_and_the_longest_are_stored_found_and_deleted(repository: MongoDBSessionRepository) -> None:
     for path, value in (
-        ("d", nested(MAX_DEPTH - 1)),
-        (".".join(["p"] * MAX_DEPTH), 1),
-        ("x" * MAX_PATH_CHARACTERS, 1),
-        (".".join("i" + "0" * (MAX_DEPTH - 1)), 1),
-        (".".join("j0" * (MAX_DEPTH // 2)), 1),
+        ("d", nested(MAX_METADATA_DEPTH - 1)),
+        (".".join(["p"] * MAX_METADATA_DEPTH), 1),
+        ("x" * MAX_METADATA_KEY_CHARACTERS, 1),
+        (".".join("i" + "0" * (MAX_METADATA_DEPTH - 1)), 1),
+        (".".join("j0" * (MAX_METADATA_DEPTH // 2)), 1),
     ):
         repository.update_metadata("s", {path: value})
         repository.update_metadata("s", {path: value})
         assert len(repository.list_sessions(metadata={path: value}).sessions) == 1
         repository.delete_metadata("s", [path])
         assert repository.list_sessions(metadata={path: value}).sessions == []
-    repository.add_feedback("s", {"rating": nested(MAX_DEPTH - 1)})
-    assert repository.get_feedbacks("s")[0]["rating"] == nested(MAX_DEPTH - 1)
+    repository.add_feedback("s", {"rating": nested(MAX_METADATA_DEPTH - 1)})
+    assert repository.get_feedbacks("s")[0]["rating"] == nested(MAX_METADATA_DEPTH - 1)
 
 
 def test_a_feedbacks_own_commit_id_is_refused_rather_than_lost(

@@ -21,7 +21,8 @@ FACES = {
     "mongodb_connection_pool",
 }
 _BELOW = {
-    "errors": set(),
+    "limits": set(),
+    "errors": {"limits"},
     "telemetry": set(),
     "_client": {"errors"},
     "_model": {"errors"},
@@ -98,6 +99,8 @@ IMPORTS = {name: imported_modules(name) for name in MODULES}
 
 def layer(name: str) -> str:
     top = name.split(".")[0]
+    if name == "_model.limits":
+        return "limits"  # Numbers alone: errors and clients have bounds as well.
     return "faces" if top in FACES else top
 
 

@@ -21,9 +21,8 @@ from support.commands import CommandRecorder, Commands
 
 from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManagerFactory, SessionPage
 from mongodb_session_manager._model.documents import new_session
+from mongodb_session_manager._model.limits import MAX_LISTED_SESSIONS, TITLE_CHARACTERS
 from mongodb_session_manager._statements.session_listing import (
-    MAX_LIMIT,
-    TITLE_CHARACTERS,
     Order,
     Position,
     write_cursor,
@@ -199,9 +198,9 @@ def test_there_is_nothing_to_list_in_an_empty_collection(repository: MongoDBSess
 def test_a_page_has_twenty_sessions_unless_another_number_is_asked_for(
     repository: MongoDBSessionRepository, sessions: Collection[Any]
 ) -> None:
-    sessions.insert_many([session(f"s{n:03}", n) for n in range(MAX_LIMIT + 1)])
+    sessions.insert_many([session(f"s{n:03}", n) for n in range(MAX_LISTED_SESSIONS + 1)])
     assert len(repository.list_sessions().sessions) == 20
-    assert len(repository.list_sessions(limit=MAX_LIMIT).sessions) == MAX_LIMIT
+    assert len(repository.list_sessions(limit=MAX_LISTED_SESSIONS).sessions) == MAX_LISTED_SESSIONS
 
 
 # --- filters
@@ -325,7 +324,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sort_by": "$natural"}, ValueError, "sort_by"),
     ({"newest_first": 1}, TypeError, "newest_first must be a bool"),
     ({"limit": 0}, ValueError, "limit must be from 1 to 100, not 0"),
-    ({"limit": MAX_LIMIT + 1}, ValueError, "limit"),
+    ({"limit": MAX_LISTED_SESSIONS + 1}, ValueError, "limit"),
     ({"limit": True}, TypeError, "limit"),
     ({"limit": 2.0}, TypeError, "limit"),
     ({"limit": "20"}, TypeError, "limit"),

@@ -1,6 +1,6 @@
 """What was said is found, what was redacted or deleted is not, and a turn pays for neither.
 
-A feeder that copies messages into the search is stopped and killed at each of its commands while others redact and
+An indexer that copies messages into the search is stopped and killed at each of its commands while others redact and
 delete (`support/search_script.py`), and so is a redaction while others feed.
 """
 
@@ -51,7 +51,7 @@ from mongodb_session_manager import (
     MongoDBSessionManagerFactory,
     SessionNotFoundError,
 )
-from mongodb_session_manager._store.search_index import Feed
+from mongodb_session_manager._store.search_index import IndexingTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -344,11 +344,11 @@ def test_a_failure_of_mongodb_while_indexing_fails_no_turn_and_the_next_goes_on(
 ) -> None:
     with world.manager("before") as manager:
         talker(manager)("hello")
-    failing = world.new_client(appName="feeder")
+    failing = world.new_client(appName="indexer")
     manager = world.manager(client=failing)
     agent = talker(manager)
     manager.flush()
-    with fail_command(client, "find", app_name="feeder", error_code=2), caplog.at_level(logging.WARNING):
+    with fail_command(client, "find", app_name="indexer", error_code=2), caplog.at_level(logging.WARNING):
         agent("kettle")
         manager.flush()
     assert "not indexed" in caplog.text
@@ -446,7 +446,7 @@ def test_what_is_redacted_is_found_no_more_and_lies_in_no_collection(world: Worl
 
 
 @every_state
-def test_a_redaction_at_any_command_of_a_feeder_leaves_its_text_in_no_collection(world: World, state: str) -> None:
+def test_a_redaction_at_any_command_of_an_indexer_leaves_its_text_in_no_collection(world: World, state: str) -> None:
     for number in range(1, 100):
         session_id = f"s{number}"
         world.prepare(state, session_id)
@@ -455,7 +455,7 @@ def test_a_redaction_at_any_command_of_a_feeder_leaves_its_text_in_no_collection
         def act(session_id: str = session_id, acted: list[bool] = acted) -> None:
             acted.append(True)
             world.redact(session_id)
-            assert SECRET.encode() not in at_rest(world.database), "while the feeder stands still"
+            assert SECRET.encode() not in at_rest(world.database), "while the indexer stands still"
 
         commands = world.interrupted(index, number, act, session_id)
         if not acted:
@@ -468,7 +468,7 @@ def test_a_redaction_at_any_command_of_a_feeder_leaves_its_text_in_no_collection
 
 
 @every_state
-def test_a_feeder_at_any_command_of_a_redaction_leaves_its_text_in_no_collection(world: World, state: str) -> None:
+def test_an_indexer_at_any_command_of_a_redaction_leaves_its_text_in_no_collection(world: World, state: str) -> None:
     for number in range(1, 100):
         session_id = f"s{number}"
         world.prepare(state, session_id)
@@ -488,28 +488,28 @@ def test_a_feeder_at_any_command_of_a_redaction_leaves_its_text_in_no_collection
 
 
 @pytest.mark.parametrize("state", ["embedded", "archived", "indexed, then archived"])
-def test_a_feeder_that_reads_inside_a_redaction_and_writes_long_after_it_brings_nothing_back(
+def test_an_indexer_that_reads_inside_a_redaction_and_writes_long_after_it_brings_nothing_back(
     world: World, state: str
 ) -> None:
-    """The redaction stands still at each of its commands while a feeder begins that stands still at each of its own."""
+    """The redaction stands still at each of its commands while an indexer begins that does so at each of its own."""
     world.prepare(state, "dry run")
     total = len(world.interrupted(redact, 0, None, "dry run"))
     for number in range(1, total + 1):
-        for feeder_number in range(1, 7):  # The first batch has the secret.
-            session_id = f"{number} {feeder_number}"
+        for indexer_number in range(1, 7):  # The first batch has the secret.
+            session_id = f"{number} {indexer_number}"
             world.prepare(state, session_id)
-            feeder = StandingStill(world, session_id, feeder_number)
+            indexer = StandingStill(world, session_id, indexer_number)
             try:
-                world.interrupted(redact, number, feeder.begin, session_id)
+                world.interrupted(redact, number, indexer.begin, session_id)
             finally:
-                feeder.end()
-            assert SECRET.encode() not in at_rest(world.database), (number, feeder_number)
+                indexer.end()
+            assert SECRET.encode() not in at_rest(world.database), (number, indexer_number)
             world.index(session_id)
-            assert world.indexed(session_id) == REDACTED, (number, feeder_number)
+            assert world.indexed(session_id) == REDACTED, (number, indexer_number)
 
 
 class StandingStill:
-    """A feeder in a thread that stands still at its n-th command until it is to end."""
+    """An indexer in a thread that stands still at its n-th command until it is to end."""
 
     def __init__(self, world: World, session_id: str, number: int) -> None:
         incarnation = world.database[SESSIONS].find_one({"_id": session_id})["incarnation"]
@@ -572,7 +572,7 @@ def _killed(arguments: list[str]) -> list[Killed]:
 
 
 @pytest.mark.parametrize("state", ["embedded", "archived"])
-def test_what_a_feeder_that_was_killed_has_not_done_the_next_process_does(world: World, state: str) -> None:
+def test_what_an_indexer_that_was_killed_has_not_done_the_next_process_does(world: World, state: str) -> None:
     for one in killed(world, "index", "nothing", state):
         with world.manager(one.session_id) as manager:
             assert texts(talker(manager).messages) == CONVERSATION[-4:]
@@ -581,19 +581,19 @@ def test_what_a_feeder_that_was_killed_has_not_done_the_next_process_does(world:
 
 
 @pytest.mark.parametrize("state", ["embedded", "archived"])
-def test_what_is_redacted_right_before_a_feeder_is_killed_lies_in_no_collection(world: World, state: str) -> None:
+def test_what_is_redacted_right_before_an_indexer_is_killed_lies_in_no_collection(world: World, state: str) -> None:
     found = killed(world, "index", "redact", state)
     for one in found:
         if not one.command:
             world.redact(one.session_id)
-    assert SECRET.encode() not in at_rest(world.database), "no other feeder is needed for that"
+    assert SECRET.encode() not in at_rest(world.database), "no other indexer is needed for that"
     for one in found:
         world.index(one.session_id)
         assert world.indexed(one.session_id) == REDACTED, one
 
 
 @pytest.mark.parametrize("state", ["indexed", "indexed, then archived"])
-def test_what_a_redaction_that_was_killed_has_left_in_the_search_the_next_feeder_removes(
+def test_what_a_redaction_that_was_killed_has_left_in_the_search_the_next_indexer_removes(
     world: World, state: str
 ) -> None:
     for one in killed(world, "redact", "nothing", state):
@@ -622,7 +622,7 @@ def test_what_is_deleted_is_found_no_more_and_a_new_life_of_the_session_finds_on
 
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 @pytest.mark.parametrize("begins_again", [False, True], ids=["deleted", "begun again"])
-def test_a_deletion_at_any_command_of_a_feeder_leaves_nothing(world: World, state: str, begins_again: bool) -> None:
+def test_a_deletion_at_any_command_of_an_indexer_leaves_nothing(world: World, state: str, begins_again: bool) -> None:
     for number in range(1, 100):
         session_id = f"s{number}"
         world.prepare(state, session_id)
@@ -647,17 +647,17 @@ def test_a_deletion_at_any_command_of_a_feeder_leaves_nothing(world: World, stat
 
 def feed(incarnation: Any) -> Any:
     def deed(client: MongoClient[Any], database_name: str, session_id: str) -> None:
-        repository_of(client, database_name)._store.search.feed(Feed(session_id, incarnation, "assistant"))
+        repository_of(client, database_name)._store.search.index(IndexingTask(session_id, incarnation, "assistant"))
 
     return deed
 
 
-def test_what_a_feeder_leaves_that_is_killed_after_a_deletion_is_not_found_and_a_sweep_removes_it(
+def test_what_an_indexer_leaves_that_is_killed_after_a_deletion_is_not_found_and_a_sweep_removes_it(
     world: World,
 ) -> None:
     ended = [one for one in killed(world, "index", "delete", "embedded") if one.command]
     left = world.database[SEARCH].count_documents({"session_id": {"$in": [one.session_id for one in ended]}})
-    assert left, "no feeder has put anything after the deletion"
+    assert left, "no indexer has put anything after the deletion"
     for one in ended:
         assert world.indexed(one.session_id) == []
     assert swept(world.repository) >= left
@@ -679,11 +679,11 @@ def test_messages_of_sessions_that_are_gone_take_no_place_among_those_that_are_f
     assert world.database[SEARCH].count_documents({}) == 2
 
 
-# --- several feeders
+# --- several indexers
 
 
 @pytest.mark.parametrize("state", ["embedded", "archived"])
-def test_feeders_at_any_command_of_each_other_leave_every_message_once(world: World, state: str) -> None:
+def test_indexers_at_any_command_of_each_other_leave_every_message_once(world: World, state: str) -> None:
     for number in range(1, 100):
         session_id = f"s{number}"
         world.prepare(state, session_id)

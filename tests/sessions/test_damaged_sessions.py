@@ -148,7 +148,7 @@ def test_messages_that_are_missing_from_the_history_are_named_and_no_deletion_is
     error = raised.value
     assert (error.session_id, error.agent_id, error.first, error.last, error.missing) == ("s", "assistant", 1, 7, 4)
     assert str(error) == (
-        "session_id='s': 4 of the archived messages of agent_id='assistant' from position 1 to 7 are missing"
+        "session_id='s': 4 of the archived messages of agent_id='assistant' from offset 1 to 7 are missing"
     )
     # The live conversation does not reach back so far.
     assert [block["text"] for block in talker(manager_of(client, database.name)).messages[-1]["content"]] == ["Re: 7"]
@@ -171,7 +171,7 @@ def test_feedbacks_that_are_missing_from_the_history_are_not_left_out_of_lists_a
     database[HISTORY].delete_many({"_id.agent": "$feedbacks"})
     for read in (archived.get_feedbacks, archived.get_metrics_summary):
         with pytest.raises(
-            HistoryIncompleteError, match="archived feedbacks from position 0 to 99 are missing"
+            HistoryIncompleteError, match="archived feedbacks from offset 0 to 99 are missing"
         ) as raised:
             read("s")
         assert (raised.value.agent_id, raised.value.missing) == (None, 100)

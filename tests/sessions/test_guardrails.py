@@ -33,11 +33,11 @@ from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import AgentNotFoundError, MongoDBSessionManager
 from mongodb_session_manager._model.guardrails import (
-    MAX_GUARDRAIL_EVENTS,
     facts_in_stream,
     facts_of_config,
     facts_of_trace,
 )
+from mongodb_session_manager._model.limits import MAX_GUARDRAIL_EVENTS
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def may_be_back(life: str, kind: str, sent_in_vain: Collection[str]) -> bool:
 def may_say_either(said: Said) -> bool:
     """Where a redaction was interrupted, the search may say what the message said before.
 
-    `docs/search.md`: until the redaction is done again, unless a feeder has gone through the conversation in between.
+    `docs/search.md`: until the redaction is done again, unless an indexer has gone through the conversation in between.
     """
     return said.replacement is not None and not said.redacted
 

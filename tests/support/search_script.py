@@ -40,7 +40,7 @@ def repository_of(client: MongoClient[Any], database_name: str) -> MongoDBSessio
 
 
 def index(client: MongoClient[Any], database_name: str, session_id: str) -> None:
-    """Feed the search as a manager does behind a turn."""
+    """Index messages as a manager does behind a turn."""
     with manager_of(client, database_name, session_id, index_messages=True) as manager:
         talker(manager)
 

@@ -26,6 +26,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from ..errors import shown
+from .limits import MAX_TTL_HOURS
 
 FOREVER = datetime(9999, 12, 31, tzinfo=timezone.utc)
 """The expiry of parts that had one until their session lost its own."""
@@ -39,8 +40,6 @@ EXPIRED: dict[str, Any] = {
 NOT_EXPIRED: dict[str, Any] = {"$not": [EXPIRED]}
 """Its opposite."""
 
-_MAX_HOURS = 24 * 366 * 100
-
 
 def check_ttl(ttl_hours: object) -> timedelta | None:
     """Return a ``ttl_hours`` as a ``timedelta``; None stays None.
@@ -53,8 +52,8 @@ def check_ttl(ttl_hours: object) -> timedelta | None:
         return None
     if not isinstance(ttl_hours, (int, float)) or isinstance(ttl_hours, bool):
         raise TypeError(f"ttl_hours must be a number of hours or None, not {shown(ttl_hours)}")
-    if not 0 < ttl_hours <= _MAX_HOURS:
-        raise ValueError(f"ttl_hours must be above 0 and at most {_MAX_HOURS}, not {shown(ttl_hours)}")
+    if not 0 < ttl_hours <= MAX_TTL_HOURS:
+        raise ValueError(f"ttl_hours must be above 0 and at most {MAX_TTL_HOURS}, not {shown(ttl_hours)}")
     # MongoDB keeps milliseconds.
     return timedelta(milliseconds=max(1, round(ttl_hours * 3_600_000)))
 
@@ -64,12 +63,12 @@ def in_hours(ttl: timedelta) -> float:
     return ttl / timedelta(hours=1)
 
 
-def parts_needed_until(expires_at: datetime, ttl: timedelta) -> datetime:
+def related_needed_until(expires_at: datetime, ttl: timedelta) -> datetime:
     """Return until when the parts of a session must be kept that expires then."""
     return expires_at + timedelta(milliseconds=ttl // timedelta(milliseconds=10))
 
 
-def parts_kept_until(now: datetime, ttl: timedelta) -> datetime:
+def related_kept_until(now: datetime, ttl: timedelta) -> datetime:
     """Return until when the parts of a session are kept that are moved on now."""
     return now + 2 * ttl
 
@@ -78,10 +77,10 @@ def first_expiry(now: datetime, ttl: timedelta | None) -> dict[str, Any]:
     """Return the fields by which a new session expires; none without a ttl."""
     if ttl is None:
         return {}
-    return {"expires_at": now + ttl, "ttl_hours": in_hours(ttl), "parts_expire_at": parts_kept_until(now, ttl)}
+    return {"expires_at": now + ttl, "ttl_hours": in_hours(ttl), "parts_expire_at": related_kept_until(now, ttl)}
 
 
-def expiry_of_new_parts(session: Mapping[str, Any]) -> datetime | None:
+def expiry_of_new_related(session: Mapping[str, Any]) -> datetime | None:
     """Return the ``expires_at`` of a new part of a session, of which these fields were read; None: it has none."""
     moment: datetime | None = session.get("parts_moving_to") or session.get("parts_expire_at")
     return moment

@@ -19,14 +19,12 @@ from typing import Any
 
 from pymongo.errors import PyMongoError
 
+from .._model.limits import LEASE_POLL_SECONDS
 from .._statements.leases import renew_lease
 from .._statements.sessions import SessionRef
 from .._store.session_store import SessionStore
 from ..errors import MongoDBSessionError, SessionBusyError
 from .error_notes import add_note
-
-# How often a taker asks again while it waits.
-_POLL_SECONDS = (0.02, 0.1)
 
 
 class HeldLease:
@@ -42,7 +40,7 @@ class HeldLease:
         settle: The same without holding up an event loop.
 
     Attributes:
-        pool: Threads of the client.
+        executor: Threads of the client.
         token: The lease's own, while it is held.
     """
 
@@ -60,7 +58,7 @@ class HeldLease:
         settle: Callable[[BaseException | None], Coroutine[Any, Any, None]],
     ) -> None:
         self.session_id = session_id
-        self.pool = store.commands.pool
+        self.executor = store.commands.executor
         self.flush = flush
         self.settle = settle
         self._store = store
@@ -70,7 +68,7 @@ class HeldLease:
 
     def take(self, owner: str, token: str, seconds: float) -> float | None:
         """Take the lease; return None, or for how many seconds somebody else has it."""
-        taken_for = self._store.take_lease(self._opened(), owner, token, seconds)
+        taken_for = self._store.changes.take_lease(self._opened(), owner, token, seconds)
         if taken_for is None:
             self.token = token
             self._taken()
@@ -87,14 +85,14 @@ class HeldLease:
             raise MongoDBSessionError("this manager holds no lease")
         session = self._session()
         known = {"incarnation": session.incarnation}
-        self._store.guarded(session, lambda session, _: renew_lease(session, seconds), known=known)
+        self._store.changes.guarded(session, lambda session, _: renew_lease(session, seconds), known=known)
 
     def release(self, token: str, error: BaseException | None) -> None:
         """Give it back; with an error on its way, a failure becomes a note of that."""
         if self.token == token:  # Else it was not got: another task of this manager may have it.
             self.token = None
         try:
-            self._store.release_lease(self.session_id, token)
+            self._store.changes.release_lease(self.session_id, token)
         except PyMongoError as failure:
             if error is None:
                 raise
@@ -161,12 +159,12 @@ class SessionLease:
         no_lease_twice(self._held.token)
         deadline = time.monotonic() + self.wait
         try:
-            while (taken_for := await self._held.pool.run(self._take)) is not None:
+            while (taken_for := await self._held.executor.run(self._take)) is not None:
                 await asyncio.sleep(self._pause(deadline, taken_for))
         except BaseException as error:
             # It may have been taken, whatever was heard of it, and nobody will leave it.
             failure = error
-            await self._held.pool.run(lambda: self._held.release(self._token, failure))
+            await self._held.executor.run(lambda: self._held.release(self._token, failure))
             raise
         return self
 
@@ -181,7 +179,7 @@ class SessionLease:
             await self._held.settle(error)
         finally:
             failure = error or sys.exc_info()[1]
-            await self._held.pool.run(lambda: self._held.release(self._token, failure))
+            await self._held.executor.run(lambda: self._held.release(self._token, failure))
 
     def _take(self) -> float | None:
         return self._held.take(self._owner, self._token, self.seconds)
@@ -193,7 +191,7 @@ class SessionLease:
                 f"session_id={self._held.session_id!r} is leased by another process; waited {self.wait:g} s",
                 taken_for,
             )
-        return min(left, random.uniform(*_POLL_SECONDS))
+        return min(left, random.uniform(*LEASE_POLL_SECONDS))
 
 
 def _check_seconds(seconds: float) -> None:

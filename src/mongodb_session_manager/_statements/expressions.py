@@ -19,9 +19,6 @@ def counter_is(path: str, value: int) -> Document:
     return {path: value if value else {"$in": [0, None]}}
 
 
-INT32_MAX = 2**31 - 1
-
-
 def messages_of(agent: str) -> Document:
     return array_at(f"{agent}.messages")
 

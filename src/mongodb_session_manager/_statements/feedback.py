@@ -6,20 +6,13 @@ from datetime import datetime
 from typing import NamedTuple
 
 from .._model.documents import Document
-from .commits import position_projection
+from .._model.limits import MAX_EMBEDDED_FEEDBACK_BYTES, MAX_EMBEDDED_FEEDBACKS
+from .commits import append_projection
 from .expressions import messages_of, number_at
 from .sessions import SessionRef, Update
 
 FEEDBACKS = "$feedbacks"
 """Stands in a segment's ``_id`` where an agent's key would; no agent has such a key."""
-
-
-MAX_FEEDBACKS = 200
-"""A session document with this many feedbacks is archived from before it takes another."""
-
-
-MAX_FEEDBACK_BYTES = 256 * 1024
-"""Or with this many bytes of them."""
 
 
 class MessageLink(NamedTuple):
@@ -68,7 +61,7 @@ def feedback_projection(feedback: Document, link: MessageLink | None) -> Documen
     position: Document = {}
     if link is not None:
         # Of the agent alone it says as much; no message has the id -1.
-        position = position_projection(link.agent_key, -1 if link.message_id is None else link.message_id)
+        position = append_projection(link.agent_key, -1 if link.message_id is None else link.message_id)
     commit_ids = {"$cond": [{"$isArray": "$feedbacks.commit_id"}, "$feedbacks.commit_id", []]}
     return {
         **position,
@@ -85,8 +78,8 @@ EMBEDDED_FEEDBACKS: Document = {"$cond": [{"$isArray": "$feedbacks"}, "$feedback
 
 _FEEDBACKS_ARE_FULL: Document = {
     "$or": [
-        {"$gte": [{"$size": EMBEDDED_FEEDBACKS}, MAX_FEEDBACKS]},
-        {"$gte": [{"$bsonSize": {"f": EMBEDDED_FEEDBACKS}}, MAX_FEEDBACK_BYTES]},
+        {"$gte": [{"$size": EMBEDDED_FEEDBACKS}, MAX_EMBEDDED_FEEDBACKS]},
+        {"$gte": [{"$bsonSize": {"f": EMBEDDED_FEEDBACKS}}, MAX_EMBEDDED_FEEDBACK_BYTES]},
     ]
 }
 

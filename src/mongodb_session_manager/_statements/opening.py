@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from .._model.documents import Document
 from .._model.expiry import EXPIRED
+from .._model.limits import CACHED_NAMES
 from .expressions import REMOVED, messages_of, number_at
 
 # What a live agent needs of a stored message. Times, metrics and commit ids stay on the server: they are a third of
@@ -22,7 +23,7 @@ _WINDOW_FIELDS = {
 
 
 def open_projection(agent_keys: Sequence[str]) -> Document:
-    """Return the projection that reads which life of a session this is and the live windows of some of its agents.
+    """Return the projection that reads a session's ``incarnation`` and the live windows of some of its agents.
 
     The window begins at the agent's ``removed_message_count``: a conversation manager has taken the messages before
     it out of the live conversation. So the bytes read depend on the window, not on the length of the conversation.
@@ -36,7 +37,7 @@ def open_projection(agent_keys: Sequence[str]) -> Document:
     }
 
 
-@lru_cache(maxsize=256)  # A service opens the same few agents again and again.
+@lru_cache(maxsize=CACHED_NAMES)
 def _agent_window(key: str) -> Document:
     agent = f"$agents.{key}"
     removed = f"{agent}.{REMOVED}"

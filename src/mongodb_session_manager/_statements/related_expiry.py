@@ -13,13 +13,13 @@ from .._model.expiry import NOT_EXPIRED
 from .sessions import Update
 
 
-def announce_parts(session_id: str, standing: Mapping[str, Any], until: datetime) -> Update:
+def announce_move(session_id: str, standing: Mapping[str, Any], until: datetime) -> Update:
     """Return the update that says where the parts of a session are moved to, if nobody has said more meanwhile."""
     which = {**as_promised(session_id, standing), "$expr": NOT_EXPIRED}
     return Update(which, {"$set": {"parts_moving_to": until}})
 
 
-def promise_parts(session_id: str, standing: Mapping[str, Any], until: datetime) -> Update:
+def confirm_move(session_id: str, standing: Mapping[str, Any], until: datetime) -> Update:
     """Return the update that says that the parts were moved on."""
     which = {**as_promised(session_id, {**standing, "parts_moving_to": until}), "$expr": NOT_EXPIRED}
     return Update(which, {"$set": {"parts_expire_at": until}, "$unset": {"parts_moving_to": ""}})
@@ -31,7 +31,7 @@ def end_expiry(session_id: str, standing: Mapping[str, Any]) -> Update:
     return Update(which, {"$unset": {"expires_at": "", "ttl_hours": ""}})
 
 
-def begin_expiry_of_parts(session_id: str, incarnation: ObjectId, until: datetime) -> Update:
+def begin_expiry(session_id: str, incarnation: ObjectId, until: datetime) -> Update:
     """Return the update that says when the parts of an expiring session go, if they had no expiry so far."""
     which = {**as_promised(session_id, {"incarnation": incarnation}), "$expr": NOT_EXPIRED}
     return Update({**which, "expires_at": {"$lt": until}}, {"$set": {"parts_expire_at": until}})
@@ -43,9 +43,9 @@ def as_promised(session_id: str, standing: Mapping[str, Any]) -> Document:
     return {"_id": session_id, **{name: standing.get(name) for name in names}}
 
 
-def keep_parts(until: datetime) -> Document:
+def keep_until(until: datetime) -> Document:
     """Return the change by which parts of a session expire no sooner than this."""
     return {"$max": {"expires_at": until}}
 
 
-PARTS = {"incarnation": 1, "parts_expire_at": 1, "parts_moving_to": 1}
+RELATED_EXPIRY = {"incarnation": 1, "parts_expire_at": 1, "parts_moving_to": 1}

@@ -20,7 +20,7 @@ from .sessions import SessionRef, Update
 
 @dataclass
 class Rewrite:
-    """What replaces parts of a stored message, where it stands, and perhaps of its twins.
+    """What replaces parts of a stored message, where it stands, and perhaps of its copies.
 
     Attributes:
         key: The agent's key in the document.
@@ -28,7 +28,7 @@ class Rewrite:
         body: Fields to replace; what it does not name (times, metrics, ids) is kept.
         tracking_id: Which message it is, where that is known: another one under this ``message_id``, as there may be
             after the store went back to an earlier state, is left alone.
-        twins: Whether every message with this ``tracking_id`` is meant: a retried prompt may stand there twice.
+        copies: Whether every message with this ``tracking_id`` is meant: a retried prompt may stand there twice.
         guardrail_event: An intervention to list in the session, once.
         unnamed: Files that the messages have named before; found while they are replaced.
     """
@@ -37,7 +37,7 @@ class Rewrite:
     message_id: int
     body: Document
     tracking_id: str | None = None
-    twins: bool = False
+    copies: bool = False
     guardrail_event: Document | None = None
     unnamed: set[ObjectId] = field(default_factory=set)
 
@@ -47,7 +47,7 @@ class Rewrite:
             return {f"{prefix}message_id": self.message_id}
         nameless: Document = {f"{prefix}message_id": self.message_id, f"{prefix}tracking_id": None}
         tracked: Document = {f"{prefix}tracking_id": self.tracking_id}
-        if not self.twins:
+        if not self.copies:
             tracked[f"{prefix}message_id"] = self.message_id
         return {"$or": [tracked, nameless]}
 
@@ -57,7 +57,7 @@ class Rewrite:
         if self.tracking_id is not None:
             nameless = {"$and": [is_there, {"$eq": [{"$ifNull": ["$$m.tracking_id", None]}, None]}]}
             tracked: Document = {"$eq": ["$$m.tracking_id", {"$literal": self.tracking_id}]}
-            is_there = {"$or": [tracked if self.twins else {"$and": [tracked, is_there]}, nameless]}
+            is_there = {"$or": [tracked if self.copies else {"$and": [tracked, is_there]}, nameless]}
         return {"$filter": {"input": messages, "as": "m", "cond": is_there}}
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from bson import ObjectId
 
 from .._model.documents import Document
-from .expressions import EACH_AGENT, INT32_MAX, archived_count_of, array_at, each_message, messages_of, whole_at
-from .related_expiry import PARTS, as_promised
+from .._model.limits import INT32_MAX
+from .expressions import EACH_AGENT, archived_count_of, array_at, each_message, messages_of, whole_at
+from .related_expiry import RELATED_EXPIRY, as_promised
 from .sessions import Update
 
 
@@ -22,7 +23,7 @@ def indexing_standing(key: str) -> Document:
     """
     agent = f"$agents.{key}"
     return {
-        **PARTS,
+        **RELATED_EXPIRY,
         "application_name": 1,
         "edits": whole_at(f"{agent}.edits"),
         "rewrites": whole_at(f"{agent}.rewrites"),
@@ -31,7 +32,7 @@ def indexing_standing(key: str) -> Document:
 
 
 def unindexed_projection(key: str, limit: int) -> Document:
-    """Return the projection of what a feeder needs: how things stand and the text of the next embedded messages.
+    """Return the projection of what an indexer needs: how things stand and the text of the next embedded messages.
 
     Beside ``indexing_standing`` that is ``message_count``, ``total`` (how many messages there are), ``archived_count``
     (None where it is no number; absent without the agent) and ``messages``.

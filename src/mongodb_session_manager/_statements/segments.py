@@ -10,7 +10,7 @@ from bson import MaxKey, MinKey, ObjectId
 from .._model.documents import Document
 from .expressions import EACH_AGENT, REMOVED, array_at, each_message, messages_of, number_at
 from .feedback import EMBEDDED_FEEDBACKS, FEEDBACKS
-from .related_expiry import PARTS, as_promised
+from .related_expiry import RELATED_EXPIRY, as_promised
 from .sessions import Update
 
 
@@ -20,7 +20,7 @@ def segment_id(session_id: str, incarnation: ObjectId, key: str, first: int) -> 
 
 
 def segments_of(session_id: str, incarnation: ObjectId) -> Document:
-    """Return the condition on ``_id`` that all segments of one life of a session meet, and no others."""
+    """Return the condition on ``_id`` that all segments of one incarnation of a session meet, and no others."""
     of_session = {"session": session_id, "incarnation": incarnation}
     return {"$gte": {**of_session, "agent": MinKey()}, "$lte": {**of_session, "agent": MaxKey()}}
 
@@ -50,7 +50,7 @@ def block_projection(key: str, block: int) -> Document:
         archived = number_at("$feedbacks_archived")
         size = {"$size": EMBEDDED_FEEDBACKS}
         return {
-            **PARTS,
+            **RELATED_EXPIRY,
             "bytes": {"$bsonSize": "$$ROOT"},
             "agent": {
                 "archived_count": archived,
@@ -64,7 +64,7 @@ def block_projection(key: str, block: int) -> Document:
     agent = f"$agents.{key}"
     messages = messages_of(agent)
     return {
-        **PARTS,
+        **RELATED_EXPIRY,
         "bytes": {"$bsonSize": "$$ROOT"},
         "agent": {
             "archived_count": f"{agent}.archived_count",

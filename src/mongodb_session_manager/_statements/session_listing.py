@@ -25,23 +25,13 @@ from .._model.encoding import CODEC_OPTIONS, MARKER, decode, to_bson
 from .._model.expiry import FOREVER, NOT_EXPIRED
 from .._model.foreign import count, name_of
 from .._model.keys import check_depth, check_id, check_metadata_paths, check_name, encode_key
+from .._model.limits import MAX_LISTED_SESSIONS, TITLE_CHARACTERS, TITLE_READ_BYTES, TITLE_READ_CHARACTERS
 from ..errors import shown
 from .expressions import EACH_AGENT
 from .segments import segment_id
 
 SortBy = Literal["created_at", "updated_at"]
 
-DEFAULT_LIMIT = 20
-MAX_LIMIT = 100
-"""Sessions on one page: what a screen shows, and far below what one reply of MongoDB holds."""
-
-TITLE_CHARACTERS = 80
-"""A title made of the user's words has at most this many characters."""
-
-# What is read of a text for a title; runs of white space in it will shrink.
-_READ_CHARACTERS = 2 * TITLE_CHARACTERS
-# A text that is stored as bytes cannot be cut by the server; a longer one is passed over.
-_READ_BYTES = 16 * 1024
 
 # What Strands writes in the user's name when a tool is called directly.
 _DIRECT_CALL = r"^agent\.tool\.[^\n]* direct tool call\.\n"
@@ -197,8 +187,8 @@ def listing(
         raise TypeError(f"newest_first must be a bool, not {type(newest_first).__name__}")
     if not isinstance(limit, int) or isinstance(limit, bool):
         raise TypeError(f"limit must be an int, not {type(limit).__name__}")
-    if not 1 <= limit <= MAX_LIMIT:
-        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {shown(limit)}")
+    if not 1 <= limit <= MAX_LISTED_SESSIONS:
+        raise ValueError(f"limit must be from 1 to {MAX_LISTED_SESSIONS}, not {shown(limit)}")
     order = Order(sort_by, newest_first)
     conditions = [
         *_metadata(metadata),
@@ -356,7 +346,7 @@ def _first(items: Any, found: Any) -> Document:
 
 def _text(text: str) -> Document:
     """Return the expression for what a title needs of a block's text: null if it is blank, or there is none."""
-    cut = {"$substrCP": [{"$trim": {"input": text}}, 0, _READ_CHARACTERS]}
+    cut = {"$substrCP": [{"$trim": {"input": text}}, 0, TITLE_READ_CHARACTERS]}
     is_text = {"$eq": [{"$type": text}, "string"]}
     is_nobodys = {"$or": [{"$eq": ["$$cut", ""]}, {"$regexMatch": {"input": "$$cut", "regex": _DIRECT_CALL}}]}
     # Text with a lone surrogate is stored as bytes. One that is kept as a blob would have to be fetched.
@@ -366,7 +356,7 @@ def _text(text: str) -> Document:
             {"$eq": [{"$type": text}, "object"]},
             {"$eq": [f"{text}.{MARKER}", "str"]},
             {"$gt": [is_bytes, None]},
-            {"$lte": [is_bytes, _READ_BYTES]},
+            {"$lte": [is_bytes, TITLE_READ_BYTES]},
         ]
     }
     return {
@@ -522,7 +512,7 @@ def _title(stored: Any) -> str | None:
     text = decode(stored)
     if not isinstance(text, str):
         return None
-    is_longer = len(text) >= _READ_CHARACTERS
+    is_longer = len(text) >= TITLE_READ_CHARACTERS
     line = " ".join(_SURROGATES.sub("\ufffd", text).split())
     if len(line) <= TITLE_CHARACTERS and not is_longer:
         return line or None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from bson import ObjectId
 
 from .._model.documents import Document
-from .._model.expiry import EXPIRED, NOT_EXPIRED, in_hours, parts_needed_until
+from .._model.expiry import EXPIRED, NOT_EXPIRED, in_hours, related_needed_until
 from .expressions import EACH_AGENT
 
 
@@ -26,7 +26,7 @@ class SessionRef(NamedTuple):
 
     Attributes:
         session_id: The session's id.
-        incarnation: The life of the session that was opened; None where any will do (the repository's own methods).
+        incarnation: The one that was opened; None where any will do (the repository's own methods).
         lease_token: The token of the lease this writer holds, if it does.
         ttl: How long the session lives from this writer's activity on; None: until it is deleted.
     """
@@ -77,7 +77,7 @@ class SessionRef(NamedTuple):
         else:
             changed["ttl_hours"] = in_hours(self.ttl)
             changed["expires_at"] = expires_at = now + self.ttl
-            document["parts_expire_at"] = {"$not": {"$lt": parts_needed_until(expires_at, self.ttl)}}
+            document["parts_expire_at"] = {"$not": {"$lt": related_needed_until(expires_at, self.ttl)}}
         if that is not None:
             document["$expr"] = {"$and": [document["$expr"], that]}
         return Update(document, changes, array_filters)
@@ -90,18 +90,18 @@ _MAY_WRITE: Document = {"$and": [{"$lte": ["$lease.expires_at", "$$NOW"]}, NOT_E
 _MAY_WRITE_WITH_LEASE: Document = {"$and": [{"$gt": ["$lease.expires_at", "$$NOW"]}, NOT_EXPIRED]}
 
 
-def live(session_id: str) -> Document:
+def not_expired(session_id: str) -> Document:
     """Return the filter of a session that has not expired."""
     return {"_id": session_id, "$expr": NOT_EXPIRED}
 
 
-def life(session_id: str, incarnation: ObjectId) -> Document:
-    """Return the filter of one life of a session that has not expired."""
+def of_incarnation(session_id: str, incarnation: ObjectId) -> Document:
+    """Return the filter of one incarnation of a session that has not expired."""
     return {"_id": session_id, "incarnation": incarnation, "$expr": NOT_EXPIRED}
 
 
 def expired(session_id: str, incarnation: ObjectId | None) -> Document:
-    """Return the filter of a life of a session that has expired and was not removed yet."""
+    """Return the filter of an incarnation of a session that has expired and was not removed yet."""
     return {"_id": session_id, "incarnation": incarnation, "$expr": EXPIRED}
 
 

@@ -27,8 +27,8 @@ def says_whose(path: str, number: str, *otherwise: str) -> Document:
     return {"$and": [{"$in": [{"$type": f"{path}.{name}"}, allowed]} for name, allowed in types.items()]}
 
 
-def may_be_life(incarnation: Any) -> Document:
-    """Return the expression for whether a session document is, or may be, that of this life of the session.
+def may_be_incarnation(incarnation: Any) -> Document:
+    """Return the expression for whether a session document is, or may be, that of this incarnation of the session.
 
     One whose incarnation is none any more (an export has made a text of it, say) does not tell.
     """
@@ -36,8 +36,8 @@ def may_be_life(incarnation: Any) -> Document:
     return {"$or": [{"$eq": ["$incarnation", incarnation]}, does_not_tell]}
 
 
-def lives_to_sweep(sessions: str, number: str) -> list[Document]:
-    """Return the pipeline on parts of sessions that yields the lives that seem over, and those with a marked part.
+def incarnations_to_sweep(sessions: str, number: str) -> list[Document]:
+    """Return the pipeline on related documents that yields incarnations that seem over, or have a marked document.
 
     Each is ``{_id: {session, incarnation}, over, marked}``.
 
@@ -45,7 +45,7 @@ def lives_to_sweep(sessions: str, number: str) -> list[Document]:
         sessions: Name of the collection of the session documents.
         number: The field of a part's ``_id`` that is a number.
     """
-    alive: list[Document] = [{"$match": {"$expr": may_be_life("$$incarnation")}}, {"$project": {"_id": 1}}]
+    alive: list[Document] = [{"$match": {"$expr": may_be_incarnation("$$incarnation")}}, {"$project": {"_id": 1}}]
     return [
         {"$match": {"$expr": says_whose("$_id", number)}},
         {

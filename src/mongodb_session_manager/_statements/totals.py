@@ -6,6 +6,7 @@ from typing import Any
 
 from .._model.documents import Document
 from .._model.keys import encode_key
+from .._model.limits import MAX_RATING_CHARACTERS
 from .expressions import EACH_AGENT, count_of, messages_of, number_at
 from .feedback import EMBEDDED_FEEDBACKS
 
@@ -39,10 +40,6 @@ def segment_ratings_projection(agent_id: str | None) -> Document:
     return {"_id": 0, "count": 1, "ratings": _ratings("$messages", agent_id)}
 
 
-# Longer ratings are read up to here, so that a summary stays a small read.
-_RATING_CHARACTERS = 100
-
-
 def _ratings(feedbacks: Any, agent_id: str | None) -> Document:
     if agent_id is not None:
         named = {"$eq": ["$$f.agent_id", {"$literal": agent_id}]}
@@ -52,7 +49,7 @@ def _ratings(feedbacks: Any, agent_id: str | None) -> Document:
     short = {
         "$switch": {
             "branches": [
-                {"case": {"$eq": [kind, "string"]}, "then": {"$substrCP": [rating, 0, _RATING_CHARACTERS]}},
+                {"case": {"$eq": [kind, "string"]}, "then": {"$substrCP": [rating, 0, MAX_RATING_CHARACTERS]}},
                 {"case": {"$in": [kind, ["int", "long", "double", "bool"]]}, "then": rating},
             ],
             "default": None,

@@ -32,26 +32,22 @@ from pymongo.database import Database
 from pymongo.errors import AutoReconnect, PyMongoError, ServerSelectionTimeoutError
 
 from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
+from .._model.limits import (
+    BLOB_CHUNK_BYTES,
+    BLOB_CHUNKS_PER_INSERT,
+    DISCARD_SECONDS,
+    FRESH_UPLOAD_SECONDS,
+    IDS_PER_COMMAND,
+    INT32_MAX,
+    MAX_RECONNECTS,
+    SWEEP_GRACE_SECONDS,
+)
 from .._model.pending_blobs import Blob, PendingBlobs
 from .._statements.sweeping import says_whose
 from ..errors import BlobMissingError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .sending import until_known
 from .upkeep import Failures, Orphans
-
-CHUNK_BYTES = 255 * 1024
-"""Size of every chunk but a file's last, in bytes: the default of all drivers."""
-
-# Chunks sent with one insert: 8 MB, where PyMongo's own 48 MB would be copied three times on their way.
-_CHUNKS_PER_INSERT = 32
-# Ids in one command: 20 KB.
-_IDS_PER_COMMAND = 1000
-# An upload whose connection broke is made again this often.
-_RECONNECTS = 2
-# What a failed upload left is removed at once if that is quick; otherwise by a sweep.
-_DISCARD_SECONDS = 2.0
-# An upload older than this is made again before a commit names it. Far below any grace time of a sweep.
-_FRESH_SECONDS = 3600.0
 
 _T = TypeVar("_T")
 
@@ -61,7 +57,7 @@ class BlobOwner(TypedDict):
 
     Attributes:
         session: The session's id.
-        incarnation: The life of the session.
+        incarnation: The incarnation of the session.
         agent: The agent's key.
         message: The ``message_id`` it was meant for (a commit behind other writers' messages moves it), or None for a
             blob in the agent's state.
@@ -113,7 +109,11 @@ class BlobStore:
         Raises:
             pymongo.errors.PyMongoError: A blob could not be stored. No commit may name it.
         """
-        due = [blob for blob in blobs.blobs if blob.uploaded_at is None or clock() - blob.uploaded_at > _FRESH_SECONDS]
+        due = [
+            blob
+            for blob in blobs.blobs
+            if blob.uploaded_at is None or clock() - blob.uploaded_at > FRESH_UPLOAD_SECONDS
+        ]
         if due:
             self._ensure_indexes()
         for blob in due:
@@ -136,7 +136,7 @@ class BlobStore:
             {"_id": 0, "files_id": 1, "n": 1, "data": 1},
             sort=[("files_id", ASCENDING), ("n", ASCENDING)],
             # Without it, the first answer ends after 101 chunks however small they are.
-            batch_size=2**31 - 1,
+            batch_size=INT32_MAX,
         )
         with contextlib.closing(chunks):
             for file_id, parts in itertools.groupby(chunks, key=lambda chunk: chunk["files_id"]):
@@ -157,12 +157,12 @@ class BlobStore:
 
         The chunks go first. A deletion that is interrupted can then be repeated by whoever only knows the owner.
         """
-        for ids in _batches(file_ids, _IDS_PER_COMMAND):
+        for ids in _batches(file_ids, IDS_PER_COMMAND):
             until_known(partial(self._chunks.delete_many, {"files_id": {"$in": ids}}))
             until_known(partial(self._files.delete_many, {"_id": {"$in": ids}}))
 
     def delete_session(self, session_id: str, incarnation: ObjectId | None) -> None:
-        """Delete all files of one life of a session, those of interrupted uploads included; None: of every life."""
+        """Delete all files of one incarnation of a session, those of interrupted uploads included; None: of all."""
         self.delete(self.files_of(session_id, incarnation))
 
     def keep(self, file_ids: Iterable[ObjectId], until: datetime) -> None:
@@ -174,14 +174,14 @@ class BlobStore:
         self._change(file_ids, {"expires_at": None}, {"$set": {"expires_at": until}})
 
     def keep_session(self, session_id: str, incarnation: ObjectId, until: datetime, now: datetime) -> None:
-        """Let the blobs of one life of a session expire no sooner than this, one update for each collection.
+        """Let the blobs of one incarnation of a session expire no sooner than this, one update for each collection.
 
         Those without an expiry get it if they were stored before ``now``, by the server's clock. One that was stored
         since belongs to a session that has lost its ttl meanwhile, or gets its expiry from whoever is storing it.
         """
         files = self._files.find(self._of(session_id, incarnation), {"uploadDate": 1})
         with contextlib.closing(files):
-            for found in _batches(files, _IDS_PER_COMMAND):
+            for found in _batches(files, IDS_PER_COMMAND):
                 older = [file["_id"] for file in found if file["uploadDate"] < now]
                 sooner = [{"expires_at": {"$lt": until}}]
                 self._change(
@@ -200,7 +200,7 @@ class BlobStore:
     ) -> None:
         """Change those of these files, and their chunks, of which this is true."""
         self._ensure_indexes()
-        for ids in _batches(file_ids, _IDS_PER_COMMAND):
+        for ids in _batches(file_ids, IDS_PER_COMMAND):
             chunks = {"files_id": {"$in": ids}, **(which if which_chunks is None else which_chunks)}
             until_known(partial(self._chunks.update_many, chunks, change))
             until_known(partial(self._files.update_many, {"_id": {"$in": ids}, **which}, change))
@@ -208,11 +208,11 @@ class BlobStore:
     def files_of(
         self, session_id: str, incarnation: ObjectId | None, *, before: datetime | None = None
     ) -> Iterator[ObjectId]:
-        """Yield the files of one life of a session, those of interrupted uploads included.
+        """Yield the files of one incarnation of a session, those of interrupted uploads included.
 
         Args:
             session_id: The session.
-            incarnation: The life; None: every one.
+            incarnation: The incarnation; None: every one.
             before: Only files whose upload began earlier, by the server's clock.
         """
         query = self._of(session_id, incarnation)
@@ -231,7 +231,7 @@ class BlobStore:
 
     # --- all sessions -----------------------------------------------------------------------------------------------
 
-    def sweep(self, named: Named, failures: Failures, grace_seconds: float = 24 * 3600) -> int:
+    def sweep(self, named: Named, failures: Failures, grace_seconds: float = SWEEP_GRACE_SECONDS) -> int:
         """Remove the files that nobody names any more, and chunks without a file.
 
         Dead processes leave such files, and so do sessions that expired. All times are the server's. It can be ended
@@ -263,7 +263,7 @@ class BlobStore:
         before = self.server_time() - timedelta(seconds=grace_seconds)
         orphans = Orphans(self._files, grace_seconds, self._delete_files)
         removed = 0
-        for files in _batches(self._older_files(before), _IDS_PER_COMMAND):
+        for files in _batches(self._older_files(before), IDS_PER_COMMAND):
             owners: dict[tuple[str, ObjectId, str], list[dict[str, Any]]] = {}
             for file in files:
                 owner = file["metadata"]
@@ -293,7 +293,7 @@ class BlobStore:
         is_ours = [{"$eq": [{"$type": "$_id"}, "objectId"]}, says_whose("$metadata", "message", "null", "missing")]
         query = {"uploadDate": {"$lt": before}, "$expr": {"$and": is_ours}}
         wanted = {"orphaned_at": 1, **{f"metadata.{name}": 1 for name in BlobOwner.__annotations__}}
-        files = self._files.find(query, wanted, batch_size=_IDS_PER_COMMAND).sort(_OWNER_INDEX)
+        files = self._files.find(query, wanted, batch_size=IDS_PER_COMMAND).sort(_OWNER_INDEX)
         with contextlib.closing(files.allow_disk_use(True)):
             yield from files
 
@@ -316,9 +316,9 @@ class BlobStore:
 
         removed = 0
         # Those with a mark first: what is marked behind it is not deleted by the same sweep.
-        for ids in _batches(self._files_with_marked_chunks(), _IDS_PER_COMMAND):
+        for ids in _batches(self._files_with_marked_chunks(), IDS_PER_COMMAND):
             removed += orphans.settle(of(ids), partial(without_file, ids), marked=True)
-        for ids in _batches(self._older_files_with_chunks(before), _IDS_PER_COMMAND):
+        for ids in _batches(self._older_files_with_chunks(before), IDS_PER_COMMAND):
             if without_file(ids) is not None:
                 # Without it, a sweep would read every chunk there is to find those with a mark.
                 self._chunks.create_indexes([_ORPHANS_INDEX])
@@ -344,7 +344,7 @@ class BlobStore:
             {"$group": {"_id": "$files_id"}},
             {"$match": {"$expr": {"$eq": [{"$type": "$_id"}, "objectId"]}}},
         ]
-        with self._chunks.aggregate(pipeline, allowDiskUse=True, batchSize=_IDS_PER_COMMAND) as found:
+        with self._chunks.aggregate(pipeline, allowDiskUse=True, batchSize=IDS_PER_COMMAND) as found:
             for group in found:
                 yield group["_id"]
 
@@ -369,7 +369,7 @@ class BlobStore:
             except PyMongoError as error:
                 failed.append(file_id)
                 lost = isinstance(error, AutoReconnect) and not isinstance(error, ServerSelectionTimeoutError)
-                if lost and len(failed) <= _RECONNECTS:
+                if lost and len(failed) <= MAX_RECONNECTS:
                     continue
                 self._discard(failed)
                 raise
@@ -378,20 +378,20 @@ class BlobStore:
             return
 
     def _store(self, file_id: ObjectId, content: bytes, owner: BlobOwner) -> None:
-        file = {"length": Int64(len(content)), "chunkSize": CHUNK_BYTES, "metadata": owner}
+        file = {"length": Int64(len(content)), "chunkSize": BLOB_CHUNK_BYTES, "metadata": owner}
         # An upsert, because an insert cannot take the server's time.
         self._files.update_one(
             {"_id": file_id}, {"$setOnInsert": file, "$currentDate": {"uploadDate": True}}, upsert=True
         )
-        for starts in _batches(range(0, len(content), CHUNK_BYTES), _CHUNKS_PER_INSERT):
+        for starts in _batches(range(0, len(content), BLOB_CHUNK_BYTES), BLOB_CHUNKS_PER_INSERT):
             self._chunks.insert_many(
-                {"files_id": file_id, "n": start // CHUNK_BYTES, "data": content[start : start + CHUNK_BYTES]}
+                {"files_id": file_id, "n": start // BLOB_CHUNK_BYTES, "data": content[start : start + BLOB_CHUNK_BYTES]}
                 for start in starts
             )
 
     def _discard(self, file_ids: list[ObjectId]) -> None:
         """Delete what failed attempts have left, if that is possible now."""
-        with contextlib.suppress(PyMongoError), pymongo.timeout(_DISCARD_SECONDS):
+        with contextlib.suppress(PyMongoError), pymongo.timeout(DISCARD_SECONDS):
             self.delete(file_ids)
 
     def _missing(self, file_id: ObjectId, what: str) -> BlobMissingError:

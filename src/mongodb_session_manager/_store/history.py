@@ -4,8 +4,8 @@ A segment holds the messages that follow one another from a position on, exactly
 once and never replaced; it counts as soon as the session document says so (``archived_count``). Positions count
 messages; a ``message_id`` may be higher, where the ids that were given to a repository have gaps.
 
-The order of the fields in ``_id`` makes MongoDB's own index on it the one that finds segments: by session, life of the
-session, agent, position.
+The order of the fields in ``_id`` makes MongoDB's own index on it the one that finds segments: by session, incarnation,
+agent, offset of the first message.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pymongo.read_preferences import Primary
 
 from .._model.documents import Document
 from .._model.foreign import name_of
+from .._model.limits import INT64_MAX
 from .._statements import feedback as feedback_statements
 from .._statements import related_expiry, rewrites, searching, session_listing, sweeping, totals
 from .._statements import segments as segments_statements
@@ -31,14 +32,12 @@ from .._statements.rewrites import Rewrite
 from ..errors import BlobMissingError, HistoryIncompleteError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .reading import Reader
+from .related_collection import Holds, RelatedCollection
 from .sending import attempts, is_there, until_known
-from .session_parts import Holds, SessionParts
 from .upkeep import Failures, Orphans
 
-_MAX_POSITION = 2**63 - 1
 
-
-class History(SessionParts):
+class History(RelatedCollection):
     """The segments of the sessions of one collection.
 
     Args:
@@ -57,7 +56,7 @@ class History(SessionParts):
         self._raw: Collection[RawBSONDocument] = self.collection.with_options(
             codec_options=sessions.codec_options.with_options(document_class=RawBSONDocument)
         )
-        self._raw_settled = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
+        self._raw_majority = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
         self._reader = reader
 
     def read(self, session_id: str, incarnation: ObjectId, key: str, start: int, stop: int) -> list[Document]:
@@ -86,7 +85,7 @@ class History(SessionParts):
 
         Args:
             session_id: The session.
-            incarnation: Its life.
+            incarnation: Its incarnation.
             stop: How many feedbacks are archived.
             agent_id: Only those of feedbacks that name this agent; None for all.
 
@@ -124,13 +123,13 @@ class History(SessionParts):
 
         Args:
             session_id: The session.
-            incarnation: Its life.
+            incarnation: Its incarnation.
             work: What is replaced, of which messages.
             edit: The number of this change among all of the agent's; a message that has a higher one is left alone.
             moment: Their new ``updated_at``.
 
         Returns:
-            The messages that it replaced parts of, as they were stored, and whether a feeder has read one of them here.
+            The messages that it replaced parts of, as they were stored, and whether an indexer has read one of them.
         """
         found: list[Document] = []
         indexed = False
@@ -141,7 +140,7 @@ class History(SessionParts):
             options: Any = {"array_filters": update.array_filters}
             until_known(partial(self.collection.update_one, update.filter, update.update, **options))
             found += segment["messages"]
-            # Asked behind the change: a feeder leaves its mark before it reads.
+            # Asked behind the change: an indexer leaves its mark before it reads.
             mark = self.collection.find_one({"_id": segment["_id"]}, {"indexed": 1})
             indexed = indexed or "indexed" in (mark or {})
         return found, indexed
@@ -201,11 +200,11 @@ class History(SessionParts):
     def standing(self, segment_id: Document, expires_at: datetime | None) -> Document | None:
         """Return ``{count, edits}`` of a segment, or None if there is none; it expires no sooner than this."""
         if expires_at is not None:
-            until_known(lambda: self.collection.update_one({"_id": segment_id}, related_expiry.keep_parts(expires_at)))
+            until_known(lambda: self.collection.update_one({"_id": segment_id}, related_expiry.keep_until(expires_at)))
         return self.collection.find_one({"_id": segment_id}, {"_id": 0, "count": 1, "edits": 1})
 
     def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> bool:
-        """Give an expiry to those segments of one life of a session that have none; return whether there was one."""
+        """Give an expiry to those segments of an incarnation that have none; return whether there was one."""
         there_were = super().let_expire(session_id, incarnation, until)
         if there_were:
             ensure_indexes(self.collection, [EXPIRY_INDEX])
@@ -244,13 +243,13 @@ class History(SessionParts):
     ) -> Iterator[RawBSONDocument]:
         """Yield the segment whose messages reach over this id, as it is stored."""
         for segment_id in self._covering(session_id, incarnation, key, message_id):
-            if (segment := self._raw_settled.find_one({"_id": segment_id})) is not None:
+            if (segment := self._raw_majority.find_one({"_id": segment_id})) is not None:
                 yield segment
 
     def raw_segments(self, session_id: str, incarnation: ObjectId, key: str) -> Iterator[RawBSONDocument]:
         """Yield all segments of an agent as they are stored."""
         which = _segments_of(session_id, incarnation, key)
-        with self._raw_settled.find(which, sort=[("_id", 1)]) as found:
+        with self._raw_majority.find(which, sort=[("_id", 1)]) as found:
             yield from found
 
     def sweep(
@@ -263,7 +262,7 @@ class History(SessionParts):
         orphans = Orphans(self.collection, grace_seconds)
         stale: list[Document] = [*but]
         deleted = 0
-        with self._settled().aggregate(sweeping.stale_segments(sessions), allowDiskUse=True) as found:
+        with self._majority().aggregate(sweeping.stale_segments(sessions), allowDiskUse=True) as found:
             for segment in found:
                 stale.append(segment["_id"])
                 with failures.of(segment["_id"]["session"]):
@@ -299,7 +298,7 @@ class History(SessionParts):
 
 def _segments_of(session_id: str, incarnation: ObjectId, key: str) -> Document:
     """Return the filter of all segments of an agent, or of the feedbacks."""
-    low, high = (segments_statements.segment_id(session_id, incarnation, key, first) for first in (0, _MAX_POSITION))
+    low, high = (segments_statements.segment_id(session_id, incarnation, key, first) for first in (0, INT64_MAX))
     return {"_id": {"$gte": low, "$lte": high}}
 
 

@@ -9,7 +9,7 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 
 from .._model.documents import Document
-from .._model.expiry import FOREVER, expiry_of_new_parts, parts_kept_until, parts_needed_until
+from .._model.expiry import FOREVER, expiry_of_new_related, related_kept_until, related_needed_until
 from .._model.pending_blobs import PendingBlobs
 from .._statements import related_expiry, sessions
 from .._statements.sessions import SessionRef
@@ -41,8 +41,8 @@ class RelatedDocuments:
             (self._commands.find_one({"_id": session_id}, {"indexed": sessions.ANY_INDEXED}) or {}).get("indexed")
         )
 
-    def delete_parts(self, session_id: str, incarnation: ObjectId | None, *, indexed: bool) -> None:
-        """Delete what belonged to a life of a session that is over; of the search only if something may be there."""
+    def delete_related(self, session_id: str, incarnation: ObjectId | None, *, indexed: bool) -> None:
+        """Delete the related documents of an incarnation that is over; those of the search only if it was indexed."""
         if incarnation is None:
             return  # An older document has none.
         self._history.delete_session(session_id, incarnation)
@@ -58,9 +58,9 @@ class RelatedDocuments:
         """Let the parts of a session live on where this writer would let the session outlive them."""
         session_id, promised = session.session_id, standing.get("parts_expire_at")
         if session.ttl is not None:
-            if promised is None or promised >= parts_needed_until(now() + session.ttl, session.ttl):
+            if promised is None or promised >= related_needed_until(now() + session.ttl, session.ttl):
                 return
-            until = parts_kept_until(now(), session.ttl)
+            until = related_kept_until(now(), session.ttl)
         elif standing.get("ttl_hours") is None:
             return
         elif promised is None or promised >= FOREVER:
@@ -70,14 +70,14 @@ class RelatedDocuments:
             until = FOREVER
         # Or where somebody else is moving them to, or has died over it.
         until = max(until, standing.get("parts_moving_to") or until)
-        if self._commands.update(related_expiry.announce_parts(session_id, standing, until)):
+        if self._commands.update(related_expiry.announce_move(session_id, standing, until)):
             self._history.keep(session_id, standing["incarnation"], until)
             self._commands.blobs.keep_session(session_id, standing["incarnation"], until, standing["now"])
             if standing["any_indexed"]:
                 self._search.keep(session_id, standing["incarnation"], until)
-            self._commands.update(related_expiry.promise_parts(session_id, standing, until))
+            self._commands.update(related_expiry.confirm_move(session_id, standing, until))
 
-    def let_parts_expire(self, session: SessionRef) -> None:
+    def let_related_expire(self, session: SessionRef) -> None:
         """Give an expiry to the parts of a session that has got a ttl when it had some already.
 
         The session document comes first: from then on nobody lets the session live longer than that without moving
@@ -86,8 +86,8 @@ class RelatedDocuments:
         assert session.ttl is not None
         assert session.incarnation is not None
         session_id, incarnation = session.session_id, session.incarnation
-        began, until = self._commands.blobs.server_time(), parts_kept_until(now(), session.ttl)
-        if self._commands.update(related_expiry.begin_expiry_of_parts(session_id, incarnation, until)):
+        began, until = self._commands.blobs.server_time(), related_kept_until(now(), session.ttl)
+        if self._commands.update(related_expiry.begin_expiry(session_id, incarnation, until)):
             self._history.let_expire(session_id, incarnation, until)
             if self.has_indexed(session_id):
                 self._search.let_expire(session_id, incarnation, until)
@@ -97,7 +97,7 @@ class RelatedDocuments:
         """Store the blobs of a message, or of the state of an agent, before the commit that names them.
 
         Returns:
-            The session, of the life that the blobs belong to: the only one whose documents may name them.
+            The session, of the incarnation that the blobs belong to: the only one whose documents may name them.
 
         Raises:
             SessionNotFoundError: There is no such session.
@@ -122,7 +122,7 @@ class RelatedDocuments:
         Whoever moves the parts on says so first, and leaves alone what has no expiry yet. So it is read again once they
         have theirs: if it still says the same, whoever moves them on from here finds them with it.
         """
-        which = sessions.life(session.session_id, incarnation)
+        which = sessions.of_incarnation(session.session_id, incarnation)
         kept: datetime | None = None
         for _ in attempts(f"session_id={session.session_id!r}: its blobs could not be kept"):
             standing = self._commands.find_raw(which, {"parts_expire_at": 1, "parts_moving_to": 1})
@@ -130,7 +130,7 @@ class RelatedDocuments:
                 self.delete_blobs(file_ids)
                 self._commands.explain(session, {})
                 raise has_expired(session)
-            until = expiry_of_new_parts(standing)
+            until = expiry_of_new_related(standing)
             if until == kept:
                 return
             assert until is not None  # What was promised is never taken back.
@@ -138,7 +138,7 @@ class RelatedDocuments:
             kept = until
 
     def sweep(self, older_than_seconds: float) -> int:
-        """Remove blobs that nobody names, and segments and search documents of lives that are over; return how many.
+        """Remove blobs that nobody names, segments and search documents of incarnations that are over; return how many.
 
         Raises:
             MongoDBSessionError: Errors of single sessions; what there is of all others was done.

@@ -1,21 +1,21 @@
 """The search: one document per message with its text, in a collection beside the sessions, and who keeps it right.
 
 A text index on the sessions would be paid for by every append, so messages are copied here after their turn, by a
-feeder. Three commands feed a batch: read it from the session document (or a segment), upsert its search documents, and
+indexer. Three commands feed a batch: read it from the session document (or a segment), upsert its search documents, and
 move the agent's ``indexed.count`` in the session document, by an update that matches only where it still is what was
-read. A feeder that dies in between is followed by another, which begins where ``indexed.count`` stands.
+read. An indexer that dies in between is followed by another, which begins where ``indexed.count`` stands.
 
-What a redaction removes must not come back from a feeder that had read it before, however late that one's command
-arrives. Three rules see to that, none of which needs a feeder to be alive:
+What a redaction removes must not come back from an indexer that had read it before, however late that one's command
+arrives. Three rules see to that, none of which needs an indexer to be alive:
 
-- A feeder leaves a mark before, or as, it reads: ``indexed`` in the session document, ``indexed`` in a segment. Whoever
-  changes a message gets the mark with the answer to the change; without one nobody has read the old text.
+- An indexer leaves a mark before, or as, it reads: ``indexed`` in the session document, ``indexed`` in a segment.
+  Whoever changes a message gets the mark with the answer to the change; without one nobody has read the old text.
 - Who finds the mark puts the new text here himself, even where no document is yet.
 - Every document says at how many ``edits`` its text was read, and the server keeps the newer of two; a change wins
   ties, because a segment is changed a moment after ``edits``. So a late old text meets a newer document and is dropped.
 
 A process that dies between changing a message and changing it here leaves ``rewrites`` ahead of ``indexed.rewrites`` in
-the session document; the next feeder then goes through the conversation from its beginning.
+the session document; the next indexer then goes through the conversation from its beginning.
 """
 
 from __future__ import annotations
@@ -31,28 +31,27 @@ from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from .._model.documents import Document, search_document
-from .._model.expiry import NOT_EXPIRED, expiry_of_new_parts
+from .._model.expiry import NOT_EXPIRED, expiry_of_new_related
 from .._model.keys import is_key
+from .._model.limits import (
+    INDEXED_PER_BATCH,
+    INT64_MAX,
+    MAX_BEHIND_ATTEMPTS,
+    MAX_HIT_PAGES,
+    MAX_HITS_AT_ONCE,
+    SESSIONS_PER_BATCH,
+)
 from .._statements import rewrites as rewrites_statements
 from .._statements import searching, sweeping
 from ..errors import HistoryIncompleteError, MongoDBSessionError, SessionNotFoundError
 from .history import History
 from .indexes import EXPIRY_INDEX
 from .reading import Reader
+from .related_collection import RelatedCollection
 from .sending import back_off, until_known
+from .server_codes import INDEX_NOT_FOUND
 from .session_commands import SessionCommands
-from .session_parts import SessionParts
 from .upkeep import Failures
-
-# Messages are read and put this many at a time; from a segment, all it has.
-_BATCH = 200
-# A feeder that never gets its turn in this many attempts leaves it to those that do.
-_MAX_ATTEMPTS = 50
-_INDEX_NOT_FOUND = 27
-# Hits are looked at this many at a time, where many belong to sessions that are gone.
-_MAX_PAGE = 1000
-# And no more often than this: a search that finds so few others is done.
-_MAX_PAGES = 100
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,12 @@ class MessageHit:
 
 
 @dataclass
-class Feed:
+class IndexingTask:
     """Which messages are to be found that cannot be yet.
 
     Attributes:
         session_id: The session.
-        incarnation: Which life of it; nothing is done if that is over.
+        incarnation: Which incarnation of it; nothing is done if that is over.
         key: The agent's key.
         at_least: The ``message_count`` that the agent is known to have.
         rebuild: Whether to go through all of its messages, whatever was done before.
@@ -101,7 +100,7 @@ class Feed:
     complete: bool = False
 
 
-class SearchIndex(SessionParts):
+class SearchIndex(RelatedCollection):
     """The searchable messages of the sessions of one collection.
 
     Args:
@@ -136,23 +135,23 @@ class SearchIndex(SessionParts):
 
     # --- feeding ----------------------------------------------------------------------------------------------------
 
-    def feed(self, feed: Feed) -> int:
+    def index(self, task: IndexingTask) -> int:
         """Let an agent's messages be found that cannot be yet; return how many were looked at."""
-        session_id, incarnation, key = feed.session_id, feed.incarnation, feed.key
+        session_id, incarnation, key = task.session_id, task.incarnation, task.key
         self.ensure_index()
-        if feed.rebuild:
+        if task.rebuild:
             self._commands.update(searching.begin_indexing(session_id, incarnation, key))
-        fed = lost_races = batches = 0
+        looked_at = lost_races = batches = 0
         put: list[Document] = []
-        while lost_races < _MAX_ATTEMPTS and (feed.batches is None or batches < feed.batches):
+        while lost_races < MAX_BEHIND_ATTEMPTS and (task.batches is None or batches < task.batches):
             standing = self._standing(session_id, incarnation, key)
             if standing is None:
                 self._take_back(put)
-                feed.complete = True
-                return fed
+                task.complete = True
+                return looked_at
             indexed = _well_formed(standing)
             # What was written with w=1 may have yet to reach a majority.
-            settled = standing.get("message_count", -1) >= feed.at_least
+            settled = standing.get("message_count", -1) >= task.at_least
             if not settled or indexed is None or indexed["rewrites"] != standing["rewrites"]:
                 if settled:
                     self._commands.update(searching.begin_indexing(session_id, incarnation, key))
@@ -167,8 +166,8 @@ class SearchIndex(SessionParts):
             except HistoryIncompleteError:
                 if self._commands.is_over(session_id, incarnation):
                     self._take_back(put)
-                    feed.complete = True
-                    return fed
+                    task.complete = True
+                    return looked_at
                 raise
             put = [
                 self._document(session_id, key, message["message_id"], message, standing)
@@ -178,30 +177,32 @@ class SearchIndex(SessionParts):
             batches += 1
             stop = start + len(messages)
             if stop == start or self._commands.update(searching.indexed(session_id, key, standing, stop)):
-                fed += len(messages)
-                if start >= archived and len(messages) < _BATCH:
-                    feed.complete = True
-                    return fed
+                looked_at += len(messages)
+                if start >= archived and len(messages) < INDEXED_PER_BATCH:
+                    task.complete = True
+                    return looked_at
             else:
                 back_off(lost_races)
                 lost_races += 1
-        return fed
+        return looked_at
 
-    def feed_all(self, session_id: str | None = None, *, rebuild: bool = False) -> int:
-        """Feed what is behind, of one session or of all; return how many messages were looked at.
+    def index_all(self, session_id: str | None = None, *, rebuild: bool = False) -> int:
+        """IndexingTask what is behind, of one session or of all; return how many messages were looked at.
 
         Raises:
             SessionNotFoundError: There is no such session.
-            MongoDBSessionError: Messages of single sessions could not be read; all others were fed.
+            MongoDBSessionError: Messages of single sessions could not be read; all others were looked_at.
         """
         self.ensure_index(again=True)
-        fed = sessions = 0
+        looked_at = sessions = 0
         failures = Failures()
         # Without an id that is a text, it is nobody's session.
         query: Document = {"_id": {"$type": "string"}, "$expr": NOT_EXPIRED}
         if session_id is not None:
             query["_id"] = session_id
-        for found in self._commands.collection.find(query, searching.behind_projection(), batch_size=20):
+        for found in self._commands.collection.find(
+            query, searching.behind_projection(), batch_size=SESSIONS_PER_BATCH
+        ):
             sessions += 1
             agents = [agent for agent in found["agents"] if rebuild or agent["behind"]]
             incarnation: ObjectId | None = None
@@ -210,14 +211,14 @@ class SearchIndex(SessionParts):
                     key = _addressable(found["_id"], agent["key"])
                     incarnation = incarnation or self._adopted(found, agents)
                     if incarnation is not None:  # Otherwise it was deleted.
-                        fed += self.feed(Feed(found["_id"], incarnation, key, rebuild=rebuild))
+                        looked_at += self.index(IndexingTask(found["_id"], incarnation, key, rebuild=rebuild))
         failures.tell("the search could not take in all messages")
         if session_id is not None and not sessions:
             raise SessionNotFoundError(f"session_id={session_id!r} does not exist")
-        return fed
+        return looked_at
 
     def _adopted(self, found: Document, agents: Sequence[Document]) -> ObjectId | None:
-        """Return which life of a session it is; give an older document what it lacks first. None: it is gone."""
+        """Return which incarnation of a session it is; give an older document what it lacks first. None: it is gone."""
         session_id, incarnation = found["_id"], found.get("incarnation")
         lacking = [agent["key"] for agent in agents if not agent["adopted"] and is_key(agent["key"])]
         if incarnation is None or lacking:
@@ -229,7 +230,7 @@ class SearchIndex(SessionParts):
 
     def _standing(self, session_id: str, incarnation: ObjectId, key: str) -> Document | None:
         """Return how things stand, ``{}`` if that is not settled yet, None if the session or the agent is gone."""
-        projection = searching.unindexed_projection(key, _BATCH)
+        projection = searching.unindexed_projection(key, INDEXED_PER_BATCH)
         found = self._commands.find_raw({"_id": session_id, "incarnation": incarnation}, projection)
         if found is None:
             return None if self._commands.is_over(session_id, incarnation) else {}
@@ -245,7 +246,7 @@ class SearchIndex(SessionParts):
         return messages
 
     def _take_back(self, put: Sequence[Document]) -> None:
-        """Delete what was put last, for a life that is over now: whoever deleted the session may not have found it.
+        """Delete what was put last, of an incarnation that is over: whoever deleted the session may not have found it.
 
         All else is the sweep's: a session document may only be missing because a restore has yet to bring it.
         """
@@ -289,7 +290,7 @@ class SearchIndex(SessionParts):
         )
         if "application_name" in standing:
             document["application_name"] = standing["application_name"]
-        if (expires_at := expiry_of_new_parts(standing)) is not None:
+        if (expires_at := expiry_of_new_related(standing)) is not None:
             document["expires_at"] = expires_at
         return document
 
@@ -323,7 +324,7 @@ class SearchIndex(SessionParts):
         wanted = {"score": score, **dict.fromkeys(("session_id", "agent_id", "role", "text", "created_at"), 1)}
         hits: list[MessageHit] = []
         skipped, page = 0, limit
-        for _ in range(_MAX_PAGES):
+        for _ in range(MAX_HIT_PAGES):
             try:
                 found = list(
                     self.collection.find(query, wanted)
@@ -333,7 +334,7 @@ class SearchIndex(SessionParts):
                     .allow_disk_use(True)
                 )
             except OperationFailure as error:
-                if error.code != _INDEX_NOT_FOUND:
+                if error.code != INDEX_NOT_FOUND:
                     raise
                 raise MongoDBSessionError(
                     f"{self.collection.full_name} has no text index: nothing was indexed. Make managers with "
@@ -344,11 +345,11 @@ class SearchIndex(SessionParts):
             if len(hits) >= limit or len(found) < page:
                 break
             # Documents of sessions that are gone took the places of others.
-            skipped, page = skipped + page, min(2 * page, max(limit, _MAX_PAGE))
+            skipped, page = skipped + page, min(2 * page, max(limit, MAX_HITS_AT_ONCE))
         return hits[:limit]
 
     def _alive(self, found: Sequence[Document]) -> set[tuple[str, ObjectId]]:
-        """Return which lives are not over, of those that the documents belong to."""
+        """Return which incarnations are not over, of those that the documents belong to."""
         ids = list({document["_id"]["session"] for document in found})
         query = {"_id": {"$in": ids}, "incarnation": {"$type": "objectId"}, "$expr": NOT_EXPIRED}
         sessions = self._commands.collection.find(query, {"incarnation": 1}) if ids else ()
@@ -372,7 +373,7 @@ def _well_formed(standing: Document) -> Document | None:
 
 
 def _is_count(stored: Any) -> bool:
-    return isinstance(stored, int) and not isinstance(stored, bool) and 0 <= stored < 2**63
+    return isinstance(stored, int) and not isinstance(stored, bool) and 0 <= stored <= INT64_MAX
 
 
 def _sound(messages: Iterable[Document | None], start: int) -> Iterator[Document]:

@@ -21,7 +21,7 @@ from pymongo.read_preferences import Primary, PrimaryPreferred
 from pymongo.results import UpdateResult
 
 from .._client.clients import check_client
-from .._client.command_pool import command_pool
+from .._client.executor import executor_of
 from .._model.documents import Document, check_message_count
 from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
 from .._statements import adoption, sessions, sweeping
@@ -30,11 +30,9 @@ from ..errors import BlobMissingError, SessionBusyError, SessionNotFoundError, U
 from .blobs import BlobStore
 from .reading import Reader
 from .sending import attempts, is_there, until_known
+from .server_codes import DOCUMENT_TOO_LARGE
 
 T = TypeVar("T")
-
-# What MongoDB answers where an update would make a document larger than 16 MB.
-_DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
 
 
 class SessionCommands:
@@ -47,7 +45,7 @@ class SessionCommands:
 
     Attributes:
         client: The client.
-        pool: Its threads.
+        executor: Its threads.
         collection: The session documents, their integers as plain ``int``.
         raw: The same, as they are stored.
         writes: The same, for what is encoded already.
@@ -65,7 +63,7 @@ class SessionCommands:
         check_client(client)
         preference = client.read_preference
         self.client = client
-        self.pool = command_pool(client)
+        self.executor = executor_of(client)
         self.collection: Collection[Document] = client.get_database(database_name).get_collection(
             collection_name,
             codec_options=CODEC_OPTIONS,
@@ -87,8 +85,8 @@ class SessionCommands:
         self.collection.update_one({"_id": session_id}, adoption.adopt(agent_keys))
 
     def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
-        """Return whether a life of a session is over, for certain: before what belonged to it is deleted."""
-        return not self.holds(session_id, sweeping.may_be_life(incarnation))
+        """Return whether an incarnation of a session is over, for certain: before what belonged to it is deleted."""
+        return not self.holds(session_id, sweeping.may_be_incarnation(incarnation))
 
     def holds(self, session_id: str, condition: Document) -> bool:
         """Return whether an expression is true of a session document, for certain.
@@ -158,7 +156,7 @@ class SessionCommands:
             try:
                 return until_known(send)
             except (WriteError, DocumentTooLarge) as error:
-                if isinstance(error, WriteError) and error.code not in _DOCUMENT_TOO_LARGE:
+                if isinstance(error, WriteError) and error.code not in DOCUMENT_TOO_LARGE:
                     raise
                 if isinstance(error, DocumentTooLarge) or self.when_full(update.filter["_id"]) is None:
                     raise UnstorableValueError(
@@ -228,8 +226,8 @@ def now() -> datetime:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
-def here(session: SessionRef, standing: Mapping[str, Any]) -> SessionRef:
-    """Return the session, of the life that was read: no later one is meant."""
+def pin_incarnation(session: SessionRef, standing: Mapping[str, Any]) -> SessionRef:
+    """Return the session, of the incarnation that was read: no later one is meant."""
     return session._replace(incarnation=standing["incarnation"])
 
 

@@ -13,6 +13,7 @@ from pymongo.read_preferences import Primary
 
 from .._model.documents import Document, check_message_count
 from .._model.foreign import count, mapping, mappings
+from .._model.limits import INT32_MAX
 from .._statements import commits, metadata_changes, multi_agent_states, session_listing, sessions, totals
 from .._statements import reading as reading_statements
 from .._statements.feedback import FEEDBACKS
@@ -25,8 +26,6 @@ from .session_commands import SessionCommands
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_INT32_MAX = 2**31 - 1
 
 
 def _read_again_if_gone(
@@ -55,7 +54,7 @@ class MetadataAsRead(NamedTuple):
     """What the database answered.
 
     Attributes:
-        incarnation: The life of the session; None in older documents.
+        incarnation: The incarnation of the session; None in older documents.
         content: BSON that holds ``metadata``. Bytes, so that nobody's change of a value reaches the cache.
     """
 
@@ -108,17 +107,17 @@ class SessionReads:
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
         projection = {"_id": 0, "agent_data": reading_statements.agent_data_expression(key)}
-        document = self._commands.find_one(sessions.live(session_id), projection)
+        document = self._commands.find_one(sessions.not_expired(session_id), projection)
         return (document or {}).get("agent_data")
 
     def read_message(self, session_id: str, key: str, message_id: int) -> Document | None:
         """Return one stored message, decoded, or None."""
         projection = {
             "incarnation": 1,
-            **commits.position_projection(key, message_id),
+            **commits.append_projection(key, message_id),
             **reading_statements.message_projection(key, message_id),
         }
-        document = self._commands.find_one(sessions.live(session_id), projection)
+        document = self._commands.find_one(sessions.not_expired(session_id), projection)
         if document is None or not document["exists"]:
             return None
         if document["messages"]:
@@ -132,10 +131,10 @@ class SessionReads:
         if limit == 0:
             return []
         # 32 bits are what $slice takes; no conversation has as many messages.
-        offset = min(offset, _INT32_MAX)
-        limit = None if limit is None else min(limit, _INT32_MAX - offset)
+        offset = min(offset, INT32_MAX)
+        limit = None if limit is None else min(limit, INT32_MAX - offset)
         document = self._commands.find_one(
-            sessions.live(session_id), reading_statements.page_projection(key, offset, limit)
+            sessions.not_expired(session_id), reading_statements.page_projection(key, offset, limit)
         )
         if document is None:
             return []
@@ -149,19 +148,19 @@ class SessionReads:
     def count_messages(self, session_id: str, key: str) -> int:
         """Return how many messages an agent's conversation has."""
         document = self._commands.find_one(
-            sessions.live(session_id), {"_id": 0, "count": reading_statements.count_expression(key)}
+            sessions.not_expired(session_id), {"_id": 0, "count": reading_statements.count_expression(key)}
         )
         return int((document or {}).get("count") or 0)
 
     def read_metadata(self, session_id: str) -> MetadataAsRead | None:
-        """Return a session's metadata as it is stored on the primary, and of which life of it.
+        """Return a session's metadata as it is stored on the primary, and of which incarnation of it.
 
         It will be remembered: what a secondary has not yet, would hide a write for that long.
         """
         left = {"$cond": [{"$eq": [{"$type": "$expires_at"}, "date"]}, {"$subtract": ["$expires_at", "$$NOW"]}, None]}
         projection = {"_id": 0, "incarnation": 1, "metadata": 1, "milliseconds_left": left}
         primary = self._commands.raw.with_options(read_preference=Primary())
-        found = primary.find_one(sessions.live(session_id), projection)
+        found = primary.find_one(sessions.not_expired(session_id), projection)
         if found is None:
             return None
         milliseconds = found["milliseconds_left"]
@@ -189,7 +188,7 @@ class SessionReads:
     def get_feedbacks(self, session_id: str) -> list[Document]:
         """Return a session's feedbacks, decoded, oldest first."""
         projection = {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1}
-        document = self._commands.find_plain(sessions.live(session_id), projection)
+        document = self._commands.find_plain(sessions.not_expired(session_id), projection)
         if document is None:
             return []
         feedbacks = mappings(document.get("feedbacks"))
@@ -201,7 +200,7 @@ class SessionReads:
     @_read_again_if_gone
     def read_metrics(self, session_id: str, agent_id: str | None) -> tuple[list[tuple[str, Any]], list[Any]]:
         """Return each agent's key and running totals, and the rating of each feedback; of one agent, or of all."""
-        document = self._commands.find_plain(sessions.live(session_id), totals.metrics_projection(agent_id))
+        document = self._commands.find_plain(sessions.not_expired(session_id), totals.metrics_projection(agent_id))
         if document is None:
             return [], []
         ratings: list[Any] = document["ratings"]
@@ -212,7 +211,7 @@ class SessionReads:
 
     def get_guardrail_events(self, session_id: str) -> list[Document]:
         """Return the interventions that are listed in a session, oldest first."""
-        document = self._commands.find_plain(sessions.live(session_id), {"_id": 0, "guardrail_events": 1})
+        document = self._commands.find_plain(sessions.not_expired(session_id), {"_id": 0, "guardrail_events": 1})
         return (document or {}).get("guardrail_events") or []
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str) -> MultiAgentAsRead:
@@ -222,7 +221,7 @@ class SessionReads:
             "state": multi_agent_states.multi_agent_state_expression(multi_agent_id),
             **multi_agent_states.multi_agent_projection(multi_agent_id),
         }
-        document = self._commands.find_one(sessions.live(session_id), projection) or {}
+        document = self._commands.find_one(sessions.not_expired(session_id), projection) or {}
         return MultiAgentAsRead(document.get("state"), document.get("changes"))
 
     def commit_id_at(self, session: SessionRef, key: str, message_id: int, standing: Document) -> ObjectId | None:

@@ -20,7 +20,7 @@ Holds = Callable[[str, Document], bool]
 """Returns for certain whether an expression is true of a session document: ``holds(session_id, expression)``."""
 
 
-class SessionParts:
+class RelatedCollection:
     """Deletes such documents, and moves the time on at which they expire.
 
     Attributes:
@@ -32,17 +32,17 @@ class SessionParts:
     number: ClassVar[str]
 
     def delete_session(self, session_id: str, incarnation: ObjectId) -> None:
-        """Delete all documents of one life of a session."""
+        """Delete all documents of one incarnation of a session."""
         which = {"_id": segments.segments_of(session_id, incarnation)}
         until_known(lambda: self.collection.delete_many(which))
 
     def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
-        """Let all documents of one life of a session expire no sooner than this."""
+        """Let all documents of one incarnation of a session expire no sooner than this."""
         which = {"_id": segments.segments_of(session_id, incarnation)}
-        until_known(lambda: self.collection.update_many(which, related_expiry.keep_parts(until)))
+        until_known(lambda: self.collection.update_many(which, related_expiry.keep_until(until)))
 
     def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> bool:
-        """Give an expiry to those of one life of a session that have none; return whether there was one."""
+        """Give an expiry to those of one incarnation of a session that have none; return whether there was one."""
         which = {"_id": segments.segments_of(session_id, incarnation), "expires_at": None}
         result = until_known(lambda: self.collection.update_many(which, {"$set": {"expires_at": until}}))
         return bool(result.modified_count)
@@ -50,7 +50,7 @@ class SessionParts:
     def sweep(
         self, sessions: str, holds: Holds, grace_seconds: float, failures: Failures, *, but: Sequence[Document] = ()
     ) -> int:
-        """Delete those of lives of sessions that have been over for longer than the grace time; return how many.
+        """Delete those of incarnations of sessions that have been over for longer than the grace time; return how many.
 
         Args:
             sessions: Name of the collection of the session documents.
@@ -61,19 +61,20 @@ class SessionParts:
         """
         orphans = Orphans(self.collection, grace_seconds)
         deleted = 0
-        with self._settled().aggregate(sweeping.lives_to_sweep(sessions, self.number), allowDiskUse=True) as lives:
-            for life in lives:
-                with failures.of(life["_id"]["session"]):
-                    deleted += self._sweep_life(orphans, holds, life, but)
+        to_sweep = sweeping.incarnations_to_sweep(sessions, self.number)
+        with self._majority().aggregate(to_sweep, allowDiskUse=True) as incarnations:
+            for found in incarnations:
+                with failures.of(found["_id"]["session"]):
+                    deleted += self._sweep_incarnation(orphans, holds, found, but)
         return deleted
 
-    def _sweep_life(self, orphans: Orphans, holds: Holds, life: Document, but: Sequence[Document]) -> int:
-        session_id, incarnation = life["_id"]["session"], life["_id"]["incarnation"]
+    def _sweep_incarnation(self, orphans: Orphans, holds: Holds, found: Document, but: Sequence[Document]) -> int:
+        session_id, incarnation = found["_id"]["session"], found["_id"]["incarnation"]
         ids = {**segments.segments_of(session_id, incarnation), "$nin": list(but)}
         which = {"_id": ids, "$expr": sweeping.says_whose("$_id", self.number)}
-        may_live = sweeping.may_be_life(incarnation)
-        return orphans.settle_all(which, lambda: not holds(session_id, may_live), marked=life["marked"])
+        may_exist = sweeping.may_be_incarnation(incarnation)
+        return orphans.settle_all(which, lambda: not holds(session_id, may_exist), marked=found["marked"])
 
-    def _settled(self) -> Collection[Document]:
+    def _majority(self) -> Collection[Document]:
         """Return the collection as it will be after any failover: what decides a deletion is read there."""
         return self.collection.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))

@@ -1,4 +1,4 @@
-"""Where commands run: a bounded thread pool beside each client, so that an event loop never waits for MongoDB."""
+"""Where commands run: a bounded thread executor beside each client, so that an event loop never waits for MongoDB."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pymongo import MongoClient
 
+from .._model.limits import MAX_EXECUTOR_CLOSINGS, THREADS, THREADS_BEHIND
 from .forks import in_child
 
 try:
@@ -25,16 +26,8 @@ except ImportError:  # It is Strands' private business; without it every command
 
 T = TypeVar("T")
 
-# For archiving and the search, of all sessions of a client.
-_THREADS_BEHIND = 2
-# So often a pool may be closed by somebody else just when a call was to be given to it.
-_MAX_CLOSINGS = 10
 
-THREADS = 16
-"""Threads per client. Enough for 32 concurrent turns at 50 ms a command (``benchmarks/event_loop.py``)."""
-
-
-class CommandPool:
+class Executor:
     """Runs blocking calls of one client in threads, each in a copy of its caller's context.
 
     The context carries ``pymongo.timeout()`` and the current OpenTelemetry span into the thread.
@@ -42,12 +35,12 @@ class CommandPool:
 
     def __init__(self) -> None:
         self._after_fork()
-        _all_pools.add(self)
+        _every_executor.add(self)
 
     def _after_fork(self) -> None:
         # A child has the parent's executor but none of its threads, and perhaps a lock that nobody will release.
         self._lock = threading.Lock()
-        self._executors: dict[int, ThreadPoolExecutor] = {}
+        self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Run ``call`` in a thread. Where no thread can be had any more (the interpreter is ending), run it now."""
@@ -55,18 +48,18 @@ class CommandPool:
 
     def submit_behind(self, call: Callable[[], T]) -> Future[T]:
         """Run what no turn waits for, in one of few threads that no turn needs, and with no deadline of a turn's."""
-        return self._submit(contextvars.Context(), call, _THREADS_BEHIND)
+        return self._submit(contextvars.Context(), call, THREADS_BEHIND)
 
     def _submit(self, context: contextvars.Context, call: Callable[[], T], threads: int) -> Future[T]:
-        for _ in range(_MAX_CLOSINGS):
+        for _ in range(MAX_EXECUTOR_CLOSINGS):
             with self._lock:
-                if threads not in self._executors:
-                    self._executors[threads] = ThreadPoolExecutor(threads, thread_name_prefix="mongodb-session")
-                executor = self._executors[threads]
+                if threads not in self._pools:
+                    self._pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="mongodb-session")
+                pool = self._pools[threads]
             try:
-                return executor.submit(context.run, call)
+                return pool.submit(context.run, call)
             except RuntimeError:
-                if self._executors.get(threads) is executor:
+                if self._pools.get(threads) is pool:
                     break  # The interpreter is ending.
                 # Closed between the two steps above: there is a new one to be had.
         return _run_now(lambda: context.run(call))
@@ -76,11 +69,11 @@ class CommandPool:
         return await settle(self.submit(call))
 
     def close(self, *, wait: bool = False) -> None:
-        """Let the threads end when what they do is done, and perhaps wait for that. The pool can be used again."""
+        """Let the threads end when what they do is done, and perhaps wait for that. The executor can be used again."""
         # No lock: the garbage collector may call this while the same thread holds it.
-        executors, self._executors = self._executors, {}
-        for executor in executors.values():
-            executor.shutdown(wait=wait)
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.shutdown(wait=wait)
 
 
 async def settle(future: Future[T]) -> T:
@@ -106,14 +99,14 @@ async def settle(future: Future[T]) -> T:
     return waiting.result()
 
 
-def command_pool(client: MongoClient[Any]) -> CommandPool:
-    """Return the pool that belongs to this client."""
-    with _pools_lock:
-        pool = _pools.get(id(client))
-        if pool is None:
-            pool = _pools[id(client)] = CommandPool()
-            weakref.finalize(client, _forget, id(client), pool).atexit = False
-        return pool
+def executor_of(client: MongoClient[Any]) -> Executor:
+    """Return the executor that belongs to this client."""
+    with _executors_lock:
+        executor = _executor_of_client.get(id(client))
+        if executor is None:
+            executor = _executor_of_client[id(client)] = Executor()
+            weakref.finalize(client, _forget, id(client), executor).atexit = False
+        return executor
 
 
 def alone_on_a_private_loop() -> bool:
@@ -136,15 +129,15 @@ def in_event_loop() -> bool:
 
 
 # By identity: two clients of one server compare equal, but one may be closed while the other works.
-_pools: dict[int, CommandPool] = {}
-_pools_lock = threading.Lock()
-_all_pools: weakref.WeakSet[CommandPool] = weakref.WeakSet()
+_executor_of_client: dict[int, Executor] = {}
+_executors_lock = threading.Lock()
+_every_executor: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 
-def _forget(client_id: int, pool: CommandPool) -> None:
+def _forget(client_id: int, executor: Executor) -> None:
     # No lock, for the same reason. The client is just dying, so no other has its id yet.
-    _pools.pop(client_id, None)
-    pool.close()
+    _executor_of_client.pop(client_id, None)
+    executor.close()
 
 
 def _run_now(call: Callable[[], T]) -> Future[T]:
@@ -158,7 +151,7 @@ def _run_now(call: Callable[[], T]) -> Future[T]:
 
 @in_child
 def _after_fork_in_child() -> None:
-    global _pools_lock
-    _pools_lock = threading.Lock()
-    for pool in list(_all_pools):
-        pool._after_fork()
+    global _executors_lock
+    _executors_lock = threading.Lock()
+    for executor in list(_every_executor):
+        executor._after_fork()
