@@ -35,6 +35,7 @@ from ._model.keys import (
     exact_text,
 )
 from ._model.limits import BLOB_THRESHOLD_BYTES, DEFAULT_PAGE, INT32_MAX, MAX_METADATA_BYTES, SWEEP_GRACE_SECONDS
+from ._model.metrics import Totals
 from ._model.metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
 from ._model.pending_blobs import PendingBlobs
 from ._session.metadata_cache import CacheUse, SessionPlace
@@ -149,7 +150,7 @@ class MongoDBSessionRepository(SessionRepository):
         updated_at = documents.parse_time(session.updated_at, moment)
         session_type = check_name(session.session_type, "session_type")
         try:
-            self._store.insert(
+            self._store.lifecycle.insert(
                 documents.new_session(session_id, session_type, None, created_at, updated_at)
                 | first_expiry(moment, self._ttl)
             )
@@ -180,7 +181,7 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session = self._ref(session_id)
         with self._changing_metadata(session.session_id):
-            self._store.delete(session)
+            self._store.lifecycle.delete(session)
 
     def list_sessions(
         self,
@@ -265,9 +266,9 @@ class MongoDBSessionRepository(SessionRepository):
         blobs = self._pending_blobs()
         data = documents.agent_data(session_agent, blobs)
         session = self._store.related.upload(session, key, None, blobs)
-        exists = self._store.guarded(
+        exists = self._store.changes.guarded(
             session,
-            lambda session, _: commits.commit(session, commits.Commit(key, 0, creates=data), now()),
+            lambda session, _: commits.commit(session, commits.Commit(key, creates=data), now()),
             commits.agent_projection(key),
             lambda found: bool(found["exists"]),
             agent_keys=[key],
@@ -302,7 +303,7 @@ class MongoDBSessionRepository(SessionRepository):
         moment = now()
         fields["updated_at"] = documents.to_iso(moment)
         if (
-            self._store.guarded(
+            self._store.changes.guarded(
                 session,
                 lambda session, found: commits.agent_fields(session, key, fields, found["changes"], moment),
                 commits.agent_projection(key),
@@ -342,24 +343,12 @@ class MongoDBSessionRepository(SessionRepository):
         blobs = self._pending_blobs()
         body = documents.session_message_body(session_message, blobs)
         session = self._store.related.upload(session, key, message_id, blobs)
-        message = documents.message_document(message_id, body, created_at, updated_at)
-        message["commit_id"] = ObjectId()
-        standing = self._store.guarded(
-            session,
-            lambda session, _: commits.append_message(session, key, message, now()),
-            commits.append_projection(key, message_id),
-            lambda found: not found["exists"] or found["message_count"] > message_id,
-            agent_keys=[key],
-        )
-        if standing is not None and not standing["exists"]:
-            raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")
-        # With this commit id, it was stored, and only the answer to the first attempt was lost.
-        stored_by = standing and self._store.reads.commit_id_at(session, key, message_id, standing)
-        if standing is not None and stored_by != message["commit_id"]:
-            raise SessionConflictError(
-                f"session_id={session_id!r}, agent_id={agent_id!r}: message_id={message_id} is taken; "
-                f"the next is {standing['message_count']}"
-            )
+        message = commits.TrackedMessage(None, None, body.get("tracking_id"))
+        message.body = {**body, "created_at": created_at, "updated_at": updated_at}
+        message.totals = Totals()
+        message.totals.add_message(starts_turn=False)
+        append = commits.Commit(key, [message], first_message_id=message_id, gap_allowed=True)
+        self._store.messages.commit(session, append)
         session_message.created_at = documents.to_iso(created_at)
         session_message.updated_at = documents.to_iso(updated_at)
 
@@ -391,7 +380,7 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._store.related.upload(session, key, message_id, blobs)
         moment = now()
         work = Rewrite(key, message_id, body, body.get("tracking_id"))
-        self._store.rewrite(session, work, moment)
+        self._store.messages.rewrite(session, work, moment)
         session_message.updated_at = documents.to_iso(moment)
 
     def list_messages(
@@ -441,7 +430,7 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
-        self._store.put_multi_agent(session, multi_agent_id, state)
+        self._store.changes.put_multi_agent(session, multi_agent_id, state)
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Return the stored state of a graph or swarm, or None."""
@@ -460,7 +449,7 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
-        missing = self._store.guarded(
+        missing = self._store.changes.guarded(
             session,
             lambda session, found: multi_agent_states.multi_agent(
                 session, multi_agent_id, state, found["changes"], now()
@@ -721,12 +710,12 @@ class MongoDBSessionRepository(SessionRepository):
         known = session()
         if metadata:
             with self._changing_metadata(known.session_id):
-                self._store.set_metadata(known, metadata)
+                self._store.changes.set_metadata(known, metadata)
 
     def _delete_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
         if keys:
             with self._changing_metadata(session.session_id):
-                self._store.unset_metadata(session, keys)
+                self._store.changes.unset_metadata(session, keys)
 
     def _read_metadata(self, session_id: str, incarnation: ObjectId | None) -> dict[str, Any]:
         """Return what ``get_metadata`` returns, from the cache if there is one."""
@@ -751,7 +740,7 @@ class MongoDBSessionRepository(SessionRepository):
         link = None
         if stored.get("agent_id") is not None:
             link = MessageLink(encode_key(stored["agent_id"]), stored.get("message_id"))
-        self._store.add_feedback(session(), stored, link, moment)
+        self._store.changes.add_feedback(session(), stored, link, moment)
 
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.

@@ -68,7 +68,7 @@ class HeldLease:
 
     def take(self, owner: str, token: str, seconds: float) -> float | None:
         """Take the lease; return None, or for how many seconds somebody else has it."""
-        taken_for = self._store.take_lease(self._opened(), owner, token, seconds)
+        taken_for = self._store.changes.take_lease(self._opened(), owner, token, seconds)
         if taken_for is None:
             self.token = token
             self._taken()
@@ -85,14 +85,14 @@ class HeldLease:
             raise MongoDBSessionError("this manager holds no lease")
         session = self._session()
         known = {"incarnation": session.incarnation}
-        self._store.guarded(session, lambda session, _: renew_lease(session, seconds), known=known)
+        self._store.changes.guarded(session, lambda session, _: renew_lease(session, seconds), known=known)
 
     def release(self, token: str, error: BaseException | None) -> None:
         """Give it back; with an error on its way, a failure becomes a note of that."""
         if self.token == token:  # Else it was not got: another task of this manager may have it.
             self.token = None
         try:
-            self._store.release_lease(self.session_id, token)
+            self._store.changes.release_lease(self.session_id, token)
         except PyMongoError as failure:
             if error is None:
                 raise
