@@ -29,7 +29,8 @@ from mongodb_session_manager import BlobMissingError, MongoDBSessionError, Unsto
 from mongodb_session_manager._model.encoding import CODEC_OPTIONS, MARKER, blob_files, decode, encode, to_bson
 from mongodb_session_manager._model.limits import BLOB_CHUNK_BYTES
 from mongodb_session_manager._model.pending_blobs import PendingBlobs
-from mongodb_session_manager._store.blobs import BlobOwner, BlobStore
+from mongodb_session_manager._model.related_shapes import BlobOwner
+from mongodb_session_manager._store.blobs import BlobStore
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
