@@ -1,4 +1,4 @@
-"""Who is told what the library does: OpenTelemetry by spans, a factory's observer by counts. Nobody, unless asked for.
+"""Spans for OpenTelemetry, and calls to the observer of a factory. Neither happens unless it is asked for.
 
 `enable` switches the spans on. OpenTelemetry is not imported before that.
 """
