@@ -105,13 +105,10 @@ def summed(totals: Iterable[Totals], path: str = "") -> tuple[Document, Document
     maxima: Document = {}
     for grown in totals:
         for name, amount in grown.increments.items():
-            name = path + name
-            increments[name] = increments.get(name, 0) + (
-                amount if abs(amount) <= MAX_INTEGER_INCREMENT else float(amount)
-            )
+            added = amount if abs(amount) <= MAX_INTEGER_INCREMENT else float(amount)
+            increments[path + name] = increments.get(path + name, 0) + added
         for name, value in grown.maxima.items():
-            name = path + name
-            maxima[name] = max(value, maxima.get(name, 0))
+            maxima[path + name] = max(value, maxima.get(path + name, 0))
     return increments, maxima
 
 
