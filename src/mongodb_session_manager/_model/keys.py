@@ -126,7 +126,7 @@ def check_message_id(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidIdentifierError(f"message_id must be an int, not {type(value).__name__}")
     if not 0 <= value < INT64_MAX:
-        raise InvalidIdentifierError(f"message_id={shown(value)} is out of range")
+        raise InvalidIdentifierError(f"message_id={shown(value)} is out of range", message_id=value)
     return int(value)
 
 
