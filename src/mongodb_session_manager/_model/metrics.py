@@ -1,8 +1,8 @@
 """What a turn cost: the metrics of one message, and the running totals of an agent.
 
 What is stored on a message is that message's own usage and latency, so that sums over messages are true. Strands'
-``event_loop_metrics`` grow as long as an ``Agent`` object exists; their sum would count the same tokens again and again.
-The running totals grow by ``$inc`` in the same update that stores the message.
+``event_loop_metrics`` grow as long as an ``Agent`` object exists; their sum would count the same tokens again and
+again. The running totals grow by ``$inc`` in the same update that stores the message.
 """
 
 from __future__ import annotations
