@@ -160,6 +160,7 @@ def test_indexes_are_made_once_per_process(
     assert any(i["key"] == [("files_id", 1), ("n", 1)] and i["unique"] for i in chunks.index_information().values())
 
 
+@pytest.mark.slow
 def test_twelve_blobs_are_read_with_one_command(watched: BlobStore, recorder: CommandRecorder) -> None:
     value = upload(watched, *(bytes([n]) * MEGABYTE for n in range(12)))
     with recorder.recording() as commands:
@@ -481,6 +482,7 @@ def test_a_sweep_removes_old_chunks_without_a_file(store: BlobStore, files: Any,
     assert left(files) == {live, *blob_files(value)}
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_alone_what_this_library_has_not_stored(store: BlobStore, database: Any, files: Any) -> None:
     foreign = gridfs.GridFSBucket(database, "sessions_blobs").upload_from_stream("theirs", b"x", metadata={"by": "me"})
     age(files, [foreign], days=100)

@@ -650,6 +650,7 @@ def test_a_prompt_that_was_tried_again_is_one_event_though_it_stands_there_twice
 # --- long sessions
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.parametrize("moment", [None, "before it is run", "before its answer arrives"])
 def test_the_redaction_of_an_archived_message_is_listed_once(
@@ -688,6 +689,7 @@ def test_the_redaction_of_an_archived_message_is_listed_once(
     office.nothing_at_rest(*MATCHES)
 
 
+@pytest.mark.slow
 def test_the_event_of_a_message_moves_into_the_history_with_it(office: Office) -> None:
     with office.manager(**SMALL) as manager:
         agent = guarded(manager, BLOCKED, *map(str, range(8)))
