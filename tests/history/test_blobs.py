@@ -26,7 +26,8 @@ from mongodb_session_manager import BlobMissingError, MongoDBSessionError
 from mongodb_session_manager._model.encoding import blob_files, decode, to_bson
 from mongodb_session_manager._model.limits import BLOB_CHUNK_BYTES
 from mongodb_session_manager._model.pending_blobs import PendingBlobs
-from mongodb_session_manager._store.blobs import BlobOwner, BlobStore
+from mongodb_session_manager._model.related_shapes import BlobOwner
+from mongodb_session_manager._store.blobs import BlobStore
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

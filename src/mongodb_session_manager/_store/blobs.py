@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import pymongo
 from bson import Int64, ObjectId
@@ -43,6 +43,7 @@ from .._model.limits import (
     SWEEP_GRACE_SECONDS,
 )
 from .._model.pending_blobs import Blob, PendingBlobs
+from .._model.related_shapes import BlobOwner
 from .._statements.sweeping import says_whose
 from ..errors import BlobMissingError
 from .indexes import EXPIRY_INDEX, ensure_indexes
@@ -50,23 +51,6 @@ from .sending import until_known
 from .upkeep import Failures, Orphans
 
 _T = TypeVar("_T")
-
-
-class BlobOwner(TypedDict):
-    """Whose a blob is, as its file's ``metadata`` says.
-
-    Attributes:
-        session: The session's id.
-        incarnation: The incarnation of the session.
-        agent: The agent's key.
-        message: The ``message_id`` it was meant for (a commit behind other writers' messages moves it), or None for a
-            blob in the agent's state.
-    """
-
-    session: str
-    incarnation: ObjectId
-    agent: str
-    message: int | None
 
 
 Named = Callable[[str, ObjectId, str, Mapping[ObjectId, int | None]], AbstractSet[ObjectId]]
