@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pymongo.database import Database
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 SHAPES: list[Any] = [
     shape
@@ -317,7 +317,7 @@ NEVER_MET = {
 }
 
 
-@pytest.mark.one_server
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["message", "turn"])
 def test_whatever_is_stored_has_the_documented_fields_and_types(database: Database[Any], durability: str) -> None:
     inspection = Inspection()
