@@ -24,7 +24,7 @@ playground: $(INSTALLED) ## A chat in the browser, on a bundled MongoDB with an 
 	$(BIN)/python playground/chat/playground.py
 
 quick: $(INSTALLED) ## Most tests, on a standalone MongoDB, in less than a minute.
-	$(BIN)/python -m pytest --numprocesses 2 -m 'not (slow or faults or programs or browser)'
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not (slow or faults or programs or browser)'
 
 test: browser ## All tests: on a standalone MongoDB, with faults on a replica set too, and in a browser.
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal

@@ -364,6 +364,7 @@ def test_connections_in_use_are_counted_while_they_are_in_use(
     assert done["created"] >= 8  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_threads_that_wait_for_a_connection_are_counted_and_so_is_their_wait(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
@@ -391,6 +392,7 @@ def test_threads_that_wait_for_a_connection_are_counted_and_so_is_their_wait(
     )
 
 
+@pytest.mark.slow
 def test_a_wait_in_vain_is_counted_as_a_failure_with_its_time(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:

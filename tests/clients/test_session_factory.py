@@ -148,6 +148,7 @@ def test_database_and_collection_are_the_factorys_unless_a_call_says_otherwise(
     assert [document["_id"] for document in database["thirds"].find()] == ["by position"]
 
 
+@pytest.mark.slow
 def test_parameters_of_the_factory_are_the_defaults_of_its_managers(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:

@@ -275,6 +275,7 @@ def sign(tool_context: ToolContext) -> str:
     return f"signed by {answer}"
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_an_interrupt_that_shows_an_image_is_answered_in_a_new_process(app: Application, durability: str) -> None:
     def signer() -> Agent:
@@ -343,6 +344,7 @@ class Orchestrator:
         return self.state
 
 
+@pytest.mark.slow
 def test_the_repository_keeps_large_state_of_graphs_beside_the_session(app: Application) -> None:
     repository = app.repository
     app.manager().update_metadata({"begun": True})
@@ -550,6 +552,7 @@ def test_an_image_in_the_state_that_does_not_change_is_uploaded_once(app: Applic
     assert_only_named_files_are_left(app.database)
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_an_image_in_the_state_that_is_replaced_is_left_to_the_sweep(app: Application, durability: str) -> None:
     manager = app.manager(durability=durability)
@@ -579,6 +582,7 @@ def two_turns_with_images(app: Application, **options: Any) -> tuple[MongoDBSess
     return manager, agent
 
 
+@pytest.mark.slow
 def test_updating_a_message_deletes_what_only_it_named(app: Application) -> None:
     two_turns_with_images(app)
     message = app.repository.read_message("s", "assistant", 0)
@@ -620,6 +624,7 @@ def test_an_image_that_a_guardrail_redacts_is_never_sent_or_deleted_at_once(app:
     assert_same(app.restored().messages, agent.messages)
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_redacting_the_latest_message_deletes_its_images_and_no_others(app: Application, durability: str) -> None:
     manager, agent = two_turns_with_images(app, durability=durability)
@@ -666,6 +671,7 @@ def test_what_a_redaction_leaves_of_a_message_that_was_not_sent_yet_is_sent_with
     assert_only_named_files_are_left(app.database)
 
 
+@pytest.mark.slow
 def test_what_an_update_leaves_of_an_archived_message_keeps_its_blobs(app: Application) -> None:
     manager = archived_conversation(app, metadata={"custom": {"scan": data(99)}})
     files = set(left(app.database)[0])
@@ -680,6 +686,7 @@ def test_what_an_update_leaves_of_an_archived_message_keeps_its_blobs(app: Appli
     manager.close()
 
 
+@pytest.mark.slow
 def test_deleting_a_session_deletes_the_files_of_that_life_only(app: Application) -> None:
     two_turns_with_images(app)
     app.files.update_many({}, {"$set": {"metadata.incarnation": ObjectId()}})  # Of another life, as yet unswept.
@@ -713,6 +720,7 @@ def archived_conversation(app: Application, **first_message: Any) -> MongoDBSess
     return manager
 
 
+@pytest.mark.slow
 def test_images_of_archived_messages_are_read_and_are_gone_with_a_redaction(app: Application) -> None:
     archived_conversation(app)
     stored = app.repository.list_messages("s", "assistant")
@@ -731,6 +739,7 @@ def test_images_of_archived_messages_are_read_and_are_gone_with_a_redaction(app:
     assert_only_named_files_are_left(app.database)
 
 
+@pytest.mark.slow
 def test_deleting_a_session_deletes_the_files_of_archived_messages(app: Application) -> None:
     archived_conversation(app)
     app.repository.delete_session("s")
@@ -772,6 +781,7 @@ def test_a_page_of_messages_fetches_the_blobs_of_that_page_only(app: Application
     assert commands.on("sessions_blobs.chunks") == []
 
 
+@pytest.mark.slow
 def test_an_archived_page_of_messages_fetches_the_blobs_of_that_page_only(app: Application) -> None:
     archived_conversation(app)
     with app.recorder.recording() as commands:

@@ -232,6 +232,7 @@ WRITES: dict[str, Callable[[MongoDBSessionRepository], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", WRITES)
 def test_every_write_of_a_repository_is_an_activity(
     client: MongoClient[Any],
@@ -319,6 +320,7 @@ def test_what_a_manager_writes_after_the_end_of_its_session_is_refused_and_bring
     assert document(database) == before
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 def test_an_id_that_is_resumed_after_the_end_is_a_new_session_and_nothing_is_left_of_the_old(
@@ -345,6 +347,7 @@ def test_an_id_that_is_resumed_after_the_end_is_a_new_session_and_nothing_is_lef
     assert_parts_outlive(database)
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_an_expired_session_is_created_anew_by_a_repository_and_deleted_like_an_absent_one(
     client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
@@ -412,6 +415,7 @@ def test_mongodb_removes_a_session_and_all_its_parts(
     assert said(windowed(opened("kept")).messages) == said(windowed(opened("endless", None)).messages) != []
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_resume_after_the_end_does_not_need_the_parts_that_are_gone(
     client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
@@ -428,6 +432,7 @@ def test_a_resume_after_the_end_does_not_need_the_parts_that_are_gone(
     assert windowed(opened()).messages == []
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.parametrize("again", ["create_session", "open"])
 def test_a_new_session_in_the_place_of_an_expired_one_is_there_once_though_its_answer_was_lost(
@@ -572,6 +577,7 @@ def test_leaving_with_after_the_end_of_a_session_closes_the_manager(server: Any,
         asyncio.run(in_async_code())
 
 
+@pytest.mark.slow
 def test_a_write_that_is_refused_for_another_reason_leaves_the_expiry_as_it_is(
     client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -588,6 +594,7 @@ def test_a_write_that_is_refused_for_another_reason_leaves_the_expiry_as_it_is(
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_parts_expire_about_one_ttl_after_their_session(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -626,6 +633,7 @@ def test_parts_move_on_when_less_than_one_ttl_is_left_and_only_then(
     assert len(stored(database).messages) == 20
 
 
+@pytest.mark.slow
 def test_a_writer_with_a_longer_ttl_takes_the_parts_along(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -644,6 +652,7 @@ def test_a_writer_with_a_longer_ttl_takes_the_parts_along(
     assert windowed(opened(ttl_hours=1)).messages == []
 
 
+@pytest.mark.slow
 def test_a_session_without_a_ttl_gets_one_at_its_next_activity_and_so_do_its_parts(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -670,6 +679,7 @@ def test_a_ttl_that_came_and_went_before_the_parts_had_any_expiry_is_gone(
     assert_parts_outlive(database)
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 def test_a_session_loses_its_ttl_at_its_next_activity_and_keeps_its_parts(

@@ -107,6 +107,7 @@ def prompts(count: int, first: int = 0) -> list[str]:
 # --- when, and how much
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 @pytest.mark.parametrize("window", [2, 4])
@@ -156,6 +157,7 @@ def test_with_the_default_thresholds_200_messages_are_many_enough_and_100_of_the
     assert (len(found.archived), len(found.embedded)) == (100, 100)
 
 
+@pytest.mark.slow
 def test_where_bytes_force_it_a_segment_has_as_many_messages_as_half_of_archive_after_bytes(service: Service) -> None:
     service.converse(*(f"{'x' * 700} {number}" for number in range(12)), archive_after_bytes=8000, archive_block=100)
 
@@ -251,6 +253,7 @@ def test_the_turn_itself_does_not_wait_for_its_archiving(service: Service, serve
     assert len(gapless(stored(service.database)).archived) >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_archiving_that_fails_is_logged_and_the_next_turn_does_it(
     service: Service, client: MongoClient[Any], caplog: pytest.LogCaptureFixture
@@ -270,6 +273,7 @@ def test_archiving_that_fails_is_logged_and_the_next_turn_does_it(
     assert texts(found.messages) == said(*prompts(6), "and on")
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_messages_appended_by_hand_are_archived_in_their_places(service: Service, durability: Any) -> None:
     expected = []
@@ -462,6 +466,7 @@ def documents_examined(service: Service, commands: Commands) -> int:
     return examined
 
 
+@pytest.mark.slow
 def test_the_number_of_messages_is_that_of_all_archived_or_not(service: Service) -> None:
     with service.manager(**SMALL) as manager:
         agent = talker(manager)
@@ -535,6 +540,7 @@ ODD: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_values_and_fields_that_nobody_knows_are_archived_byte_for_byte(service: Service) -> None:
     with service.manager(**NEVER) as manager:
         agent = talker(manager)
@@ -634,6 +640,7 @@ def test_a_redacted_message_is_in_none_of_the_collections(service: Service, mess
     }
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_the_latest_message_of_a_process_is_redacted_where_another_process_has_archived_it(service: Service) -> None:
     with service.manager() as manager:
@@ -717,6 +724,7 @@ def test_a_deleted_session_takes_its_own_segments_along_and_no_others(service: S
         assert service.listed(session_id) == said(*prompts(6))
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_session_that_begins_again_sees_nothing_of_the_one_before(service: Service) -> None:
     service.converse(*prompts(8), **SMALL)
@@ -959,6 +967,7 @@ def test_an_answer_is_counted_though_the_prompt_in_its_commit_found_no_room(serv
     assert model["calls"] == 2
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_a_text_of_16_mb_is_refused_by_name_and_size_and_the_session_goes_on(service: Service, durability: Any) -> None:
     with service.manager(durability=durability, **SMALL) as manager:

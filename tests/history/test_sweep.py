@@ -154,6 +154,7 @@ def test_what_a_session_has_left_goes_with_the_first_sweep_after_the_grace_time_
     assert_every_named_file_is_whole(world.database)
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_session_that_comes_back_loses_nothing_and_has_the_whole_grace_time_when_it_is_lost_again(
     world: World,
@@ -228,6 +229,7 @@ def test_a_manager_that_goes_on_in_the_middle_of_a_restore_deletes_no_history(wo
     assert_whole(world, "s")
 
 
+@pytest.mark.slow
 def test_a_segment_that_nobody_can_commit_goes_after_the_grace_time_and_stays_if_its_session_goes_back_in_time(
     world: World,
 ) -> None:
@@ -262,6 +264,7 @@ def test_a_segment_that_nobody_can_commit_goes_after_the_grace_time_and_stays_if
     assert segments.count_documents({}) == count - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "counters",
     [{"edits": "x"}, {"archived_count": float("nan"), "edits": 5}, {"archived_count": None, "edits": 5}],
@@ -281,6 +284,7 @@ def test_a_segment_is_not_given_up_because_somebody_has_spoilt_a_counter(world: 
     assert segments.count_documents({}) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "incarnation", [5, "65f000000000000000000000", [ObjectId("65f000000000000000000000")]], ids=str
 )
@@ -364,6 +368,7 @@ def test_what_others_keep_in_these_collections_is_left_as_it_is_and_keeps_nothin
 # --- several at once, and errors ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.parametrize("number", range(1, 19))
 def test_a_session_that_comes_back_between_any_two_commands_of_a_sweep_keeps_no_mark(
@@ -456,6 +461,7 @@ def found(world: World, session_id: str) -> list[int]:
     return sorted(hit.message_id for hit in hits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoilt", ["x", None, 5, [1], {"message_id": [1], "content": [{"text": "prompt"}]}], ids=str)
 def test_a_spoilt_message_keeps_no_other_of_its_session_from_being_found(world: World, spoilt: Any) -> None:
     world.begin("s", index_messages=False)
@@ -483,6 +489,7 @@ SPOILT: dict[str, Callable[[Any], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", SPOILT.values(), ids=SPOILT)
 def test_messages_that_cannot_be_indexed_are_told_by_their_session_and_keep_off_no_others(
     world: World, change: Callable[[Any], None]
@@ -494,6 +501,7 @@ def test_messages_that_cannot_be_indexed_are_told_by_their_session_and_keep_off_
     assert found(world, "s") == list(range(12))
 
 
+@pytest.mark.slow
 def test_an_agents_record_that_says_too_much_of_the_search_hides_no_message(world: World) -> None:
     world.begin("s", index_messages=False)
     world.database[SESSIONS].update_one({}, {"$set": {"agents.assistant.indexed": {"count": 2**40, "rewrites": 0}}})
@@ -501,6 +509,7 @@ def test_an_agents_record_that_says_too_much_of_the_search_hides_no_message(worl
     assert found(world, "s") == list(range(12))
 
 
+@pytest.mark.slow
 def test_a_spoilt_search_document_hides_no_other(world: World) -> None:
     world.begin("s")
     spoilt = [("role", 5), ("text", ["prompt"]), ("agent_id", ["x"]), ("session_id", "$unset")]

@@ -212,6 +212,7 @@ def test_feedback_in_the_middle_of_a_turn_that_is_stored_at_its_end_finds_no_mes
 # --- archived messages, gaps, older documents
 
 
+@pytest.mark.slow
 def test_feedback_on_an_archived_message_is_stored_and_needs_no_look_into_the_history(app: Application) -> None:
     manager = conversation(app, *(f"Question {n}." for n in range(8)), **SMALL)
     agent = app.database[SESSIONS].find_one({"_id": "s"})["agents"]["assistant"]  # type: ignore[index]
@@ -252,6 +253,7 @@ def test_an_archived_message_is_looked_for_in_the_history_where_ids_have_gaps(ap
     assert [feedback["message_id"] for feedback in app.stored()] == [5]
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_feedback_on_a_message_that_was_deleted_while_it_was_looked_for_is_not_given_to_the_next_session(
     app: Application, server: Any

@@ -132,6 +132,7 @@ def test_a_session_that_does_not_exist_is_asked_for_until_somebody_begins_it(pro
     assert here.metadata() == {"begun": True}
 
 
+@pytest.mark.slow
 def test_an_empty_session_is_known_to_be_empty(process: Any) -> None:
     here = process(cache())
     assert here.manager().session
@@ -141,6 +142,7 @@ def test_an_empty_session_is_known_to_be_empty(process: Any) -> None:
     assert here.recorder.names == ["find"]
 
 
+@pytest.mark.slow
 def test_sessions_collections_and_databases_do_not_share_entries(process: Any, client: MongoClient[Any]) -> None:
     here = process(cache())
     name = here.manager().session_repository.database.name

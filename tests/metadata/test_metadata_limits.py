@@ -165,6 +165,7 @@ def test_a_path_that_is_too_long_is_refused_before_anything_is_sent(
     assert recorder.names == []
 
 
+@pytest.mark.slow
 def test_the_deepest_and_the_longest_are_stored_found_and_deleted(repository: MongoDBSessionRepository) -> None:
     for path, value in (
         ("d", nested(MAX_METADATA_DEPTH - 1)),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ToolCall
-from pymongo import MongoClient
 from strands import Agent
 from support.commands import CommandRecorder
 from support.histories import SESSIONS
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pymongo.database import Database
-
-NOWHERE = "mongodb://127.0.0.1:9/"
 
 
 @pytest.fixture
@@ -304,22 +300,3 @@ def test_a_manager_may_have_another_hook_than_its_factory_or_none(factory: Any) 
 
 async def _async_hook(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
     """A hook that would never run."""
-
-
-class _AsyncCallable:
-    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Likewise."""
-
-
-@pytest.mark.parametrize(
-    "hook",
-    ["a name", 1, {}, _async_hook, functools.partial(_async_hook), _AsyncCallable()],
-    ids=["text", "number", "dict", "async function", "partial of one", "async callable"],
-)
-@pytest.mark.parametrize("name", ["metadata_hook", "feedback_hook"])
-def test_what_cannot_be_called_as_a_hook_is_refused_when_the_application_starts(name: str, hook: Any) -> None:
-    with pytest.raises(TypeError, match=name):
-        MongoDBSessionManagerFactory(NOWHERE, **{name: hook})
-    client: MongoClient[Any]
-    with MongoClient(NOWHERE, connect=False) as client, pytest.raises(TypeError, match=name):
-        MongoDBSessionManager("s", client=client, **{name: hook})

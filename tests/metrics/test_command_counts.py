@@ -509,6 +509,7 @@ def test_a_long_conversation_that_is_resumed_goes_on_where_it_ended(shop: Shop) 
     assert [message["message_id"] for message in stored["messages"][-2:]] == [5_000, 5_001]
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_resuming_forty_messages_of_350_bytes_reads_at_most_24_kilobytes(shop: Shop, durability: Any) -> None:
     answers = [f"{n:03d}".ljust(350, "a") for n in range(20)]
@@ -523,6 +524,7 @@ def test_resuming_forty_messages_of_350_bytes_reads_at_most_24_kilobytes(shop: S
     assert 40 * 350 < commands.reply_bytes <= 24 * 1024
 
 
+@pytest.mark.slow
 def test_resume_reads_the_asked_agent_and_nothing_else_of_the_session(shop: Shop) -> None:
     shop.stored_conversation()
     before = shop.resume()
@@ -558,6 +560,7 @@ def test_resume_reads_no_metrics_times_or_commit_ids_of_messages(shop: Shop) -> 
     assert after.reply_bytes == before.reply_bytes
 
 
+@pytest.mark.slow
 def test_a_turn_sends_its_messages_once_and_not_the_conversation_before_it(shop: Shop) -> None:
     shop.stored_conversation(turns=10)
     agent = shop.agent(shop.manager(), *["A" * 2_000] * 2)

@@ -210,6 +210,7 @@ def test_the_summary_is_the_sum_of_the_messages_after_whatever_has_happened_to_t
     assert all(summary.tools[name].successes == 0 for name in summary.tools.keys() & {"broken", "no_such_tool"})
 
 
+@pytest.mark.slow
 def test_a_long_lived_agent_and_a_restarted_one_are_counted_alike(client: MongoClient[Any], database_name: str) -> None:
     long_lived = agent_of(manager_of(client, database_name, "long"), *(plain_reply("Yes.", 10, 4) for _ in range(6)))
     for number in range(6):
@@ -289,6 +290,7 @@ def test_the_summary_is_one_read_however_long_the_session_is(
     assert sizes[0] < 1_000
 
 
+@pytest.mark.slow
 def test_one_agents_summary_reads_nothing_of_the_others(
     recorded: MongoClient[Any], recorder: CommandRecorder, database_name: str
 ) -> None:

@@ -433,6 +433,7 @@ SESSION_IDS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_session_id_names_its_own_session(repository: MongoDBSessionRepository) -> None:
     for session_id in SESSION_IDS:
         repository.create_session(Session(session_id=session_id, session_type="AGENT"))
@@ -445,6 +446,7 @@ def test_every_session_id_names_its_own_session(repository: MongoDBSessionReposi
         assert texts(repository, session_id, "assistant") == [f"said in {session_id}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deleted", ["s1", "s", "s.*", "s1*", "*", "$gt"])
 def test_deleting_a_session_leaves_its_neighbours_alone(deleted: str, repository: MongoDBSessionRepository) -> None:
     for session_id in SESSION_IDS:
@@ -500,6 +502,7 @@ def test_an_update_of_one_agent_changes_no_agent_with_a_similar_name(
         assert texts(repository, "s1", agent_id) == ["after" if changed else "before"]
 
 
+@pytest.mark.slow
 def test_every_multi_agent_id_names_its_own_state(repository: MongoDBSessionRepository) -> None:
     repository.create_session(Session(session_id="s1", session_type="AGENT"))
     for multi_agent_id in AGENT_IDS:

@@ -250,6 +250,7 @@ def test_without_the_right_to_make_indexes_that_is_told_once(
     assert len([record for record in caplog.records if "not created" in record.message]) == 1
 
 
+@pytest.mark.slow
 def test_where_other_indexes_take_the_room_those_are_made_that_fit(
     client: MongoClient[Any], database_name: str
 ) -> None:
@@ -273,6 +274,7 @@ def test_metadata_fields_that_cannot_be_indexed_are_refused(
         kind(**session, client=client, database_name=database_name, metadata_fields=fields)
 
 
+@pytest.mark.slow
 def test_as_many_fields_as_are_allowed_are_indexed_twice_and_once_where_named_twice(
     client: MongoClient[Any], database_name: str
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_page_has_twenty_sessions_unless_another_number_is_asked_for(
 # --- filters
 
 
+@pytest.mark.slow
 def test_each_filter_and_all_together_find_what_meets_them(
     repository: MongoDBSessionRepository, sessions: Collection[Any]
 ) -> None:
@@ -431,6 +432,7 @@ def test_documents_that_are_no_sessions_are_passed_over(
 # --- headers
 
 
+@pytest.mark.slow
 def test_a_header_counts_what_the_session_holds_archived_or_not(
     repository: MongoDBSessionRepository, sessions: Collection[Any], recorder: CommandRecorder
 ) -> None:
@@ -565,6 +567,7 @@ def test_what_is_no_title_among_the_metadata_is_passed_over(
     assert repository.list_sessions().sessions[0].title == "Hello"
 
 
+@pytest.mark.slow
 def test_archived_beginnings_of_all_sessions_of_a_page_are_one_command(
     repository: MongoDBSessionRepository, sessions: Collection[Any], recorder: CommandRecorder
 ) -> None:
@@ -651,6 +654,7 @@ SERVED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newest_first", [True, False], ids=["newest first", "oldest first"])
 @pytest.mark.parametrize("combination", SERVED)
 def test_the_documented_combinations_read_a_page_from_an_index_in_its_order(
@@ -714,6 +718,7 @@ def test_one_index_alone_is_written_by_each_commit_besides_that_of_the_last_chan
 # --- the factory
 
 
+@pytest.mark.slow
 def test_a_factory_lists_the_sessions_of_its_collection_and_of_others(
     server: Any, database: Database[Any], recorder: CommandRecorder
 ) -> None:

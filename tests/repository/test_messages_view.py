@@ -101,6 +101,7 @@ def archived_count(database: Database[Any], session_id: str, key: str = "assista
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_every_message_is_shown_once_embedded_or_archived_with_its_session_agent_and_model(
     repository: MongoDBSessionRepository, database: Database[Any]
@@ -252,6 +253,7 @@ def test_older_documents_are_shown_as_newer_ones_are(
     assert shown(all_messages, session_id="newer") == expected("newer", 5)
 
 
+@pytest.mark.slow
 def test_the_view_is_made_once_made_anew_and_read_only(
     repository: MongoDBSessionRepository, database: Database[Any]
 ) -> None:

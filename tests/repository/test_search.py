@@ -132,6 +132,7 @@ def world(server: Any, database: Database[Any]) -> Iterator[World]:
 # --- finding
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 def test_what_was_said_is_found_once_the_manager_is_flushed(world: World, durability: str) -> None:
@@ -203,6 +204,7 @@ def test_only_the_text_blocks_are_searched(world: World) -> None:
     assert world.database[SEARCH].count_documents({}) == 2, "a document without text"
 
 
+@pytest.mark.slow
 def test_of_a_long_text_the_beginning_is_found_and_one_in_gridfs_keeps_nothing_from_being_indexed(
     world: World,
 ) -> None:
@@ -316,6 +318,7 @@ def test_who_does_not_use_it_pays_nothing_and_who_does_sends_three_commands_behi
     assert "text" not in [direction for _, direction in indexed]
 
 
+@pytest.mark.slow
 def test_a_redaction_and_a_deletion_send_nothing_more_where_nobody_has_indexed(world: World) -> None:
     world.prepare("archived")
     recorder = CommandRecorder()
@@ -326,6 +329,7 @@ def test_a_redaction_and_a_deletion_send_nothing_more_where_nobody_has_indexed(w
     assert [command for command in recorder.commands if command.collection == SEARCH] == []
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.new_database
 def test_the_index_is_created_once_per_process(world: World) -> None:
@@ -415,6 +419,7 @@ def test_older_documents_are_indexed_by_request(world: World) -> None:
     assert world.found("kettle") == ["nested kettle", "plain kettle", "flat kettle"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["at once", "afterwards"])
 def test_messages_are_found_wherever_they_are_archived_to(world: World, when: str) -> None:
     options = SMALL if when == "at once" else {}
@@ -431,6 +436,7 @@ def test_messages_are_found_wherever_they_are_archived_to(world: World, when: st
 # --- redaction
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @every_state
 def test_what_is_redacted_is_found_no_more_and_lies_in_no_collection(world: World, state: str) -> None:
@@ -615,6 +621,7 @@ def test_what_a_redaction_that_was_killed_has_left_in_the_search_the_next_indexe
 # --- deletion
 
 
+@pytest.mark.slow
 @every_state
 def test_what_is_deleted_is_found_no_more_and_a_new_life_of_the_session_finds_only_its_own(
     world: World, state: str
@@ -673,6 +680,7 @@ def test_what_an_indexer_leaves_that_is_killed_after_a_deletion_is_not_found_and
     assert world.database[SEARCH].count_documents({"session_id": {"$in": [one.session_id for one in ended]}}) == 0
 
 
+@pytest.mark.slow
 def test_messages_of_sessions_that_are_gone_take_no_place_among_those_that_are_found(world: World) -> None:
     for number in range(5):
         with world.manager(f"gone {number}") as manager:

@@ -98,6 +98,7 @@ def by_hand(text: str) -> Any:
 # --- rebase: behind what others have stored
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_two_processes_that_take_turns_on_one_agent_keep_every_message_of_both(
     process: Process, database: Database[Any], durability: str
@@ -678,6 +679,7 @@ def test_a_process_that_did_not_change_the_state_does_not_undo_what_another_one_
     assert stored_agent(database)["agent_data"]["state"] == {"one": 1}
 
 
+@pytest.mark.slow
 def test_agents_of_one_session_do_not_stand_in_each_others_way(process: Process, database: Database[Any]) -> None:
     """With "raise", too: a conflict is about one agent's conversation, not about the session."""
     managers = [process(on_conflict="raise") for _ in range(3)]

@@ -544,6 +544,7 @@ def test_a_deadline_of_pymongo_around_a_turn_reaches_the_commands_and_what_misse
 # --- how it is done
 
 
+@pytest.mark.slow
 def test_every_hook_that_stores_is_a_coroutine_function_since_strands_runs_others_on_the_loop(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -463,6 +463,7 @@ def test_a_leased_session_can_still_be_read(process: Process, repository: MongoD
 # --- the end of a lease
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_lease_that_has_run_out_lets_its_holder_store_nothing_more_but_keeps_what_he_has(
     process: Process, client: MongoClient[Any], database: Database[Any]

@@ -17,12 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from offline_model import OfflineScriptedModel, ToolCall
 from pymongo.errors import (
-    BulkWriteError,
-    DuplicateKeyError,
-    NotPrimaryError,
     OperationFailure,
-    ServerSelectionTimeoutError,
-    WriteError,
 )
 from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
@@ -32,9 +27,7 @@ from mongodb_session_manager import (
     MongoDBSessionManager,
     MongoDBSessionRepository,
     SessionExistsError,
-    SessionNotFoundError,
 )
-from mongodb_session_manager.errors import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -216,32 +209,3 @@ def test_the_name_of_a_session_that_exists_is_all_that_the_error_says_of_it(
         repository.create_session(Session(session_id="s", session_type="AGENT"))  # type: ignore[arg-type]
     assert str(raised.value) == "session_id='s' exists"
     assert SECRET not in repr(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (WriteError("said", 121, {"code": 121, "errmsg": "said"}), "WriteError code=121 (DocumentValidationFailure)"),
-        (
-            OperationFailure("said", 13, {"code": 13, "codeName": "Unauthorized"}),
-            "OperationFailure code=13 (Unauthorized)",
-        ),
-        (OperationFailure("said"), "OperationFailure"),
-        (DuplicateKeyError("said", 11000, {"keyValue": "said"}), "DuplicateKeyError code=11000 (DuplicateKey)"),
-        (
-            BulkWriteError({"writeErrors": [{"code": 121, "errmsg": "said"}]}),
-            "BulkWriteError code=121 (DocumentValidationFailure)",
-        ),
-        (
-            NotPrimaryError("said", {"code": 189, "codeName": "PrimarySteppedDown"}),
-            "NotPrimaryError code=189 (PrimarySteppedDown)",
-        ),
-        (ServerSelectionTimeoutError("said"), "ServerSelectionTimeoutError"),
-        (ValueError("said"), "ValueError"),
-        (SessionNotFoundError("session_id='s' was deleted"), "SessionNotFoundError: session_id='s' was deleted"),
-        (SessionExistsError("session_id='s' exists"), "SessionExistsError: session_id='s' exists"),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_an_error_is_described_by_what_cannot_hold_a_conversation(error: Exception, says: str) -> None:
-    assert described(error) == says

@@ -54,6 +54,7 @@ def test_a_fresh_process_restores_what_the_live_agent_held(
         assert_same([restored for _, restored in steps], [live for live, _ in steps])
 
 
+@pytest.mark.slow
 @every_flow
 def test_strands_own_store_restores_the_same_or_its_limit_is_recorded(flow: Flow, tmp_path: Path) -> None:
     if flow.strands_cannot_store:

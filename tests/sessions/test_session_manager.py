@@ -404,6 +404,7 @@ def test_leaving_with_or_async_with_closes_the_managers_own_client(server: Any, 
             manager.session_repository.client.admin.command("ping")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["with", "async with"])
 def test_leaving_with_stores_what_an_unfinished_turn_has_collected_also_when_an_error_is_on_its_way(
     app: Application, kind: str
@@ -953,6 +954,7 @@ def test_a_question_that_is_too_long_ends_its_turn_by_name_and_size_and_the_next
     assert len(stored) == 4
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_state_that_is_too_big_is_refused_by_name_and_the_conversation_goes_on(
     app: Application, durability: Any
@@ -1102,6 +1104,7 @@ def assert_redacted(app: Application, message: dict[str, Any], role: str) -> Non
     assert occurrences(app.admin[app.database_name], SECRET) == []
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 def test_what_a_guardrail_removed_from_the_users_message_is_in_no_collection(app: Application, durability: Any) -> None:

@@ -110,6 +110,7 @@ def test_a_manager_whose_window_moved_is_forgotten_when_nobody_holds_it(
     assert forgotten() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["message", "turn"])
 def test_state_that_cannot_be_stored_keeps_no_message_from_being_stored(
     manager: Callable[..., MongoDBSessionManager], sessions: Collection[dict[str, Any]], durability: str
@@ -195,6 +196,7 @@ def test_a_message_carries_the_time_at_which_it_was_added_not_that_of_its_commit
     assert answer["created_at"] - question["created_at"] >= timedelta(milliseconds=50)
 
 
+@pytest.mark.slow
 def test_a_redaction_after_a_refused_message_does_not_overwrite_the_one_before(
     manager: Callable[..., MongoDBSessionManager], sessions: Collection[dict[str, Any]]
 ) -> None:

@@ -6,10 +6,12 @@ import itertools
 import random
 from typing import TYPE_CHECKING, Any
 
+import bson
 from offline_model import OfflineScriptedModel, ScriptedReply
 from strands import Agent
 
-from mongodb_session_manager._model.encoding import CODEC_OPTIONS, blob_files
+from mongodb_session_manager._model.encoding import CODEC_OPTIONS, blob_files, encode, to_bson
+from mongodb_session_manager._model.pending_blobs import PendingBlobs
 from mongodb_session_manager._store.blobs import BlobStore
 
 if TYPE_CHECKING:
@@ -100,3 +102,14 @@ def nested(value: Any, depth: int) -> Any:
     for level in itertools.islice(itertools.cycle((lambda v: [v], lambda v: {"in": v})), depth):
         value = level(value)
     return value
+
+
+def stored(value: Any) -> Any:
+    """The encoded value after a way through BSON."""
+    return bson.decode(to_bson({"value": value}), CODEC_OPTIONS)["value"]
+
+
+def taken_out(value: Any, threshold: int, text_threshold: int) -> tuple[Any, PendingBlobs]:
+    """The encoded value, and what was taken out of it."""
+    pending = PendingBlobs(threshold, text_threshold)
+    return encode(value, blobs=pending), pending

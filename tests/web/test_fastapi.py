@@ -289,6 +289,7 @@ def test_the_id_may_come_from_elsewhere(
         assert browser.get(url).json() == "s"
 
 
+@pytest.mark.slow
 def test_the_id_and_the_options_may_come_from_a_function_of_ones_own(
     server: LocalMongoDB, database_name: str, client: Any
 ) -> None:
@@ -321,6 +322,7 @@ def test_the_id_and_the_options_may_come_from_a_function_of_ones_own(
     assert client[database_name][COLLECTION].count_documents({}) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [{"no_such": 1}, {"maxPoolSize": 5}])
 def test_an_option_of_a_request_that_no_manager_has_is_told(
     server: LocalMongoDB, database_name: str, wrong: dict[str, int]
@@ -335,6 +337,7 @@ def test_an_option_of_a_request_that_no_manager_has_is_told(
         browser.post("/chat", headers=SESSION)
 
 
+@pytest.mark.slow
 def test_building_the_agent_sends_nothing_on_the_event_loop(service: Service, client: Any, database_name: str) -> None:
     sent: list[tuple[str, threading.Thread]] = []
     loops: list[threading.Thread] = []
@@ -431,6 +434,7 @@ def test_a_turn_with_tools_streams_and_is_stored_as_without_a_web_server(
     assert roles == ["user", "assistant", "user", "assistant"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["message", "turn"])
 @pytest.mark.parametrize("words", [1, 7])
 def test_what_was_streamed_is_stored_when_the_client_goes_away(
@@ -455,6 +459,7 @@ def test_what_was_streamed_is_stored_when_the_client_goes_away(
         eventually(lambda: conversation(client, database_name) == expected)
 
 
+@pytest.mark.slow
 def test_a_client_that_goes_away_before_the_first_word_leaves_its_question(
     service: Service, browser: httpx.Client, client: Any, database_name: str
 ) -> None:
@@ -532,6 +537,7 @@ def test_a_reader_that_stops_in_the_middle_is_as_good_as_gone(
     assert conversation(client, database_name) == [("user", "Hello"), ("assistant", WORDS[0])]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_model_ends_the_stream_and_leaves_the_session_usable(
     service: Service, browser: httpx.Client, client: Any, database_name: str
 ) -> None:
@@ -544,6 +550,7 @@ def test_an_error_of_the_model_ends_the_stream_and_leaves_the_session_usable(
     assert conversation(client, database_name)[-2:] == [("user", "Again"), ("assistant", REPLY)]
 
 
+@pytest.mark.slow
 def test_two_requests_at_once_on_one_session_lose_nothing(
     service: Service, browser: httpx.Client, client: Any, database_name: str
 ) -> None:
@@ -771,6 +778,7 @@ def test_health_answers_while_many_streams_are_under_way(
     assert asyncio.run(main()) == [REPLY] * 60
 
 
+@pytest.mark.slow
 def test_the_figures_are_what_happened(service: Service, browser: httpx.Client) -> None:
     service.baton.allowed = len(WORDS)
     browser.post("/stream", params={"prompt": "x" * 400}, headers=SESSION)
