@@ -13,7 +13,8 @@ from ._model.metrics_summary import (
 )
 from ._session.lease import SessionLease
 from ._session.metadata_cache import SessionMetadataCache
-from ._statements.session_listing import SessionHeader, SessionPage
+from ._statements.session_headers import SessionHeader
+from ._statements.session_listing import SessionPage
 from ._store.search_index import MessageHit
 from .errors import (
     AgentNotFoundError,

@@ -61,7 +61,7 @@ from ._session.metadata import SessionMetadata
 from ._session.metadata_tool import metadata_tool
 from ._session.options import Durability, OnConflict, Settings, check_on_conflict
 from ._statements.sessions import SessionRef
-from ._store.search_index import IndexingTask
+from ._store.indexing import IndexingTask
 from ._store.session_commands import now
 from ._store.session_reads import MultiAgentAsRead
 from ._store.session_store import SessionStore
@@ -966,12 +966,12 @@ class MongoDBSessionManager(RepositorySessionManager):
         assert incarnation is not None
         task = IndexingTask(self.session_id, incarnation, work.key, at_least=position, batches=_BATCHES_BEHIND_A_TURN)
         try:
-            self._store.search.index(task)
+            done = self._store.indexer.index(task)
         except (PyMongoError, MongoDBSessionError) as error:
             # The messages themselves are stored, and it stays due.
             logger.warning("session_id=<%s>, error=<%s> | not indexed", self.session_id, described(error))
         else:
-            if task.complete:
+            if done.complete:
                 work.indexed = position
 
     # --- what runs behind a turn ------------------------------------------------------------------------------------

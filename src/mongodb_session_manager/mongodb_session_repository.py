@@ -40,9 +40,10 @@ from ._session.metadata_cache import CacheUse, SessionPlace
 from ._session.metadata_watch import watch
 from ._statements import commits, multi_agent_states, reading, session_listing, sessions
 from ._statements.feedback import MessageLink
+from ._statements.listing_cursor import SortBy
 from ._statements.metadata_changes import MAX_METADATA_BYTES
 from ._statements.rewrites import Rewrite
-from ._statements.session_listing import SessionPage, SortBy
+from ._statements.session_listing import SessionPage
 from ._statements.sessions import SessionRef
 from ._store.search_index import MessageHit
 from ._store.sending import is_there
@@ -634,7 +635,7 @@ class MongoDBSessionRepository(SessionRepository):
         """
         if session_id is not None:
             session_id = check_id(session_id, "session_id")
-        return self._store.search.index_all(session_id, rebuild=rebuild)
+        return self._store.indexer.index_all(session_id, rebuild=rebuild)
 
     def sweep(self, older_than_seconds: float = 24 * 3600) -> int:
         """Remove what no session names any more: blobs, and history and search documents of sessions that are gone.

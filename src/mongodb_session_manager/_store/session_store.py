@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from bson import ObjectId
 from pymongo import ASCENDING, IndexModel, MongoClient
@@ -35,7 +35,7 @@ from .._statements import feedback as feedback_statements
 from .._statements.commits import Commit
 from .._statements.feedback import MessageLink
 from .._statements.metadata_changes import MAX_METADATA_BYTES
-from .._statements.rewrites import Rewrite
+from .._statements.rewrites import Rewrite, RewriteStanding
 from .._statements.sessions import SessionRef, Update
 from ..errors import (
     AgentNotFoundError,
@@ -49,6 +49,7 @@ from ..errors import (
 from .archiving import Archiver
 from .history import History
 from .indexes import EXPIRY_INDEX, ensure_indexes
+from .indexing import Indexer
 from .related_documents import RelatedDocuments
 from .search_index import SearchIndex
 from .sending import attempts, is_there, until_known
@@ -93,6 +94,7 @@ class SessionStore:
         history: Its segments.
         archiver: Moves messages there.
         search: Its search documents.
+        indexer: Brings messages into the search.
         related: Keeps and deletes what belongs to a session.
 
     Raises:
@@ -109,7 +111,8 @@ class SessionStore:
     ) -> None:
         self.commands = SessionCommands(client, database_name, collection_name)
         self.history = History(self.commands.writes, self.commands.reader)
-        self.search = SearchIndex(self.commands, self.history, self.commands.writes, self.commands.reader)
+        self.search = SearchIndex(self.commands)
+        self.indexer = Indexer(self.commands, self.history, self.search)
         self.archiver = Archiver(self.commands, self.history, now)
         self.commands.when_full = self.archiver.make_room
         self.related = RelatedDocuments(self.commands, self.history, self.search)
@@ -314,16 +317,17 @@ class SessionStore:
         """
         session_id, where = session.session_id, f"session_id={session.session_id!r}, agent {work.key!r}"
         for _ in attempts(f"{where}: message_id={work.message_id} could not be replaced"):
-            standing = self.commands.standing(session, rewrites.rewrite_projection(work), [work.key])
+            found = self.commands.standing(session, rewrites.rewrite_projection(work), [work.key])
+            standing = cast(RewriteStanding, found)
             if not standing["exists"]:
                 raise AgentNotFoundError(f"session_id={session_id!r} has no agent {work.key!r}")
             if standing.get("listed"):
                 work.guardrail_event = None  # It had arrived: only its answer was lost. The rest may be done again.
-            replaced: list[Document] = standing["messages"]
+            replaced = standing["messages"]
             if not replaced and not self.history.has(session_id, standing["incarnation"], work):
                 raise MessageNotFoundError(f"{where} has no message_id={work.message_id}, or another one has this id")
             work.unnamed |= _unnamed(replaced, work.body)
-            self.related.see_to_expiry(session, standing)
+            self.related.see_to_expiry(session, found)
             try:
                 # The session document is changed first: it decides who may make a change.
                 if self.commands.update(rewrites.rewrite(pin_incarnation(session, standing), work, standing, moment)):
