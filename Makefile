@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo playground frontend-build frontend-check test browser screenshots check lint format types benchmarks soak constraints clean
+.PHONY: help demo playground frontend-build frontend-check quick test browser screenshots check lint format types benchmarks soak constraints clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,10 @@ demo: $(INSTALLED) ## A conversation survives a restart, on a bundled MongoDB wi
 playground: $(INSTALLED) ## A chat in the browser, on a bundled MongoDB with an offline model: http://localhost:8881
 	$(BIN)/python playground/chat/playground.py
 
-test: browser ## All tests, on a standalone MongoDB and on a replica set; the playground in a browser.
+quick: $(INSTALLED) ## Most tests, on a standalone MongoDB, in less than a minute.
+	$(BIN)/python -m pytest --numprocesses 2 -m 'not (slow or faults or programs or browser)'
+
+test: browser ## All tests: on a standalone MongoDB, with faults on a replica set too, and in a browser.
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 browser: $(INSTALLED) ## A Chromium for the tests and pictures, if the machine has none.

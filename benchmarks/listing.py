@@ -26,7 +26,7 @@ from support import CommandRecorder, Samples, Target
 
 from mongodb_session_manager import SessionPage
 from mongodb_session_manager._model.documents import message_document, new_agent, new_session
-from mongodb_session_manager._statements.commits import Commit
+from mongodb_session_manager._statements.commits import Commit, TrackedMessage
 from mongodb_session_manager._statements.sessions import SessionRef
 from mongodb_session_manager.local import LocalMongoDB
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
@@ -202,9 +202,11 @@ def appends(world: World, rounds: int) -> tuple[Samples, Samples]:
         (key,) = document["agents"]
         for name, repository in chance.sample([("ours", world.ours), ("plain", world.without)], 2):
             position = positions.setdefault((name, document["_id"]), MESSAGES)
-            work = Commit(key, position, messages=[dict(body)])
+            message = TrackedMessage(None, None, None)
+            message.body = dict(body)
+            work = Commit(key, [message], first_message_id=position)
             reference = SessionRef(document["_id"], document["incarnation"])
-            taken = timed(lambda r=repository, w=work, s=reference: r._store.commit(s, w, rebase=False))  # type: ignore[misc]
+            taken = timed(lambda r=repository, w=work, s=reference: r._store.messages.commit(s, w))  # type: ignore[misc]
             positions[name, document["_id"]] += 1
             if turn >= rounds // 10:  # The first ones fill caches.
                 times[name].milliseconds.append(taken)

@@ -26,6 +26,8 @@ from bson import ObjectId
 from pymongo.errors import DuplicateKeyError, PyMongoError
 from strands.types.exceptions import SessionException
 
+from ._model.limits import MAX_SHOWN_BITS, MAX_SHOWN_CHARACTERS
+
 # What the server does not name itself, because it is said of a single write.
 _CODE_NAMES = {121: "DocumentValidationFailure", 11000: "DuplicateKey"}
 
@@ -55,19 +57,15 @@ def described(error: BaseException) -> str:
     return f"{kind} code={code} ({name})" if name else f"{kind} code={code}"
 
 
-# Longer than what people take for an id, short enough for a line of a log.
-_MAX_SHOWN_CHARACTERS = 100
-
-
 def shown(value: object) -> str:
     """Return a value that was refused as an error shows it: cut where it is long."""
     if isinstance(value, str):
         text = str.__str__(value)
-        return repr(text) if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]!r}…"
-    if isinstance(value, int) and value.bit_length() > 128:
+        return repr(text) if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]!r}…"
+    if isinstance(value, int) and value.bit_length() > MAX_SHOWN_BITS:
         return f"(an int of {value.bit_length()} bits)"  # Python refuses to print a very long one.
     text = repr(value)
-    return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]}…"
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}…"
 
 
 class MongoDBSessionError(SessionException):

@@ -12,12 +12,13 @@ from ._client.executor import executor_of
 from ._client.forks import in_child
 from ._client.pool_statistics import PoolReport, PoolStats
 from ._model.archive_policy import ArchivePolicy
-from ._model.pending_blobs import BLOB_THRESHOLD_BYTES
+from ._model.limits import BLOB_THRESHOLD_BYTES
 from ._session.metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
 from ._session.options import Settings
+from ._session.outboxes import unsent_on
 from .errors import SessionNotFoundError
 from .mongodb_connection_pool import OwnedClient
-from .mongodb_session_manager import MongoDBSessionManager, managers_with_unsent_work
+from .mongodb_session_manager import MongoDBSessionManager
 from .mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ class MongoDBSessionManagerFactory:
         """
         manager = self.create_session_manager(session_id, database_name, collection_name, **kwargs)
         agent_ids = [agent_id] if isinstance(agent_id, str) else list(agent_id or ())
-        await executor_of(self.client).run(partial(manager._prefetch, agent_ids))
+        await executor_of(self.client).run(partial(manager._session.prefetch, agent_ids))
         return manager
 
     def check_session_exists(
@@ -398,11 +399,11 @@ class _BorrowedClient:
 def _flush_managers_on(client: MongoClient[Any]) -> None:
     """Store what managers with this very client have not stored; the first failure is raised after all tried."""
     failure: Exception | None = None
-    for manager in managers_with_unsent_work(client):
+    for outboxes in unsent_on(client):
         try:
-            manager.flush()
+            outboxes.owner.flush()
         except SessionNotFoundError as error:
-            manager._give_up()  # Told once; another attempt to close need not fail over it.
+            outboxes.drop()  # Told once; another attempt to close need not fail over it.
             failure = failure or error
         except Exception as error:
             failure = failure or error

@@ -34,14 +34,15 @@ from ._model.keys import (
     encode_key,
     exact_text,
 )
+from ._model.limits import BLOB_THRESHOLD_BYTES, DEFAULT_PAGE, INT32_MAX, MAX_METADATA_BYTES, SWEEP_GRACE_SECONDS
+from ._model.metrics import Totals
 from ._model.metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
-from ._model.pending_blobs import BLOB_THRESHOLD_BYTES, PendingBlobs
+from ._model.pending_blobs import PendingBlobs
 from ._session.metadata_cache import CacheUse, SessionPlace
 from ._session.metadata_watch import watch
 from ._statements import commits, multi_agent_states, reading, session_listing, sessions
 from ._statements.feedback import MessageLink
 from ._statements.listing_cursor import SortBy
-from ._statements.metadata_changes import MAX_METADATA_BYTES
 from ._statements.rewrites import Rewrite
 from ._statements.session_listing import SessionPage
 from ._statements.sessions import SessionRef
@@ -150,7 +151,7 @@ class MongoDBSessionRepository(SessionRepository):
         updated_at = documents.parse_time(session.updated_at, moment)
         session_type = check_name(session.session_type, "session_type")
         try:
-            self._store.insert(
+            self._store.lifecycle.insert(
                 documents.new_session(session_id, session_type, None, created_at, updated_at)
                 | first_expiry(moment, self._ttl)
             )
@@ -181,7 +182,7 @@ class MongoDBSessionRepository(SessionRepository):
         """
         session = self._ref(session_id)
         with self._changing_metadata(session.session_id):
-            self._store.delete(session)
+            self._store.lifecycle.delete(session)
 
     def list_sessions(
         self,
@@ -196,7 +197,7 @@ class MongoDBSessionRepository(SessionRepository):
         updated_before: datetime | None = None,
         sort_by: SortBy = "created_at",
         newest_first: bool = True,
-        limit: int = session_listing.DEFAULT_LIMIT,
+        limit: int = DEFAULT_PAGE,
         cursor: str | None = None,
     ) -> SessionPage:
         """Return a page of the sessions that meet all of these filters: their headers, no conversation.
@@ -266,9 +267,9 @@ class MongoDBSessionRepository(SessionRepository):
         blobs = self._pending_blobs()
         data = documents.agent_data(session_agent, blobs)
         session = self._store.related.upload(session, key, None, blobs)
-        exists = self._store.guarded(
+        exists = self._store.changes.guarded(
             session,
-            lambda session, _: commits.commit(session, commits.Commit(key, 0, creates=data), now()),
+            lambda session, _: commits.commit(session, commits.Commit(key, creates=data), now()),
             commits.agent_projection(key),
             lambda found: bool(found["exists"]),
             agent_keys=[key],
@@ -303,7 +304,7 @@ class MongoDBSessionRepository(SessionRepository):
         moment = now()
         fields["updated_at"] = documents.to_iso(moment)
         if (
-            self._store.guarded(
+            self._store.changes.guarded(
                 session,
                 lambda session, found: commits.agent_fields(session, key, fields, found["changes"], moment),
                 commits.agent_projection(key),
@@ -343,24 +344,12 @@ class MongoDBSessionRepository(SessionRepository):
         blobs = self._pending_blobs()
         body = documents.session_message_body(session_message, blobs)
         session = self._store.related.upload(session, key, message_id, blobs)
-        message = documents.message_document(message_id, body, created_at, updated_at)
-        message["commit_id"] = ObjectId()
-        standing = self._store.guarded(
-            session,
-            lambda session, _: commits.append_message(session, key, message, now()),
-            commits.append_projection(key, message_id),
-            lambda found: not found["exists"] or found["message_count"] > message_id,
-            agent_keys=[key],
-        )
-        if standing is not None and not standing["exists"]:
-            raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={agent_id!r}")
-        # With this commit id, it was stored, and only the answer to the first attempt was lost.
-        stored_by = standing and self._store.reads.commit_id_at(session, key, message_id, standing)
-        if standing is not None and stored_by != message["commit_id"]:
-            raise SessionConflictError(
-                f"session_id={session_id!r}, agent_id={agent_id!r}: message_id={message_id} is taken; "
-                f"the next is {standing['message_count']}"
-            )
+        message = commits.TrackedMessage(None, None, body.get("tracking_id"))
+        message.body = {**body, "created_at": created_at, "updated_at": updated_at}
+        message.totals = Totals()
+        message.totals.add_message(starts_turn=False)
+        append = commits.Commit(key, [message], first_message_id=message_id, gap_allowed=True)
+        self._store.messages.commit(session, append)
         session_message.created_at = documents.to_iso(created_at)
         session_message.updated_at = documents.to_iso(updated_at)
 
@@ -392,7 +381,7 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._store.related.upload(session, key, message_id, blobs)
         moment = now()
         work = Rewrite(key, message_id, body, body.get("tracking_id"))
-        self._store.rewrite(session, work, moment)
+        self._store.messages.rewrite(session, work, moment)
         session_message.updated_at = documents.to_iso(moment)
 
     def list_messages(
@@ -442,7 +431,7 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
-        self._store.put_multi_agent(session, multi_agent_id, state)
+        self._store.changes.put_multi_agent(session, multi_agent_id, state)
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
         """Return the stored state of a graph or swarm, or None."""
@@ -461,7 +450,7 @@ class MongoDBSessionRepository(SessionRepository):
         session = self._ref(session_id)
         multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
-        missing = self._store.guarded(
+        missing = self._store.changes.guarded(
             session,
             lambda session, found: multi_agent_states.multi_agent(
                 session, multi_agent_id, state, found["changes"], now()
@@ -576,7 +565,7 @@ class MongoDBSessionRepository(SessionRepository):
         agent_id: str | None = None,
         role: str | None = None,
         application_name: str | None = None,
-        limit: int = 20,
+        limit: int = DEFAULT_PAGE,
     ) -> list[MessageHit]:
         """Return the messages in which a text is found, the best fit first.
 
@@ -609,7 +598,7 @@ class MongoDBSessionRepository(SessionRepository):
             conditions["role"] = exact_text(role)
         if application_name is not None:
             conditions["application_name"] = check_text(application_name, "application_name")
-        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit < 2**31:
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= INT32_MAX:
             raise ValueError(f"limit must be an int of at least 1, not {shown(limit)}")
         return self._store.search.search(check_text(text, "text"), limit, conditions)
 
@@ -637,7 +626,7 @@ class MongoDBSessionRepository(SessionRepository):
             session_id = check_id(session_id, "session_id")
         return self._store.indexer.index_all(session_id, rebuild=rebuild)
 
-    def sweep(self, older_than_seconds: float = 24 * 3600) -> int:
+    def sweep(self, older_than_seconds: float = SWEEP_GRACE_SECONDS) -> int:
         """Remove what no session names any more: blobs, and history and search documents of sessions that are gone.
 
         Processes that die between two commands leave such things, and so does a state whose blobs were replaced. A
@@ -722,12 +711,12 @@ class MongoDBSessionRepository(SessionRepository):
         known = session()
         if metadata:
             with self._changing_metadata(known.session_id):
-                self._store.set_metadata(known, metadata)
+                self._store.changes.set_metadata(known, metadata)
 
     def _delete_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
         if keys:
             with self._changing_metadata(session.session_id):
-                self._store.unset_metadata(session, keys)
+                self._store.changes.unset_metadata(session, keys)
 
     def _read_metadata(self, session_id: str, incarnation: ObjectId | None) -> dict[str, Any]:
         """Return what ``get_metadata`` returns, from the cache if there is one."""
@@ -752,7 +741,7 @@ class MongoDBSessionRepository(SessionRepository):
         link = None
         if stored.get("agent_id") is not None:
             link = MessageLink(encode_key(stored["agent_id"]), stored.get("message_id"))
-        self._store.add_feedback(session(), stored, link, moment)
+        self._store.changes.add_feedback(session(), stored, link, moment)
 
     def _list_agents(self, session_id: str) -> list[str]:
         # Keys only: no message is read. `agent_ids` lacks in older documents.

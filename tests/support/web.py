@@ -1,4 +1,4 @@
-"""A web server of a test's own: uvicorn in a thread, on a free port."""
+"""A web server of a test's own: uvicorn in a thread, on a free port; and what its metrics say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 
 from support.waiting import eventually
 
@@ -31,3 +32,15 @@ def served(app: Any, **options: Any) -> Iterator[httpx.Client]:
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the web server did not end"
+
+
+def figure(browser: httpx.Client, name: str, **labels: str) -> float:
+    """The sum of a metric over what is not asked for, such as the servers."""
+    found = [
+        float(sample.value)
+        for family in text_string_to_metric_families(browser.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    ]
+    assert found, f"no {name} {labels}"
+    return sum(found)

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, replace
 
 from .._model.documents import Document
-from .._model.metrics import MAX_TOKENS
+from .._model.limits import MAX_TOKENS
 
 
 @dataclass(frozen=True)

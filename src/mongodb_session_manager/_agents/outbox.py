@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -39,19 +38,37 @@ class Operation(Protocol):
         """
 
 
-class _UnderWay:
-    """One run through an outbox. Mostly nobody waits for it but who does it, so its future is made on demand."""
+class OutboxOwner(Protocol):
+    """Whose outbox it is: for whom it sends, and who is told what it does."""
+
+    def ref(self) -> SessionRef:
+        """Return for whom, and by which right, at the moment of sending."""
+
+    def filled(self) -> None:
+        """Take note that there is something unsent."""
+
+    def sent(self) -> None:
+        """Take note that nothing is under way any more; perhaps nothing waits, either."""
+
+
+class Sending:
+    """One run through an outbox, until its queue is empty or something fails. Whoever waits for it is told if it fails.
+
+    Mostly nobody waits but the thread that sends, so the future is made only for those who do.
+    """
 
     _future: Future[None] | None = None
 
-    def future(self) -> Future[None]:
-        """Return what to wait for. Only under the outbox's lock, and while this is what the outbox is sending."""
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+
+    def let_wait(self) -> None:
+        """Prepare for somebody who will wait. Only under the outbox's lock, while the outbox is sending this."""
         if self._future is None:
             self._future = Future()
-        return self._future
 
     def is_over(self, failure: BaseException | None) -> None:
-        """Tell whoever waits. Only when the outbox is no longer sending this: then nobody asks for the future."""
+        """Tell whoever waits. Only when the outbox is no longer sending this: then nobody joins them."""
         if self._future is None:
             return
         if failure is None:
@@ -59,24 +76,23 @@ class _UnderWay:
         else:
             self._future.set_exception(failure)
 
-
-class Sending:
-    """What is on its way from an outbox. Whoever waits for it is told if it fails."""
-
-    def __init__(self, outbox: Outbox, future: Future[None]) -> None:
-        self._outbox = outbox
-        self._future = future
-
     def wait(self) -> None:
         """Wait until it is stored; raise why it was not."""
+        assert self._future is not None
         try:
             self._future.result()
         except Exception:
             self._outbox.failure_was_told()
             raise
 
+    def wait_quietly(self) -> None:
+        """Wait until it is over. Whoever asked for it hears whether it failed."""
+        assert self._future is not None
+        self._future.exception()
+
     async def settle(self) -> None:
         """Wait until it is stored, without holding up the event loop; raise why it was not."""
+        assert self._future is not None
         try:
             await settle(self._future)
         except Exception:
@@ -89,29 +105,20 @@ class Outbox:
 
     Args:
         store: What sends them, and has the executor where that is done.
-        session: Returns for whom, and by which right, at the moment of sending.
-        filled: Told that there is something unsent.
-        sent: Told that nothing is under way any more; perhaps nothing waits, either.
+        owner: For whom they are sent, and who is told.
 
     Attributes:
         failure_is_known: Whether somebody has been told that what waits could not be stored.
     """
 
-    def __init__(
-        self,
-        store: SessionStore,
-        session: Callable[[], SessionRef],
-        filled: Callable[[], None],
-        sent: Callable[[], None],
-    ) -> None:
+    failure_is_known = False
+    _sending: Sending | None = None
+
+    def __init__(self, store: SessionStore, owner: OutboxOwner) -> None:
         self.lock = threading.Lock()
         self.queue: deque[Operation] = deque()
         self._store = store
-        self._session = session
-        self._filled = filled
-        self._sent = sent
-        self.failure_is_known = False
-        self._sending: _UnderWay | None = None
+        self._owner = owner
         _outboxes.add(self)
 
     @property
@@ -128,65 +135,68 @@ class Outbox:
     def send(self) -> Sending | None:
         """Begin to send whatever is queued; return what to wait for, or None if there is nothing."""
         with self.lock:
-            under_way, is_mine = self._begin_to_send()
-            if under_way is None:
+            sending, is_mine = self._begin_to_send()
+            if sending is None:
                 return None
-            future = under_way.future()
+            sending.let_wait()
         if is_mine:
             try:
-                self._store.commands.executor.submit(lambda: self._drain(under_way))
+                self._store.commands.executor.submit(lambda: self._drain(sending))
             except BaseException as error:
                 with self.lock:
                     self._sending = None
-                future.set_exception(error)  # Or everybody would wait for what nobody sends.
+                sending.is_over(error)  # Or everybody would wait for what nobody sends.
                 raise
-        return Sending(self, future)
+        return sending
 
     def send_at_once(self) -> None:
         """Send whatever is queued in the caller's thread, or wait for the one that does; raise why it failed."""
         with self.lock:
-            under_way, is_mine = self._begin_to_send()
-            future = None if is_mine or under_way is None else under_way.future()
-        try:
-            if future is not None:
-                future.result()
-            elif under_way is not None and (error := self._drain(under_way)) is not None:
-                raise error
-        except Exception:
-            self.failure_was_told()
-            raise
+            sending, is_mine = self._begin_to_send()
+            if sending is not None and not is_mine:
+                sending.let_wait()
+        if sending is None:
+            return
+        if not is_mine:
+            sending.wait()
+        elif (error := self._drain(sending)) is not None:
+            if isinstance(error, Exception):
+                self.failure_was_told()
+            raise error
 
-    def _begin_to_send(self) -> tuple[_UnderWay | None, bool]:
-        """Return what is under way, which goes on until the queue is empty, and whether the caller is to do it."""
+    def _begin_to_send(self) -> tuple[Sending | None, bool]:
+        """Return what is being sent, which goes on until the queue is empty, and whether the caller is to do it."""
         if self._sending is not None:
             return self._sending, False
         if not self._has_work():
             return None, False
-        self._sending = _UnderWay()
+        self._sending = Sending(self)
         return self._sending, True
 
     def failure_was_told(self) -> None:
         """Take note that somebody has been told that what waits could not be stored."""
         self.failure_is_known = True
-        self._sent()
+        self._owner.sent()
 
     def _fill(self) -> None:
         self.failure_is_known = False
         if self.unsent:
-            self._filled()
+            self._owner.filled()
 
     def wait_quietly(self) -> None:
-        """Wait for what is under way. Whoever asked for it hears whether it failed."""
+        """Wait for what is being sent. Whoever asked for it hears whether it failed."""
         with self.lock:
-            future = self._sending.future() if self._sending is not None else None
-        if future is not None:
-            future.exception()
+            sending = self._sending
+            if sending is not None:
+                sending.let_wait()
+        if sending is not None:
+            sending.wait_quietly()
 
     def drop(self) -> None:
         """Forget what is queued."""
         with self.lock:
             self.queue.clear()
-        self._sent()
+        self._owner.sent()
 
     def _after_fork(self) -> None:
         # The parent has the threads that send, and will send what is queued.
@@ -204,7 +214,7 @@ class Outbox:
     def _prepare(self) -> None:
         """Do what is too slow for an event loop, before each operation."""
 
-    def _drain(self, under_way: _UnderWay) -> BaseException | None:
+    def _drain(self, sending: Sending) -> BaseException | None:
         """Send until the queue is empty or something fails; return why it failed, and tell whoever waits."""
         refused: MongoDBSessionError | None = None
         failure: BaseException | None = None
@@ -224,7 +234,7 @@ class Outbox:
                     operation = self.queue[0]
                     operation.started = True
                 try:
-                    operation.send(self._store, self._session())
+                    operation.send(self._store, self._owner.ref())
                 except (UnstorableValueError, MessageNotFoundError) as error:
                     # It can never be stored. (The latter: what was to be replaced is not there any more.)
                     refused = refused or error
@@ -238,8 +248,8 @@ class Outbox:
             with self.lock:
                 self._sending = None
         failure = failure or refused
-        under_way.is_over(failure)
-        self._sent()
+        sending.is_over(failure)
+        self._owner.sent()
         return failure
 
 

@@ -14,11 +14,9 @@ from strands.types.session import SessionAgent
 
 from .._model import documents
 from .._model.documents import Document, MongoDBSessionAgent
+from .._model.limits import EARLY_COMMIT_BYTES
 from .._model.metrics import Totals
 from .._model.pending_blobs import PendingBlobs
-
-# A turn that has collected this much commits early, far from the 16 MB that MongoDB takes in one update.
-EARLY_COMMIT_BYTES = 8 * 1024 * 1024
 
 
 def add_new_agent(session: Document, key: str, agent: Any, blob_threshold: int) -> bool:

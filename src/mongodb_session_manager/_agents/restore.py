@@ -32,7 +32,7 @@ def restore(
         work: The agent's unit of work: takes note of what is stored.
         agent: The agent.
         stored: What is stored of it.
-        read_from: Reads the stored messages from a position on, where the window begins too late.
+        read_from: Reads the stored messages from an offset on, where the window begins too late.
         repair: Strands' repair of tool uses without results.
 
     Returns:
@@ -40,8 +40,9 @@ def restore(
     """
     assert stored.agent_data is not None
     last_turn_id: ObjectId | None = None
-    work.next_message_id, work.changes = stored.message_count, stored.changes
-    work.embedded = stored.embedded
+    conversation = work.conversation
+    conversation.next_message_id, conversation.changes = stored.message_count, stored.changes
+    conversation.embedded = stored.embedded
     state, manager_state, internal_state = documents.states(stored.agent_data)
     agent.state = _agent_state(state)
     # Strands' own way; only the internal state counts.
@@ -76,12 +77,12 @@ def restore(
                 agent.conversation_manager.apply_management(agent)
             if documents.have_tool_blocks(agent.messages):
                 agent.messages = repair(agent.messages)
-    work.watch_state(agent.state, state)
+    work.fields.stored_state(agent.state, state)
     known: Document = {"conversation_manager_state": manager_state, "_internal_state": internal_state}
     for name in ("model", "system_prompt"):
         if name in stored.agent_data:
             known[name] = stored.agent_data[name]
-    work.is_staged(known)
+    work.fields.stored(known)
     return last_turn_id
 
 
@@ -96,7 +97,7 @@ def _restored(
     message_ids, messages = documents.to_messages(window, offset)
     if order is not None:
         message_ids, messages = [message_ids[index] for index in order], [messages[index] for index in order]
-    work.know(message_ids, messages)
+    work.conversation.messages.restored(message_ids, messages)
     return messages, last_turn_id
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pymongo import MongoClient
 
+from .._model.limits import MAX_EXECUTOR_CLOSINGS, THREADS, THREADS_BEHIND
 from .forks import in_child
 
 try:
@@ -24,14 +25,6 @@ except ImportError:  # It is Strands' private business; without it every command
 
 
 T = TypeVar("T")
-
-# For archiving and the search, of all sessions of a client.
-_THREADS_BEHIND = 2
-# So often a executor may be closed by somebody else just when a call was to be given to it.
-_MAX_CLOSINGS = 10
-
-THREADS = 16
-"""Threads per client. Enough for 32 concurrent turns at 50 ms a command (``benchmarks/event_loop.py``)."""
 
 
 class Executor:
@@ -55,10 +48,10 @@ class Executor:
 
     def submit_behind(self, call: Callable[[], T]) -> Future[T]:
         """Run what no turn waits for, in one of few threads that no turn needs, and with no deadline of a turn's."""
-        return self._submit(contextvars.Context(), call, _THREADS_BEHIND)
+        return self._submit(contextvars.Context(), call, THREADS_BEHIND)
 
     def _submit(self, context: contextvars.Context, call: Callable[[], T], threads: int) -> Future[T]:
-        for _ in range(_MAX_CLOSINGS):
+        for _ in range(MAX_EXECUTOR_CLOSINGS):
             with self._lock:
                 if threads not in self._pools:
                     self._pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="mongodb-session")

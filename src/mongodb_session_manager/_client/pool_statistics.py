@@ -26,18 +26,13 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
+from .._model.limits import MAX_UNCOUNTED_EVENTS, VERSION_PATIENCE_SECONDS, VERSION_TIMEOUT_SECONDS
 from .forks import each_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pymongo import MongoClient
-
-# How long a caller of `PoolReport.read` waits for the server's version, once per client. The caller may be an
-# endpoint on an event loop, so a server that is slower than this is answered for by the next call.
-_VERSION_PATIENCE_SECONDS = 0.1
-# And how long the thread that asks may take, so that a server that hangs does not keep it for ever.
-_VERSION_TIMEOUT_SECONDS = 5.0
 
 
 class ServerPoolStats(TypedDict):
@@ -218,7 +213,7 @@ class PoolStatistics(ConnectionPoolListener):
     def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
         """A thread gives its connection back."""
         self._uncounted.append(event)
-        if len(self._uncounted) >= _MANY_UNCOUNTED:
+        if len(self._uncounted) >= MAX_UNCOUNTED_EVENTS:
             with self._counting():
                 pass
 
@@ -252,9 +247,6 @@ class PoolStatistics(ConnectionPoolListener):
 
 
 _PerCommandEvent = ConnectionCheckOutStartedEvent | ConnectionCheckedOutEvent | ConnectionCheckedInEvent
-
-# Counted in a quarter of a millisecond.
-_MANY_UNCOUNTED = 300
 
 # Stands in `_ServerCounts.holders` for a connection that is not ready yet.
 _CONNECTING = -1
@@ -345,12 +337,12 @@ class PoolReport:
                 asking = threading.Thread(target=self._ask_version, name="mongodb-version", daemon=True)
                 asking.start()
                 self._asking = asking
-            asking.join(_VERSION_PATIENCE_SECONDS)
+            asking.join(VERSION_PATIENCE_SECONDS)
         return self._version
 
     def _ask_version(self) -> None:
         try:
-            with pymongo.timeout(_VERSION_TIMEOUT_SECONDS):
+            with pymongo.timeout(VERSION_TIMEOUT_SECONDS):
                 self._version = str(self._client.server_info()["version"])
         except PyMongoError:
             pass  # The next call asks again.

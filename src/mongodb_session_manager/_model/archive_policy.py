@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import shown
-
-MAKE_ROOM_ABOVE_BYTES = 6 * 1024 * 1024
-"""Where a write would take the session document above this, room is made first: long before MongoDB's 16 MB, for a
-server with a small cache may need minutes for one update of a document of that size."""
-
-
-# A page of messages reads whole segments from disk.
-_MAX_SEGMENT_BYTES = 4 * 1024 * 1024
+from .limits import MAKE_ROOM_ABOVE_BYTES, MAX_PLANNED_SEGMENT_BYTES
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class ArchivePolicy:
     @property
     def segment_bytes(self) -> int:
         """How many bytes make a segment of fewer than ``block`` messages."""
-        return max(1, min(self.after_bytes // 2, _MAX_SEGMENT_BYTES))
+        return max(1, min(self.after_bytes // 2, MAX_PLANNED_SEGMENT_BYTES))
 
 
 @dataclass

@@ -23,17 +23,13 @@ from .archive_policy import Embedded
 from .encoding import decode, encode, size_in_bson
 from .foreign import name_of
 from .keys import check_tracking_id, decode_key, exact_text
+from .limits import INT64_MAX, MAX_SEARCHED_BYTES, MAX_VALUE_BYTES
 from .pending_blobs import PendingBlobs
 
 Document = dict[str, Any]
 
 SCHEMA_VERSION = 1
 
-MAX_VALUE_BYTES = 15 * 1024 * 1024
-"""What one message, or one field of an agent, may have as BSON: MongoDB takes 16 MB, and a session needs a header."""
-
-MAX_SEARCHED_BYTES = 32 * 1024
-"""How much of a message's text can be searched, as UTF-8: each word is a key in an index."""
 
 STATES = ("state", "conversation_manager_state", "_internal_state")
 """Fields of ``agent_data`` that may be as large as an application makes them."""
@@ -202,7 +198,7 @@ def check_message_count(session_id: str, key: str, stored: Any, messages: int = 
         DamagedSessionError: It is no whole number from 0 to 2**63 - 1, or less than there are messages.
     """
     is_number = isinstance(stored, (int, float)) and not isinstance(stored, bool)
-    if not is_number or not 0 <= stored < 2**63 or stored != int(stored):
+    if not is_number or not 0 <= stored <= INT64_MAX or stored != int(stored):
         # Of what is no number only the type: another program may have put anything there.
         found = shown(stored) if is_number else "null" if stored is None else f"a {type(stored).__name__}"
         what = f"is {found}, which is no number of messages"

@@ -42,25 +42,19 @@ from bson.int64 import Int64
 
 from ..errors import UnstorableValueError, shown
 from .keys import exact_text
+from .limits import EXACTLY_MEASURED_BYTES, INT64_MAX, INT64_MIN, MAX_ENCODED_DEPTH
 from .pending_blobs import PendingBlobs
 
 MARKER = "__encoded__"
 """The key that says that a stored document stands for another value."""
 
-# MongoDB refuses documents nested deeper than 180 levels, 175 inside a $push; a value lies about ten levels down.
-_MAX_DEPTH = 80
 
 _DBREF_KEYS = frozenset(("$ref", "$id", "$db"))
 _STORED_AS_THEY_ARE = frozenset((type(None), bool, float))
 _ANY_LENGTH = sys.maxsize
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 # Its later versions write equal values in several ways, by which objects they share.
 _CANONICAL_MARSHAL = 2
-
-# What is smaller is not measured exactly. A list of flags has eight times as many bytes as it seems, and a turn may
-# collect messages until it seems to have half of what MongoDB takes: of these, that would be thousands.
-_MEASURED_BYTES = 2 * 1024
 
 
 class _Int64AsInt(TypeDecoder):
@@ -203,8 +197,8 @@ def size_in_bson(document: Mapping[str, Any]) -> int:
     try:
         size = len(marshal.dumps(document, _CANONICAL_MARSHAL))  # type: ignore[arg-type]
     except ValueError:  # It names a blob.
-        size = _MEASURED_BYTES
-    return size if size < _MEASURED_BYTES else len(to_bson(document))
+        size = EXACTLY_MEASURED_BYTES
+    return size if size < EXACTLY_MEASURED_BYTES else len(to_bson(document))
 
 
 class _Unstorable(Exception):
@@ -227,7 +221,7 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
             return _marker("text", value, 0, blobs)
         return value if value.isascii() else _encode_text(value)
     if kind is dict:
-        if depth >= _MAX_DEPTH:
+        if depth >= MAX_ENCODED_DEPTH:
             return _encode_deep(value)
         encoded: dict[Any, Any] = {}
         short = _ANY_LENGTH if blobs is None else blobs.text_threshold
@@ -241,7 +235,7 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
             if kind is str:
                 plain = len(inner) < short and inner.isascii()
             elif kind is int:
-                plain = _INT64_MIN <= inner <= _INT64_MAX
+                plain = INT64_MIN <= inner <= INT64_MAX
             else:
                 plain = kind in _STORED_AS_THEY_ARE
             if plain:
@@ -254,7 +248,7 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
                 raise
         return encoded
     if kind is list:
-        if depth >= _MAX_DEPTH:
+        if depth >= MAX_ENCODED_DEPTH:
             return _encode_deep(value)
         items = []
         for item in value:
@@ -267,7 +261,7 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
     if kind in _STORED_AS_THEY_ARE:
         return value
     if kind is int:
-        if _INT64_MIN <= value <= _INT64_MAX:
+        if INT64_MIN <= value <= INT64_MAX:
             return value
         return {MARKER: "int", "value": hex(value)}
     if kind is bytes:

@@ -26,6 +26,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from ..errors import shown
+from .limits import MAX_TTL_HOURS
 
 FOREVER = datetime(9999, 12, 31, tzinfo=timezone.utc)
 """The expiry of parts that had one until their session lost its own."""
@@ -39,8 +40,6 @@ EXPIRED: dict[str, Any] = {
 NOT_EXPIRED: dict[str, Any] = {"$not": [EXPIRED]}
 """Its opposite."""
 
-_MAX_HOURS = 24 * 366 * 100
-
 
 def check_ttl(ttl_hours: object) -> timedelta | None:
     """Return a ``ttl_hours`` as a ``timedelta``; None stays None.
@@ -53,8 +52,8 @@ def check_ttl(ttl_hours: object) -> timedelta | None:
         return None
     if not isinstance(ttl_hours, (int, float)) or isinstance(ttl_hours, bool):
         raise TypeError(f"ttl_hours must be a number of hours or None, not {shown(ttl_hours)}")
-    if not 0 < ttl_hours <= _MAX_HOURS:
-        raise ValueError(f"ttl_hours must be above 0 and at most {_MAX_HOURS}, not {shown(ttl_hours)}")
+    if not 0 < ttl_hours <= MAX_TTL_HOURS:
+        raise ValueError(f"ttl_hours must be above 0 and at most {MAX_TTL_HOURS}, not {shown(ttl_hours)}")
     # MongoDB keeps milliseconds.
     return timedelta(milliseconds=max(1, round(ttl_hours * 3_600_000)))
 

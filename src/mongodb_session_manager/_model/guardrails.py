@@ -14,15 +14,11 @@ from typing import Any, Literal
 from bson import ObjectId
 
 from .documents import Document
+from .limits import MAX_GUARDRAIL_POLICIES, MAX_GUARDRAIL_TEXT_CHARACTERS
 
 INTERVENED = "guardrail_intervened"
 """Why a model stopped, in Strands' words, where a guardrail has blocked or masked something."""
 
-MAX_GUARDRAIL_EVENTS = 100
-"""So many of the newest interventions are listed in the session document."""
-
-_MAX_POLICIES = 20
-_MAX_TEXT = 100
 
 # Policy, its list in an assessment, the field that only those who configured the guardrail fill, a type of our own.
 _LISTS = (
@@ -70,7 +66,7 @@ def facts_of_trace(trace: Any) -> Document:
         for assessment in _assessments(guardrail.get(name))
         for policy in _fired(assessment, source)
     }
-    return {"policies": list(fired.values())[:_MAX_POLICIES]}
+    return {"policies": list(fired.values())[:MAX_GUARDRAIL_POLICIES]}
 
 
 def facts_of_config(config: Any) -> Document:
@@ -146,7 +142,7 @@ def _constant(value: Any) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    return value[:_MAX_TEXT] if isinstance(value, str) and value and value.isprintable() else None
+    return value[:MAX_GUARDRAIL_TEXT_CHARACTERS] if isinstance(value, str) and value and value.isprintable() else None
 
 
 def _share(value: Any) -> float | None:

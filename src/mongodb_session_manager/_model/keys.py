@@ -15,27 +15,15 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from ..errors import InvalidIdentifierError, UnstorableValueError, shown
-
-MAX_ID_BYTES = 1024
-"""UTF-8 bytes of the id of a session, an agent, a graph or a swarm.
-
-That is what Amazon S3 takes as a key, so whatever Strands' ``S3SessionManager`` can keep has room. An id stands in the
-``_id`` and the index of every segment and search document and in every blob; that of an agent several times in each
-update, up to three times as long once it is percent-encoded.
-"""
-
-MAX_DEPTH = 100
-"""Levels of metadata and feedback, those of a dotted key and of its value together. MongoDB's own limit is near 200."""
-
-MAX_PATH_CHARACTERS = 1000
-"""Characters of a metadata key."""
-
-MAX_INDEX = 999
-"""The highest number in a metadata key behind its first part: in a list MongoDB fills all before it with nulls."""
-
-MAX_METADATA_FIELDS = 28
-"""Metadata fields that are indexed, with two indexes each: MongoDB takes 64 in a collection, and eight are others."""
-
+from .limits import (
+    CACHED_NAMES,
+    INT64_MAX,
+    MAX_ID_BYTES,
+    MAX_INDEXED_METADATA_FIELDS,
+    MAX_METADATA_DEPTH,
+    MAX_METADATA_INDEX,
+    MAX_METADATA_KEY_CHARACTERS,
+)
 
 # Unicode's category Cc. A line break in an id would forge a line of a log.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -139,12 +127,12 @@ def check_message_id(value: object) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidIdentifierError(f"message_id must be an int, not {type(value).__name__}")
-    if not 0 <= value < 2**63 - 1:
+    if not 0 <= value < INT64_MAX:
         raise InvalidIdentifierError(f"message_id={shown(value)} is out of range")
     return int(value)
 
 
-@lru_cache(maxsize=256)  # A service meets the same few names again and again.
+@lru_cache(maxsize=CACHED_NAMES)
 def encode_key(name: str) -> str:
     """Return the key that stands for ``name`` in a document. Two names never share a key.
 
@@ -214,9 +202,9 @@ def check_metadata(metadata: object) -> dict[str, Any]:
     Raises:
         TypeError: It is not a mapping, or a key is not a string.
         InvalidIdentifierError: A key or a part of its path is empty, begins with ``$``, or holds a NUL or a lone
-            surrogate; or it is too long, or numbers an element of a list above ``MAX_INDEX``; a key *inside* a value
-            holds a dot (it could never be addressed); or one key is a part of another's path (MongoDB would refuse the
-            whole update).
+            surrogate; or it is too long, or numbers an element of a list above ``MAX_METADATA_INDEX``; a key *inside*
+            a value holds a dot (it could never be addressed); or one key is a part of another's path (MongoDB would
+            refuse the whole update).
         UnstorableValueError: A value is nested too deeply.
     """
     if not isinstance(metadata, Mapping):
@@ -239,8 +227,10 @@ def check_metadata_fields(fields: Iterable[object] | None) -> list[str]:
         raise TypeError("metadata_fields must be a list of strings, not one string")
     # One by one: here it does not matter if one lies below another.
     checked = list(dict.fromkeys(path for field in fields or () for path in check_metadata_paths([field])))
-    if len(checked) > MAX_METADATA_FIELDS:
-        raise ValueError(f"metadata_fields has {len(checked)} fields: at most {MAX_METADATA_FIELDS} can be indexed")
+    if len(checked) > MAX_INDEXED_METADATA_FIELDS:
+        raise ValueError(
+            f"metadata_fields has {len(checked)} fields: at most {MAX_INDEXED_METADATA_FIELDS} can be indexed"
+        )
     return checked
 
 
@@ -274,14 +264,16 @@ def _check_metadata_key(key: object, what: str = "metadata key") -> str:
 
 
 def _check_path(key: str) -> str:
-    if len(key) > MAX_PATH_CHARACTERS:
-        raise InvalidIdentifierError(f"metadata key {shown(key)} has more than {MAX_PATH_CHARACTERS} characters")
-    parts = key.split(".")
-    if len(parts) > MAX_DEPTH:
-        raise InvalidIdentifierError(f"metadata key {shown(key)} has {len(parts)} parts: at most {MAX_DEPTH}")
-    if any(part.isascii() and part.isdecimal() and int(part) > MAX_INDEX for part in parts[1:]):
+    if len(key) > MAX_METADATA_KEY_CHARACTERS:
         raise InvalidIdentifierError(
-            f"metadata key {shown(key)}: a number in it may be the index of a list, and is above {MAX_INDEX}"
+            f"metadata key {shown(key)} has more than {MAX_METADATA_KEY_CHARACTERS} characters"
+        )
+    parts = key.split(".")
+    if len(parts) > MAX_METADATA_DEPTH:
+        raise InvalidIdentifierError(f"metadata key {shown(key)} has {len(parts)} parts: at most {MAX_METADATA_DEPTH}")
+    if any(part.isascii() and part.isdecimal() and int(part) > MAX_METADATA_INDEX for part in parts[1:]):
+        raise InvalidIdentifierError(
+            f"metadata key {shown(key)}: a number in it may be the index of a list, and is above {MAX_METADATA_INDEX}"
         )
     return key
 
@@ -298,8 +290,8 @@ def check_depth(value: object, what: str, depth: int = 0) -> None:
         UnstorableValueError: It is.
     """
     if isinstance(value, (Mapping, list, tuple)):
-        if depth >= MAX_DEPTH:
-            raise UnstorableValueError(f"{what} is nested too deeply: {MAX_DEPTH} levels can be stored")
+        if depth >= MAX_METADATA_DEPTH:
+            raise UnstorableValueError(f"{what} is nested too deeply: {MAX_METADATA_DEPTH} levels can be stored")
         for inner in value.values() if isinstance(value, Mapping) else value:
             check_depth(inner, what, depth + 1)
 
@@ -315,7 +307,7 @@ def _check_nested_keys(value: object, path: str) -> None:
             _check_metadata_key(key, f"key inside {path}:")
             if "." in key:
                 raise InvalidIdentifierError(f"key inside {path}: {shown(key)} holds a dot")
-            _check_nested_keys(inner, f"{path}.{exact_text(key)}"[:MAX_PATH_CHARACTERS])
+            _check_nested_keys(inner, f"{path}.{exact_text(key)}"[:MAX_METADATA_KEY_CHARACTERS])
     elif isinstance(value, (list, tuple)):
         for inner in value:
             _check_nested_keys(inner, path)

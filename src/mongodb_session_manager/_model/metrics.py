@@ -15,16 +15,11 @@ from typing import Any
 
 from .documents import Document
 from .keys import encode_key
+from .limits import CACHED_NAMES, MAX_INTEGER_INCREMENT, MAX_TOKENS
 
 LATENCY_BUCKETS_PER_DOUBLING = 4
 """Latencies are counted in buckets whose bounds grow by 2^(1/4), 19 %: a percentile is known to within that."""
 
-MAX_TOKENS = 2**53
-"""Larger numbers are not taken for counts or milliseconds: what JSON and floating point hold exactly ends here."""
-
-# What is added to a running total of 64 bits as an integer. Larger amounts are added as floating point, which makes
-# the total such a number: it grows less exact, but never beyond what MongoDB can add to.
-_MAX_INTEGER = 2**40
 
 _TOKENS = ("inputTokens", "outputTokens", "totalTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
 _TIMES = ("latencyMs", "timeToFirstByteMs")
@@ -99,7 +94,7 @@ class Totals:
         self.add(f"tools.{encode_key(call.name)}.", amounts)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=CACHED_NAMES)
 def _model_path(model: str | None) -> str:
     return f"models.{encode_key(model or 'unknown')}."
 
@@ -111,7 +106,9 @@ def summed(totals: Iterable[Totals], path: str = "") -> tuple[Document, Document
     for grown in totals:
         for name, amount in grown.increments.items():
             name = path + name
-            increments[name] = increments.get(name, 0) + (amount if abs(amount) <= _MAX_INTEGER else float(amount))
+            increments[name] = increments.get(name, 0) + (
+                amount if abs(amount) <= MAX_INTEGER_INCREMENT else float(amount)
+            )
         for name, value in grown.maxima.items():
             name = path + name
             maxima[name] = max(value, maxima.get(name, 0))

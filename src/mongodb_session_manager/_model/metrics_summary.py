@@ -17,10 +17,11 @@ from typing import Any
 from ..errors import shown
 from .foreign import count, mapping, name_of, number
 from .keys import exact_text
+from .limits import LAST_LATENCY_DOUBLING
 from .metrics import LATENCY_BUCKETS_PER_DOUBLING
 
 # Bucket 252 ends at 2^63 ms: no stored latency is longer.
-_LAST_BUCKET = 63 * LATENCY_BUCKETS_PER_DOUBLING
+_LAST_BUCKET = LAST_LATENCY_DOUBLING * LATENCY_BUCKETS_PER_DOUBLING
 
 _TOKENS_OF_A_PRICE = 1_000_000
 

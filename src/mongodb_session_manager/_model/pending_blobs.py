@@ -9,9 +9,7 @@ from typing import Any
 from bson import ObjectId
 
 from ..errors import shown
-
-BLOB_THRESHOLD_BYTES = 128 * 1024
-"""A binary of this size is a blob: beside an inline megabyte every later append costs ten times as much."""
+from .limits import MAX_TEXT_BYTES, TEXT_BLOB_THRESHOLD_CHARACTERS
 
 
 @dataclass
@@ -46,8 +44,8 @@ class PendingBlobs:
     """
 
     threshold: int
-    text_threshold: int = 1024 * 1024
-    max_text: int = 15 * 1024 * 1024
+    text_threshold: int = TEXT_BLOB_THRESHOLD_CHARACTERS
+    max_text: int = MAX_TEXT_BYTES
     blobs: list[Blob] = field(default_factory=list)
 
     def add(self, marker: dict[str, Any], data: bytes | str) -> None:

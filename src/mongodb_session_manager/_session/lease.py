@@ -19,14 +19,12 @@ from typing import Any
 
 from pymongo.errors import PyMongoError
 
+from .._model.limits import LEASE_POLL_SECONDS
 from .._statements.leases import renew_lease
 from .._statements.sessions import SessionRef
 from .._store.session_store import SessionStore
 from ..errors import MongoDBSessionError, SessionBusyError
 from .error_notes import add_note
-
-# How often a taker asks again while it waits.
-_POLL_SECONDS = (0.02, 0.1)
 
 
 class HeldLease:
@@ -70,7 +68,7 @@ class HeldLease:
 
     def take(self, owner: str, token: str, seconds: float) -> float | None:
         """Take the lease; return None, or for how many seconds somebody else has it."""
-        taken_for = self._store.take_lease(self._opened(), owner, token, seconds)
+        taken_for = self._store.changes.take_lease(self._opened(), owner, token, seconds)
         if taken_for is None:
             self.token = token
             self._taken()
@@ -87,14 +85,14 @@ class HeldLease:
             raise MongoDBSessionError("this manager holds no lease")
         session = self._session()
         known = {"incarnation": session.incarnation}
-        self._store.guarded(session, lambda session, _: renew_lease(session, seconds), known=known)
+        self._store.changes.guarded(session, lambda session, _: renew_lease(session, seconds), known=known)
 
     def release(self, token: str, error: BaseException | None) -> None:
         """Give it back; with an error on its way, a failure becomes a note of that."""
         if self.token == token:  # Else it was not got: another task of this manager may have it.
             self.token = None
         try:
-            self._store.release_lease(self.session_id, token)
+            self._store.changes.release_lease(self.session_id, token)
         except PyMongoError as failure:
             if error is None:
                 raise
@@ -193,7 +191,7 @@ class SessionLease:
                 f"session_id={self._held.session_id!r} is leased by another process; waited {self.wait:g} s",
                 taken_for,
             )
-        return min(left, random.uniform(*_POLL_SECONDS))
+        return min(left, random.uniform(*LEASE_POLL_SECONDS))
 
 
 def _check_seconds(seconds: float) -> None:

@@ -19,10 +19,8 @@ from typing import NamedTuple, Protocol, TypedDict
 from bson import ObjectId
 
 from .._client.forks import each_in_child
+from .._model.limits import MAX_CACHED_METADATA_BYTES
 from .._store.session_reads import MetadataAsRead
-
-MAX_ENTRY_BYTES = 64 * 1024
-"""Larger metadata is not held: a thousand such sessions would fill the memory of a process."""
 
 
 class MetadataCacheStats(TypedDict):
@@ -191,7 +189,7 @@ class SessionMetadataCache:
                 void = read.void or key in self._writes or self._token is not use.token
                 standing = self._entries.get(key)
                 is_newest = standing is None or standing.began <= now
-                if found is not None and not void and is_newest and len(found.content) <= MAX_ENTRY_BYTES:
+                if found is not None and not void and is_newest and len(found.content) <= MAX_CACHED_METADATA_BYTES:
                     seconds = self._ttl_seconds
                     if found.seconds_left is not None:  # Its session expires.
                         seconds = min(seconds, found.seconds_left)

@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING
 
 from pymongo.errors import OperationFailure
 
+from .._model.limits import (
+    WATCH_AWAIT_MILLISECONDS,
+    WATCH_FIRST_PAUSE_SECONDS,
+    WATCH_JOIN_SECONDS,
+    WATCH_LONGEST_PAUSE_SECONDS,
+)
+from .._store.server_codes import WATCHING_REFUSED
 from ..errors import described
 
 if TYPE_CHECKING:
@@ -16,17 +23,6 @@ if TYPE_CHECKING:
     from .metadata_cache import SessionMetadataCache, SessionPlace
 
 logger = logging.getLogger(__name__)
-
-# For how long the server holds back its answer where nothing has changed; so long may an end of the thread take.
-_AWAIT_MS = 500
-# And so long whoever ends it waits for that, where a server does not answer at all.
-_JOIN_SECONDS = 2.0
-# After a loss the stream is opened anew at once; where that fails, after this, and ever more up to the second.
-_FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 30.0
-# It will never be granted: the user may not, or the server has no change streams (Unauthorized, AuthenticationFailed,
-# CommandNotFound, CommandNotSupported, "only supported on replica sets").
-_REFUSED = frozenset((13, 18, 59, 115, 40573))
 
 
 def watch(
@@ -79,14 +75,14 @@ class MetadataWatcher:
 
     def join(self) -> None:
         """Wait until it has, at most two seconds."""
-        self._thread.join(_JOIN_SECONDS)
+        self._thread.join(WATCH_JOIN_SECONDS)
 
     def _run(self) -> None:
         pause, told = 0.0, False
         while not self._ended.wait(pause):
-            pause = min(max(2 * pause, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+            pause = min(max(2 * pause, WATCH_FIRST_PAUSE_SECONDS), WATCH_LONGEST_PAUSE_SECONDS)
             try:
-                with self._store.reads.watch_metadata(_AWAIT_MS) as stream:
+                with self._store.reads.watch_metadata(WATCH_AWAIT_MILLISECONDS) as stream:
                     self._forget_all()
                     self.live, told = True, False
                     while stream.alive and not self._ended.is_set():
@@ -102,7 +98,7 @@ class MetadataWatcher:
             except Exception as error:  # Whatever it is: a thread that ended would never tell of a change again.
                 # After the end: the client was closed meanwhile.
                 if not self._ended.is_set():
-                    if isinstance(error, OperationFailure) and error.code in _REFUSED:
+                    if isinstance(error, OperationFailure) and error.code in WATCHING_REFUSED:
                         logger.warning(
                             "collection=<%s>, error=<%s> | not watched: only the time limit of the cache holds",
                             ".".join(self._place),

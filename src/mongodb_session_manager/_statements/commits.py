@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -11,111 +11,159 @@ from bson import ObjectId
 
 from .._model.documents import Document, message_document, new_agent
 from .._model.metrics import Totals, summed
+from .._model.pending_blobs import PendingBlobs
 from .expressions import count_of, counter_is, messages_of, number_at
 from .interventions import intervention, list_interventions
 from .sessions import SessionRef, Update
 
 
-@dataclass
+class TrackedMessage:
+    """One message of a conversation, stored or waiting to be.
+
+    Attributes:
+        message_id: Its id once it is stored; None before.
+        source: The live message object it was made from; None for a repository's.
+        tracking_id: The id that Strands knows it by, if it has one.
+        body: While it waits: the stored message without its ``message_id``.
+        blobs: While it waits: what of it is too large for the session document.
+        totals: While it waits: what it adds to the agent's running totals.
+        guardrail_events: While it waits: what is to be listed of it in the session.
+        commit: While it waits: what carries it.
+    """
+
+    __slots__ = ("blobs", "body", "commit", "guardrail_events", "message_id", "source", "totals", "tracking_id")
+
+    def __init__(self, message_id: int | None, source: Any, tracking_id: str | None) -> None:
+        self.message_id = message_id
+        self.source = source
+        self.tracking_id = tracking_id
+        self.body: Document = {}
+        self.blobs: PendingBlobs | None = None
+        self.totals: Totals | None = None
+        self.guardrail_events: tuple[Document, ...] = ()
+        self.commit: Commit | None = None
+
+
+@dataclass(eq=False)
 class Commit:
-    """What one update of a session document carries for one agent.
+    """What one update of a session document carries for one agent: messages, changed fields, the record of a new agent.
 
     Attributes:
         key: The agent's key in the document.
-        first_message_id: The ``message_id`` the first message is to get; it guards the update.
-        changes: The agent's ``changes`` so far; it guards an update that appends nothing.
-        messages: Stored messages without their ``message_id``, oldest first.
+        messages: The new messages, oldest first.
         creates: The agent's whole ``agent_data`` if the agent is not stored yet, else None.
-        fields: Fields of ``agent_data`` that have changed, since it was created here or read, encoded.
-        totals: Growth of the running totals, by each of the messages.
-        guardrail_events: Interventions of a guardrail, each with the index of its message in ``messages``.
+        fields: Fields of ``agent_data`` that have changed since the agent was created or read, encoded.
+        blobs: What of ``creates`` and ``fields`` is too large for the session document.
+        first_message_id: The ``message_id`` of the first message; it guards the update. None until it is sent.
+        gap_allowed: Whether messages may be missing before ``first_message_id``: the caller has chosen it.
+        rebase: Whether to append behind what other writers have stored meanwhile.
+        changes: The agent's ``changes`` as far as the writer knows; it guards an update that appends nothing.
         commit_id: Stored on the first message, so that a commit of unknown outcome can be recognised.
+        bytes: Size of the messages and fields, without blobs.
+        field_bytes: Size of the fields.
+        started: Whether it was ever sent: then it may be stored, whatever was heard of it.
     """
 
     key: str
-    first_message_id: int
-    messages: Sequence[Document] = ()
+    messages: list[TrackedMessage] = field(default_factory=list)
     creates: Document | None = None
     fields: Document = field(default_factory=dict)
-    totals: Sequence[Totals] = ()
-    guardrail_events: Sequence[tuple[int, Document]] = ()
+    blobs: tuple[PendingBlobs, ...] = ()
+    first_message_id: int | None = None
+    gap_allowed: bool = False
+    rebase: bool = False
     changes: int = 0
     commit_id: ObjectId = field(default_factory=ObjectId)
+    bytes: int = 0
+    field_bytes: int = 0
+    started: bool = False
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to send."""
         return not (self.messages or self.fields or self.creates is not None)
 
+    def is_behind(self, message_count: float) -> bool:
+        """Return whether other writers have stored messages under its ids, or it leaves a gap that it may not leave."""
+        first = self.first_message_id or 0
+        return bool(self.messages) and first != message_count and not (self.gap_allowed and message_count < first)
+
 
 def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
     """Return the update that stores everything in ``work``, or nothing of it."""
-    agent = f"agents.{work.key}"
+    if work.creates is None and not work.messages:
+        return agent_fields(session, work.key, work.fields, work.changes, now)
+    first = work.first_message_id or 0
     messages: list[Document] = []
-    for body in work.messages:
-        message_id = work.first_message_id + len(messages)
-        messages.append(message_document(message_id, body, body.get("created_at", now), now))
+    events: list[Document] = []
+    for message_id, new in enumerate(work.messages, first):
+        body = new.body
+        times = body.get("created_at", now), body.get("updated_at", now)
+        messages.append(message_document(message_id, body, *times))
+        events += [intervention(work.key, message_id, event) for event in new.guardrail_events]
     if messages:
         messages[0]["commit_id"] = work.commit_id
-    changed: Document = {}
+    that = None
     if work.creates is not None:
-        record = new_agent({**work.creates, **work.fields}, now)
-        increments, maxima = summed(work.totals)
-        record["message_count"] = len(messages)
-        record["usage"] = _nested({**increments, **maxima})
-        record["messages"] = messages
-        changed[agent] = record
-        update: Document = {"$set": changed, "$addToSet": {"agent_ids": work.creates["agent_id"]}}
-        conditions: Document = {agent: {"$exists": False}}
+        update, conditions = _begin_agent(work, work.creates, messages, now)
+    elif work.gap_allowed:
+        update, conditions = _append(work, messages, now, {"$gte": 0, "$lte": first}, first + len(messages))
+        that = _is_count(f"$agents.{work.key}.message_count")
     else:
-        changed[f"{agent}.updated_at"] = now
-        for name, value in work.fields.items():
-            changed[f"{agent}.agent_data.{name}"] = value
-        if not messages:
-            return change_agent(session, work.key, changed, work.changes, now)
-        increments, maxima = summed(work.totals, f"{agent}.usage.")
+        update, conditions = _append(work, messages, now, first)
+    if events:
+        list_interventions(update, events)
+    return session.write(now, update, conditions, that=that)
+
+
+def _begin_agent(work: Commit, creates: Document, messages: list[Document], now: datetime) -> tuple[Document, Document]:
+    agent = f"agents.{work.key}"
+    record = new_agent({**creates, **work.fields}, now)
+    increments, maxima = _growth(work)
+    record["message_count"] = len(messages)
+    record["usage"] = _nested({**increments, **maxima})
+    record["messages"] = messages
+    update: Document = {"$set": {agent: record}, "$addToSet": {"agent_ids": creates["agent_id"]}}
+    return update, {agent: {"$exists": False}}
+
+
+def _append(
+    work: Commit, messages: list[Document], now: datetime, guard: Any, message_count: int | None = None
+) -> tuple[Document, Document]:
+    """Append behind as many messages as ``guard`` says, and set or increment ``message_count``."""
+    agent = f"agents.{work.key}"
+    changed: Document = {f"{agent}.updated_at": now}
+    changed.update({f"{agent}.agent_data.{name}": value for name, value in work.fields.items()})
+    increments, maxima = _growth(work, f"{agent}.usage.")
+    if message_count is None:
         increments[f"{agent}.message_count"] = len(messages)
-        if work.fields:
-            increments[f"{agent}.changes"] = 1
-        update = {"$set": changed, "$push": {f"{agent}.messages": {"$each": messages}}, "$inc": increments}
-        if maxima:
-            update["$max"] = maxima
-        conditions = {f"{agent}.message_count": work.first_message_id}
-    if work.guardrail_events:
-        list_interventions(
-            update,
-            [intervention(work.key, work.first_message_id + index, event) for index, event in work.guardrail_events],
-        )
-    return session.write(now, update, conditions)
+    else:
+        changed[f"{agent}.message_count"] = message_count
+    if work.fields:
+        increments[f"{agent}.changes"] = 1
+    update: Document = {"$set": changed, "$push": {f"{agent}.messages": {"$each": messages}}, "$inc": increments}
+    if maxima:
+        update["$max"] = maxima
+    return update, {f"{agent}.message_count": guard}
+
+
+def _growth(work: Commit, prefix: str = "") -> tuple[Document, Document]:
+    return summed([message.totals for message in work.messages if message.totals is not None], prefix)
+
+
+def _is_count(field: str) -> Document:
+    """Match a counter that is a whole number: from another value an update would make a wrong ``message_id``."""
+    is_number = {"$in": [{"$type": field}, ["int", "long", "double"]]}
+    return {"$and": [is_number, {"$eq": [{"$mod": [number_at(field), 1]}, 0]}]}
 
 
 def agent_fields(session: SessionRef, key: str, fields: Mapping[str, Any], changes: int, now: datetime) -> Update:
-    """Return the update that replaces fields of a stored agent whose record was changed so often before."""
+    """Return the update that replaces fields of a stored agent, once: only while its ``changes`` are as given."""
     agent = f"agents.{key}"
-    changed = {f"{agent}.agent_data.{name}": value for name, value in fields.items()}
-    return change_agent(session, key, {**changed, f"{agent}.updated_at": now}, changes, now)
-
-
-def change_agent(session: SessionRef, key: str, changed: Document, changes: int, now: datetime) -> Update:
-    """Return the update that changes an agent's record, once: if it was changed so often before."""
-    agent = f"agents.{key}"
+    changed: Document = {f"{agent}.updated_at": now}
+    changed.update({f"{agent}.agent_data.{name}": value for name, value in fields.items()})
     is_as_known = {agent: {"$exists": True}, **counter_is(f"{agent}.changes", changes)}
     return session.write(now, {"$set": changed, "$inc": {f"{agent}.changes": 1}}, is_as_known)
-
-
-def append_message(session: SessionRef, key: str, message: Document, now: datetime) -> Update:
-    """Return the update that appends one message with an id of the caller's; later ids may be any higher ones."""
-    agent = f"agents.{key}"
-    changes = {
-        "$push": {f"{agent}.messages": message},
-        "$set": {f"{agent}.message_count": message["message_id"] + 1, f"{agent}.updated_at": now},
-        "$inc": {f"{agent}.usage.messages": 1},
-    }
-    # Of a counter that is none, it would make one, and perhaps give an id out twice.
-    count = f"{agent}.message_count"
-    is_number = {"$in": [{"$type": f"${count}"}, ["int", "long", "double"]]}
-    is_count = {"$and": [is_number, {"$eq": [{"$mod": [number_at(f"${count}"), 1]}, 0]}]}
-    return session.write(now, changes, {count: {"$gte": 0, "$lte": message["message_id"]}}, that=is_count)
 
 
 def agent_projection(key: str) -> Document:

@@ -64,9 +64,6 @@ def messages_with_id(messages: Any, message_id: int) -> Document:
 # How many messages a conversation manager has taken out of the live conversation, from the first one on.
 REMOVED = "agent_data.conversation_manager_state.removed_message_count"
 
-INT32_MAX = 2**31 - 1
-"""The largest number that ``$slice`` takes; no conversation has as many messages."""
-
 
 def counter_is(path: str, value: int) -> Document:
     """Return the condition that a counter has this value. In an older document it may be missing, which is 0."""

@@ -5,19 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple, TypedDict
 
+from bson import ObjectId
+
 from .._model.documents import Document
+from .._model.limits import MAX_EMBEDDED_FEEDBACK_BYTES, MAX_EMBEDDED_FEEDBACKS
 from .commits import append_projection
 from .expressions import array_at, count_of, for_each_message, is_object, messages_of, number_at
 from .sessions import SessionRef, Update
 
 FEEDBACKS = "$feedbacks"
 """Stands in a segment's ``_id`` where an agent's key would; no agent has such a key."""
-
-MAX_FEEDBACKS = 200
-"""A session document with this many feedbacks is archived from before it takes another."""
-
-MAX_FEEDBACK_BYTES = 256 * 1024
-"""Or with this many bytes of them."""
 
 
 class MessageLink(NamedTuple):
@@ -49,6 +46,8 @@ class FeedbackStanding(TypedDict):
     """What ``feedback_projection`` yields, beside what ``append_projection`` says of the message it is about.
 
     Attributes:
+        incarnation: The incarnation of the session, which is read of every session that is written to.
+        exists: Whether there is the agent that it is about; absent where it is about none.
         count: How many feedbacks the session has, archived ones included.
         archived: How many of them are archived.
         stored: Whether this very feedback is embedded.
@@ -56,6 +55,8 @@ class FeedbackStanding(TypedDict):
         linked: Whether what it is about is there; false also where that is archived and the ids have gaps.
     """
 
+    incarnation: ObjectId
+    exists: bool
     count: int
     archived: int
     stored: bool
@@ -96,8 +97,8 @@ EMBEDDED_FEEDBACKS: Document = array_at("$feedbacks")
 
 _FEEDBACKS_ARE_FULL: Document = {
     "$or": [
-        {"$gte": [{"$size": EMBEDDED_FEEDBACKS}, MAX_FEEDBACKS]},
-        {"$gte": [{"$bsonSize": {"f": EMBEDDED_FEEDBACKS}}, MAX_FEEDBACK_BYTES]},
+        {"$gte": [{"$size": EMBEDDED_FEEDBACKS}, MAX_EMBEDDED_FEEDBACKS]},
+        {"$gte": [{"$bsonSize": {"f": EMBEDDED_FEEDBACKS}}, MAX_EMBEDDED_FEEDBACK_BYTES]},
     ]
 }
 

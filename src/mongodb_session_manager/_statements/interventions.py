@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .._model.documents import Document
-from .._model.guardrails import MAX_GUARDRAIL_EVENTS
 from .._model.keys import decode_key
+from .._model.limits import MAX_GUARDRAIL_EVENTS
 
 
 def intervention(key: str, message_id: int, guardrail_event: Document) -> Document:

@@ -7,13 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from .._model.documents import Document
+from .._model.limits import MAX_METADATA_BYTES
 from .expressions import counter_is, number_at, object_at
 from .sessions import SessionRef, Update
-
-MAX_METADATA_BYTES = 4 * 1024 * 1024
-"""What one call may bring of metadata, as BSON, and what may be there already: MongoDB takes 16 MB in a document, and a
-conversation needs room.
-"""
 
 METADATA_SIZE: Document = {"$bsonSize": object_at("$metadata")}
 """Expression for how many bytes a session's metadata has."""

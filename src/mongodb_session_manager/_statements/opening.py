@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from .._model.documents import Document
 from .._model.expiry import EXPIRED
+from .._model.limits import CACHED_NAMES
 from .expressions import REMOVED, for_each_message, is_object, messages_of, number_at
 
 # What a live agent needs of a stored message. Times, metrics and commit ids stay on the server: they are a third of
@@ -36,7 +37,7 @@ def open_projection(agent_keys: Sequence[str]) -> Document:
     }
 
 
-@lru_cache(maxsize=256)  # A service opens the same few agents again and again.
+@lru_cache(maxsize=CACHED_NAMES)
 def _agent_window(key: str) -> Document:
     agent = f"$agents.{key}"
     # The offset is not negative: a negative one counts from the end. A length of 0 would be an error.

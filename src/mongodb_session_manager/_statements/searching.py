@@ -7,9 +7,9 @@ from typing import Any, TypedDict
 from bson import ObjectId
 
 from .._model.documents import Document
+from .._model.limits import INT32_MAX
 from .expressions import (
     EACH_AGENT,
-    INT32_MAX,
     archived_count_of,
     array_at,
     for_each_message,

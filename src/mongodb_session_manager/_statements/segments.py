@@ -9,6 +9,7 @@ from bson import MaxKey, MinKey, ObjectId
 from bson.raw_bson import RawBSONDocument
 
 from .._model.documents import Document
+from .._model.limits import INT64_MAX
 from .expressions import (
     REMOVED,
     array_at,
@@ -21,8 +22,6 @@ from .expressions import (
 from .feedback import EMBEDDED_FEEDBACKS, FEEDBACKS
 from .related_expiry import RELATED_EXPIRY, RelatedExpiry, as_promised
 from .sessions import Update
-
-_MAX_OFFSET = 2**63 - 1
 
 # --- which segments -------------------------------------------------------------------------------------------------
 
@@ -38,7 +37,7 @@ def segments_of(session_id: str, incarnation: ObjectId) -> Document:
     return {"$gte": {**of_session, "agent": MinKey()}, "$lte": {**of_session, "agent": MaxKey()}}
 
 
-def segments_up_to(session_id: str, incarnation: ObjectId, key: str, offset: int = _MAX_OFFSET) -> Document:
+def segments_up_to(session_id: str, incarnation: ObjectId, key: str, offset: int = INT64_MAX) -> Document:
     """Return the condition on ``_id`` of an agent's segments (or the feedbacks') that begin at an offset or before."""
     low, high = (segment_id(session_id, incarnation, key, first) for first in (0, offset))
     return {"$gte": low, "$lte": high}

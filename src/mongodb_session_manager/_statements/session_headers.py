@@ -17,16 +17,9 @@ from bson import ObjectId
 from .._model.documents import Document
 from .._model.encoding import MARKER, decode
 from .._model.foreign import count, name_of
+from .._model.limits import TITLE_CHARACTERS, TITLE_READ_BYTES, TITLE_READ_CHARACTERS
 from .expressions import EACH_AGENT, array_at, for_each_agent, is_object, object_at, switch
 from .segments import segment_id
-
-TITLE_CHARACTERS = 80
-"""A title made of the user's words has at most this many characters."""
-
-# What is read of a text for a title; runs of white space in it will shrink.
-_READ_CHARACTERS = 2 * TITLE_CHARACTERS
-# A text that is stored as bytes cannot be cut by the server; a longer one is passed over.
-_READ_BYTES = 16 * 1024
 
 # What Strands writes in the user's name when a tool is called directly.
 _DIRECT_CALL = r"^agent\.tool\.[^\n]* direct tool call\.\n"
@@ -128,13 +121,13 @@ def _first(items: Any, found: Any) -> Document:
 
 def _text(text: str) -> Document:
     """Return the expression for what a title needs of a block's text: null if it is blank, or there is none."""
-    cut = {"$substrCP": [{"$trim": {"input": text}}, 0, _READ_CHARACTERS]}
+    cut = {"$substrCP": [{"$trim": {"input": text}}, 0, TITLE_READ_CHARACTERS]}
     is_nobodys = {"$or": [{"$eq": ["$$cut", ""]}, {"$regexMatch": {"input": "$$cut", "regex": _DIRECT_CALL}}]}
     words = {"$let": {"vars": {"cut": cut}, "in": {"$cond": [is_nobodys, None, "$$cut"]}}}
     # Text with a lone surrogate is stored as bytes. One that is kept as a blob would have to be fetched.
     value = f"{text}.value"
     size = {"$cond": [{"$eq": [{"$type": value}, "binData"]}, {"$binarySize": value}, None]}
-    is_short = [{"$gt": [size, None]}, {"$lte": [size, _READ_BYTES]}]
+    is_short = [{"$gt": [size, None]}, {"$lte": [size, TITLE_READ_BYTES]}]
     is_marker = {"$and": [is_object(text), {"$eq": [f"{text}.{MARKER}", "str"]}, *is_short]}
     return switch(({"$eq": [{"$type": text}, "string"]}, words), (is_marker, text), default=None)
 
@@ -252,7 +245,7 @@ def _title(stored: Any) -> str | None:
     text = decode(stored)
     if not isinstance(text, str):
         return None
-    is_longer = len(text) >= _READ_CHARACTERS
+    is_longer = len(text) >= TITLE_READ_CHARACTERS
     line = " ".join(_SURROGATES.sub("\ufffd", text).split())
     if len(line) <= TITLE_CHARACTERS and not is_longer:
         return line or None

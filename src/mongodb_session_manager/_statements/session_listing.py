@@ -10,13 +10,10 @@ from typing import Any
 from .._model.documents import Document, stored_time
 from .._model.expiry import FOREVER, NOT_EXPIRED
 from .._model.keys import check_depth, check_id, check_metadata_paths, check_name, encode_key
+from .._model.limits import MAX_LISTED_SESSIONS
 from ..errors import shown
 from .listing_cursor import Order, PageEnd, SortBy, read_cursor, write_cursor
 from .session_headers import ListedSession, SessionHeader, header
-
-DEFAULT_LIMIT = 20
-MAX_LIMIT = 100
-"""Sessions on one page: what a screen shows, and far below what one reply of MongoDB holds."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,8 @@ def listing(
         raise TypeError(f"newest_first must be a bool, not {type(newest_first).__name__}")
     if not isinstance(limit, int) or isinstance(limit, bool):
         raise TypeError(f"limit must be an int, not {type(limit).__name__}")
-    if not 1 <= limit <= MAX_LIMIT:
-        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {shown(limit)}")
+    if not 1 <= limit <= MAX_LISTED_SESSIONS:
+        raise ValueError(f"limit must be from 1 to {MAX_LISTED_SESSIONS}, not {shown(limit)}")
     order = Order(sort_by, newest_first)
     conditions = [
         *_metadata(metadata),

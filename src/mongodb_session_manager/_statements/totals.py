@@ -8,6 +8,7 @@ from bson import ObjectId
 
 from .._model.documents import Document
 from .._model.keys import encode_key
+from .._model.limits import MAX_RATING_CHARACTERS
 from .expressions import count_of, for_each_agent, is_object, messages_of, messages_that, number_at, switch
 from .feedback import EMBEDDED_FEEDBACKS
 
@@ -80,10 +81,6 @@ def segment_ratings_projection(agent_id: str | None) -> Document:
     return {"_id": 0, "count": 1, "ratings": _ratings("$messages", agent_id)}
 
 
-# Longer ratings are read up to here, so that a summary stays a small read.
-_RATING_CHARACTERS = 100
-
-
 def _ratings(feedbacks: Any, agent_id: str | None) -> Document:
     if agent_id is not None:
         named = {"$eq": ["$$f.agent_id", {"$literal": agent_id}]}
@@ -91,7 +88,7 @@ def _ratings(feedbacks: Any, agent_id: str | None) -> Document:
     rating = "$$f.rating"
     kind = {"$type": rating}
     short = switch(
-        ({"$eq": [kind, "string"]}, {"$substrCP": [rating, 0, _RATING_CHARACTERS]}),
+        ({"$eq": [kind, "string"]}, {"$substrCP": [rating, 0, MAX_RATING_CHARACTERS]}),
         ({"$in": [kind, ["int", "long", "double", "bool"]]}, rating),
         default=None,
     )

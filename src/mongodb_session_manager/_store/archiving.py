@@ -20,23 +20,23 @@ from bson.raw_bson import RawBSONDocument
 from .._model.archive_policy import ArchivePolicy, Embedded
 from .._model.documents import Document
 from .._model.expiry import expiry_of_new_related
+from .._model.limits import (
+    FULL_DOCUMENT_BYTES,
+    MAKE_ROOM_TO_BYTES,
+    MAX_BEHIND_ATTEMPTS,
+    MAX_EMBEDDED_FEEDBACK_BYTES,
+    MAX_EMBEDDED_FEEDBACKS,
+    MAX_SEGMENT_BYTES,
+    MAX_SEGMENTS_AT_ONCE,
+    ROOM_SEGMENT_BYTES,
+    ROOM_SEGMENT_MESSAGES,
+)
 from .._statements import feedback, segments
 from .._statements.segments import Block, SessionSizes
 from .history import History
 from .session_commands import SessionCommands
 
-# Where there is no room, this much of the document may be left. Each segment rewrites the rest of a large document, so
-# few large ones are made.
-_MAKE_ROOM_TO_BYTES = 2 * 1024 * 1024
-# What fits into a document for certain.
-_FULL_BYTES = 16 * 1024 * 1024 - 64 * 1024
-_MAKING_ROOM = ArchivePolicy(1, 8 * 1024 * 1024, 10_000)
-# MongoDB takes 16 MB in a segment, too; one message may have 15 MB, besides its metrics.
-_MAX_SEGMENT_BYTES = 15 * 1024 * 1024
-# An archiver that never gets its turn in this many attempts leaves it to another.
-_MAX_ATTEMPTS = 50
-# More blocks than this are in no document: each has a message at least, and a message 100 bytes.
-_MAX_BLOCKS = 200_000
+_MAKING_ROOM = ArchivePolicy(1, ROOM_SEGMENT_BYTES, ROOM_SEGMENT_MESSAGES)
 
 
 class Archiver:
@@ -56,7 +56,7 @@ class Archiver:
     def archive(self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy) -> Embedded | None:
         """Archive an agent's messages as long as that is due; return what stays embedded, or None without the agent."""
         left: Embedded | None = None
-        for _ in range(_MAX_BLOCKS):
+        for _ in range(MAX_SEGMENTS_AT_ONCE):
             moved, left = self._step(session_id, incarnation, key, policy, force=False)
             if not moved or left is None or not left.due(policy, 0):
                 break
@@ -64,10 +64,10 @@ class Archiver:
 
     def archive_feedbacks(self, session_id: str, incarnation: ObjectId) -> None:
         """Archive the older feedbacks of a session that has no room for more."""
-        policy = ArchivePolicy(1, feedback.MAX_FEEDBACK_BYTES, feedback.MAX_FEEDBACKS // 2)
+        policy = ArchivePolicy(1, MAX_EMBEDDED_FEEDBACK_BYTES, MAX_EMBEDDED_FEEDBACKS // 2)
         self._step(session_id, incarnation, feedback.FEEDBACKS, policy, force=True)
 
-    def make_room(self, session_id: str, needed: int = _FULL_BYTES) -> int | None:
+    def make_room(self, session_id: str, needed: int = FULL_DOCUMENT_BYTES) -> int | None:
         """Archive what is embedded, live or not, until the session document is small again.
 
         Args:
@@ -78,13 +78,13 @@ class Archiver:
             The size of the session document then, in bytes; None if nothing was archived.
         """
         made = False
-        for _ in range(_MAX_BLOCKS):
+        for _ in range(MAX_SEGMENTS_AT_ONCE):
             sizes = cast("SessionSizes | None", self._commands.find_one({"_id": session_id}, segments.SIZES))
             if sizes is None:
                 return None
             archivable = sum(int(agent["messages"]) for agent in sizes["agents"]) + int(sizes["feedbacks"])
-            little = sizes["bytes"] <= _MAKE_ROOM_TO_BYTES or archivable <= _MAKE_ROOM_TO_BYTES
-            if little and sizes["bytes"] + needed <= _FULL_BYTES:
+            little = sizes["bytes"] <= MAKE_ROOM_TO_BYTES or archivable <= MAKE_ROOM_TO_BYTES
+            if little and sizes["bytes"] + needed <= FULL_DOCUMENT_BYTES:
                 return int(sizes["bytes"]) if made else None
             if "incarnation" not in sizes or any("archived_count" not in agent for agent in sizes["agents"]):
                 self._commands.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
@@ -107,7 +107,7 @@ class Archiver:
             How many messages were archived, and what stays embedded; None if the agent is gone.
         """
         mine: list[Document] = []
-        for _ in range(_MAX_ATTEMPTS):
+        for _ in range(MAX_BEHIND_ATTEMPTS):
             which = {"_id": session_id, "incarnation": incarnation}
             document = self._commands.find_raw(which, segments.block_projection(key, policy.block))
             found = cast("Block | None", document)
@@ -201,7 +201,7 @@ def _cut(messages: Sequence[RawBSONDocument], policy: ArchivePolicy) -> int | No
     """
     size = 0
     for index, message in enumerate(messages):
-        if index and size + len(message.raw) > _MAX_SEGMENT_BYTES:
+        if index and size + len(message.raw) > MAX_SEGMENT_BYTES:
             return index
         size += len(message.raw)
         if index + 1 == policy.block or size >= policy.segment_bytes:

@@ -27,8 +27,9 @@ from typing import Any, TypedDict
 from bson import ObjectId
 from pymongo import ASCENDING, IndexModel
 
+from .._model.limits import IDS_PER_COMMAND
 from .._statements.sweeping import says_whose
-from .blobs import IDS_PER_COMMAND, OWNER_INDEX, BlobOwner, BlobStore, batches
+from .blobs import OWNER_INDEX, BlobOwner, BlobStore, batches
 from .upkeep import Failures, Filter, Orphans
 
 Named = Callable[[str, ObjectId, str, Mapping[ObjectId, int | None]], AbstractSet[ObjectId]]

@@ -31,26 +31,19 @@ from pymongo.database import Database
 from pymongo.errors import AutoReconnect, PyMongoError, ServerSelectionTimeoutError
 
 from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
+from .._model.limits import (
+    BLOB_CHUNK_BYTES,
+    BLOB_CHUNKS_PER_INSERT,
+    DISCARD_SECONDS,
+    FRESH_UPLOAD_SECONDS,
+    IDS_PER_COMMAND,
+    INT32_MAX,
+    MAX_RECONNECTS,
+)
 from .._model.pending_blobs import Blob, PendingBlobs
 from ..errors import BlobMissingError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .sending import until_known
-
-CHUNK_BYTES = 255 * 1024
-"""Size of every chunk but a file's last, in bytes: the default of all drivers."""
-
-# Chunks sent with one insert: 8 MB, where PyMongo's own 48 MB would be copied three times on their way.
-_CHUNKS_PER_INSERT = 32
-
-IDS_PER_COMMAND = 1000
-"""How many ids one command has at most: 20 KB of them."""
-
-# An upload whose connection broke is made again this often.
-_RECONNECTS = 2
-# What a failed upload left is removed at once if that is quick; otherwise by a sweep.
-_DISCARD_SECONDS = 2.0
-# An upload older than this is made again before a commit names it. Far below any grace time of a sweep.
-_FRESH_SECONDS = 3600.0
 
 OWNER_INDEX = [("metadata.session", ASCENDING), ("metadata.incarnation", ASCENDING)]
 """The keys of the index by which the files of a session are found."""
@@ -114,7 +107,8 @@ class BlobStore:
         Raises:
             pymongo.errors.PyMongoError: A blob could not be stored. No commit may name it.
         """
-        due = [blob for blob in blobs.blobs if blob.uploaded_at is None or clock() - blob.uploaded_at > _FRESH_SECONDS]
+        oldest = clock() - FRESH_UPLOAD_SECONDS
+        due = [blob for blob in blobs.blobs if blob.uploaded_at is None or blob.uploaded_at < oldest]
         if due:
             self._ensure_indexes()
         for blob in due:
@@ -137,7 +131,7 @@ class BlobStore:
             {"_id": 0, "files_id": 1, "n": 1, "data": 1},
             sort=[("files_id", ASCENDING), ("n", ASCENDING)],
             # Without it, the first answer ends after 101 chunks however small they are.
-            batch_size=2**31 - 1,
+            batch_size=INT32_MAX,
         )
         with contextlib.closing(chunks):
             for file_id, of_file in itertools.groupby(chunks, key=lambda chunk: chunk["files_id"]):
@@ -228,7 +222,7 @@ class BlobStore:
             except PyMongoError as error:
                 failed.append(file_id)
                 lost = isinstance(error, AutoReconnect) and not isinstance(error, ServerSelectionTimeoutError)
-                if lost and len(failed) <= _RECONNECTS:
+                if lost and len(failed) <= MAX_RECONNECTS:
                     continue
                 self._discard(failed)
                 raise
@@ -237,20 +231,20 @@ class BlobStore:
             return
 
     def _store(self, file_id: ObjectId, content: bytes, owner: BlobOwner) -> None:
-        file = {"length": Int64(len(content)), "chunkSize": CHUNK_BYTES, "metadata": owner}
+        file = {"length": Int64(len(content)), "chunkSize": BLOB_CHUNK_BYTES, "metadata": owner}
         # An upsert, because an insert cannot take the server's time.
         self.files.update_one(
             {"_id": file_id}, {"$setOnInsert": file, "$currentDate": {"uploadDate": True}}, upsert=True
         )
-        for starts in batches(range(0, len(content), CHUNK_BYTES), _CHUNKS_PER_INSERT):
+        for starts in batches(range(0, len(content), BLOB_CHUNK_BYTES), BLOB_CHUNKS_PER_INSERT):
             self.chunks.insert_many(
-                {"files_id": file_id, "n": start // CHUNK_BYTES, "data": content[start : start + CHUNK_BYTES]}
+                {"files_id": file_id, "n": start // BLOB_CHUNK_BYTES, "data": content[start : start + BLOB_CHUNK_BYTES]}
                 for start in starts
             )
 
     def _discard(self, file_ids: list[ObjectId]) -> None:
         """Delete what failed attempts have left, if that is possible now."""
-        with contextlib.suppress(PyMongoError), pymongo.timeout(_DISCARD_SECONDS):
+        with contextlib.suppress(PyMongoError), pymongo.timeout(DISCARD_SECONDS):
             self.delete(file_ids)
 
     def _missing(self, file_id: ObjectId, what: str) -> BlobMissingError:

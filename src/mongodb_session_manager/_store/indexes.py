@@ -14,6 +14,7 @@ from pymongo.collection import Collection
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ..errors import described
+from .server_codes import INDEX_REFUSED, UNAUTHORIZED
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,6 @@ EXPIRY_INDEX = IndexModel(
     partialFilterExpression={"expires_at": {"$exists": True}},
 )
 """Lets MongoDB remove documents at their ``expires_at``."""
-
-
-# Trying again is of no use as long as the collection and the user's rights are as they are: Unauthorized, too many
-# indexes, and an index of the application's own with the same keys or name and other options.
-_UNAUTHORIZED = 13
-_LASTING = frozenset((_UNAUTHORIZED, 67, 85, 86))
 
 
 def ensure_indexes(collection: Collection[Any], indexes: Sequence[IndexModel]) -> bool:
@@ -49,11 +44,11 @@ def ensure_indexes(collection: Collection[Any], indexes: Sequence[IndexModel]) -
         collection.create_indexes(list(indexes))
     except PyMongoError as error:
         code = error.code if isinstance(error, OperationFailure) else None
-        if isinstance(error, OperationFailure) and code != _UNAUTHORIZED and len(indexes) > 1:
+        if isinstance(error, OperationFailure) and code != UNAUTHORIZED and len(indexes) > 1:
             each = [ensure_indexes(collection, [index]) for index in indexes]
             done = all(each)
         else:
-            done = code in _LASTING
+            done = code in INDEX_REFUSED
             logger.warning("collection=<%s>, error=<%s> | indexes not created", collection.full_name, described(error))
     if done:
         # Under the name as well that it has now: the connection has told which servers there are.

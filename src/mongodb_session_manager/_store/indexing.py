@@ -20,6 +20,7 @@ from .._model.documents import Document
 from .._model.expiry import NOT_EXPIRED
 from .._model.foreign import name_of
 from .._model.keys import is_key
+from .._model.limits import INDEXED_PER_BATCH, MAX_BEHIND_ATTEMPTS, SESSIONS_PER_BATCH
 from .._statements import searching
 from .._statements.searching import AgentToIndex, Indexed, SessionToIndex, UnindexedMessages
 from ..errors import HistoryIncompleteError, MongoDBSessionError, SessionNotFoundError
@@ -28,11 +29,6 @@ from .search_index import SearchIndex, is_count, message_id_of
 from .sending import back_off
 from .session_commands import SessionCommands
 from .upkeep import Failures
-
-# Messages are read and put this many at a time; from a segment, all it has.
-_BATCH = 200
-# An indexer that never gets its turn in this many attempts leaves it to those that do.
-_MAX_ATTEMPTS = 50
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class Indexer:
             self._begin(task)
         looked_at = lost_races = batches = 0
         put: list[Document] = []
-        while lost_races < _MAX_ATTEMPTS and (task.batches is None or batches < task.batches):
+        while lost_races < MAX_BEHIND_ATTEMPTS and (task.batches is None or batches < task.batches):
             try:
                 batch = self._read(task)
             except _IncarnationIsOverError:
@@ -142,7 +138,7 @@ class Indexer:
     def _read(self, task: IndexingTask) -> _Batch | None:
         """Read the next batch; None where it has to be read again: it was not marked yet, or did not show all yet."""
         which = {"_id": task.session_id, "incarnation": task.incarnation}
-        found = self._commands.find_raw(which, searching.unindexed_projection(task.key, _BATCH))
+        found = self._commands.find_raw(which, searching.unindexed_projection(task.key, INDEXED_PER_BATCH))
         if found is None and not self._commands.is_over(task.session_id, task.incarnation):
             return None
         standing = cast(UnindexedMessages, {} if found is None else self._commands.reader.plain(found))
@@ -164,7 +160,7 @@ class Indexer:
                 agent_id=name_of(task.key),
             )
         if start >= archived:
-            return _Batch(standing, start, standing["messages"], is_last=len(standing["messages"]) < _BATCH)
+            return _Batch(standing, start, standing["messages"], is_last=len(standing["messages"]) < INDEXED_PER_BATCH)
         try:
             messages = self._history.read_to_index(task.session_id, task.incarnation, task.key, start)
         except HistoryIncompleteError:
@@ -194,8 +190,9 @@ class Indexer:
         query: Document = {"_id": {"$type": "string"}, "$expr": NOT_EXPIRED}
         if session_id is not None:
             query["_id"] = session_id
-        for document in self._commands.collection.find(query, searching.behind_projection(), batch_size=20):
-            found = cast(SessionToIndex, document)
+        projection = searching.behind_projection()
+        cursor = self._commands.collection.find(query, projection, batch_size=SESSIONS_PER_BATCH)
+        for found in cast("Iterator[SessionToIndex]", cursor):
             sessions += 1
             agents = [agent for agent in found["agents"] if rebuild or agent["behind"]]
             incarnation: ObjectId | None = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Any
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 
-from .._model.documents import Document
 from .._model.expiry import FOREVER, expiry_of_new_related, related_kept_until, related_needed_until
 from .._model.pending_blobs import PendingBlobs
 from .._statements import related_expiry, sessions
@@ -54,7 +54,7 @@ class RelatedDocuments:
         """Delete blobs that nothing names any more. Where a process dies before, a sweep finds them."""
         self._commands.blobs.delete(file_ids)
 
-    def see_to_expiry(self, session: SessionRef, standing: Document) -> None:
+    def see_to_expiry(self, session: SessionRef, standing: Mapping[str, Any]) -> None:
         """Let a session's related documents live longer where this writer is about to let the session outlive them.
 
         Args:

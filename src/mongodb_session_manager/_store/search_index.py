@@ -30,6 +30,7 @@ from pymongo.errors import BulkWriteError, OperationFailure
 
 from .._model.documents import Document, search_document
 from .._model.expiry import NOT_EXPIRED, expiry_of_new_related
+from .._model.limits import INT64_MAX, MAX_HIT_PAGES, MAX_HITS_AT_ONCE
 from .._statements import searching, sweeping
 from .._statements.rewrites import left_by_rewriting
 from .._statements.searching import IndexingStanding
@@ -37,13 +38,8 @@ from ..errors import MongoDBSessionError
 from .indexes import EXPIRY_INDEX
 from .related_collection import RelatedCollection
 from .sending import until_known
+from .server_codes import INDEX_NOT_FOUND
 from .session_commands import SessionCommands
-
-_INDEX_NOT_FOUND = 27
-# Hits are looked at this many at a time, where many belong to sessions that are gone.
-_MAX_PAGE = 1000
-# And no more often than this: a search that finds so few others is done.
-_MAX_PAGES = 100
 
 
 @dataclass(frozen=True)
@@ -181,12 +177,12 @@ class SearchIndex(RelatedCollection):
         wanted = {"score": score, **dict.fromkeys(("session_id", "agent_id", "role", "text", "created_at"), 1)}
         hits: list[MessageHit] = []
         skipped, page = 0, limit
-        for _ in range(_MAX_PAGES):
+        for _ in range(MAX_HIT_PAGES):
             cursor = self.collection.find(query, wanted, skip=skipped, limit=page, allow_disk_use=True)
             try:
                 found = list(cursor.sort([("score", score), ("_id", 1)]))
             except OperationFailure as error:
-                if error.code != _INDEX_NOT_FOUND:
+                if error.code != INDEX_NOT_FOUND:
                     raise
                 raise MongoDBSessionError(
                     f"{self.collection.full_name} has no text index: nothing was indexed. Make managers with "
@@ -198,7 +194,7 @@ class SearchIndex(RelatedCollection):
             if len(hits) >= limit or len(found) < page:
                 break
             # Documents of sessions that are gone took the places of others.
-            skipped, page = skipped + page, min(2 * page, max(limit, _MAX_PAGE))
+            skipped, page = skipped + page, min(2 * page, max(limit, MAX_HITS_AT_ONCE))
         return hits[:limit]
 
     def _alive(self, found: Sequence[Document]) -> set[tuple[str, ObjectId]]:
@@ -231,7 +227,7 @@ def _hit(document: Document) -> MessageHit | None:
 
 def is_count(stored: Any) -> bool:
     """Return whether a stored value is a whole number that can be a count or an id."""
-    return isinstance(stored, int) and not isinstance(stored, bool) and 0 <= stored < 2**63
+    return isinstance(stored, int) and not isinstance(stored, bool) and 0 <= stored <= INT64_MAX
 
 
 def message_id_of(stored: Any) -> int | None:

@@ -9,16 +9,10 @@ from typing import TypeVar
 
 from pymongo.errors import AutoReconnect, DuplicateKeyError, ServerSelectionTimeoutError
 
+from .._model.limits import MAX_BACK_OFF_SECONDS, MAX_RECONNECTS, MAX_WRITE_ATTEMPTS
 from ..errors import SessionConflictError
 
 T = TypeVar("T")
-
-# A command whose connection broke is sent again this often, beyond PyMongo's own retry on replica sets.
-_RECONNECTS = 2
-_MAX_BACK_OFF_SECONDS = 0.05
-
-# A writer that loses every race this often is not racing: something else keeps its command from matching.
-_MAX_ATTEMPTS = 500
 
 
 def attempts(
@@ -37,12 +31,12 @@ def attempts(
     Raises:
         SessionConflictError: It was tried too often.
     """
-    for times in range(_MAX_ATTEMPTS):
+    for times in range(MAX_WRITE_ATTEMPTS):
         if times:
             back_off(times - 1)
         yield times
     raise SessionConflictError(
-        f"{what}: other writers came first {_MAX_ATTEMPTS} times",
+        f"{what}: other writers came first {MAX_WRITE_ATTEMPTS} times",
         session_id=session_id,
         agent_id=agent_id,
         message_id=message_id,
@@ -68,7 +62,7 @@ def until_known(send: Callable[[], T]) -> T:
             raise  # Nothing was sent, and PyMongo has waited long enough.
         except AutoReconnect:
             # Sent or not, nobody knows.
-            if reconnects == _RECONNECTS:
+            if reconnects == MAX_RECONNECTS:
                 raise
             back_off(reconnects)
             reconnects += 1
@@ -76,4 +70,4 @@ def until_known(send: Callable[[], T]) -> T:
 
 def back_off(times: int) -> None:
     """Wait a moment, longer and more random each time, so that writers that collided do not collide again."""
-    time.sleep(random.uniform(0, min(_MAX_BACK_OFF_SECONDS, 0.001 * 2 ** min(times, 10))))
+    time.sleep(random.uniform(0, min(MAX_BACK_OFF_SECONDS, 0.001 * 2 ** min(times, 10))))

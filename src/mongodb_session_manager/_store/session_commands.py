@@ -30,11 +30,9 @@ from ..errors import BlobMissingError, SessionBusyError, SessionNotFoundError, U
 from .blobs import BlobStore
 from .reading import Reader
 from .sending import attempts, is_there, until_known
+from .server_codes import DOCUMENT_TOO_LARGE
 
 T = TypeVar("T")
-
-# What MongoDB answers where an update would make a document larger than 16 MB.
-_DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
 
 
 class SessionCommands:
@@ -158,7 +156,7 @@ class SessionCommands:
             try:
                 return until_known(send)
             except (WriteError, DocumentTooLarge) as error:
-                if isinstance(error, WriteError) and error.code not in _DOCUMENT_TOO_LARGE:
+                if isinstance(error, WriteError) and error.code not in DOCUMENT_TOO_LARGE:
                     raise
                 if isinstance(error, DocumentTooLarge) or self.when_full(update.filter["_id"]) is None:
                     raise UnstorableValueError(

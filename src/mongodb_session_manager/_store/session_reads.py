@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -13,9 +13,10 @@ from pymongo.read_preferences import Primary
 
 from .._model.documents import Document, check_message_count
 from .._model.foreign import count, mapping, mappings
+from .._model.limits import INT32_MAX
 from .._statements import commits, metadata_changes, multi_agent_states, session_headers, sessions, totals
 from .._statements import reading as reading_statements
-from .._statements.expressions import INT32_MAX, count_of
+from .._statements.expressions import count_of
 from .._statements.feedback import FEEDBACKS
 from .._statements.reading import PageAsRead
 from .._statements.session_headers import ListedSession
@@ -250,7 +251,9 @@ class SessionReads:
             return (self.archived_message(session.session_id, key, message_id, standing) or {}).get("commit_id")
         return standing.get("commit_id")
 
-    def archived_message(self, session_id: str, key: str, message_id: int, standing: Document) -> Document | None:
+    def archived_message(
+        self, session_id: str, key: str, message_id: int, standing: Mapping[str, Any]
+    ) -> Document | None:
         """Return a message that is not embedded, decoded; None if it is not archived, either.
 
         Args:

@@ -15,13 +15,12 @@ from bson.errors import BSONError
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, OperationFailure
 
+from .._model.limits import MAX_SHOWN_SESSIONS
 from ..errors import MongoDBSessionError, described, shown
+from .server_codes import UNAUTHORIZED
 
 Filter = dict[str, Any]
 
-# An error names this many sessions.
-_NAMED = 10
-_UNAUTHORIZED = 13
 
 _MARKED: Filter = {"orphaned_at": {"$exists": True}}
 _UNMARKED: Filter = {"orphaned_at": {"$not": {"$type": "date"}}}
@@ -91,7 +90,7 @@ class Failures:
         try:
             yield
         except (MongoDBSessionError, OperationFailure, DocumentTooLarge, BSONError) as error:
-            if isinstance(error, OperationFailure) and (error.timeout or error.code == _UNAUTHORIZED):
+            if isinstance(error, OperationFailure) and (error.timeout or error.code == UNAUTHORIZED):
                 raise
             self._sessions[session_id] = None
             self._first = self._first or error
@@ -107,8 +106,10 @@ class Failures:
         """
         if self._first is None:
             return
-        named = ", ".join(map(shown, list(self._sessions)[:_NAMED]))
-        more = f" and {len(self._sessions) - _NAMED} more" if len(self._sessions) > _NAMED else ""
+        named = ", ".join(map(shown, list(self._sessions)[:MAX_SHOWN_SESSIONS]))
+        more = (
+            f" and {len(self._sessions) - MAX_SHOWN_SESSIONS} more" if len(self._sessions) > MAX_SHOWN_SESSIONS else ""
+        )
         raise MongoDBSessionError(
             f"{what} of session_id={named}{more}; all others are done. The first error: {described(self._first)}",
             session_id=next(iter(self._sessions)) if len(self._sessions) == 1 else None,

@@ -10,6 +10,7 @@ from pymongo.errors import ConnectionFailure, PyMongoError
 from starlette.websockets import WebSocket
 from strands.types.exceptions import EventLoopException
 
+from .._model.limits import RETRY_AFTER_SECONDS
 from ..errors import (
     AgentNotFoundError,
     InvalidIdentifierError,
@@ -31,9 +32,6 @@ _STATUS: dict[type[Exception], int] = {
     InvalidIdentifierError: 422,
     UnstorableValueError: 422,
 }
-
-# A replica set has a new primary within about 12 s; most outages are shorter.
-_RETRY_SECONDS = 5
 
 
 def add_exception_handlers(app: FastAPI) -> None:
@@ -74,7 +72,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     status, detail = answer
     headers = None
     if status == 503:
-        headers = {"Retry-After": str(_RETRY_SECONDS)}
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     found = _cause(error)
     if isinstance(found, SessionBusyError):
         headers = {"Retry-After": str(max(1, math.ceil(found.retry_after or 0)))}

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from pymongo import MongoClient
 from starlette.requests import HTTPConnection
 
+from .._model.limits import ENDING_SECONDS
 from ..mongodb_session_factory import (
     MongoDBSessionManagerFactory,
     close_global_factory,
@@ -19,9 +20,6 @@ from ..mongodb_session_factory import (
     initialize_global_factory,
 )
 from .metrics import SessionMetrics
-
-# How long requests that do not end may hold up the end of their application.
-_ENDING_SECONDS = 10
 
 # What tells that a request is over, for those that are under way.
 _under_way: WeakKeyDictionary[MongoDBSessionManagerFactory, set[asyncio.Future[None]]] = WeakKeyDictionary()
@@ -108,4 +106,4 @@ async def _requests_are_over(factory: MongoDBSessionManagerFactory) -> None:
     here = asyncio.get_running_loop()
     ending = [is_over for is_over in list(_under_way.get(factory, ())) if is_over.get_loop() is here]
     if ending:
-        await asyncio.wait(ending, timeout=_ENDING_SECONDS)
+        await asyncio.wait(ending, timeout=ENDING_SECONDS)

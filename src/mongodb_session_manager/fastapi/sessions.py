@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 from strands import Agent
 from strands.types.content import Message
 
+from .._model.limits import REQUEST_LEASE_WAIT_SECONDS
 from .._session.lease import SessionLease
 from ..errors import MongoDBSessionError
 from ..mongodb_session_manager import MongoDBSessionManager
@@ -25,7 +26,7 @@ def open_session(
     agent_id: str | Iterable[str] | None = None,
     session_id: Any = None,
     lease: float | None = None,
-    lease_wait: float = 1.0,
+    lease_wait: float = REQUEST_LEASE_WAIT_SECONDS,
     request_options: Any = None,
     scope: Literal["request", "function"] = "request",
     **options: Any,
@@ -62,16 +63,16 @@ def open_session(
     ) -> AsyncIterator[MongoDBSessionManager]:
         factory = factory_of(connection)
         manager = factory.create_session_manager(session_id, **{**options, **chosen})
-        manager._kept_agents = []  # The endpoint's are gone when it has returned.
+        manager._agents.kept = []  # The endpoint's are gone when it has returned.
         with request_under_way(factory):
             try:
                 async with manager, nullcontext() if lease is None else _leased(manager, lease, lease_wait):
                     # Inside the lease: the agents are to have what its former holder wrote.
-                    await manager._executor.run(partial(manager._prefetch, agent_ids))
+                    await manager._executor.run(partial(manager._session.prefetch, agent_ids))
                     async with _turns_of(manager):
                         yield manager
             finally:
-                manager._kept_agents = None
+                manager._agents.kept = None
 
     return Depends(session, scope=scope)
 

@@ -1,0 +1,107 @@
+"""How a manager stores everything that is not stored yet, in a thread or on an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .._agents.outbox import Sending
+from .._client.executor import Executor, in_event_loop, settle
+from ..errors import SessionNotFoundError
+from .agents import ManagedAgents
+from .behind_turns import BehindTurns
+from .error_notes import add_note
+from .outboxes import Outboxes
+
+
+class Flushing:
+    """Stores what one manager has not stored yet.
+
+    Args:
+        agents: Its agents.
+        outboxes: Its outboxes.
+        behind: What runs behind its turns.
+        executor: Threads of its client.
+        close: Closes the manager, when its session is gone.
+    """
+
+    def __init__(
+        self,
+        agents: ManagedAgents,
+        outboxes: Outboxes,
+        behind: BehindTurns,
+        executor: Executor,
+        close: Callable[[], None],
+    ) -> None:
+        self._agents = agents
+        self._outboxes = outboxes
+        self._behind = behind
+        self._executor = executor
+        self._close = close
+
+    def flush(self) -> None:
+        """Store everything, and wait until it is stored; raise one of the errors of what could not be."""
+        sendings, failure = self._send()
+        for sending in sendings:
+            try:
+                sending.wait()
+            except Exception as error:
+                # The others are waited for as well; one error stands for all, each keeps its own unit of work.
+                failure = failure or error
+        for under_way in self._behind.wait_for(follower.work for follower in self._agents.followers()):
+            under_way.result()
+        if failure is not None:
+            raise failure
+
+    async def settle(self) -> None:
+        """Do the same on an event loop. No thread of the executor waits for another one: all might be waiting."""
+        sendings, failure = self._send()
+        for sending in sendings:
+            try:
+                await sending.settle()
+            except Exception as error:
+                failure = failure or error
+        for under_way in self._behind.wait_for(follower.work for follower in self._agents.followers()):
+            await settle(under_way)
+        if failure is not None:
+            raise failure
+
+    def flush_beside(self, error: BaseException | None) -> None:
+        """Flush; if an error is on its way already, a failure becomes a note of it."""
+        try:
+            self.flush()
+        except Exception as failure:
+            if self._is_gone(failure):
+                self._close()
+            if error is None:
+                raise
+            add_note(error, failure)
+
+    async def settle_beside(self, error: BaseException | None) -> None:
+        """Do the same on an event loop."""
+        try:
+            await self.settle()
+        except Exception as failure:
+            if self._is_gone(failure):
+                await self._executor.run(self._close)
+            if error is None:
+                raise
+            add_note(error, failure)
+
+    def _send(self) -> tuple[list[Sending], Exception | None]:
+        """Stage what has changed in the agents and begin to send; return what to wait for, and what was refused."""
+        refused = self._agents.stage()
+        sendings = [outbox.send() for outbox in self._outboxes]
+        return [sending for sending in sendings if sending is not None], refused
+
+    def _is_gone(self, failure: Exception) -> bool:
+        """Return whether the session is gone; then nothing that is unsent can ever be stored, and it is forgotten."""
+        if not isinstance(failure, SessionNotFoundError):
+            return False
+        self._outboxes.drop()
+        return True
+
+
+def wait_unless_in_loop(sending: Sending | None) -> None:
+    """Wait until it is stored. On an event loop nobody waits here: the agent's next hook does, or ``flush()``."""
+    if sending is not None and not in_event_loop():
+        sending.wait()

@@ -1,0 +1,106 @@
+"""Graphs and swarms: their state is restored, staged when it has changed, and stored as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .._agents.outbox import Outbox, OutboxOwner, Sending
+from .._model.documents import check_size
+from .._model.encoding import encode, fingerprint
+from .._model.keys import check_id
+from .._model.pending_blobs import PendingBlobs
+from .._statements.sessions import SessionRef
+from .._store.session_reads import MultiAgentAsRead
+from .._store.session_store import SessionStore
+from .managed_session import ManagedSession
+
+
+@dataclass(eq=False)
+class _StateOperation:
+    """The state of a graph or swarm, as a whole."""
+
+    work: OrchestratorWork
+    state: Any
+    blobs: PendingBlobs
+    started: bool = False
+
+    def send(self, store: SessionStore, session: SessionRef) -> None:
+        store.related.upload(session, "", None, self.blobs)
+        work = self.work
+        work.stored = store.changes.put_multi_agent(session, work.multi_agent_id, self.state, work.stored)
+
+
+class OrchestratorWork(Outbox):
+    """The unit of work of one graph or swarm.
+
+    Attributes:
+        multi_agent_id: Its id.
+        stored: What is stored of it, as far as this process knows.
+        staged: Its state as it was staged last, or read, as a fingerprint.
+    """
+
+    stored: MultiAgentAsRead | None = None
+    staged: bytes | None = None
+
+    def __init__(self, multi_agent_id: str, store: SessionStore, owner: OutboxOwner) -> None:
+        super().__init__(store, owner)
+        self.multi_agent_id = multi_agent_id
+
+
+class Orchestrators:
+    """The graphs and swarms of one manager.
+
+    Args:
+        session: The session they belong to.
+        store: Where it is kept.
+        owner: Who is told what their outboxes do.
+        blob_threshold: From how many bytes on a binary becomes a blob.
+    """
+
+    def __init__(self, session: ManagedSession, store: SessionStore, owner: OutboxOwner, blob_threshold: int) -> None:
+        self._session = session
+        self._store = store
+        self._owner = owner
+        self._blob_threshold = blob_threshold
+        self._works: dict[str, OrchestratorWork] = {}
+
+    def outboxes(self) -> list[OrchestratorWork]:
+        """Return the outbox of each."""
+        return list(self._works.values())
+
+    def read(self, source: Any) -> MultiAgentAsRead:
+        """Read what is stored of a graph or swarm; begin the session if there is none."""
+        multi_agent_id = check_id(source.id, "multi_agent_id")
+        self._session.ensure_open()
+        return self._store.reads.read_multi_agent(self._session.session_id, multi_agent_id)
+
+    def begin(self, source: Any, stored: MultiAgentAsRead) -> Sending | None:
+        """Restore a graph or swarm from what was read; or stage its state, where nothing is stored."""
+        work = self._work(source)
+        work.stored = stored
+        if stored.state is None:
+            return self.stage(source)
+        work.staged = fingerprint(stored.state)
+        source.deserialize_state(stored.state)
+        return None
+
+    def stage(self, source: Any) -> Sending | None:
+        """Begin to store the state of a graph or swarm, if it has changed; return what to wait for."""
+        work = self._work(source)
+        where = f"multi_agent_id={work.multi_agent_id!r} state"
+        state = source.serialize_state()
+        mark = fingerprint(state, where)
+        if mark != work.staged:
+            blobs = PendingBlobs(self._blob_threshold)
+            stored = encode(state, where, blobs)
+            check_size({"state": stored}, where)
+            work.staged = mark
+            work.put(_StateOperation(work, stored, blobs))
+        return work.send()
+
+    def _work(self, source: Any) -> OrchestratorWork:
+        multi_agent_id = check_id(source.id, "multi_agent_id")
+        if multi_agent_id not in self._works:
+            self._works[multi_agent_id] = OrchestratorWork(multi_agent_id, self._store, self._owner)
+        return self._works[multi_agent_id]

@@ -1,0 +1,237 @@
+"""How everything but messages is changed: read how the session stands, then write only if it still stands so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, cast
+
+from pymongo.errors import WriteError
+
+from .._model.documents import Document
+from .._model.keys import decode_key
+from .._model.limits import MAX_METADATA_BYTES
+from .._statements import feedback as feedback_statements
+from .._statements import leases, metadata_changes, multi_agent_states
+from .._statements.feedback import FeedbackStanding, MessageLink
+from .._statements.sessions import SessionRef, Update
+from ..errors import AgentNotFoundError, MessageNotFoundError, UnstorableValueError
+from .archiving import Archiver
+from .history import History
+from .related_documents import RelatedDocuments
+from .sending import attempts
+from .server_codes import PATH_NOT_VIABLE
+from .session_commands import SessionCommands, lease_seconds, now, pin_incarnation
+from .session_reads import MultiAgentAsRead, SessionReads
+
+
+class GuardedWrites:
+    """Changes the sessions of one collection: metadata, feedback, graphs and swarms, the lease, an agent's record.
+
+    Args:
+        commands: About session documents.
+        reads: Looks for an archived message that a feedback is about.
+        history: Looks for an archived feedback.
+        archiver: Makes room for a feedback.
+        related: Keeps what belongs to a session as long as the session.
+    """
+
+    def __init__(
+        self,
+        commands: SessionCommands,
+        reads: SessionReads,
+        history: History,
+        archiver: Archiver,
+        related: RelatedDocuments,
+    ) -> None:
+        self._commands = commands
+        self._reads = reads
+        self._history = history
+        self._archiver = archiver
+        self._related = related
+
+    def guarded(
+        self,
+        session: SessionRef,
+        write: Callable[[SessionRef, Document], Update],
+        needed: Document | None = None,
+        done: Callable[[Document], bool] = lambda _: False,
+        *,
+        known: Document | None = None,
+        agent_keys: Sequence[str] = (),
+    ) -> Document | None:
+        """Read how a session stands and send the update that is right for that; return None if it was applied.
+
+        The update names in its filter what was read. So it changes nothing where it arrives late, behind a newer one.
+        Where it was applied and its answer was lost, it does not match when it is sent again, and ``done`` tells.
+
+        Args:
+            session: Whose.
+            write: Makes the update from the session, with the incarnation that was read, and its standing.
+            needed: Projection of what the update depends on, besides ``sessions.STANDING``.
+            done: Whether the standing says that the update was applied, or is not to be sent.
+            known: The standing as far as ``write`` needs it, if it is known: then nothing is read at first.
+            agent_keys: Agents whose counters the update depends on.
+
+        Returns:
+            None; or the standing, where ``done`` says so.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            SessionBusyError: Another process holds its lease.
+        """
+        for _ in attempts(f"session_id={session.session_id!r}"):
+            if known is None:
+                standing = self._commands.standing(session, needed or {}, agent_keys)
+                if done(standing):
+                    return standing
+                self._related.see_to_expiry(session, standing)
+            else:
+                standing, known = known, None
+            if self._commands.update(write(pin_incarnation(session, standing), standing)):
+                return None
+        raise AssertionError  # `attempts` never ends without an error.
+
+    def set_metadata(self, session: SessionRef, metadata: Mapping[str, Any]) -> None:
+        """Set metadata fields and leave the others.
+
+        Raises:
+            UnstorableValueError: The session's metadata has more than ``MAX_METADATA_BYTES`` already, or what lies
+                above a dotted key is no object.
+        """
+        needed = {
+            "metadata_changes": metadata_changes.METADATA_CHANGES_SO_FAR,
+            "size": metadata_changes.METADATA_SIZE,
+        }
+
+        def write(session: SessionRef, standing: Document) -> Update:
+            return metadata_changes.set_metadata(session, metadata, standing["metadata_changes"], now())
+
+        def is_refused(standing: Document) -> bool:
+            return bool(standing["size"] > MAX_METADATA_BYTES)
+
+        try:
+            standing = self.guarded(session, write, needed, is_refused)
+        except WriteError as error:
+            if error.code != PATH_NOT_VIABLE:
+                raise
+            # The server's own message quotes the value that is there; an agent may not be allowed to see it.
+            keys = ", ".join(map(repr, metadata))
+            raise UnstorableValueError(
+                f"session_id={session.session_id!r}: one of {keys} lies below a value that is no object",
+                session_id=session.session_id,
+            ) from error
+        if standing is not None:
+            raise UnstorableValueError(
+                f"session_id={session.session_id!r}: its metadata has {standing['size']} bytes, and nothing can be set "
+                f"where it has more than {MAX_METADATA_BYTES}: delete some of it first",
+                session_id=session.session_id,
+            )
+
+    def unset_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
+        """Remove metadata fields and leave the others."""
+
+        def write(session: SessionRef, standing: Document) -> Update:
+            return metadata_changes.unset_metadata(session, keys, standing["metadata_changes"], now())
+
+        self.guarded(session, write, {"metadata_changes": metadata_changes.METADATA_CHANGES_SO_FAR})
+
+    def add_feedback(self, session: SessionRef, feedback: Document, link: MessageLink | None, moment: datetime) -> None:
+        """Append a feedback, once; older ones move into the history where there are many.
+
+        Args:
+            session: Whose.
+            feedback: The feedback.
+            link: What it is about, if that is to be checked: by the same command, unless that is archived and the
+                agent's ids have gaps.
+            moment: Now.
+
+        Raises:
+            AgentNotFoundError: The session has no such agent.
+            MessageNotFoundError: The agent has no such message.
+        """
+        session_id, keys = session.session_id, [] if link is None else [link.agent_key]
+        sent = False
+        for _ in attempts(f"session_id={session_id!r}: a feedback could not be stored"):
+            found = self._commands.standing(session, feedback_statements.feedback_projection(feedback, link), keys)
+            standing = cast(FeedbackStanding, found)
+            incarnation = standing["incarnation"]
+            if standing["stored"]:
+                return
+            if sent and standing["archived"] and self._history.has_feedback(session_id, incarnation, feedback):
+                return  # It was stored, its answer was lost, and others came that moved it into the history.
+            if link is not None and not standing["linked"]:
+                message_id = link.message_id
+                agent_id = decode_key(link.agent_key)
+                if not standing["exists"]:
+                    raise AgentNotFoundError(
+                        f"session_id={session_id!r} has no agent_id={agent_id!r}",
+                        session_id=session_id,
+                        agent_id=agent_id,
+                    )
+                if message_id is None or not self._reads.archived_message(
+                    session_id, link.agent_key, message_id, standing
+                ):
+                    raise MessageNotFoundError(
+                        f"session_id={session_id!r}, agent_id={agent_id!r} has no message_id={message_id}",
+                        session_id=session_id,
+                        agent_id=agent_id,
+                        message_id=message_id,
+                    )
+                # Messages do not go away while this incarnation of the session lasts.
+                link, session = link._replace(message_id=None), pin_incarnation(session, standing)
+            elif standing["full"]:
+                self._archiver.archive_feedbacks(session_id, incarnation)
+            else:
+                self._related.see_to_expiry(session, standing)
+                sent = True
+                update = feedback_statements.add_feedback(
+                    pin_incarnation(session, standing), feedback, link, standing["count"], moment
+                )
+                if self._commands.update(update):
+                    return
+
+    def put_multi_agent(
+        self, session: SessionRef, multi_agent_id: str, state: Any, known: MultiAgentAsRead | None = None
+    ) -> MultiAgentAsRead:
+        """Store the state of a graph or swarm, of one that is stored already or of a new one.
+
+        Args:
+            session: Whose.
+            multi_agent_id: Of which graph or swarm.
+            state: Its state, encoded.
+            known: What was last read or stored of it, if that is known: then one command will do.
+
+        Returns:
+            What is stored of it now.
+        """
+        changes: int | None = None
+
+        def write(session: SessionRef, standing: Document) -> Update:
+            nonlocal changes
+            changes = standing["changes"]
+            return multi_agent_states.multi_agent(session, multi_agent_id, state, changes, now())
+
+        as_known = None if known is None else {"incarnation": session.incarnation, "changes": known.changes}
+        self.guarded(session, write, multi_agent_states.multi_agent_projection(multi_agent_id), known=as_known)
+        return MultiAgentAsRead(state, 0 if changes is None else changes + 1)
+
+    def take_lease(self, session: SessionRef, owner: str, token: str, seconds: float) -> float | None:
+        """Take the lease of a session; return None, or for how many seconds somebody else has it.
+
+        Raises:
+            SessionNotFoundError: The session was deleted.
+        """
+        for _ in attempts(f"session_id={session.session_id!r}: its lease could not be taken"):
+            standing = self._commands.standing(session, {"leases": leases.LEASES_SO_FAR}, whose_lease_it_is=False)
+            if (left := lease_seconds(standing)) > 0:
+                return None if standing["lease"]["token"] == token else left
+            if self._commands.update(
+                leases.take_lease(pin_incarnation(session, standing), owner, token, seconds, standing["leases"])
+            ):
+                return None
+        raise AssertionError  # `attempts` never ends without an error.
+
+    def release_lease(self, session_id: str, token: str) -> None:
+        """Give a lease back, if it is still this one."""
+        self._commands.update(leases.release_lease(session_id, token))

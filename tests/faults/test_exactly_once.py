@@ -1,0 +1,980 @@
+"""Exactly once: whatever happens to a connection or a server, nothing is lost and nothing is stored twice.
+
+Three kinds of faults, all real: a proxy on the wire that cuts a connection before a command is run or before its
+answer arrives (`support/wire_proxy.py`), the server's own `failCommand` (`support/failpoints.py`), and a primary that
+is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
+
+import pymongo
+import pytest
+from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
+from pymongo import MongoClient, monitoring
+from pymongo.errors import AutoReconnect, NetworkTimeout, OperationFailure, PyMongoError, WriteConcernError
+from strands import Agent, tool
+from support.commands import CommandRecorder
+from support.failpoints import fail_command
+from support.waiting import eventually
+from support.wire_proxy import Cut, Moment, WireProxy
+
+from mongodb_session_manager import MongoDBSessionManager
+from mongodb_session_manager.local import LocalMongoDB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pymongo.database import Database
+
+pytestmark = pytest.mark.topology
+
+MOMENTS: tuple[Moment, Moment] = ("before it is run", "before its answer arrives")
+at_both_moments = pytest.mark.parametrize("moment", MOMENTS)
+both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
+
+APP_NAME = "in trouble"
+# The least interval: after a fault the driver looks at the server again before it sends anything more. And on a
+# replica set as on a standalone server, no retry but the library's own, unless a test says otherwise.
+OPTIONS: dict[str, Any] = {"appname": APP_NAME, "heartbeatFrequencyMS": 500, "retryWrites": False}
+# Refused by the server and of no use to send again; so it is told at once.
+UNAUTHORIZED = 13
+
+
+@tool
+def look_up(word: str) -> str:
+    """Look something up."""
+    return f"{word}: found"
+
+
+def answer(messages: Any) -> Any:
+    """What the model says: the echo of what it heard; or a tool call, or a refusal, where it is asked for one."""
+    heard = messages[-1]["content"][0]
+    if "toolResult" in heard:
+        return "Found."
+    if heard["text"] == "look it up":
+        return ToolCall("look_up", {"word": "fish"})
+    if "secret" in heard["text"]:
+        return ScriptedReply(text="I cannot.", redact_user="[redacted]")
+    return f"Re: {heard['text']}"
+
+
+def talker(manager: MongoDBSessionManager, **options: Any) -> Agent:
+    return Agent(
+        model=OfflineScriptedModel(answer),
+        agent_id="assistant",
+        tools=[look_up],
+        session_manager=manager,
+        callback_handler=None,
+        **options,
+    )
+
+
+def by_hand(text: str) -> Any:
+    return {"role": "user", "content": [{"text": text}]}
+
+
+def texts(messages: Any) -> list[str]:
+    """What each message says; a tool's use and result as such."""
+    return [block.get("text") or next(iter(block)) for message in messages for block in message["content"]]
+
+
+def stored_messages(database: Database[Any], session_id: str = "s") -> list[dict[str, Any]]:
+    """The stored conversation, after a look at what must be true of it whatever has happened."""
+    document = database.sessions.find_one({"_id": session_id})
+    assert document is not None
+    agent = document["agents"]["assistant"]
+    messages = agent["messages"]
+    assert [message["message_id"] for message in messages] == list(range(len(messages)))
+    assert agent["message_count"] == len(messages)
+    # Running totals ride with the messages, so what is counted twice was sent twice.
+    assert agent["usage"].get("messages", 0) == len(messages)
+    tokens = [message["event_loop_metrics"]["accumulated_usage"] for message in messages if "metadata" in message]
+    models = agent["usage"].get("models", {}).values()
+    assert sum(model["totalTokens"] for model in models) == sum(t["totalTokens"] for t in tokens)
+    return messages
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Managers of this test's database, each with a client of its own."""
+
+    uri: str
+    database_name: str
+    stack: ExitStack
+
+    def __call__(
+        self,
+        session_id: str = "s",
+        uri: str = "",
+        listener: monitoring.CommandListener | None = None,
+        client_options: Any = (),
+        **options: Any,
+    ) -> MongoDBSessionManager:
+        listeners = [] if listener is None else [listener]
+        client: MongoClient[Any] = MongoClient(
+            uri or self.uri, **{**OPTIONS, **dict(client_options), "event_listeners": listeners}
+        )
+        self.stack.enter_context(client)
+        return MongoDBSessionManager(
+            session_id, client=client, database_name=self.database_name, collection_name="sessions", **options
+        )
+
+
+@pytest.fixture
+def process(server: Any, database_name: str, proxies: Any) -> Iterator[Processes]:
+    # After `proxies`, so that it ends before them: a client that finds no server takes 30 s to close.
+    with ExitStack() as stack:
+        yield Processes(server.uri, database_name, stack)
+
+
+# --- one broken connection, at every command of every kind of write
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Something that is written, and what is stored of it.
+
+    Args:
+        act: does it, as a process would, with a manager that has sent nothing yet.
+        stored: what the messages of the session's agent then say.
+        commands: how many commands write it.
+        durability: of the manager.
+        begun: whether the session has the agent already, with a message that says "before".
+        redaction: which of the commands, counted from 1, is a redaction; 0: none.
+    """
+
+    act: Callable[[MongoDBSessionManager], None]
+    stored: tuple[str, ...]
+    commands: int
+    durability: Literal["message", "turn"] = "message"
+    begun: bool = True
+    redaction: int = 0
+
+
+def say(*prompts: str) -> Callable[[MongoDBSessionManager], None]:
+    def act(manager: MongoDBSessionManager) -> None:
+        agent = talker(manager)
+        for prompt in prompts:
+            agent(prompt)
+
+    return act
+
+
+def begin_an_agent_with_messages(manager: MongoDBSessionManager) -> None:
+    manager.update_metadata({"begun": True})
+    talker(manager, messages=[by_hand("one"), by_hand("two")])("three")
+
+
+def append_by_hand(manager: MongoDBSessionManager) -> None:
+    agent = talker(manager)
+    for text in ("one", "two"):
+        manager.append_message(by_hand(text), agent)
+
+
+def redact_by_hand(manager: MongoDBSessionManager) -> None:
+    agent = talker(manager)
+    agent("one")
+    manager.redact_latest_message({"role": "assistant", "content": [{"text": "[redacted]"}]}, agent)
+
+
+WRITINGS = {
+    "a turn": Writing(say("hi"), ("before", "hi", "Re: hi"), 2),
+    "a tool turn": Writing(say("look it up"), ("before", "look it up", "toolUse", "toolResult", "Found."), 4),
+    "a turn in one update": Writing(
+        say("look it up"), ("before", "look it up", "toolUse", "toolResult", "Found."), 1, "turn"
+    ),
+    "two turns in two updates": Writing(say("hi", "ho"), ("before", "hi", "Re: hi", "ho", "Re: ho"), 2, "turn"),
+    "messages by hand": Writing(append_by_hand, ("before", "one", "two"), 2),
+    "a redacted turn": Writing(say("my secret"), ("before", "[redacted]", "I cannot."), 3, redaction=2),
+    "a redacted turn in one update": Writing(say("my secret"), ("before", "[redacted]", "I cannot."), 1, "turn"),
+    "a redaction by hand": Writing(redact_by_hand, ("before", "one", "[redacted]"), 3, redaction=3),
+    "an agent with messages": Writing(
+        begin_an_agent_with_messages, ("one", "two", "three", "Re: three"), 5, begun=False
+    ),
+    "a session": Writing(say("hi"), ("hi", "Re: hi"), 3, begun=False),
+    "a session and a turn in one update": Writing(say("hi"), ("hi", "Re: hi"), 2, "turn", begun=False),
+}
+
+
+@pytest.mark.parametrize("writing", WRITINGS.values(), ids=WRITINGS.keys())
+def test_a_broken_connection_loses_nothing_and_doubles_nothing(
+    writing: Writing, process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+) -> None:
+    def run(number: int, moment: Moment, retry_writes: bool) -> tuple[str, list[str]]:
+        session_id = f"{number} {moment} {retry_writes}"
+        if writing.begun:
+            manager = process(session_id)
+            manager.append_message(by_hand("before"), talker(manager))
+        proxy = proxies()
+        proxy.cut(Cut("update", moment, number))
+        manager = process(session_id, proxy.uri, None, {"retryWrites": retry_writes}, durability=writing.durability)
+        writing.act(manager)
+        manager.close()
+        return session_id, proxy.cut_commands
+
+    database.sessions.create_index("created_at")  # or the collection begins in the midst of it
+    # At once: each waits half a second for the driver to look at the server again. One number more than there are
+    # commands shows that none was forgotten.
+    numbers = range(1, writing.commands + 2)
+    with ThreadPoolExecutor(32) as threads:
+        ended = list(threads.map(lambda case: run(*case), product(numbers, MOMENTS, (True, False))))
+
+    for (number, _, _), (session_id, cut) in zip(product(numbers, MOMENTS, (True, False)), ended, strict=True):
+        assert cut == ["update"] * (number <= writing.commands), session_id
+        assert tuple(texts(stored_messages(database, session_id))) == writing.stored, session_id
+    assert "secret" not in str(list(database.sessions.find()))
+
+
+@both_durabilities
+def test_a_message_whose_answer_was_lost_is_not_doubled_behind_what_others_stored_meanwhile(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], durability: str
+) -> None:
+    other = talker(process())
+    proxy = proxies()
+    one = talker(process(uri=proxy.uri, durability=durability))
+    proxy.cut(Cut("update", "before its answer arrives", meanwhile=lambda: other("other")))
+
+    one("one")
+
+    assert proxy.cut_commands == ["update"]
+    expected = {
+        "message": ["one", "other", "Re: other", "Re: one"],
+        "turn": ["one", "Re: one", "other", "Re: other"],
+    }
+    assert texts(stored_messages(database)) == expected[durability]
+
+
+def test_a_message_that_never_arrived_is_appended_behind_what_others_stored_meanwhile(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+) -> None:
+    other = talker(process())
+    proxy = proxies()
+    one = talker(process(uri=proxy.uri))
+    proxy.cut(Cut("update", "before it is run", meanwhile=lambda: other("other")))
+
+    one("one")
+
+    assert texts(stored_messages(database)) == ["other", "Re: other", "one", "Re: one"]
+
+
+def test_with_raise_a_message_whose_answer_was_lost_is_no_conflict_with_itself(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+) -> None:
+    proxy = proxies()
+    one = talker(process(uri=proxy.uri, on_conflict="raise"))
+    proxy.cut(Cut("update", "before its answer arrives", times=2))
+
+    one("one")
+
+    assert texts(stored_messages(database)) == ["one", "Re: one"]
+
+
+class Picture:
+    """A graph as far as a repository sees it."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.id = "graph"
+        self._state = state
+
+    def serialize_state(self) -> dict[str, Any]:
+        return self._state
+
+
+SINGLE_WRITES: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object], str, Any]] = {
+    # name: (the write, the path of what it changes, what stands there afterwards)
+    "metadata": (lambda m, _: m.update_metadata({"topic": "fish"}), "metadata", {"topic": "fish"}),
+    "metadata-deleted": (lambda m, _: m.delete_metadata(["topic"]), "metadata", {}),
+    "feedback": (lambda m, _: m.add_feedback({"rating": "up"}), "feedbacks.rating", ["up"]),
+    "repository-feedback": (
+        lambda m, _: m.session_repository.add_feedback("s", {"rating": "up"}),
+        "feedbacks.rating",
+        ["up"],
+    ),
+    "repository-message": (
+        lambda m, _: m.session_repository.create_message("s", "assistant", session_message("new", 1)),
+        "agents.assistant.messages.message_id",
+        [0, 1],
+    ),
+    "repository-update": (
+        lambda m, _: m.session_repository.update_message("s", "assistant", session_message("new", 0)),
+        "agents.assistant.messages.content",
+        [[{"text": "new"}]],
+    ),
+    "repository-agent": (
+        lambda m, _: m.session_repository.create_agent("s", session_agent("other")),
+        "agents.other.messages",
+        [],
+    ),
+    "graph": (
+        lambda m, _: m.session_repository.create_multi_agent("s", Picture({"status": "new"})),
+        "multi_agents.graph.state",
+        {"status": "new"},
+    ),
+}
+
+
+def session_message(text: str, message_id: int) -> Any:
+    from strands.types.session import SessionMessage
+
+    return SessionMessage(message=by_hand(text), message_id=message_id)
+
+
+def session_agent(agent_id: str) -> Any:
+    from strands.types.session import SessionAgent
+
+    return SessionAgent(agent_id=agent_id, state={}, conversation_manager_state={})
+
+
+@pytest.mark.parametrize("name", SINGLE_WRITES)
+@at_both_moments
+def test_a_single_write_whose_connection_broke_is_stored_once_and_is_no_error(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], name: str, moment: Moment
+) -> None:
+    write, path, expected = SINGLE_WRITES[name]
+    proxy = proxies()
+    manager = process(uri=proxy.uri)
+    agent = talker(manager)
+    manager.append_message(by_hand("before"), agent)
+    proxy.cut(Cut("update", moment))
+
+    write(manager, agent)
+
+    assert proxy.cut_commands == ["update"]
+    found = database.sessions.aggregate([{"$project": {"_id": 0, "found": f"${path}"}}]).next()
+    assert found == {"found": expected}
+
+
+def test_metrics_that_come_late_are_counted_once_when_their_answer_is_lost(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+) -> None:
+    proxy = proxies()
+    manager = process(uri=proxy.uri)
+    agent = talker(manager)
+    manager.append_message(by_hand("before"), agent)
+    manager.append_message({"role": "assistant", "content": [{"text": "by hand"}]}, agent)
+    agent.event_loop_metrics.accumulated_usage.update(inputTokens=3, outputTokens=4, totalTokens=7)
+    proxy.cut(Cut("update", "before its answer arrives"))
+
+    manager.sync_agent(agent)
+
+    assert proxy.cut_commands == ["update"]
+    usage = database.sessions.find_one({})["agents"]["assistant"]["usage"]  # type: ignore[index]
+    (model,) = usage["models"].values()
+    assert (model["inputTokens"], model["outputTokens"], model["totalTokens"], model["calls"]) == (3, 4, 7, 1)
+
+
+def test_tokens_that_come_late_to_a_timed_answer_are_counted_once_when_their_answer_is_lost(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+) -> None:
+    proxy = proxies()
+    manager = process(uri=proxy.uri)
+    agent = talker(manager)
+    manager.append_message(by_hand("before"), agent)
+    manager.start_timing()
+    manager.append_message({"role": "assistant", "content": [{"text": "by hand"}]}, agent)
+    agent.event_loop_metrics.accumulated_usage.update(inputTokens=3, outputTokens=4, totalTokens=7)
+    proxy.cut(Cut("update", "before its answer arrives"))
+
+    manager.sync_agent(agent)
+
+    assert proxy.cut_commands == ["update"]
+    usage = database.sessions.find_one({})["agents"]["assistant"]["usage"]  # type: ignore[index]
+    (model,) = usage["models"].values()
+    assert (model["inputTokens"], model["outputTokens"], model["totalTokens"], model["calls"]) == (3, 4, 7, 1)
+    assert model["latency"]["count"] == 1
+
+
+# --- a database that stays away
+
+
+def keep_by_flush(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
+    manager.flush()
+    return ()
+
+
+def keep_by_close(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
+    manager.close()
+    return ()
+
+
+def keep_by_next_turn(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
+    agent("next")
+    return ("next", "Re: next")
+
+
+def keep_by_sync(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
+    manager.sync_agent(agent)
+    return ()
+
+
+def keep_by_leaving(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
+    with manager:
+        pass
+    return ()
+
+
+KEEPERS = [keep_by_flush, keep_by_close, keep_by_next_turn, keep_by_sync, keep_by_leaving]
+
+
+@both_durabilities
+def test_a_turn_that_cannot_be_stored_is_an_error_and_is_stored_later_once_however(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], durability: Any
+) -> None:
+    def run(moment: Moment, keep: Callable[[MongoDBSessionManager, Agent], tuple[str, ...]]) -> None:
+        session_id = f"{moment} {keep.__name__}"
+        proxy = proxies()
+        manager = process(session_id, proxy.uri, durability=durability)
+        agent = talker(manager)
+        agent("before")
+        proxy.cut(Cut("update", moment, times=None))
+        with pytest.raises(AutoReconnect):
+            agent("hi")
+        with pytest.raises(AutoReconnect):
+            manager.flush()  # and again: what is kept is kept
+        assert len(proxy.cut_commands) >= 4, "it gave up at once"
+        proxy.heal()
+
+        said = keep(manager, agent)
+
+        # With "message" the turn ended at its first write, before the model was asked.
+        expected = ["before", "Re: before", "hi", *(["Re: hi"] if durability == "turn" else []), *said]
+        assert texts(stored_messages(database, session_id)) == expected, session_id
+        if keep not in (keep_by_close, keep_by_leaving):
+            agent("last")
+            manager.close()
+            assert texts(stored_messages(database, session_id)) == [*expected, "last", "Re: last"], session_id
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda case: run(*case), product(MOMENTS, KEEPERS)))
+
+
+@at_both_moments
+def test_a_message_that_is_redacted_while_it_cannot_be_stored_leaves_its_text_nowhere(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], moment: Moment
+) -> None:
+    proxy = proxies()
+    manager = process(uri=proxy.uri)
+    agent = talker(manager)
+    proxy.cut(Cut("update", moment, times=None))
+    with pytest.raises(AutoReconnect):
+        manager.append_message(by_hand("a secret"), agent)
+    with pytest.raises(AutoReconnect):
+        manager.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, agent)
+    proxy.heal()
+
+    manager.flush()
+
+    assert texts(stored_messages(database)) == ["[redacted]"]
+    assert "secret" not in str(database.sessions.find_one({}))
+
+
+def test_opening_a_session_while_the_database_is_away_is_an_error_and_never_an_empty_conversation(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+) -> None:
+    talker(process())("before")
+    proxy = proxies()
+    manager = process(uri=proxy.uri)
+    proxy.cut(Cut("find", "before it is run", times=None))
+    with pytest.raises(AutoReconnect):
+        talker(manager)
+    proxy.heal()
+
+    agent = talker(manager)  # the same manager goes on
+
+    assert texts(agent.messages) == ["before", "Re: before"]
+    agent("hi")
+    assert texts(stored_messages(database)) == ["before", "Re: before", "hi", "Re: hi"]
+
+
+# https://github.com/mongodb/specifications, retryable writes: NotWritablePrimary, PrimarySteppedDown,
+# InterruptedDueToReplStateChange
+@pytest.mark.parametrize("code", [10107, 189, 11602])
+@both_durabilities
+def test_a_server_that_is_no_longer_the_primary_costs_no_message(
+    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int
+) -> None:
+    recorder = CommandRecorder()
+    agent = talker(process(listener=recorder, durability=durability))
+
+    with fail_command(client, "update", app_name=APP_NAME, error_code=code, times=1):
+        agent("hi")
+
+    assert len(recorder.commands.failures) == 1
+    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+
+
+@both_durabilities
+def test_a_connection_that_the_server_closes_costs_no_message(
+    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str
+) -> None:
+    recorder = CommandRecorder()
+    agent = talker(process(listener=recorder, durability=durability))
+
+    with fail_command(client, "update", app_name=APP_NAME, close_connection=True, times=1):
+        agent("hi")
+
+    assert len(recorder.commands.failures) == 1
+    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+
+
+def test_a_turn_that_was_stored_but_not_replicated_in_time_is_told_and_not_stored_again(
+    process: Processes, client: MongoClient[Any], database: Database[Any]
+) -> None:
+    manager = process(durability="turn")
+    agent = talker(manager)
+    error = {"code": 64, "codeName": "WriteConcernFailed", "errmsg": "waiting for replication timed out"}
+    data = {"failCommands": ["update"], "appName": APP_NAME, "writeConcernError": error}
+    client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
+    with pytest.raises(WriteConcernError):
+        agent("hi")
+
+    agent("ho")
+
+    assert texts(stored_messages(database)) == ["hi", "Re: hi", "ho", "Re: ho"]
+
+
+# The spec for retryable writes lists more of them; no server labels them for a command without a transaction number.
+@pytest.mark.parametrize("code", [6, 7, 89, 262, 9001])
+@both_durabilities
+def test_an_error_of_the_network_behind_the_server_costs_no_turn(
+    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int, server: Any
+) -> None:
+    if server.kind != "replica_set":
+        pytest.skip("a standalone server has no retryable writes")
+    agent = talker(process(durability=durability, client_options={"retryWrites": True}))
+
+    with fail_command(client, "update", app_name=APP_NAME, error_code=code, times=1):
+        agent("hi")
+
+    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+
+
+@pytest.mark.parametrize("code", [91, 189, 262, 11602])
+@both_durabilities
+def test_a_primary_that_steps_down_before_others_have_the_commit_costs_no_turn(
+    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int, server: Any
+) -> None:
+    if server.kind != "replica_set":
+        pytest.skip("a standalone server has no retryable writes")
+    agent = talker(process(durability=durability, client_options={"retryWrites": True}))
+    error = {"code": code, "errmsg": "interrupted", "errInfo": {"writeConcern": {}}}
+    data = {"failCommands": ["update"], "appName": APP_NAME, "writeConcernError": error}
+    client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
+
+    agent("hi")
+
+    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+
+
+def test_a_change_of_state_that_arrives_late_does_not_undo_a_newer_one(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], server: Any
+) -> None:
+    if server.kind != "replica_set":
+        pytest.skip("a standalone server has no retryable writes")
+    proxy, all_else_is_stored = proxies(), threading.Event()
+    manager = process(uri=proxy.uri, client_options={"retryWrites": True, "socketTimeoutMS": 500})
+    agent = talker(manager)
+    agent("hi")
+    first = Cut("update", "long after", meanwhile=all_else_is_stored.wait)
+    proxy.cut(first)
+    for number in (1, 2):
+        agent.state.set("number", number)
+        manager.sync_agent(agent)
+
+    all_else_is_stored.set()
+
+    assert first.answered.wait(10)
+    assert database.sessions.find_one({"_id": "s"})["agents"]["assistant"]["agent_data"]["state"] == {"number": 2}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("options", [{"timeoutMS": 300}, {"socketTimeoutMS": 300, "retryReads": False}])
+def test_a_read_whose_time_is_over_is_not_sent_again(
+    process: Processes, client: MongoClient[Any], options: dict[str, Any]
+) -> None:
+    talker(process())("hi")
+    recorder = CommandRecorder()
+    manager = process(listener=recorder, client_options=options)
+
+    with (
+        fail_command(client, "find", app_name=APP_NAME, block_ms=1000, times=2),
+        pytest.raises(NetworkTimeout),
+    ):
+        talker(manager)
+
+    assert len(recorder.commands.failures) == 1
+
+
+# --- a primary is killed
+
+
+def test_a_primary_that_is_killed_in_the_midst_of_turns_loses_nothing_that_was_acknowledged() -> None:
+    writers = [("one", "message"), ("two", "message"), ("three", "turn"), ("four", "turn")]
+    acknowledged: dict[str, int] = dict.fromkeys((writer for writer, _ in writers), 0)
+    enough = threading.Event()
+
+    with LocalMongoDB(replica_set=True) as server, ExitStack() as stack:
+        process = Processes(server.uri, "test", stack)
+        retry = {"retryWrites": True}
+        agents = {
+            writer: talker(process(writer, client_options=retry, durability=durability))
+            for writer, durability in writers
+        }
+
+        def talk(writer: str) -> None:
+            while not enough.is_set():
+                agents[writer](f"{acknowledged[writer]}")
+                acknowledged[writer] += 1
+
+        def each_went_on(turns: int) -> None:
+            goals = {writer: number + turns for writer, number in acknowledged.items()}
+            eventually(lambda: failed() or all(acknowledged[writer] >= goal for writer, goal in goals.items()))
+
+        with ThreadPoolExecutor() as threads:
+            talking = [threads.submit(talk, writer) for writer in agents]
+
+            def failed() -> bool:
+                return any(one.done() for one in talking)
+
+            try:
+                each_went_on(5)
+                killed = server.primary
+                killed.kill()
+                each_went_on(5)
+            finally:
+                enough.set()
+            for one in talking:
+                one.result()
+        assert server.primary is not killed
+
+        plain: MongoClient[Any] = stack.enter_context(MongoClient(server.uri))
+        for writer, turns in acknowledged.items():
+            expected = [text for n in range(turns) for text in (f"{n}", f"Re: {n}")]
+            assert texts(stored_messages(plain["test"], writer)) == expected
+            assert texts(talker(process(writer)).messages) == texts(agents[writer].messages)
+
+
+# --- errors beside errors
+
+
+class ModelError(Exception):
+    """What a provider raises."""
+
+
+def notes_of(error: BaseException, log: pytest.LogCaptureFixture) -> str:
+    return str(error.__notes__) if sys.version_info >= (3, 11) else log.text
+
+
+@both_durabilities
+def test_the_models_error_is_not_hidden_by_the_databases(
+    process: Processes,
+    client: MongoClient[Any],
+    database: Database[Any],
+    durability: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    manager = process(durability=durability)
+    agent = talker(manager)
+    with ExitStack() as trouble:
+
+        def fail(_: Any) -> Any:
+            agent.state.set("unsaved", True)
+            trouble.enter_context(fail_command(client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED))
+            raise ModelError("overloaded")
+
+        agent.model = OfflineScriptedModel(fail)
+        with pytest.raises(ModelError, match="overloaded") as raised:
+            agent("hi")
+
+    assert "OperationFailure" in notes_of(raised.value, caplog)
+    manager.close()  # and what could not be stored then is now
+    assert texts(stored_messages(database)) == ["hi"]
+    assert talker(process()).state.get("unsaved") is True
+
+
+def test_the_error_that_leaves_the_block_is_not_hidden_by_the_databases(
+    process: Processes, client: MongoClient[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = process(durability="turn")
+    agent = talker(manager)
+
+    with fail_command(client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED):
+        with pytest.raises(OperationFailure):
+            agent("hi")
+        with pytest.raises(ModelError) as raised, manager:
+            raise ModelError
+
+    assert "OperationFailure" in notes_of(raised.value, caplog)
+
+
+@pytest.mark.parametrize(
+    ("way", "durability"), [("called", "turn"), ("awaited", "turn"), ("streamed", "turn"), ("awaited", "message")]
+)
+def test_a_commit_that_fails_while_an_unrelated_error_is_handled_is_still_told(
+    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, way: str
+) -> None:
+    manager = process(durability=durability)
+    agent = talker(manager)
+
+    async def stream() -> None:
+        try:
+            raise KeyError("unrelated")
+        except KeyError:
+            async for _ in agent.stream_async("hi"):
+                pass
+
+    async def wait() -> None:
+        try:
+            raise KeyError("unrelated")
+        except KeyError:
+            await agent.invoke_async("hi")
+
+    def call() -> None:
+        try:
+            raise KeyError("unrelated")
+        except KeyError:
+            agent("hi")
+
+    ways = {"called": call, "awaited": lambda: asyncio.run(wait()), "streamed": lambda: asyncio.run(stream())}
+    with (
+        fail_command(client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED),
+        pytest.raises(OperationFailure),
+    ):
+        ways[way]()
+
+    manager.close()
+    assert texts(stored_messages(database)) == (["hi", "Re: hi"] if durability == "turn" else ["hi"])
+
+
+# --- cancellation
+
+
+class Watch(monitoring.CommandListener):
+    """Tells that an update was sent, how many of those sent are still without an answer, and how long one failed."""
+
+    def __init__(self) -> None:
+        self.sent = threading.Event()
+        self.under_way = 0
+        self.failed_after_seconds = 0.0
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        if event.command_name == "update":
+            self.under_way += 1
+            self.sent.set()
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
+        self.under_way -= event.command_name == "update"
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
+        self.under_way -= event.command_name == "update"
+        self.failed_after_seconds = max(self.failed_after_seconds, event.duration_micros / 1e6)
+
+
+@both_durabilities
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_cancelled_turn_leaves_when_its_commit_has_settled(
+    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, times: int
+) -> None:
+    watch = Watch()
+    manager = process(durability=durability, listener=watch)
+    agent = talker(manager)
+    watch.sent.clear()
+
+    async def cancel_it() -> None:
+        turn = asyncio.create_task(agent.invoke_async("hi"))
+        await asyncio.to_thread(watch.sent.wait, 30)
+        for _ in range(times):  # an impatient canceller changes nothing
+            turn.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await turn
+        assert watch.under_way == 0
+
+    with fail_command(client, "update", app_name=APP_NAME, block_ms=300):
+        asyncio.run(cancel_it())
+
+    said = ["hi"] if durability == "message" else ["hi", "Re: hi"]
+    assert texts(stored_messages(database)) == said
+    agent("ho")
+    assert texts(stored_messages(database)) == [*said, "ho", "Re: ho"]
+
+
+def test_a_cancelled_turn_whose_commit_failed_keeps_it_for_the_next(
+    process: Processes, client: MongoClient[Any], database: Database[Any]
+) -> None:
+    watch = Watch()
+    manager = process(listener=watch)
+    agent = talker(manager)
+    watch.sent.clear()
+
+    async def cancel_it() -> None:
+        turn = asyncio.create_task(agent.invoke_async("hi"))
+        await asyncio.to_thread(watch.sent.wait, 30)
+        turn.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await turn
+
+    with fail_command(client, "update", app_name=APP_NAME, block_ms=100, error_code=UNAUTHORIZED):
+        asyncio.run(cancel_it())
+
+    agent("ho")
+    assert texts(stored_messages(database)) == ["hi", "ho", "Re: ho"]
+
+
+# --- the caller's deadline
+
+
+@pytest.mark.parametrize("way", ["called", "awaited"])
+def test_the_callers_deadline_reaches_the_commit(
+    process: Processes, client: MongoClient[Any], database: Database[Any], way: str
+) -> None:
+    watch = Watch()
+    manager = process(durability="turn", listener=watch)
+    agent = talker(manager)
+
+    async def wait() -> None:
+        await agent.invoke_async("hi")
+
+    ways = {"called": lambda: agent("hi"), "awaited": lambda: asyncio.run(wait())}
+    with (
+        fail_command(client, "update", app_name=APP_NAME, block_ms=4000, times=1),
+        pytest.raises(PyMongoError) as raised,
+        pymongo.timeout(1),
+    ):
+        ways[way]()
+
+    assert raised.value.timeout
+    # Of the command alone: a busy machine takes its time for everything else.
+    assert watch.failed_after_seconds < 3.5, "the commit waited for the server, not for the caller's deadline"
+    manager.flush()
+    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+
+
+# --- the end of the process
+
+UNFINISHED = """
+    import asyncio
+    import sys
+
+    from offline_model import OfflineScriptedModel
+    from strands import Agent
+
+    from mongodb_session_manager import MongoDBSessionManager
+
+    uri, database_name = sys.argv[1:]
+    manager = MongoDBSessionManager("s", uri, database_name, "sessions", durability="turn")
+    model = OfflineScriptedModel(["Hello."])
+    agent = Agent(model=model, agent_id="assistant", session_manager=manager, callback_handler=None)
+    stream = agent.stream_async("my secret question")
+
+    async def until_the_model_speaks():
+        while "data" not in await anext(stream):
+            pass
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(until_the_model_speaks())
+    print("speaking", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextmanager
+def unfinished(uri: str, database_name: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that ends, as soon as its input says so, in the midst of a turn that is to be stored at its end."""
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(UNFINISHED), uri, database_name],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "speaking\n", running.communicate()[1]
+            yield running
+        finally:
+            running.kill()
+
+
+def test_a_turn_that_was_not_stored_when_the_process_ends_is_stored_at_its_end(
+    server: Any, database: Database[Any], database_name: str
+) -> None:
+    with unfinished(server.uri, database_name) as running:
+        assert database.sessions.find_one({})["agents"]["assistant"]["messages"] == []  # type: ignore[index]
+        _, errors = running.communicate("end\n", timeout=60)
+
+    assert running.returncode == 0, errors
+    assert texts(stored_messages(database)) == ["my secret question"]
+
+
+def test_a_turn_that_is_lost_at_the_end_of_the_process_is_at_least_told(
+    proxies: Callable[[], WireProxy], database: Database[Any], database_name: str
+) -> None:
+    proxy = proxies()
+    with unfinished(f"{proxy.uri}&retryWrites=false", database_name) as running:
+        proxy.cut(Cut("update", "before it is run", times=None))
+        _, errors = running.communicate("end\n", timeout=60)
+
+    assert stored_messages(database) == []
+    assert "session_id=<s>" in errors
+    assert "lost" in errors
+    assert "secret" not in errors
+
+
+TOLD = """
+    import sys
+
+    from offline_model import OfflineScriptedModel
+    from pymongo import MongoClient
+    from pymongo.errors import OperationFailure
+    from strands import Agent
+    from support.failpoints import fail_command
+
+    from mongodb_session_manager import MongoDBSessionManager
+
+    uri, database_name = sys.argv[1:]
+    client = MongoClient(uri, appname="told")
+
+
+    def ask():
+        manager = MongoDBSessionManager("s", client=client, database_name=database_name, collection_name="sessions")
+        model = OfflineScriptedModel(["Done."])
+        return Agent(model=model, agent_id="assistant", session_manager=manager, callback_handler=None)("Transfer 5.")
+
+
+    ask()
+    with fail_command(MongoClient(uri), "update", app_name="told", error_code=13):
+        try:
+            ask()
+        except OperationFailure:
+            ask_again = True
+    if ask_again:
+        ask()
+"""
+
+
+def test_a_question_that_was_told_to_have_failed_and_was_asked_again_is_not_stored_a_second_time_at_exit(
+    server: Any, database: Database[Any], database_name: str
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TOLD), server.uri, database_name],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert texts(stored_messages(database)) == ["Transfer 5.", "Done."] * 2

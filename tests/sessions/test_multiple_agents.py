@@ -1,0 +1,279 @@
+"""Multiple agents: each agent of a session has a conversation, a state and figures of its own, whoever else answers."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
+from pymongo import MongoClient
+from strands import Agent, tool
+from strands.hooks import AfterMultiAgentInvocationEvent, AfterNodeCallEvent, HookRegistry
+from strands.multiagent import GraphBuilder
+from strands.multiagent.base import MultiAgentBase, MultiAgentResult, Status
+from strands.types.exceptions import SessionException
+from support.commands import CommandRecorder
+from support.equality import assert_same
+
+from mongodb_session_manager import MongoDBSessionManager
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COLLECTION = "sessions"
+both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
+
+
+@tool
+def look_up(what: str) -> str:
+    """Look something up."""
+    return f"{what}: 42"
+
+
+@dataclass
+class Application:
+    """One process: a recorded client, and managers of session `s`."""
+
+    client: MongoClient[dict[str, Any]]
+    recorder: CommandRecorder
+    database_name: str
+    managers: list[MongoDBSessionManager] = field(default_factory=list)
+
+    def manager(self, **options: Any) -> MongoDBSessionManager:
+        manager = MongoDBSessionManager(
+            "s", client=self.client, database_name=self.database_name, collection_name=COLLECTION, **options
+        )
+        self.managers.append(manager)
+        return manager
+
+    def agent(self, manager: MongoDBSessionManager, *replies: Any, agent_id: str = "a", **options: Any) -> Agent:
+        return Agent(
+            agent_id=agent_id,
+            model=OfflineScriptedModel(replies),
+            session_manager=manager,
+            tools=[look_up],
+            callback_handler=None,
+            **options,
+        )
+
+    def session(self) -> dict[str, Any]:
+        """The document as somebody's own query reads it."""
+        document = self.client[self.database_name][COLLECTION].find_one({"_id": "s"})
+        assert document is not None
+        return document
+
+    def stored(self, agent_id: str = "a") -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = self.session()["agents"][agent_id]["messages"]
+        assert [message["message_id"] for message in messages] == list(range(len(messages)))
+        return messages
+
+
+@pytest.fixture
+def app(server: Any, database_name: str) -> Iterator[Application]:
+    recorder = CommandRecorder()
+    client: MongoClient[dict[str, Any]]
+    with MongoClient(server.uri, event_listeners=[recorder]) as client:
+        application = Application(client, recorder, database_name)
+        yield application
+        for manager in application.managers:
+            manager.close()
+
+
+def texts(messages: Any) -> list[tuple[str, str]]:
+    """Role and text of each message, live or stored."""
+    return [(m["role"], "".join(block.get("text", "") for block in m["content"])) for m in messages]
+
+
+def test_agents_of_one_session_have_separate_histories_and_states(app: Application) -> None:
+    manager = app.manager()
+    translator = app.agent(manager, "Kaixo.", "Agur.", agent_id="translator", state={"language": "eu"})
+    support = app.agent(manager, "Turn it off and on.", agent_id="support", state={"level": 2})
+    translator("Hello")
+    support("It is broken")
+    translator("Goodbye")
+
+    again = app.manager()
+    restored = {agent_id: app.agent(again, agent_id=agent_id) for agent_id in ("translator", "support")}
+
+    assert_same(restored["translator"].messages, translator.messages)
+    assert_same(restored["support"].messages, support.messages)
+    assert restored["translator"].state.get() == {"language": "eu"}
+    assert restored["support"].state.get() == {"level": 2}
+    assert (len(app.stored("translator")), len(app.stored("support"))) == (4, 2)
+
+
+def test_a_second_agent_of_the_same_id_is_refused_and_the_first_goes_on(app: Application) -> None:
+    manager = app.manager()
+    first = app.agent(manager, "One.", "Two.")
+    first("1")
+
+    with pytest.raises(SessionException, match="unique"):
+        app.agent(manager)
+    first("2")
+
+    assert texts(app.stored()) == [("user", "1"), ("assistant", "One."), ("user", "2"), ("assistant", "Two.")]
+
+
+def test_agents_and_their_messages_are_counted_without_reading_them(app: Application) -> None:
+    manager = app.manager()
+    assert (manager.list_agents(), manager.get_message_count("a")) == ([], 0)
+
+    app.agent(manager, "x" * 50_000, agent_id="z")("Hello?")
+    app.agent(manager, ToolCall("look_up", {"what": "price"}), "42.", agent_id="a")("Price?")
+    with app.recorder.recording() as commands:
+        found = manager.list_agents(), manager.get_message_count("z"), manager.get_message_count("a")
+        nobody = manager.get_message_count("nobody")
+
+    assert (*found, nobody) == (["z", "a"], 2, 4, 0)
+    assert commands.reply_bytes < 4_000
+
+
+HOSTILE = ["a.b", "$x", "%", "a", "a%2Eb", "b", "$", ".", "a$b", "__proto__", "messages", "ünï¢ode 🐟", " "]
+
+
+@both_durabilities
+def test_agents_with_hostile_ids_keep_whole_conversations_apart(app: Application, durability: Any) -> None:
+    manager = app.manager(durability=durability)
+    live = {}
+    for agent_id in HOSTILE:
+        agent = app.agent(
+            manager,
+            ToolCall("look_up", {"what": agent_id}),
+            ScriptedReply(text=f"For {agent_id}.", redact_user=f"[{agent_id}]"),
+            "Bye.",
+            agent_id=agent_id,
+        )
+        agent(f"I am {agent_id}")
+        agent.state.set("me", agent_id)
+        agent("Goodbye")
+        live[agent_id] = agent
+
+    again = app.manager()
+    assert again.list_agents() == HOSTILE
+    for agent_id in HOSTILE:
+        assert again.get_message_count(agent_id) == 6
+        restored = app.agent(again, "Still here.", agent_id=agent_id)
+        assert_same(restored.messages, live[agent_id].messages)
+        assert restored.state.get() == {"me": agent_id}
+        restored("Are you there?")
+        assert again.get_message_count(agent_id) == 8
+    assert len(app.session()["agents"]) == len(HOSTILE)
+
+
+@pytest.mark.topology
+@both_durabilities
+def test_agents_that_answer_at_the_same_time_store_what_they_were_asked_and_said(
+    app: Application, durability: Any
+) -> None:
+    names = [f"agent-{n}" for n in range(6)]
+    manager = app.manager(durability=durability)
+    agents = [app.agent(manager, f"{name} one.", f"{name} two.", agent_id=name) for name in names]
+
+    async def together() -> None:
+        for n in (1, 2):
+            await asyncio.gather(*(agent.invoke_async(f"{agent.agent_id} asks {n}") for agent in agents))
+
+    asyncio.run(together())
+
+    for name in names:
+        assert texts(app.stored(name)) == [
+            ("user", f"{name} asks 1"),
+            ("assistant", f"{name} one."),
+            ("user", f"{name} asks 2"),
+            ("assistant", f"{name} two."),
+        ]
+
+
+@pytest.mark.topology
+def test_agents_of_one_session_in_two_processes_do_not_touch_each_other(app: Application) -> None:
+    translator = app.agent(app.manager(), "Kaixo.", "Agur.", agent_id="translator")
+    support = app.agent(app.manager(), "Turn it off.", "And on.", agent_id="support")
+    for prompt in ("1", "2"):
+        translator.state.set("last", prompt)
+        translator(prompt)
+        support(prompt)
+
+    assert app.session()["agent_ids"] == ["translator", "support"]
+    assert [text for _, text in texts(app.stored("translator"))] == ["1", "Kaixo.", "2", "Agur."]
+    assert [text for _, text in texts(app.stored("support"))] == ["1", "Turn it off.", "2", "And on."]
+    assert app.session()["agents"]["support"]["agent_data"]["state"] == {}
+
+
+def test_each_agent_has_metrics_of_its_own_and_the_session_their_sum(app: Application) -> None:
+    def reply(tokens: int) -> ScriptedReply:
+        usage = {"inputTokens": tokens, "outputTokens": 2 * tokens, "totalTokens": 3 * tokens}
+        return ScriptedReply(text="Well.", usage=usage, latency_ms=100)
+
+    manager = app.manager()
+    app.agent(manager, reply(10), agent_id="translator")("1")
+    app.agent(manager, reply(1), agent_id="support")("1")
+
+    assert manager.get_metrics_summary("translator").tokens.total == 30
+    assert manager.get_metrics_summary("support").tokens.total == 3
+    summary = manager.get_metrics_summary()
+    assert (summary.tokens.total, summary.messages) == (33, 4)
+    assert {name: agent.tokens.total for name, agent in summary.agents.items()} == {"translator": 30, "support": 3}
+
+
+def test_a_redaction_reaches_the_message_of_one_agent_and_no_other(app: Application) -> None:
+    manager = app.manager()
+    agents = {name: app.agent(manager, "Noted.", agent_id=name) for name in ("translator", "support")}
+    for agent in agents.values():
+        agent("My card is 4929.")
+    manager.redact_latest_message({"role": "assistant", "content": [{"text": "[removed]"}]}, agents["support"])
+
+    assert texts(app.stored("support"))[-1] == ("assistant", "[removed]")
+    assert texts(app.stored("translator"))[-1] == ("assistant", "Noted.")
+
+
+def test_a_graph_of_agents_and_an_agent_share_a_session(app: Application) -> None:
+    manager = app.manager()
+    app.agent(manager, "Hello.", agent_id="host")("Hello?")
+    builder = GraphBuilder()
+    for name in ("first", "second"):
+        node = Agent(name=name, model=OfflineScriptedModel([f"{name} done."]), callback_handler=None)
+        builder.add_node(node, name)
+    builder.add_edge("first", "second")
+    builder.set_graph_id("pipeline")
+    builder.set_max_node_executions(4)
+    builder.set_session_manager(manager)
+    builder.build()("Go.")
+
+    assert manager.list_agents() == ["host"]
+    state = manager.session_repository.read_multi_agent("s", "pipeline")
+    assert state is not None
+    assert sorted(state["completed_nodes"]) == ["first", "second"]
+    assert texts(app.stored("host")) == [("user", "Hello?"), ("assistant", "Hello.")]
+
+
+class Pipeline(MultiAgentBase):
+    """An orchestrator of one's own, which has its session manager initialize it, as Strands' interface says."""
+
+    def __init__(self, manager: MongoDBSessionManager) -> None:
+        self.id = "pipeline"
+        self.done: list[str] = []
+        self.hooks = HookRegistry()
+        self.hooks.add_hook(manager)
+        manager.initialize_multi_agent(self)
+
+    def serialize_state(self) -> dict[str, Any]:
+        return {"done": list(self.done)}
+
+    def deserialize_state(self, payload: dict[str, Any]) -> None:
+        self.done = payload["done"]
+
+    async def invoke_async(self, task: Any, invocation_state: Any = None, **_: Any) -> MultiAgentResult:
+        self.done.append(task)
+        await self.hooks.invoke_callbacks_async(AfterNodeCallEvent(self, task))
+        await self.hooks.invoke_callbacks_async(AfterMultiAgentInvocationEvent(self))
+        return MultiAgentResult(status=Status.COMPLETED)
+
+
+def test_an_orchestrator_of_ones_own_is_stored_without_strands_event_of_its_beginning(app: Application) -> None:
+    pipeline = Pipeline(app.manager())
+    asyncio.run(pipeline.invoke_async("one"))
+    asyncio.run(pipeline.invoke_async("two"))
+
+    assert Pipeline(app.manager()).done == ["one", "two"]
