@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pymongo.errors import PyMongoError
 
@@ -21,19 +21,19 @@ from .options import Settings
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class BehindTurns:
     """Archives and indexes the conversations of one manager.
 
-    Args:
+    Attributes:
         session: The session they belong to.
         settings: What the manager is asked to do.
         store: Where the session is kept.
     """
 
-    def __init__(self, session: ManagedSession, settings: Settings, store: SessionStore) -> None:
-        self._session = session
-        self._settings = settings
-        self._store = store
+    session: ManagedSession
+    settings: Settings
+    store: SessionStore
 
     def begin(self, work: AgentWork) -> None:
         """Begin to archive and to index what is due."""
@@ -54,21 +54,21 @@ class BehindTurns:
 
     def _archive_if_due(self, work: AgentWork) -> None:
         """Begin to archive in a thread what has left the live conversation, if there is enough of it."""
-        session, embedded = self._session, work.conversation.embedded
+        session, embedded = self.session, work.conversation.embedded
         under_way = work.archiving is not None and not work.archiving.done()
-        due = session.related_should_expire or embedded.due(self._settings.archive_policy, session.document.bytes)
+        due = session.related_should_expire or embedded.due(self.settings.archive_policy, session.document.bytes)
         if due and not under_way:
-            work.archiving = self._store.commands.executor.submit_behind(lambda: self._archive(work))
+            work.archiving = self.store.commands.executor.submit_behind(lambda: self._archive(work))
 
     def _archive(self, work: AgentWork) -> None:
-        session, conversation, policy = self._session, work.conversation, self._settings.archive_policy
+        session, conversation, policy = self.session, work.conversation, self.settings.archive_policy
         before, incarnation = replace(conversation.embedded), session.incarnation
         assert incarnation is not None
         try:
             if session.related_should_expire:
-                self._store.related.let_related_expire(session.ref())
+                self.store.related.let_related_expire(session.ref())
                 session.related_should_expire = False
-            archive, attributes = self._store.archiver.archive, {"agent_id": conversation.agent_id}
+            archive, attributes = self.store.archiver.archive, {"agent_id": conversation.agent_id}
             left = traced("archive", attributes, archive, session.session_id, incarnation, conversation.key, policy)
         except PyMongoError as error:
             # Nothing is lost by that, and it stays due: the next turn, here or in another process, tries again.
@@ -86,13 +86,13 @@ class BehindTurns:
     def _index_if_due(self, work: AgentWork) -> None:
         """Begin to index in a thread, if the search may lack messages; also those that a dead process has left."""
         done = work.indexed == work.conversation.next_message_id
-        if not self._settings.index_messages or done or self._session.incarnation is None:
+        if not self.settings.index_messages or done or self.session.incarnation is None:
             return
         if work.indexing is None or work.indexing.done():
-            work.indexing = self._store.commands.executor.submit_behind(lambda: self._index(work))
+            work.indexing = self.store.commands.executor.submit_behind(lambda: self._index(work))
 
     def _index(self, work: AgentWork) -> None:
-        session, conversation = self._session, work.conversation
+        session, conversation = self.session, work.conversation
         assert session.incarnation is not None
         message_count = conversation.next_message_id
         task = IndexingTask(
@@ -103,7 +103,7 @@ class BehindTurns:
             batches=INDEXED_BATCHES_BEHIND_A_TURN,
         )
         try:
-            done = self._store.indexer.index(task)
+            done = self.store.indexer.index(task)
         except (PyMongoError, MongoDBSessionError) as error:
             # The messages themselves are stored, and it stays due.
             logger.warning("session_id=<%s>, error=<%s> | not indexed", session.session_id, described(error))

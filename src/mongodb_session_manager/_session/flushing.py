@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from .._agents.outbox import Sending
 from .._client.executor import Executor, in_event_loop, settle
@@ -13,10 +14,11 @@ from .error_notes import add_note
 from .outboxes import Outboxes
 
 
+@dataclass(eq=False)
 class Flushing:
     """Stores what one manager has not stored yet.
 
-    Args:
+    Attributes:
         agents: Its agents.
         outboxes: Its outboxes.
         behind: What runs behind its turns.
@@ -24,19 +26,11 @@ class Flushing:
         close: Closes the manager, when its session is gone.
     """
 
-    def __init__(
-        self,
-        agents: ManagedAgents,
-        outboxes: Outboxes,
-        behind: BehindTurns,
-        executor: Executor,
-        close: Callable[[], None],
-    ) -> None:
-        self._agents = agents
-        self._outboxes = outboxes
-        self._behind = behind
-        self._executor = executor
-        self._close = close
+    agents: ManagedAgents
+    outboxes: Outboxes
+    behind: BehindTurns
+    executor: Executor
+    close: Callable[[], None]
 
     def flush(self) -> None:
         """Store everything, and wait until it is stored; raise one of the errors of what could not be."""
@@ -47,7 +41,7 @@ class Flushing:
             except Exception as error:
                 # The others are waited for as well; one error stands for all, each keeps its own unit of work.
                 failure = failure or error
-        for under_way in self._behind.wait_for(follower.work for follower in self._agents.followers()):
+        for under_way in self.behind.wait_for(follower.work for follower in self.agents.followers()):
             under_way.result()
         if failure is not None:
             raise failure
@@ -60,7 +54,7 @@ class Flushing:
                 await sending.settle()
             except Exception as error:
                 failure = failure or error
-        for under_way in self._behind.wait_for(follower.work for follower in self._agents.followers()):
+        for under_way in self.behind.wait_for(follower.work for follower in self.agents.followers()):
             await settle(under_way)
         if failure is not None:
             raise failure
@@ -71,7 +65,7 @@ class Flushing:
             self.flush()
         except Exception as failure:
             if self._is_gone(failure):
-                self._close()
+                self.close()
             if error is None:
                 raise
             add_note(error, failure)
@@ -82,22 +76,22 @@ class Flushing:
             await self.settle()
         except Exception as failure:
             if self._is_gone(failure):
-                await self._executor.run(self._close)
+                await self.executor.run(self.close)
             if error is None:
                 raise
             add_note(error, failure)
 
     def _send(self) -> tuple[list[Sending], Exception | None]:
         """Stage what has changed in the agents and begin to send; return what to wait for, and what was refused."""
-        refused = self._agents.stage()
-        sendings = [outbox.send() for outbox in self._outboxes]
+        refused = self.agents.stage()
+        sendings = [outbox.send() for outbox in self.outboxes]
         return [sending for sending in sendings if sending is not None], refused
 
     def _is_gone(self, failure: Exception) -> bool:
         """Return whether the session is gone; then nothing that is unsent can ever be stored, and it is forgotten."""
         if not isinstance(failure, SessionNotFoundError):
             return False
-        self._outboxes.drop()
+        self.outboxes.drop()
         return True
 
 

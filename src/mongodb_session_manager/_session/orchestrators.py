@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .._agents.outbox import Outbox, OutboxOwner, Sending
@@ -48,22 +48,22 @@ class OrchestratorWork(Outbox):
         self.multi_agent_id = multi_agent_id
 
 
+@dataclass(eq=False)
 class Orchestrators:
     """The graphs and swarms of one manager.
 
-    Args:
+    Attributes:
         session: The session they belong to.
         store: Where it is kept.
         owner: Who is told what their outboxes do.
         blob_threshold: From how many bytes on a binary becomes a blob.
     """
 
-    def __init__(self, session: ManagedSession, store: SessionStore, owner: OutboxOwner, blob_threshold: int) -> None:
-        self._session = session
-        self._store = store
-        self._owner = owner
-        self._blob_threshold = blob_threshold
-        self._works: dict[str, OrchestratorWork] = {}
+    session: ManagedSession
+    store: SessionStore
+    owner: OutboxOwner
+    blob_threshold: int
+    _works: dict[str, OrchestratorWork] = field(default_factory=dict, init=False)
 
     def outboxes(self) -> list[OrchestratorWork]:
         """Return the outbox of each."""
@@ -72,8 +72,8 @@ class Orchestrators:
     def read(self, source: Any) -> MultiAgentAsRead:
         """Read what is stored of a graph or swarm; begin the session if there is none."""
         multi_agent_id = check_id(source.id, "multi_agent_id")
-        self._session.ensure_open()
-        return self._store.reads.read_multi_agent(self._session.session_id, multi_agent_id)
+        self.session.ensure_open()
+        return self.store.reads.read_multi_agent(self.session.session_id, multi_agent_id)
 
     def begin(self, source: Any, stored: MultiAgentAsRead) -> Sending | None:
         """Restore a graph or swarm from what was read; or stage its state, where nothing is stored."""
@@ -92,7 +92,7 @@ class Orchestrators:
         state = source.serialize_state()
         mark = fingerprint(state, where)
         if mark != work.staged:
-            blobs = PendingBlobs(self._blob_threshold)
+            blobs = PendingBlobs(self.blob_threshold)
             stored = encode(state, where, blobs)
             check_size({"state": stored}, where)
             work.staged = mark
@@ -102,5 +102,5 @@ class Orchestrators:
     def _work(self, source: Any) -> OrchestratorWork:
         multi_agent_id = check_id(source.id, "multi_agent_id")
         if multi_agent_id not in self._works:
-            self._works[multi_agent_id] = OrchestratorWork(multi_agent_id, self._store, self._owner)
+            self._works[multi_agent_id] = OrchestratorWork(multi_agent_id, self.store, self.owner)
         return self._works[multi_agent_id]

@@ -10,8 +10,8 @@ Otherwise nobody can commit it any more, and it is deleted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from bson import ObjectId
@@ -34,24 +34,22 @@ from .._model.limits import (
 from .._statements import feedback, segments
 from .._statements.segments import Block, SessionSizes
 from .history import History
-from .session_commands import SessionCommands
+from .session_commands import SessionCommands, now
 
 _MAKING_ROOM = ArchivePolicy(1, ROOM_SEGMENT_BYTES, ROOM_SEGMENT_MESSAGES)
 
 
+@dataclass(eq=False)
 class Archiver:
     """Moves messages of the sessions of one collection into their history.
 
-    Args:
+    Attributes:
         commands: About session documents.
         history: Sends those about segments.
-        clock: Returns the time.
     """
 
-    def __init__(self, commands: SessionCommands, history: History, clock: Callable[[], datetime]) -> None:
-        self._commands = commands
-        self._history = history
-        self._clock = clock
+    commands: SessionCommands
+    history: History
 
     def archive(self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy) -> Embedded | None:
         """Archive an agent's messages as long as that is due; return what stays embedded, or None without the agent."""
@@ -79,7 +77,7 @@ class Archiver:
         """
         made = False
         for _ in range(MAX_SEGMENTS_AT_ONCE):
-            sizes = cast("SessionSizes | None", self._commands.find_one({"_id": session_id}, segments.SIZES))
+            sizes = cast("SessionSizes | None", self.commands.find_one({"_id": session_id}, segments.SIZES))
             if sizes is None:
                 return None
             archivable = sum(int(agent["messages"]) for agent in sizes["agents"]) + int(sizes["feedbacks"])
@@ -87,7 +85,7 @@ class Archiver:
             if little and sizes["bytes"] + needed <= FULL_DOCUMENT_BYTES:
                 return int(sizes["bytes"]) if made else None
             if "incarnation" not in sizes or any("archived_count" not in agent for agent in sizes["agents"]):
-                self._commands.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
+                self.commands.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
                 continue
             bytes_by_key = {agent["key"]: int(agent["messages"]) for agent in sizes["agents"]}
             bytes_by_key[feedback.FEEDBACKS] = int(sizes["feedbacks"])
@@ -109,13 +107,13 @@ class Archiver:
         mine: list[Document] = []
         for _ in range(MAX_BEHIND_ATTEMPTS):
             which = {"_id": session_id, "incarnation": incarnation}
-            document = self._commands.find_raw(which, segments.block_projection(key, policy.block))
+            document = self.commands.find_raw(which, segments.block_projection(key, policy.block))
             found = cast("Block | None", document)
             if found is None:
-                if mine and self._commands.is_over(session_id, incarnation):
+                if mine and self.commands.is_over(session_id, incarnation):
                     # Whoever deleted the session may not have found it. All else is the sweep's: a session document
                     # may only be missing because a restore has yet to bring it.
-                    self._history.delete(mine)
+                    self.history.delete(mine)
                 return 0, None
             agent = found["agent"]
             if "edits" not in agent or "archived_count" not in agent:
@@ -171,26 +169,26 @@ class Archiver:
             "_id": segment_id,
             "count": count,
             "edits": edits,
-            "created_at": self._clock(),
+            "created_at": now(),
             "messages": messages,
         }
         if expires_at is not None:
             segment["expires_at"] = expires_at
-        if self._history.insert(segment):
+        if self.history.insert(segment):
             mine.append(segment_id)
         else:
             # It may have been inserted when the session was to expire sooner, and after the others were prolonged.
-            there = self._history.standing(segment_id, expires_at)
+            there = self.history.standing(segment_id, expires_at)
             if there is None:
                 return 0
             if there["edits"] < edits:
                 # A message was edited since it was read, and `edits` only grows: nobody can commit it any more.
-                self._history.delete_stale(segment_id, int(there["edits"]))
+                self.history.delete_stale(segment_id, int(there["edits"]))
                 return 0
             if there["edits"] > edits:
                 return 0  # It is newer than what was read here.
             count = int(there["count"])
-        committed = self._commands.update(segments.archive(session_id, session, key, first, count, edits))
+        committed = self.commands.update(segments.archive(session_id, session, key, first, count, edits))
         return count if committed else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
@@ -25,10 +26,11 @@ from .session_commands import SessionCommands, lease_seconds, now, pin_incarnati
 from .session_reads import MultiAgentAsRead, SessionReads
 
 
+@dataclass(eq=False)
 class GuardedWrites:
     """Changes the sessions of one collection: metadata, feedback, graphs and swarms, the lease, an agent's record.
 
-    Args:
+    Attributes:
         commands: About session documents.
         reads: Looks for an archived message that a feedback is about.
         history: Looks for an archived feedback.
@@ -36,19 +38,11 @@ class GuardedWrites:
         related: Keeps what belongs to a session as long as the session.
     """
 
-    def __init__(
-        self,
-        commands: SessionCommands,
-        reads: SessionReads,
-        history: History,
-        archiver: Archiver,
-        related: RelatedDocuments,
-    ) -> None:
-        self._commands = commands
-        self._reads = reads
-        self._history = history
-        self._archiver = archiver
-        self._related = related
+    commands: SessionCommands
+    reads: SessionReads
+    history: History
+    archiver: Archiver
+    related: RelatedDocuments
 
     def guarded(
         self,
@@ -82,13 +76,13 @@ class GuardedWrites:
         """
         for _ in attempts(f"session_id={session.session_id!r}"):
             if known is None:
-                standing = self._commands.standing(session, needed or {}, agent_keys)
+                standing = self.commands.standing(session, needed or {}, agent_keys)
                 if done(standing):
                     return standing
-                self._related.see_to_expiry(session, standing)
+                self.related.see_to_expiry(session, standing)
             else:
                 standing, known = known, None
-            if self._commands.update(write(pin_incarnation(session, standing), standing)):
+            if self.commands.update(write(pin_incarnation(session, standing), standing)):
                 return None
         raise AssertionError  # `attempts` never ends without an error.
 
@@ -153,12 +147,12 @@ class GuardedWrites:
         session_id, keys = session.session_id, [] if link is None else [link.agent_key]
         sent = False
         for _ in attempts(f"session_id={session_id!r}: a feedback could not be stored"):
-            found = self._commands.standing(session, feedback_statements.feedback_projection(feedback, link), keys)
+            found = self.commands.standing(session, feedback_statements.feedback_projection(feedback, link), keys)
             standing = cast(FeedbackStanding, found)
             incarnation = standing["incarnation"]
             if standing["stored"]:
                 return
-            if sent and standing["archived"] and self._history.has_feedback(session_id, incarnation, feedback):
+            if sent and standing["archived"] and self.history.has_feedback(session_id, incarnation, feedback):
                 return  # It was stored, its answer was lost, and others came that moved it into the history.
             if link is not None and not standing["linked"]:
                 message_id = link.message_id
@@ -169,7 +163,7 @@ class GuardedWrites:
                         session_id=session_id,
                         agent_id=agent_id,
                     )
-                if message_id is None or not self._reads.archived_message(
+                if message_id is None or not self.reads.archived_message(
                     session_id, link.agent_key, message_id, standing
                 ):
                     raise MessageNotFoundError(
@@ -181,14 +175,14 @@ class GuardedWrites:
                 # Messages do not go away while this incarnation of the session lasts.
                 link, session = link._replace(message_id=None), pin_incarnation(session, standing)
             elif standing["full"]:
-                self._archiver.archive_feedbacks(session_id, incarnation)
+                self.archiver.archive_feedbacks(session_id, incarnation)
             else:
-                self._related.see_to_expiry(session, standing)
+                self.related.see_to_expiry(session, standing)
                 sent = True
                 update = feedback_statements.add_feedback(
                     pin_incarnation(session, standing), feedback, link, standing["count"], moment
                 )
-                if self._commands.update(update):
+                if self.commands.update(update):
                     return
 
     def put_multi_agent(
@@ -223,10 +217,10 @@ class GuardedWrites:
             SessionNotFoundError: The session was deleted.
         """
         for _ in attempts(f"session_id={session.session_id!r}: its lease could not be taken"):
-            standing = self._commands.standing(session, {"leases": leases.LEASES_SO_FAR}, whose_lease_it_is=False)
+            standing = self.commands.standing(session, {"leases": leases.LEASES_SO_FAR}, whose_lease_it_is=False)
             if (left := lease_seconds(standing)) > 0:
                 return None if standing["lease"]["token"] == token else left
-            if self._commands.update(
+            if self.commands.update(
                 leases.take_lease(pin_incarnation(session, standing), owner, token, seconds, standing["leases"])
             ):
                 return None
@@ -234,4 +228,4 @@ class GuardedWrites:
 
     def release_lease(self, session_id: str, token: str) -> None:
         """Give a lease back, if it is still this one."""
-        self._commands.update(leases.release_lease(session_id, token))
+        self.commands.update(leases.release_lease(session_id, token))

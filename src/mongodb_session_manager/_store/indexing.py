@@ -84,19 +84,19 @@ class _IncarnationIsOverError(Exception):
     """There is nothing to index any more: the session, or the agent, is gone."""
 
 
+@dataclass(eq=False)
 class Indexer:
     """Brings the messages of the sessions of one collection into the search.
 
-    Args:
+    Attributes:
         commands: About session documents.
         history: Sends those about segments.
         search: Sends those about search documents.
     """
 
-    def __init__(self, commands: SessionCommands, history: History, search: SearchIndex) -> None:
-        self._commands = commands
-        self._history = history
-        self._search = search
+    commands: SessionCommands
+    history: History
+    search: SearchIndex
 
     def index(self, task: IndexingTask) -> IndexingResult:
         """Index the messages of one conversation, batch by batch: read them, put them, say how far that is.
@@ -105,7 +105,7 @@ class Indexer:
             HistoryIncompleteError: Archived messages are missing.
             MongoDBSessionError: It is not known how many messages are archived.
         """
-        self._search.ensure_index()
+        self.search.ensure_index()
         if task.rebuild:
             self._begin(task)
         looked_at = lost_races = batches = 0
@@ -116,11 +116,11 @@ class Indexer:
             except _IncarnationIsOverError:
                 # Whoever deleted the session may not have found what was put last. All else is the sweep's: a session
                 # document may only be missing because a restore has yet to bring it.
-                self._search.delete(put)
+                self.search.delete(put)
                 return IndexingResult(looked_at, complete=True)
             if batch is not None:
                 messages = _sound(batch.messages, batch.offset)
-                put = self._search.put(task.session_id, task.key, messages, batch.standing)
+                put = self.search.put(task.session_id, task.key, messages, batch.standing)
                 batches += 1
                 if self._advance(task, batch):
                     looked_at += len(batch.messages)
@@ -133,15 +133,15 @@ class Indexer:
 
     def _begin(self, task: IndexingTask) -> None:
         """Mark the agent's messages as being indexed, from the first one on."""
-        self._commands.update(searching.begin_indexing(task.session_id, task.incarnation, task.key))
+        self.commands.update(searching.begin_indexing(task.session_id, task.incarnation, task.key))
 
     def _read(self, task: IndexingTask) -> _Batch | None:
         """Read the next batch; None where it has to be read again: it was not marked yet, or did not show all yet."""
         which = {"_id": task.session_id, "incarnation": task.incarnation}
-        found = self._commands.find_raw(which, searching.unindexed_projection(task.key, INDEXED_PER_BATCH))
-        if found is None and not self._commands.is_over(task.session_id, task.incarnation):
+        found = self.commands.find_raw(which, searching.unindexed_projection(task.key, INDEXED_PER_BATCH))
+        if found is None and not self.commands.is_over(task.session_id, task.incarnation):
             return None
-        standing = cast(UnindexedMessages, {} if found is None else self._commands.reader.plain(found))
+        standing = cast(UnindexedMessages, {} if found is None else self.commands.reader.plain(found))
         if "archived_count" not in standing:  # Not even an agent is there.
             raise _IncarnationIsOverError
         # What was written with w=1 may have yet to reach a majority.
@@ -162,9 +162,9 @@ class Indexer:
         if start >= archived:
             return _Batch(standing, start, standing["messages"], is_last=len(standing["messages"]) < INDEXED_PER_BATCH)
         try:
-            messages = self._history.read_to_index(task.session_id, task.incarnation, task.key, start)
+            messages = self.history.read_to_index(task.session_id, task.incarnation, task.key, start)
         except HistoryIncompleteError:
-            if self._commands.is_over(task.session_id, task.incarnation):
+            if self.commands.is_over(task.session_id, task.incarnation):
                 raise _IncarnationIsOverError from None
             raise
         return _Batch(standing, start, messages, is_last=False)
@@ -174,7 +174,7 @@ class Indexer:
         if not batch.messages:
             return True
         stop = batch.offset + len(batch.messages)
-        return self._commands.update(searching.indexed(task.session_id, task.key, batch.standing, stop))
+        return self.commands.update(searching.indexed(task.session_id, task.key, batch.standing, stop))
 
     def index_all(self, session_id: str | None = None, *, rebuild: bool = False) -> int:
         """Index what is not in the search yet, of one session or of all; return how many messages were looked at.
@@ -183,7 +183,7 @@ class Indexer:
             SessionNotFoundError: There is no such session.
             MongoDBSessionError: Messages of single sessions could not be read; all others were looked at.
         """
-        self._search.ensure_index(again=True)
+        self.search.ensure_index(again=True)
         looked_at = sessions = 0
         failures = Failures()
         # Without an id that is a text, it is nobody's session.
@@ -191,7 +191,7 @@ class Indexer:
         if session_id is not None:
             query["_id"] = session_id
         projection = searching.behind_projection()
-        cursor = self._commands.collection.find(query, projection, batch_size=SESSIONS_PER_BATCH)
+        cursor = self.commands.collection.find(query, projection, batch_size=SESSIONS_PER_BATCH)
         for found in cast("Iterator[SessionToIndex]", cursor):
             sessions += 1
             agents = [agent for agent in found["agents"] if rebuild or agent["behind"]]
@@ -215,8 +215,8 @@ class Indexer:
         session_id, incarnation = found["_id"], found.get("incarnation")
         lacking = [agent["key"] for agent in agents if not agent["adopted"] and is_key(agent["key"])]
         if incarnation is None or lacking:
-            self._commands.adopt(session_id, lacking)
-            incarnation = (self._commands.find_one({"_id": session_id}, {"incarnation": 1}) or {}).get("incarnation")
+            self.commands.adopt(session_id, lacking)
+            incarnation = (self.commands.find_one({"_id": session_id}, {"incarnation": 1}) or {}).get("incarnation")
         if incarnation is not None and not isinstance(incarnation, ObjectId):
             raise MongoDBSessionError(f"session_id={session_id!r}: incarnation is no ObjectId", session_id=session_id)
         return incarnation

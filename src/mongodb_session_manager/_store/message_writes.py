@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
 
@@ -26,10 +27,11 @@ from .session_commands import SessionCommands, now, pin_incarnation
 from .session_reads import SessionReads
 
 
+@dataclass(eq=False)
 class MessageWrites:
     """Appends to and rewrites the conversations of one collection.
 
-    Args:
+    Attributes:
         commands: About session documents.
         reads: Finds out which commit has stored a message.
         history: About segments.
@@ -37,19 +39,11 @@ class MessageWrites:
         related: Keeps what belongs to a session as long as the session.
     """
 
-    def __init__(
-        self,
-        commands: SessionCommands,
-        reads: SessionReads,
-        history: History,
-        search: SearchIndex,
-        related: RelatedDocuments,
-    ) -> None:
-        self._commands = commands
-        self._reads = reads
-        self._history = history
-        self._search = search
-        self._related = related
+    commands: SessionCommands
+    reads: SessionReads
+    history: History
+    search: SearchIndex
+    related: RelatedDocuments
 
     def commit(self, session: SessionRef, work: Commit) -> None:
         """Store everything in ``work`` in one update, exactly once. This is the one way in which messages are appended.
@@ -70,13 +64,13 @@ class MessageWrites:
         for times in attempts(_named(session, work.key)):
             if times or session.incarnation is None:
                 needed = commits.append_projection(work.key, work.first_message_id or 0)
-                standing = self._commands.standing(session, needed, [work.key])
+                standing = self.commands.standing(session, needed, [work.key])
                 if self._is_stored(session, work, standing):
                     return
-                self._related.see_to_expiry(session, standing)
+                self.related.see_to_expiry(session, standing)
                 session = pin_incarnation(session, standing)
             try:
-                if self._commands.update(commits.commit(session, work, now())):
+                if self.commands.update(commits.commit(session, work, now())):
                     return
             except WriteError as error:
                 events = [message for message in work.messages if message.guardrail_events]
@@ -89,7 +83,7 @@ class MessageWrites:
         """Return whether nothing of a commit is left to send; else make it fit how the session stands."""
         where, first = _named(session, work.key), work.first_message_id or 0
         session_id, agent_id = session.session_id, decode_key(work.key)
-        if work.messages and self._reads.commit_id_at(session, work.key, first, standing) == work.commit_id:
+        if work.messages and self.reads.commit_id_at(session, work.key, first, standing) == work.commit_id:
             return True  # It had arrived: only its answer was lost.
         if not standing["exists"]:
             if work.creates is None:
@@ -124,14 +118,14 @@ class MessageWrites:
         session_id, where = session.session_id, _named(session, work.key)
         agent_id = decode_key(work.key)
         for _ in attempts(f"{where}: message_id={work.message_id} could not be replaced"):
-            found = self._commands.standing(session, rewrites.rewrite_projection(work), [work.key])
+            found = self.commands.standing(session, rewrites.rewrite_projection(work), [work.key])
             standing = cast(RewriteStanding, found)
             if not standing["exists"]:
                 raise _no_agent(session, work.key)
             if standing.get("listed"):
                 work.guardrail_event = None  # It had arrived: only its answer was lost. The rest may be done again.
             replaced = standing["messages"]
-            if not replaced and not self._history.has(session_id, standing["incarnation"], work):
+            if not replaced and not self.history.has(session_id, standing["incarnation"], work):
                 raise MessageNotFoundError(
                     f"{where} has no message_id={work.message_id}, or another message has this id",
                     session_id=session_id,
@@ -139,10 +133,10 @@ class MessageWrites:
                     message_id=work.message_id,
                 )
             work.unnamed |= _unnamed(replaced, work.body)
-            self._related.see_to_expiry(session, standing)
+            self.related.see_to_expiry(session, standing)
             try:
                 # The session document is changed first: it decides who may make a change.
-                if self._commands.update(rewrites.rewrite(pin_incarnation(session, standing), work, standing, moment)):
+                if self.commands.update(rewrites.rewrite(pin_incarnation(session, standing), work, standing, moment)):
                     break
             except WriteError as error:
                 if error.code not in NOT_A_LIST_OR_NUMBER or work.guardrail_event is None:
@@ -150,11 +144,11 @@ class MessageWrites:
                 work.guardrail_event = None  # As in `commit`.
         # An archiver may hold a copy of an embedded message that it has yet to commit.
         edit = int(standing["edits"]) + 1
-        archived, read_to_index = self._history.rewrite(session_id, standing["incarnation"], work, edit, moment)
+        archived, read_to_index = self.history.rewrite(session_id, standing["incarnation"], work, edit, moment)
         work.unnamed |= _unnamed(archived, work.body)
         if "indexed" in standing or read_to_index:
-            self._search.rewrite(session_id, work.key, replaced + archived, work.body, standing)
-        self._related.delete_blobs(work.unnamed)
+            self.search.rewrite(session_id, work.key, replaced + archived, work.body, standing)
+        self.related.delete_blobs(work.unnamed)
 
 
 def _unnamed(messages: Sequence[Document], body: Document) -> set[ObjectId]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -22,37 +23,37 @@ from .session_commands import SessionCommands, has_expired, now
 from .upkeep import Failures
 
 
+@dataclass(eq=False)
 class RelatedDocuments:
     """Sees to it that the related documents of a session live as long as the session, and no longer.
 
-    Args:
+    Attributes:
         commands: About session documents.
         history: About segments.
         search: About search documents.
     """
 
-    def __init__(self, commands: SessionCommands, history: History, search: SearchIndex) -> None:
-        self._commands = commands
-        self._history = history
-        self._search = search
+    commands: SessionCommands
+    history: History
+    search: SearchIndex
 
     def has_indexed(self, session_id: str) -> bool:
         """Return whether messages of a session may be in the search."""
-        found = self._commands.find_one({"_id": session_id}, {"indexed": sessions.ANY_INDEXED})
+        found = self.commands.find_one({"_id": session_id}, {"indexed": sessions.ANY_INDEXED})
         return bool(found and found["indexed"])
 
     def delete_related(self, session_id: str, incarnation: ObjectId | None, *, indexed: bool) -> None:
         """Delete the related documents of an incarnation that is over; those of the search only if it was indexed."""
         if incarnation is None:
             return  # An older document has none.
-        self._history.delete_session(session_id, incarnation)
-        self._commands.blobs.delete_session(session_id, incarnation)
+        self.history.delete_session(session_id, incarnation)
+        self.commands.blobs.delete_session(session_id, incarnation)
         if indexed:
-            self._search.delete_session(session_id, incarnation)
+            self.search.delete_session(session_id, incarnation)
 
     def delete_blobs(self, file_ids: Iterable[ObjectId]) -> None:
         """Delete blobs that nothing names any more. Where a process dies before, a sweep finds them."""
-        self._commands.blobs.delete(file_ids)
+        self.commands.blobs.delete(file_ids)
 
     def see_to_expiry(self, session: SessionRef, standing: Mapping[str, Any]) -> None:
         """Let a session's related documents live longer where this writer is about to let the session outlive them.
@@ -69,18 +70,18 @@ class RelatedDocuments:
         elif standing.get("ttl_hours") is None:
             return
         elif promised is None or promised >= FOREVER:
-            self._commands.update(related_expiry.end_expiry(session_id, standing))
+            self.commands.update(related_expiry.end_expiry(session_id, standing))
             return
         else:
             until = FOREVER
         # Or as long as somebody else is just making them live, or was when it died.
         until = max(until, standing.get("parts_moving_to") or until)
-        if self._commands.update(related_expiry.announce_move(session_id, standing, until)):
-            self._history.keep(session_id, standing["incarnation"], until)
-            self._commands.blobs.keep_session(session_id, standing["incarnation"], until, standing["now"])
+        if self.commands.update(related_expiry.announce_move(session_id, standing, until)):
+            self.history.keep(session_id, standing["incarnation"], until)
+            self.commands.blobs.keep_session(session_id, standing["incarnation"], until, standing["now"])
             if standing["any_indexed"]:
-                self._search.keep(session_id, standing["incarnation"], until)
-            self._commands.update(related_expiry.confirm_move(session_id, standing, until))
+                self.search.keep(session_id, standing["incarnation"], until)
+            self.commands.update(related_expiry.confirm_move(session_id, standing, until))
 
     def let_related_expire(self, session: SessionRef) -> None:
         """Give an expiry to the related documents that a session had before it got a ttl.
@@ -91,12 +92,12 @@ class RelatedDocuments:
         assert session.ttl is not None
         assert session.incarnation is not None
         session_id, incarnation = session.session_id, session.incarnation
-        began, until = self._commands.blobs.server_time(), related_kept_until(now(), session.ttl)
-        if self._commands.update(related_expiry.begin_expiry(session_id, incarnation, until)):
-            self._history.let_expire(session_id, incarnation, until)
+        began, until = self.commands.blobs.server_time(), related_kept_until(now(), session.ttl)
+        if self.commands.update(related_expiry.begin_expiry(session_id, incarnation, until)):
+            self.history.let_expire(session_id, incarnation, until)
             if self.has_indexed(session_id):
-                self._search.let_expire(session_id, incarnation, until)
-            self._commands.blobs.let_expire(session_id, incarnation, until, before=began)
+                self.search.let_expire(session_id, incarnation, until)
+            self.commands.blobs.let_expire(session_id, incarnation, until, before=began)
 
     def upload(self, session: SessionRef, key: str, message_id: int | None, blobs: PendingBlobs) -> SessionRef:
         """Store the blobs of a message, or of the state of an agent, before the commit that names them.
@@ -109,14 +110,14 @@ class RelatedDocuments:
         """
         if not blobs.blobs:
             return session
-        incarnation = session.incarnation or self._commands.standing(session)["incarnation"]
+        incarnation = session.incarnation or self.commands.standing(session)["incarnation"]
         owner: BlobOwner = {
             "session": session.session_id,
             "incarnation": incarnation,
             "agent": key,
             "message": message_id,
         }
-        self._commands.blobs.upload(blobs, owner)
+        self.commands.blobs.upload(blobs, owner)
         if session.ttl is not None:
             self._keep_as_long_as_promised(session, incarnation, blobs.uploaded)
         return session._replace(incarnation=incarnation)
@@ -131,16 +132,16 @@ class RelatedDocuments:
         kept: datetime | None = None
         failed = f"session_id={session.session_id!r}: its blobs could not be kept"
         for _ in attempts(failed, session_id=session.session_id):
-            standing = self._commands.find_raw(which, {"parts_expire_at": 1, "parts_moving_to": 1})
+            standing = self.commands.find_raw(which, {"parts_expire_at": 1, "parts_moving_to": 1})
             if standing is None:
                 self.delete_blobs(file_ids)
-                self._commands.explain(session, {})
+                self.commands.explain(session, {})
                 raise has_expired(session)
             until = expiry_of_new_related(standing)
             if until == kept:
                 return
             assert until is not None  # What was promised is never taken back.
-            self._commands.blobs.keep(file_ids, until)
+            self.commands.blobs.keep(file_ids, until)
             kept = until
 
     def sweep(self, older_than_seconds: float) -> int:
@@ -151,9 +152,9 @@ class RelatedDocuments:
         """
         failures = Failures()
         removed = 0
-        for related in (self._history, self._search):
-            removed += related.sweep(self._commands.collection.name, self._commands.holds, older_than_seconds, failures)
-        removed += BlobSweep(self._commands.blobs, older_than_seconds).run(self._named, failures)
+        for related in (self.history, self.search):
+            removed += related.sweep(self.commands.collection.name, self.commands.holds, older_than_seconds, failures)
+        removed += BlobSweep(self.commands.blobs, older_than_seconds).run(self._named, failures)
         failures.tell("the sweep could not do all")
         return removed
 
@@ -161,9 +162,9 @@ class RelatedDocuments:
         self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]
     ) -> set[ObjectId]:
         """Return those of these files that the session still names; see ``blob_sweep.Named``."""
-        document = self._commands.find_raw({"_id": session_id, "incarnation": incarnation}, {})
+        document = self.commands.find_raw({"_id": session_id, "incarnation": incarnation}, {})
         if document is None:
-            return set() if self._commands.is_over(session_id, incarnation) else set(files)
+            return set() if self.commands.is_over(session_id, incarnation) else set(files)
         missing = dict(files)
 
         def look_in(found: RawBSONDocument) -> None:
@@ -174,11 +175,11 @@ class RelatedDocuments:
         # The session document first, then its history: what moves meanwhile moves there.
         look_in(document)
         for message_id in sorted({message_id for message_id in missing.values() if message_id is not None}):
-            segment = self._history.raw_segment_covering(session_id, incarnation, key, message_id)
+            segment = self.history.raw_segment_covering(session_id, incarnation, key, message_id)
             if segment is not None:
                 look_in(segment)
         # A commit that found others' messages before its own has given its own other ids.
         if missing:
-            for segment in self._history.raw_segments(session_id, incarnation, key):
+            for segment in self.history.raw_segments(session_id, incarnation, key):
                 look_in(segment)
         return files.keys() - missing.keys()

@@ -38,19 +38,19 @@ class OpenedSession:
     agents: dict[str, StoredAgent]
 
 
+@dataclass(eq=False)
 class SessionLifecycle:
     """Begins, opens and deletes the sessions of one collection.
 
-    Args:
+    Attributes:
         commands: About session documents.
         history: About segments.
         related: Deletes what belonged to a session.
     """
 
-    def __init__(self, commands: SessionCommands, history: History, related: RelatedDocuments) -> None:
-        self._commands = commands
-        self._history = history
-        self._related = related
+    commands: SessionCommands
+    history: History
+    related: RelatedDocuments
 
     def open(
         self, session_id: str, agent_keys: Sequence[str] = (), create: Callable[[], Document] | None = None
@@ -68,19 +68,19 @@ class SessionLifecycle:
         """
         projection = opening.open_projection(agent_keys)
         for _ in attempts(f"session_id={session_id!r} could not be opened"):
-            document = self._commands.find_one({"_id": session_id}, projection)
+            document = self.commands.find_one({"_id": session_id}, projection)
             if document is None or document["expired"]:
                 if create is None:
                     return None
                 new = create()
-                if self._commands.insert_if_absent(new) if document is None else self._replace_expired(document, new):
+                if self.commands.insert_if_absent(new) if document is None else self._replace_expired(document, new):
                     agents = {key: StoredAgent(agent_data=None) for key in agent_keys}
                     return OpenedSession(new["incarnation"], 0, "parts_expire_at" in new, agents)
                 continue
             found = document["agents_opened"]
             counted = [_has_counters(session_id, key, agent) for key, agent in zip(agent_keys, found, strict=True)]
             if "incarnation" not in document or not all(counted):
-                self._commands.adopt(session_id, agent_keys)
+                self.commands.adopt(session_id, agent_keys)
                 continue
             related_expire = document.get("parts_expire_at") is not None
             opened = OpenedSession(document["incarnation"], int(document["bytes"]), related_expire, {})
@@ -90,9 +90,9 @@ class SessionLifecycle:
                 if start < stop:  # The live window reaches into the history.
                     stored.window_offset = start
                     try:
-                        stored.window[:0] = self._history.read(session_id, opened.incarnation, key, start, stop)
+                        stored.window[:0] = self.history.read(session_id, opened.incarnation, key, start, stop)
                     except HistoryIncompleteError:
-                        if not self._commands.is_over(session_id, opened.incarnation):
+                        if not self.commands.is_over(session_id, opened.incarnation):
                             raise
                         break  # It was deleted in between.
             else:
@@ -108,11 +108,11 @@ class SessionLifecycle:
         session_id = document["_id"]
         for _ in attempts(f"session_id={session_id!r} could not be created"):
             try:
-                self._commands.collection.insert_one(document)
+                self.commands.collection.insert_one(document)
             except DuplicateKeyError as error:
                 if not is_there(error):
                     raise
-                there = self._commands.find_one({"_id": session_id}, {"incarnation": 1, "expired": EXPIRED})
+                there = self.commands.find_one({"_id": session_id}, {"incarnation": 1, "expired": EXPIRED})
                 if there is None:
                     continue  # It was removed just now.
                 if there.get("incarnation") == document["incarnation"]:
@@ -131,13 +131,13 @@ class SessionLifecycle:
         """
         session_id, before = document["_id"], expired.get("incarnation")
         which = sessions.expired(session_id, before)
-        indexed = self._related.has_indexed(session_id)
-        replaced = until_known(lambda: self._commands.collection.replace_one(which, document)).matched_count
+        indexed = self.related.has_indexed(session_id)
+        replaced = until_known(lambda: self.commands.collection.replace_one(which, document)).matched_count
         # If not, perhaps only the answer to the first attempt was lost.
         mine = {"_id": session_id, "incarnation": document["incarnation"]}
-        if not replaced and self._commands.find_one(mine, {"_id": 1}) is None:
+        if not replaced and self.commands.find_one(mine, {"_id": 1}) is None:
             return False
-        self._related.delete_related(session_id, before, indexed=indexed)
+        self.related.delete_related(session_id, before, indexed=indexed)
         return True
 
     def delete(self, session: SessionRef) -> None:
@@ -150,25 +150,25 @@ class SessionLifecycle:
         session_id = session.session_id
         for _ in attempts(f"session_id={session_id!r} could not be deleted"):
             try:
-                standing = self._commands.standing(session)
+                standing = self.commands.standing(session)
             except SessionNotFoundError:
                 self._delete_expired(session_id)  # It is absent, and what MongoDB has not removed yet goes now.
                 raise
             # Only the incarnation that was read: a command that arrives late finds no other.
             incarnation, which = standing["incarnation"], pin_incarnation(session, standing).filter()
-            deleted = until_known(partial(self._commands.collection.delete_one, which)).deleted_count
-            if deleted or self._commands.is_over(session_id, incarnation):
-                self._related.delete_related(session_id, incarnation, indexed=standing["any_indexed"])
+            deleted = until_known(partial(self.commands.collection.delete_one, which)).deleted_count
+            if deleted or self.commands.is_over(session_id, incarnation):
+                self.related.delete_related(session_id, incarnation, indexed=standing["any_indexed"])
                 return
 
     def _delete_expired(self, session_id: str) -> None:
         """Delete a session that has expired and that MongoDB has not removed yet, if there is one."""
         which = {"_id": session_id, "$expr": EXPIRED}
-        found = self._commands.find_plain(which, {"incarnation": 1, "any_indexed": sessions.ANY_INDEXED})
+        found = self.commands.find_plain(which, {"incarnation": 1, "any_indexed": sessions.ANY_INDEXED})
         if found is not None:
             expired = sessions.expired(session_id, found.get("incarnation"))
-            if until_known(lambda: self._commands.collection.delete_one(expired)).deleted_count:
-                self._related.delete_related(session_id, found.get("incarnation"), indexed=found["any_indexed"])
+            if until_known(lambda: self.commands.collection.delete_one(expired)).deleted_count:
+                self.related.delete_related(session_id, found.get("incarnation"), indexed=found["any_indexed"])
 
 
 def _has_counters(session_id: str, key: str, agent: Document | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -47,7 +48,7 @@ def _read_again_if_gone(
                 return read(self, session_id, *args, **kwargs)
             except HistoryIncompleteError as error:
                 which = {"_id": session_id, "incarnation": error.incarnation}
-                if self._commands.find_one(which, {"_id": 1}) is not None:
+                if self.commands.find_one(which, {"_id": 1}) is not None:
                     raise
         raise AssertionError  # `attempts` never ends without an error.
 
@@ -92,17 +93,17 @@ class SessionMetrics(NamedTuple):
     ratings: list[Any]
 
 
+@dataclass(eq=False)
 class SessionReads:
     """Reads the sessions of one collection.
 
-    Args:
+    Attributes:
         commands: About session documents.
         history: About segments.
     """
 
-    def __init__(self, commands: SessionCommands, history: History) -> None:
-        self._commands = commands
-        self._history = history
+    commands: SessionCommands
+    history: History
 
     def list_sessions(self, asked: Listing) -> SessionPage:
         """Return a page of headers: one command.
@@ -114,17 +115,17 @@ class SessionReads:
         for query in asked.filters:
             # One more than asked for tells whether there is a next page.
             if (missing := asked.limit + 1 - len(found)) > 0:
-                cursor = self._commands.raw.find(
+                cursor = self.commands.raw.find(
                     query, session_headers.PROJECTION, sort=asked.order.sort, limit=missing, allow_disk_use=True
                 )
-                found += cast(list[ListedSession], list(map(self._commands.reader.plain, cursor)))
+                found += cast(list[ListedSession], list(map(self.commands.reader.plain, cursor)))
         segments = [segment for one in found[: asked.limit] if (segment := session_headers.first_segment(one))]
-        return page(asked, found, self._history.first_user_texts(segments))
+        return page(asked, found, self.history.first_user_texts(segments))
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
         projection = {"_id": 0, "agent_data": reading_statements.agent_data_expression(key)}
-        document = self._commands.find_one(sessions.not_expired(session_id), projection)
+        document = self.commands.find_one(sessions.not_expired(session_id), projection)
         return (document or {}).get("agent_data")
 
     def read_message(self, session_id: str, key: str, message_id: int) -> Document | None:
@@ -134,7 +135,7 @@ class SessionReads:
             **commits.append_projection(key, message_id),
             **reading_statements.message_projection(key, message_id),
         }
-        document = self._commands.find_one(sessions.not_expired(session_id), projection)
+        document = self.commands.find_one(sessions.not_expired(session_id), projection)
         if document is None or not document["exists"]:
             return None
         if document["messages"]:
@@ -150,20 +151,20 @@ class SessionReads:
         offset = min(offset, INT32_MAX)
         limit = None if limit is None else min(limit, INT32_MAX - offset)
         projection = reading_statements.page_projection(key, offset, limit)
-        document = self._commands.find_one(sessions.not_expired(session_id), projection)
+        document = self.commands.find_one(sessions.not_expired(session_id), projection)
         if document is None:
             return []
         found = cast(PageAsRead, document)
         messages, archived = found["messages"], int(found["archived_count"])
         stop = archived if limit is None else min(archived, offset + limit)
         if offset < stop:
-            messages[:0] = self._history.read(session_id, found["incarnation"], key, offset, stop)
+            messages[:0] = self.history.read(session_id, found["incarnation"], key, offset, stop)
         return messages
 
     def count_messages(self, session_id: str, key: str) -> int:
         """Return how many messages an agent's conversation has."""
         projection = {"_id": 0, "count": count_of(f"$agents.{key}")}
-        document = self._commands.find_one(sessions.not_expired(session_id), projection)
+        document = self.commands.find_one(sessions.not_expired(session_id), projection)
         return int((document or {}).get("count") or 0)
 
     def read_metadata(self, session_id: str) -> MetadataAsRead | None:
@@ -173,7 +174,7 @@ class SessionReads:
         """
         left = {"$cond": [{"$eq": [{"$type": "$expires_at"}, "date"]}, {"$subtract": ["$expires_at", "$$NOW"]}, None]}
         projection = {"_id": 0, "incarnation": 1, "metadata": 1, "milliseconds_left": left}
-        primary = self._commands.raw.with_options(read_preference=Primary())
+        primary = self.commands.raw.with_options(read_preference=Primary())
         found = primary.find_one(sessions.not_expired(session_id), projection)
         if found is None:
             return None
@@ -183,7 +184,7 @@ class SessionReads:
 
     def metadata(self, content: bytes) -> Document:
         """Return the values of metadata that were read as they are stored."""
-        return dict(mapping(self._commands.reader.plain(RawBSONDocument(content)).get("metadata")))
+        return dict(mapping(self.commands.reader.plain(RawBSONDocument(content)).get("metadata")))
 
     def watch_metadata(self, max_await_ms: int) -> ChangeStream[Document]:
         """Open a stream of the changes after which a session's metadata may be other than before.
@@ -192,40 +193,40 @@ class SessionReads:
             max_await_ms: How long the server waits for a change before it says that there is none; less where the
                 client's ``timeoutMS`` or ``socketTimeoutMS`` is shorter.
         """
-        options = self._commands.client.options
+        options = self.commands.client.options
         for seconds in (options.timeout, options.pool_options.socket_timeout):
             if seconds:
                 max_await_ms = min(max_await_ms, max(1, int(seconds * 500)))
-        return self._commands.collection.watch(metadata_changes.METADATA_CHANGES, max_await_time_ms=max_await_ms)
+        return self.commands.collection.watch(metadata_changes.METADATA_CHANGES, max_await_time_ms=max_await_ms)
 
     @_read_again_if_gone
     def get_feedbacks(self, session_id: str) -> list[Document]:
         """Return a session's feedbacks, decoded, oldest first."""
         projection = {"incarnation": 1, "feedbacks": 1, "feedbacks_archived": 1}
-        document = self._commands.find_plain(sessions.not_expired(session_id), projection)
+        document = self.commands.find_plain(sessions.not_expired(session_id), projection)
         if document is None:
             return []
         feedbacks = mappings(document.get("feedbacks"))
         archived = count(document.get("feedbacks_archived"))
         if archived:
-            feedbacks[:0] = self._history.read(session_id, document["incarnation"], FEEDBACKS, 0, archived)
+            feedbacks[:0] = self.history.read(session_id, document["incarnation"], FEEDBACKS, 0, archived)
         return feedbacks
 
     @_read_again_if_gone
     def read_metrics(self, session_id: str, agent_id: str | None) -> SessionMetrics:
         """Return the running totals and the ratings of a session, of one agent or of all."""
-        document = self._commands.find_plain(sessions.not_expired(session_id), totals.metrics_projection(agent_id))
+        document = self.commands.find_plain(sessions.not_expired(session_id), totals.metrics_projection(agent_id))
         if document is None:
             return SessionMetrics([], [])
         found = cast(TotalsAsRead, document)
         ratings, archived = found["ratings"], count(found["feedbacks_archived"])
         if archived:
-            ratings += self._history.ratings(session_id, found["incarnation"], archived, agent_id)
+            ratings += self.history.ratings(session_id, found["incarnation"], archived, agent_id)
         return SessionMetrics([(agent["key"], agent.get("usage")) for agent in found["agents"]], ratings)
 
     def get_guardrail_events(self, session_id: str) -> list[Document]:
         """Return the interventions that are listed in a session, oldest first."""
-        document = self._commands.find_plain(sessions.not_expired(session_id), {"_id": 0, "guardrail_events": 1})
+        document = self.commands.find_plain(sessions.not_expired(session_id), {"_id": 0, "guardrail_events": 1})
         return (document or {}).get("guardrail_events") or []
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str) -> MultiAgentAsRead:
@@ -235,7 +236,7 @@ class SessionReads:
             "state": multi_agent_states.multi_agent_state_expression(multi_agent_id),
             **multi_agent_states.multi_agent_projection(multi_agent_id),
         }
-        document = self._commands.find_one(sessions.not_expired(session_id), projection) or {}
+        document = self.commands.find_one(sessions.not_expired(session_id), projection) or {}
         return MultiAgentAsRead(document.get("state"), document.get("changes"))
 
     def commit_id_at(self, session: SessionRef, key: str, message_id: int, standing: Document) -> ObjectId | None:
@@ -266,4 +267,4 @@ class SessionReads:
             return None
         if message_id >= check_message_count(session_id, key, standing.get("message_count", 0)):
             return None
-        return self._history.read_message(session_id, standing["incarnation"], key, message_id)
+        return self.history.read_message(session_id, standing["incarnation"], key, message_id)

@@ -17,7 +17,7 @@ from .message_writes import MessageWrites
 from .messages_view import create_messages_view
 from .related_documents import RelatedDocuments
 from .search_index import SearchIndex
-from .session_commands import SessionCommands, now
+from .session_commands import SessionCommands
 from .session_lifecycle import SessionLifecycle
 from .session_reads import SessionReads
 
@@ -59,7 +59,7 @@ class SessionStore:
         self.history = History(self.commands.writes, self.commands.reader)
         self.search = SearchIndex(self.commands)
         self.indexer = Indexer(self.commands, self.history, self.search)
-        self.archiver = Archiver(self.commands, self.history, now)
+        self.archiver = Archiver(self.commands, self.history)
         self.commands.when_full = self.archiver.make_room
         self.related = RelatedDocuments(self.commands, self.history, self.search)
         self.reads = SessionReads(self.commands, self.history)
