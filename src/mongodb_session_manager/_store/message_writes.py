@@ -147,7 +147,7 @@ class MessageWrites:
         archived, read_to_index = self.history.rewrite(session_id, standing["incarnation"], work, edit, moment)
         work.unnamed |= _unnamed(archived, work.body)
         if "indexed" in standing or read_to_index:
-            self.search.rewrite(session_id, work.key, replaced + archived, work.body, standing)
+            self.search.rewrite(session_id, work, replaced + archived, standing)
         self.related.delete_blobs(work.unnamed)
 
 

@@ -32,7 +32,7 @@ from .._model.documents import Document, search_document
 from .._model.expiry import NOT_EXPIRED, expiry_of_new_related
 from .._model.limits import INT64_MAX, MAX_HIT_PAGES, MAX_HITS_AT_ONCE
 from .._statements import searching, sweeping
-from .._statements.rewrites import left_by_rewriting
+from .._statements.rewrites import Rewrite, left_by_rewriting
 from .._statements.searching import IndexingStanding
 from ..errors import MongoDBSessionError
 from .indexes import EXPIRY_INDEX
@@ -89,29 +89,22 @@ class SearchIndex(RelatedCollection):
 
     # --- search documents -------------------------------------------------------------------------------------------
 
-    def rewrite(
-        self,
-        session_id: str,
-        key: str,
-        replaced: Iterable[Document],
-        body: Mapping[str, Any],
-        standing: IndexingStanding,
-    ) -> None:
+    def rewrite(self, session_id: str, work: Rewrite, replaced: Iterable[Document], standing: IndexingStanding) -> None:
         """Let messages be found by what they say now, and by nothing that they said before.
 
         Args:
             session_id: The session.
-            key: The agent's key.
-            replaced: The messages as they were stored.
-            body: What was replaced in each of them.
+            work: What was replaced.
+            replaced: The messages as they were stored before.
             standing: How things stood right before.
         """
         # A message that was embedded and in a segment at once is put once.
-        messages = {left["message_id"]: {**left, **body} for left in left_by_rewriting(replaced, body)}
+        left = left_by_rewriting(replaced, work.body)
+        messages = {message["message_id"]: {**message, **work.body} for message in left}
         now: IndexingStanding = {**standing, "edits": standing["edits"] + 1}
-        self.put(session_id, key, messages.values(), now, wins_ties=True)
+        self.put(session_id, work.key, messages.values(), now, wins_ties=True)
         rewrites = standing["rewrites"] + 1
-        self._commands.update(searching.rewrite_indexed(session_id, standing["incarnation"], key, rewrites))
+        self._commands.update(searching.rewrite_indexed(session_id, standing["incarnation"], work.key, rewrites))
 
     def put(
         self,
@@ -127,7 +120,7 @@ class SearchIndex(RelatedCollection):
         Args:
             session_id: The session.
             key: The agent's key.
-            messages: The messages, or what is left of them without all but their text. Each has its ``message_id``.
+            messages: The messages, or only their text; each with its ``message_id``.
             standing: How things stood when they were read.
             wins_ties: Whether they replace documents with as many ``edits``.
 
