@@ -1,4 +1,4 @@
-"""Calculates without `eval`: an expression comes from a model, so nothing but arithmetic on numbers is evaluated."""
+"""Calculates without `eval`. A model writes the expression, so only arithmetic on numbers is evaluated."""
 
 import ast
 import operator
@@ -22,8 +22,8 @@ def calculate(expression: str) -> int | float:
     """Return the value of an expression.
 
     Raises:
-        ValueError: It is more than arithmetic, or a power is too large.
-        SyntaxError: It is no expression.
+        ValueError: It is not only arithmetic, or a power is too large.
+        SyntaxError: It is not an expression.
     """
     return _value(ast.parse(expression, mode="eval").body)
 

@@ -1,4 +1,4 @@
-"""A model whose connection breaks, whatever model it is: for a look at what is left of the turn."""
+"""Makes any model's connection break during an answer, to show what is stored of the turn."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,7 +7,7 @@ from strands import Agent
 
 
 def break_after(agent: Agent, pieces: int) -> None:
-    """Let the next answer of the agent's model break off after so many pieces."""
+    """Let the next answer of the agent's model break after this many pieces."""
     stream: Any = agent.model.stream
 
     async def breaking(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:

@@ -7,8 +7,8 @@ import httpx
 
 
 def talk(browser: httpx.Client) -> None:
-    """Take two turns, look at what is stored, and count what the requests have cost."""
-    browser.get("/conversations")  # The answer brings the cookie that says who this is from now on.
+    """Take two turns, read what is stored, and count commands and connections."""
+    browser.get("/conversations")  # The answer sets the cookie that identifies this browser.
     browser.headers["X-Session-ID"] = str(uuid.uuid4())
     for prompt in ("My name is Alice.", "What is my name?"):
         print(f"\nPOST /chat: {prompt}")
@@ -31,5 +31,5 @@ def talk(browser: httpx.Client) -> None:
         browser.get("/conversation")
     milliseconds = (time.perf_counter() - begin) * 1000 / 50
     pool = browser.get("/metrics", headers={"Accept": "application/json"}).json()["pool"]
-    print("GET /conversation 50 times, and GET /metrics: the requests share the factory's connections")
+    print("GET /conversation 50 times, and GET /metrics: all requests share the factory's connections")
     print(f"  {milliseconds:.1f} ms each, {pool['check_outs']} commands over {pool['created']} connections")

@@ -1,7 +1,7 @@
-"""What stands beside the chat itself: one's conversations, their messages, state, metadata, feedback and figures.
+"""The other endpoints of the chat: a user's conversations, their messages, state, metadata, feedback and figures.
 
-All of it is plain library calls. The endpoints are `def`, so FastAPI runs them in threads, and none of them makes the
-event loop wait for MongoDB. Those that may not meet a turn that is under way are refused by its lease: 409.
+They only call the library. The endpoints are `def` functions, so FastAPI runs them in threads, and the event loop never
+waits for MongoDB. While a turn is running, its lease refuses the endpoints that write: 409.
 """
 
 import time
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from chat_identity import Identity, own_application, own_options, own_session_id
 from chat_json import Json, JsonObject
 from chat_list import conversations_with, summary_of, uuid_of
-from chat_messages import messages_of, metrics_of, newest_turns, ratings_of, shown, title_of
+from chat_messages import figures_of, messages_of, metrics_of, newest_turns, ratings_of, shown, title_of
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from strands import Agent
@@ -24,7 +24,7 @@ LISTED_TURNS = 50
 
 
 class Change(BaseModel):
-    """A change of the agent's state or of metadata: what it does not name stays, whoever puts it there meanwhile."""
+    """A change of the agent's state or of metadata. Keys that it does not name are kept."""
 
     model_config = ConfigDict(extra="forbid")
     set: JsonObject = {}
@@ -32,7 +32,7 @@ class Change(BaseModel):
 
 
 class Feedback(BaseModel):
-    """What somebody says of a message; the newest counts."""
+    """A rating of a message. The newest one counts."""
 
     message_id: Annotated[int, Field(ge=0, lt=2**31)]
     rating: Literal["up", "down"]
@@ -48,7 +48,7 @@ Factory = Annotated[MongoDBSessionManagerFactory, Depends(factory_of)]
 
 
 def existing(factory: Factory, session_id: Annotated[str, Depends(own_session_id)]) -> MongoDBSessionManager:
-    """Return the manager of a conversation that is there; it has read nothing else and begun nothing."""
+    """Return the manager of an existing conversation; nothing else is read, and no session is created."""
     manager = factory.create_session_manager(session_id)
     if not manager.check_session_exists():
         raise HTTPException(404, "There is no such conversation.")
@@ -59,12 +59,12 @@ Existing = Annotated[MongoDBSessionManager, Depends(existing)]
 
 
 async def id_of_existing(manager: Existing) -> str:
-    """Return the id of a conversation that is there."""
+    """Return the id of an existing conversation."""
     return manager.session_id
 
 
 def conversations_router(agent_id: str, build_agent: Callable[[MongoDBSessionManager], Agent]) -> APIRouter:
-    """Return the router; `build_agent` builds the agent of that id on a session."""
+    """Return the router. `build_agent` builds the agent with the id `agent_id` on a session."""
     router = APIRouter()
 
     @router.get("/conversations")
@@ -93,18 +93,10 @@ def conversations_router(agent_id: str, build_agent: Callable[[MongoDBSessionMan
         stop = manager.get_message_count(agent_id)
         stop = stop if before is None else min(before, stop)
         start = max(0, stop - limit)
-        messages = messages_of(manager, agent_id, start, stop)
-        ratings = ratings_of(manager, agent_id)
-        return Json(
-            {
-                "id": uuid_of(manager.session_id),
-                "title": title_of(manager, agent_id),
-                "messages": [
-                    {**shown(message), "feedback": ratings.get(message["message_id"])} for message in messages
-                ],
-                "more": start > 0,
-            }
-        )
+        found, ratings = messages_of(manager, agent_id, start, stop), ratings_of(manager, agent_id)
+        messages = [{**shown(message), "feedback": ratings.get(message["message_id"])} for message in found]
+        title = title_of(manager, agent_id)
+        return Json({"id": uuid_of(manager.session_id), "title": title, "messages": messages, "more": start > 0})
 
     @router.delete("/conversation", status_code=204)
     def delete(manager: Existing) -> Response:
@@ -117,7 +109,6 @@ def conversations_router(agent_id: str, build_agent: Callable[[MongoDBSessionMan
         metrics = manager.get_metrics_summary(agent_id)
         turns = newest_turns(manager, agent_id, LISTED_TURNS)
         first = max(metrics.turns, len(turns)) - len(turns) + 1
-        ratings = list(ratings_of(manager, agent_id).values())
         return Json(
             {
                 "state": agent.state if agent else {},
@@ -126,20 +117,11 @@ def conversations_router(agent_id: str, build_agent: Callable[[MongoDBSessionMan
                     {"turn": number, "created_at": turn[0]["created_at"].isoformat(), **metrics_of(turn)}
                     for number, turn in enumerate(turns, first)
                 ],
-                "summary": {
-                    "messages": metrics.messages,
-                    "turns": metrics.turns,
-                    "input_tokens": metrics.tokens.input,
-                    "output_tokens": metrics.tokens.output,
-                    "latency_ms_p50": metrics.latency.p50,
-                    "latency_ms_p95": metrics.latency.p95,
-                    "tool_calls": sum(tool.calls for tool in metrics.tools.values()),
-                    "feedback": {rating: ratings.count(rating) for rating in ("up", "down")},
-                },
+                "summary": figures_of(metrics, ratings_of(manager, agent_id)),
             }
         )
 
-    # As for a turn, in a lease: a turn that is under way would overwrite the state at its end.
+    # With a lease, because a running turn would overwrite the state at its end.
     opened = open_session(
         agent_id=agent_id, session_id=Depends(id_of_existing), request_options=Depends(own_options), lease=20
     )
@@ -155,7 +137,7 @@ def conversations_router(agent_id: str, build_agent: Callable[[MongoDBSessionMan
 
     @router.put("/conversation/metadata")
     def put_metadata(manager: Existing, change: Change) -> Json:
-        # The repository's methods, for which a conversation that was deleted meanwhile is an error: it stays deleted.
+        # The repository raises an error if the conversation was deleted meanwhile; a manager would create it again.
         repository, session_id = manager.session_repository, manager.session_id
         patiently(lambda: repository.update_metadata(session_id, change.set))
         patiently(lambda: repository.delete_metadata(session_id, change.delete))
@@ -171,7 +153,7 @@ def conversations_router(agent_id: str, build_agent: Callable[[MongoDBSessionMan
 
 
 def patiently(write: Callable[[], None], seconds: float = 1) -> None:
-    """Write, and wait so long for a turn to end: its lease ends a moment after the last byte of its answer."""
+    """Write; wait up to `seconds` for a turn's lease, which ends shortly after the last byte of the answer."""
     deadline = time.monotonic() + seconds
     while True:
         try:

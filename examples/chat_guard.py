@@ -1,4 +1,4 @@
-"""What the chat's server refuses, and how it says so: strange hosts and origins, large requests, and errors."""
+"""What the chat's server refuses, and with which answers: unknown hosts and origins, large requests, errors."""
 
 import math
 from collections.abc import Sequence
@@ -36,19 +36,19 @@ def guards(key: str, origins: Sequence[str], hosts: Sequence[str]) -> list[Middl
         ),
         Middleware(ErrorsWithHeaders),
         Middleware(RequestGuard, origins=frozenset(origins)),
-        # Not "strict": a link on another site, followed, would come without the cookie and be given a new identity.
+        # Not "strict": after a link on another site the browser would send no cookie, and would get a new identity.
         Middleware(SessionMiddleware, secret_key=key, session_cookie="chat", max_age=YEAR_SECONDS, same_site="lax"),
     ]
 
 
 class ErrorsWithHeaders:
-    """Answers 500 inside of the CORS middleware: a page that may not read it would take the server for gone."""
+    """Answers 500 inside the CORS middleware. Otherwise the page could not read the error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on the request; answer for an application that raises, and let the server log that."""
+        """Pass on the request. If the application raises, answer 500 and let the server log the error."""
         begun = False
 
         async def send_on(message: Message) -> None:
@@ -65,14 +65,14 @@ class ErrorsWithHeaders:
 
 
 class RequestGuard:
-    """Refuses a change that another site's page asks for, and a body that is too large, however it is sent."""
+    """Refuses a change by a page of another site, and a body that is too large, also without a Content-Length."""
 
     def __init__(self, app: ASGIApp, origins: frozenset[str]) -> None:
         self._app = app
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer in the application's place, or give it the request with its body, which was read already."""
+        """Refuse the request, or pass it on with its body, which has already been read."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
@@ -92,7 +92,7 @@ class RequestGuard:
         await self._app(scope, receive_again, send)
 
     async def _body(self, scope: Scope, receive: Receive) -> list[Message] | None:
-        """Read the body; return None instead of more of it than is allowed."""
+        """Read the body; return None if it is larger than allowed."""
         stated = Headers(scope=scope).get("content-length", "0")
         if not stated.isdecimal() or int(stated) > MAX_BODY_BYTES:
             return None
@@ -109,7 +109,7 @@ class RequestGuard:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Add the library's, without the identity in what they say: no script of the page is to know it."""
+    """Add the library's handlers, and remove the identity from their texts: no script of the page may know it."""
     add_exception_handlers(app)  # 404, 409, 422, 503 instead of 500
 
     async def refuse(request: Request, error: Exception) -> Json:
@@ -127,6 +127,6 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Json:
-        # As FastAPI does, without repeating the input, which need be no JSON.
+        # As FastAPI does, but without the input, which may not be JSON.
         kept = ("type", "loc", "msg")
         return Json({"detail": [{name: found[name] for name in kept} for found in error.errors()]}, 422)

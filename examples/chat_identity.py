@@ -1,7 +1,6 @@
-"""Whose a conversation is: the browser's that began it, known by an identity in a cookie that this server has signed.
+"""Who owns a conversation: the browser that began it. A cookie that this server has signed holds its identity.
 
-Its stored id is `<identity>.<uuid>`, and the identity cannot be guessed: nobody can so much as name another's
-conversation.
+The stored session id is `<identity>.<uuid>`. Nobody can guess an identity, so nobody can name another's conversation.
 """
 
 import os
@@ -16,9 +15,9 @@ from fastapi import Depends, Header, Request
 
 
 async def identity(request: Request) -> str:
-    """Return who asks; a browser that does not say, or says what was not signed here, becomes somebody new."""
+    """Return the caller's identity. A browser without a valid cookie gets a new one."""
     found = request.session.get("identity") or secrets.token_urlsafe(24)
-    request.session["identity"] = found  # Set anew each time: the cookie's year begins with the last request.
+    request.session["identity"] = found  # Set each time, so that the cookie's year starts with the latest request.
     return str(found)
 
 
@@ -26,12 +25,12 @@ Identity = Annotated[str, Depends(identity)]
 
 
 async def own_session_id(owner: Identity, chosen: Annotated[UUID, Header(alias="X-Session-ID")]) -> str:
-    """Return the stored id of the conversation that the frontend has chosen a UUID for."""
+    """Return the stored id of the conversation whose UUID the frontend has chosen."""
     return f"{owner}.{chosen}"
 
 
 async def own_options(owner: Identity) -> Mapping[str, str]:
-    """Return what a session is stored with, so that its owner's sessions can be listed and searched."""
+    """Return the manager's options. By the `application_name`, the owner's sessions are listed and searched."""
     return {"application_name": own_application(owner)}
 
 
@@ -41,7 +40,7 @@ def own_application(owner: str) -> str:
 
 
 def signing_key(folder: Path | None = None) -> str:
-    """Return the key that identities are signed with: `CHAT_SECRET`, the one kept in the folder, or a new one.
+    """Return the key that signs identities: `CHAT_SECRET`, the key in the folder, or a new one.
 
     Raises:
         SystemExit: `CHAT_SECRET` is too short to be a secret.
@@ -55,7 +54,7 @@ def signing_key(folder: Path | None = None) -> str:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = folder / "signing-key"
     if not file.exists():
-        # Named when it is whole: an empty key would be everybody's.
+        # Renamed when it is complete: with an empty key, anybody could sign.
         with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as new:  # Mode 0600.
             new.write(secrets.token_hex(32))
         Path(new.name).replace(file)

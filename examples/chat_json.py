@@ -1,4 +1,4 @@
-"""JSON that can be stored and sent back: what comes in is checked, and whatever is stored goes out as valid JSON."""
+"""JSON that can be stored and sent back: input is checked, and every stored value is sent as valid JSON."""
 
 import json
 import math
@@ -11,7 +11,7 @@ MAX_DEPTH = 60
 
 
 def check_json(value: Any, levels_left: int = MAX_DEPTH) -> Any:
-    """Return a value that was sent as JSON if it can be sent back as such; else raise a `ValueError`."""
+    """Return a value from a JSON request if it can be sent back as JSON; otherwise raise `ValueError`."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("NaN and Infinity are no JSON")
     if isinstance(value, dict | list):
@@ -26,7 +26,7 @@ JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
 
 
 class Json(JSONResponse):
-    """Valid JSON of whatever is stored: null for NaN and Infinity; only ASCII, for a text may hold half a character."""
+    """Valid JSON for any stored value: null for NaN and Infinity; only ASCII, for lone surrogates."""
 
     def render(self, content: Any) -> bytes:
         """Encode the body."""

@@ -7,14 +7,14 @@ from typing import Any
 from mongodb_session_manager import MongoDBSessionError, MongoDBSessionManagerFactory, SessionHeader
 
 SEARCHED_SESSIONS = 1_000
-SEARCHED_MESSAGES = 1_000  # So that a long conversation about one thing does not hide the others.
+SEARCHED_MESSAGES = 1_000  # Many, so that one long conversation does not hide the others.
 EXCERPT_CHARACTERS = 160
 
 Document = dict[str, Any]
 
 
 def uuid_of(session_id: str) -> str:
-    """Return what the frontend calls a conversation."""
+    """Return the UUID by which the frontend knows a conversation."""
     return session_id.rpartition(".")[2]
 
 
@@ -33,10 +33,10 @@ def summary_of(header: SessionHeader, excerpt: str | None = None) -> Document:
 
 
 def conversations_with(factory: MongoDBSessionManagerFactory, application: str, words: list[str]) -> list[Document]:
-    """Return the conversations that have all of these words, in the title or in one message, the newest first."""
+    """Return the conversations with all of these words in the title or in one message, the newest first."""
     phrases = " ".join(f'"{word}"' for word in (word.replace('"', "") for word in words) if word)
     excerpts: dict[str, str] = {}
-    with suppress(MongoDBSessionError):  # Nobody has said anything yet that could be found.
+    with suppress(MongoDBSessionError):  # Nothing has been indexed yet.
         searched = {"application_name": application, "limit": SEARCHED_MESSAGES}
         for hit in factory.search_messages(phrases, **searched) if phrases else []:
             excerpts.setdefault(hit.session_id, excerpt(hit.text, words))
@@ -60,7 +60,7 @@ def all_headers(factory: MongoDBSessionManagerFactory, application: str) -> Iter
 
 
 def excerpt(text: str, words: list[str]) -> str:
-    """Cut out of a text what stands around the first of the words that is in it."""
+    """Return the part of a text around the first of these words."""
     line = " ".join(text.split())
     at = min((at for at in (line.casefold().find(word.casefold()) for word in words) if at >= 0), default=0)
     start = max(0, at - EXCERPT_CHARACTERS // 3)

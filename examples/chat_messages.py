@@ -1,11 +1,11 @@
-"""Stored messages as the page shows them: texts, calls of tools, ratings, and what each turn has cost."""
+"""Stored messages as the page shows them: texts, tool calls, ratings, and the tokens and times of each turn."""
 
 import textwrap
 from typing import Any
 
 from chat_json import to_json
 
-from mongodb_session_manager import MongoDBSessionManager
+from mongodb_session_manager import MetricsSummary, MongoDBSessionManager
 
 Document = dict[str, Any]
 
@@ -32,23 +32,23 @@ def shown(message: Document) -> Document:
 
 
 def text_of(message: Document) -> str:
-    """Return what a message says."""
+    """Return the text of a message."""
     return "".join(block.get("text", "") for block in message["content"])
 
 
 def tool_use(block: Document) -> Document:
-    """Return a call of a tool as the frontend shows it."""
+    """Return a tool call as the frontend shows it."""
     return {"id": block["toolUseId"], "name": block["name"], "input": block["input"]}
 
 
 def tool_result(block: Document) -> Document:
-    """Return what a tool has answered as the frontend shows it."""
+    """Return a tool result as the frontend shows it."""
     parts = [part["text"] if "text" in part else to_json(part.get("json", "…")) for part in block["content"]]
     return {"id": block["toolUseId"], "status": block["status"], "text": "\n".join(parts)}
 
 
 def metrics_of(messages: list[Document]) -> Document:
-    """Return what stored messages have cost together."""
+    """Return the tokens and times of stored messages, added up."""
     stored = [found for message in messages if (found := message.get("event_loop_metrics"))]
     usage = [found.get("accumulated_usage", {}) for found in stored]
     return {
@@ -58,8 +58,22 @@ def metrics_of(messages: list[Document]) -> Document:
     }
 
 
+def figures_of(metrics: MetricsSummary, ratings: dict[int, str]) -> Document:
+    """Return the figures of a conversation as the frontend shows them."""
+    return {
+        "messages": metrics.messages,
+        "turns": metrics.turns,
+        "input_tokens": metrics.tokens.input,
+        "output_tokens": metrics.tokens.output,
+        "latency_ms_p50": metrics.latency.p50,
+        "latency_ms_p95": metrics.latency.p95,
+        "tool_calls": sum(tool.calls for tool in metrics.tools.values()),
+        "feedback": {rating: list(ratings.values()).count(rating) for rating in ("up", "down")},
+    }
+
+
 def title_of(manager: MongoDBSessionManager, agent_id: str) -> str:
-    """Return the title that the list shows as well: the one that was given, or the first words."""
+    """Return the same title as the list shows: the one in the metadata, or the first words."""
     given = manager.get_metadata().get("metadata", {}).get("title")
     if isinstance(given, str) and given.strip():
         return given
@@ -78,7 +92,7 @@ def ratings_of(manager: MongoDBSessionManager, agent_id: str) -> dict[int, str]:
 
 
 def is_prompt(message: Document) -> bool:
-    """Return whether a user's message begins a turn; the others hold results of tools."""
+    """Return whether a message is a user's prompt, which begins a turn, and not a tool result."""
     return message["role"] == "user" and not any("toolResult" in block for block in message["content"])
 
 

@@ -1,7 +1,7 @@
-"""What the offline model of the chat says: a script, found in the messages, that shows what a chat can show.
+"""The script of the chat's offline model, which shows what the chat can do.
 
-It is no language model. It answers a few sentences, calls tools, writes Markdown, tells something long, fails on demand
-and repeats what it is given, always in the same way. `OFFLINE_PACE_MS` (default 25) is the time between two pieces.
+It is not a language model. It answers a few sentences, calls tools, writes Markdown and a long text, fails on demand
+and repeats a text, always in the same way. `OFFLINE_PACE_MS` (default 25) is the time between two pieces.
 """
 
 import json
@@ -63,7 +63,7 @@ STORY = "\n\n".join(
 
 
 def chat_model(session_id: str) -> Model:
-    """Return the model that the environment asks for; the offline one has this script, and this session's failures."""
+    """Return the model that the environment chooses. The offline model has this script, with failures per session."""
     return model_from_environment(partial(scripted_answer, session_id), chunk_characters=6)
 
 
@@ -75,7 +75,7 @@ def scripted_answer(session_id: str, messages: Messages) -> Reply:
     elif isinstance(reply, ToolCall):
         reply = ScriptedReply(text="Let me see. ", tool_calls=(reply,))
     pace = float(os.environ.get("OFFLINE_PACE_MS", "25")) / 1000
-    return replace(reply, chunk_delay=pace, latency_ms=0)  # It reports none, so the time that it took is stored.
+    return replace(reply, chunk_delay=pace, latency_ms=0)  # It reports no latency, so the manager measures it.
 
 
 def _answer(session_id: str, messages: Messages) -> str | ToolCall | ScriptedReply:
@@ -104,7 +104,7 @@ def _answer(session_id: str, messages: Messages) -> str | ToolCall | ScriptedRep
 
 
 def _answer_to_result(messages: Messages, result: dict[str, object]) -> str:
-    """Say in words what a tool has returned."""
+    """Answer with what a tool has returned."""
     text = "".join(block.get("text", "") for block in result["content"])  # type: ignore[attr-defined]
     if result["status"] != "success":
         return f"The tool failed: {text}"
@@ -123,7 +123,7 @@ _failed: set[tuple[str, int]] = set()
 
 
 def _fail_once(session_id: str, position: int, *, midway: bool) -> ScriptedReply:
-    """Fail where this conversation has not failed here before."""
+    """Fail the first time at this place of the conversation."""
     if (session_id, position) in _failed:
         _failed.discard((session_id, position))
         return ScriptedReply(text="This time it worked.")

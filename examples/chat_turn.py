@@ -1,9 +1,9 @@
-"""A turn of the chat: what is asked, and what is told of it as Server-Sent Events.
+"""A turn of the chat: the request, and its events (Server-Sent Events).
 
 - `text`: a piece of the answer
-- `tool_use`, `tool_result`: the agent calls a tool; what the tool has answered
-- `done`: the ids of the stored messages, what they have cost, and why the model stopped
-- `failed`: a status, and what to tell the user
+- `tool_use`, `tool_result`: the agent calls a tool; the tool's result
+- `done`: the ids of the stored messages, their tokens and times, and why the model stopped
+- `failed`: a status, and a text for the user
 """
 
 import asyncio
@@ -28,14 +28,14 @@ logger = logging.getLogger("chat")
 
 
 class Turn(BaseModel):
-    """What the frontend sends for a turn."""
+    """The body of a request for a turn."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
     retry: bool = False
 
 
 async def session_id_of(
-    turn: Turn,  # noqa: ARG001 - checked before the session is opened, so that a refused one begins none
+    turn: Turn,  # noqa: ARG001 - so that an invalid body is refused before a session is created
     session_id: Annotated[str, Depends(own_session_id)],
 ) -> str:
     """Return the id of the session of a turn."""
@@ -43,8 +43,8 @@ async def session_id_of(
 
 
 async def events_of(session: MongoDBSessionManager, agent: Agent, turn: Turn) -> AsyncIterator[ServerSentEvent]:
-    """Take a turn and tell it as Server-Sent Events."""
-    # A prompt that is stored already is not stored again: the agent goes on from where it stands.
+    """Take a turn and yield its events."""
+    # A retried prompt that is already stored is not stored again: the agent continues from there.
     goes_on = turn.retry and is_unanswered(agent, turn.prompt)
     try:
         stop_reason = "end_turn"
@@ -60,16 +60,16 @@ async def events_of(session: MongoDBSessionManager, agent: Agent, turn: Turn) ->
             elif "result" in event:
                 stop_reason = event["result"].stop_reason
         yield sse("done", {**await asyncio.to_thread(stored_turn, session, agent.agent_id), "stop_reason": stop_reason})
-    except Exception as error:  # The stream has begun and its status is sent, so an event tells the frontend.
+    except Exception as error:  # The status of the response was already sent, so an event reports the error.
         logger.warning("session_id=<%s> | the turn failed", session.session_id, exc_info=error)
         status, detail = status_of(error) or (502, "The model does not answer.")
-        # The stored id holds the identity, which scripts of the page are not to know.
+        # The stored id contains the identity, which no script of the page may know.
         detail = detail.replace(session.session_id, uuid_of(session.session_id))
         yield sse("failed", {"status": status, "detail": detail})
 
 
 def is_unanswered(agent: Agent, prompt: str) -> bool:
-    """Return whether this is the newest prompt of the conversation and has no answer, only calls of tools perhaps."""
+    """Return whether this is the newest prompt of the conversation, without a final answer."""
     for message in reversed(agent.messages):
         if is_prompt(message):
             return text_of(message) == prompt
@@ -79,7 +79,7 @@ def is_unanswered(agent: Agent, prompt: str) -> bool:
 
 
 def stored_turn(session: MongoDBSessionManager, agent_id: str) -> dict[str, Any]:
-    """Return the ids of the newest turn's question and answer, and what the turn has cost, as they are stored."""
+    """Return the stored ids of the newest turn's question and answer, and the turn's tokens and times."""
     turn = next(iter(newest_turns(session, agent_id, 1)), [])
     ids = {message["role"]: message["message_id"] for message in [*turn[-1:], *turn[:1]]}
     return {

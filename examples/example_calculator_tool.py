@@ -1,15 +1,14 @@
-"""A conversation that survives its process: an agent with a tool is told a name, another process asks for it.
+"""An agent with a tool, on a session in MongoDB: it is told a name, and another process asks for that name.
 
     uv run python examples/example_calculator_tool.py      (or: make demo)
 
-It needs no key and no network: MongoDB is the bundled one (`MONGODB_URI` names another), and the model is a script;
-`model_from_environment.py` tells how to choose a real one.
+It needs no key and no network: it starts the bundled MongoDB (`MONGODB_URI` names another), and a script answers
+instead of a model. `model_from_environment.py` shows how to choose a real model.
 """
 
 import logging
 import os
 import re
-import statistics
 import time
 import uuid
 from datetime import datetime
@@ -24,7 +23,7 @@ from pymongo.errors import PyMongoError
 from small_talk import small_talk
 from strands import Agent, tool
 from strands.types.content import Messages
-from terminal import CYAN, DIM, GREEN, costs, document, say, talk, title
+from terminal import CYAN, DIM, GREEN, document, say, talk, title
 
 from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManagerFactory, create_mongodb_session_manager
 from mongodb_session_manager.local import LocalMongoDB
@@ -45,10 +44,10 @@ def calculator(expression: str) -> str:
 
 
 def build_agent(session_manager: MongoDBSessionManager) -> Agent:
-    """Build the assistant on a session: what the session holds of it is restored here."""
+    """Build the assistant on a session. This restores its stored messages and state."""
     return Agent(
         model=model_from_environment(scripted_answer),
-        agent_id="assistant",  # The same in every process: it is the key of the conversation.
+        agent_id="assistant",  # The same in every process: it identifies the conversation.
         tools=[calculator],
         system_prompt="You are a friendly assistant. Use the calculator for every calculation. Answer in one sentence.",
         session_manager=session_manager,
@@ -57,7 +56,7 @@ def build_agent(session_manager: MongoDBSessionManager) -> Agent:
 
 
 def scripted_answer(messages: Messages) -> Reply:
-    """What the offline model says: it has a calculation done by the tool, and remembers the name."""
+    """Answer as the offline model: call the tool for a calculation, and remember the name."""
     newest = messages[-1]["content"][-1]
     if "toolResult" in newest:
         return f"That is {newest['toolResult']['content'][0]['text']}."
@@ -66,8 +65,8 @@ def scripted_answer(messages: Messages) -> Reply:
     return small_talk(messages)
 
 
-def first_process(uri: str, session_id: str) -> None:
-    """Basic usage: make a session manager, give it to an agent, talk. Everything is stored as it happens."""
+def basic_usage(uri: str, session_id: str, *prompts: str) -> None:
+    """Make a session manager, give it to an agent, talk. Each message is stored at once."""
     with create_mongodb_session_manager(
         session_id=session_id,
         connection_string=uri,
@@ -75,34 +74,22 @@ def first_process(uri: str, session_id: str) -> None:
         collection_name=COLLECTION,
     ) as session_manager:
         agent = build_agent(session_manager)
-        say(f"process {os.getpid()} · session {session_id}", style=DIM)
-        say(f"model {describe(agent.model)}", style=DIM)
-        talk(agent, "Hello, my name is Alice.")
-        talk(agent, "How much is (17 + 4) * 2?")
-        session_manager.update_metadata({"customer": "alice-1", "channel": "terminal"})
-
-
-def second_process(uri: str, session_id: str) -> None:
-    """The same session, opened by a process that has nothing but the session's id."""
-    with create_mongodb_session_manager(session_id, uri, DATABASE, COLLECTION) as session_manager:
-        agent = build_agent(session_manager)
         say(f"process {os.getpid()} · {len(agent.messages)} messages restored from MongoDB", style=DIM)
-        talk(agent, "What is my name?")
+        for prompt in prompts:
+            talk(agent, prompt)
+        session_manager.update_metadata({"customer": "alice-1", "channel": "terminal"})
+        used = session_manager.get_metrics_summary()
+        say(f"  {used.turns} turns, {used.tokens.total} tokens, slowest answer {used.latency.max:.0f} ms", style=DIM)
 
 
 def show_what_is_stored(uri: str, session_id: str) -> None:
-    """Read the session's document as any client of MongoDB can."""
+    """Read the session's document, as any MongoDB client can."""
     with MongoClient[dict[str, Any]](uri) as client:
-        stored = client[DATABASE][COLLECTION].find_one({"_id": session_id})
-    assert stored is not None
-    title("What MongoDB holds: one document")
-    document(stored)
-    title("What the model's messages have cost")
-    costs(stored["agents"]["assistant"]["messages"])
+        document(client[DATABASE][COLLECTION].find_one({"_id": session_id}) or {})
 
 
 class AssistantService:
-    """In production: one factory per process, made when the service starts; one manager per request."""
+    """In production: one factory per process, made when the service starts, and one manager per request."""
 
     def __init__(self, uri: str) -> None:
         self._sessions = MongoDBSessionManagerFactory(
@@ -113,8 +100,8 @@ class AssistantService:
             minPoolSize=2,
             serverSelectionTimeoutMS=5000,
             w="majority",
-            ttl_hours=24 * 30,  # A session ends by itself so long after its last activity.
-            durability="turn",  # A turn is one write; a process that dies inside a turn loses that turn.
+            ttl_hours=24 * 30,  # A session ends this long after its last activity.
+            durability="turn",  # One write per turn; a process that dies inside a turn loses that turn.
         )
 
     def answer(self, user_id: str, prompt: str) -> str:
@@ -128,7 +115,7 @@ class AssistantService:
             return "I cannot reach my memory just now. Please try again."
 
     def close(self) -> None:
-        """Store what is unsaved, and close the pooled client, when the service stops."""
+        """Store what is unsaved and close the client. Call it when the service stops."""
         self._sessions.close()
 
 
@@ -140,30 +127,30 @@ def measure(uri: str, session_id: str) -> None:
             "through one factory": lambda: factory.create_session_manager(session_id),
         }
         for way, open_session in ways.items():
-            milliseconds = []
+            begin = time.perf_counter()
             for _ in range(20):
-                begun = time.perf_counter()
                 with open_session() as session_manager:
                     build_agent(session_manager)
-                milliseconds.append(1000 * (time.perf_counter() - begun))
-            say(f"  open a session and restore its agent, {way:<26} {statistics.median(milliseconds):8.1f} ms")
-    say("  example_performance.py compares this in full", style=DIM)
+            milliseconds = (time.perf_counter() - begin) * 1000 / 20
+            say(f"  open a session and restore its agent, {way:<26} {milliseconds:8.1f} ms")
 
 
 def main() -> None:
-    """Run all parts; or with `--resume`, as the other process, the second one."""
+    """Run all parts; with `--resume`, run as the other process of part 2."""
     to_resume = session_to_resume(__doc__)
     with LocalMongoDB() as server:
         if to_resume:
-            second_process(server.uri, to_resume)
+            basic_usage(server.uri, to_resume, "What is my name?")
             return
+        say(f"model {describe(model_from_environment(scripted_answer))}", style=DIM)
         session_id = f"user-alice-demo-{uuid.uuid4().hex[:8]}"
         title("1 · Basic usage: an agent with a tool, on a session in MongoDB")
-        first_process(server.uri, session_id)
+        basic_usage(server.uri, session_id, "Hello, my name is Alice.", "How much is (17 + 4) * 2?")
 
         title("2 · Another process opens the same session")
         resume_in_another_process(session_id, server.uri)
 
+        title("What MongoDB holds: one document")
         show_what_is_stored(server.uri, session_id)
 
         title("3 · In production: one factory per process, one manager per request")
@@ -174,7 +161,7 @@ def main() -> None:
             say(f"  assistant  {service.answer(user_id, prompt)}", style=GREEN)
         service.close()
 
-        title("4 · What makes it fast: the factory's managers share one pooled client")
+        title("4 · What makes it fast: the factory's managers share one client")
         measure(server.uri, session_id)
 
 

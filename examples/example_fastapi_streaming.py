@@ -1,14 +1,14 @@
 """The chat's server: FastAPI, answers as Server-Sent Events, tools that manage the agent's state.
 
-    uv run python examples/example_fastapi_streaming.py              starts it, talks to it, and ends
+    uv run python examples/example_fastapi_streaming.py              starts the service, talks to it, and ends
     uv run python examples/example_fastapi_streaming.py --serve      http://127.0.0.1:8880, until Ctrl-C
 
-It is the backend of the page in `playground/chat`. It needs no key and no network: MongoDB is the bundled one
-(`MONGODB_URI` names another), and the model is a script. To make it yours, change `_AGENT_PROMPT`, the tools and
-`build_agent`; `model_from_environment.py` tells how to choose a real model.
+It is the backend of the page in `playground/chat`. It needs no key and no network: it starts the bundled MongoDB
+(`MONGODB_URI` names another), and a script answers instead of a model. To customise it, change `_AGENT_PROMPT`, the
+tools and `build_agent`; `model_from_environment.py` shows how to choose a real model.
 
-What is told of a turn is in `chat_turn.py`; what stands beside the chat (lists, history, details, feedback) in
-`chat_conversations.py`; who may ask for what in `chat_identity.py` and `chat_guard.py`.
+`chat_turn.py` turns a turn into events. `chat_conversations.py` has the other endpoints (lists, messages, details,
+feedback). `chat_identity.py` and `chat_guard.py` decide who may do what.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from mongodb_session_manager.fastapi import create_router, open_session, session
 from mongodb_session_manager.local import LocalMongoDB
 
 DATABASE, COLLECTION = "session_manager_examples", "playground_sessions"
-AGENT_ID = "assistant"  # The same in every process: it is the key of the conversation.
-FRONTENDS = ("http://localhost:8881", "http://127.0.0.1:8881")
+AGENT_ID = "assistant"  # The same in every process: it identifies the conversation.
+FRONTENDS = ["http://localhost:8881", "http://127.0.0.1:8881"]
 
 _AGENT_PROMPT = """You are a friendly assistant in a chat that is kept in MongoDB.
 Use `remember` for facts about the user, such as the name, and `recall` to look them up.
@@ -72,7 +72,7 @@ def list_notes(tool_context: ToolContext) -> str:
 
 
 def build_agent(session_manager: MongoDBSessionManager) -> Agent:
-    """Build the assistant on a session: its messages and its state are restored here."""
+    """Build the assistant on a session. This restores its stored messages and state."""
     return Agent(
         model=chat_model(session_manager.session_id),
         agent_id=AGENT_ID,
@@ -83,8 +83,8 @@ def build_agent(session_manager: MongoDBSessionManager) -> Agent:
     )
 
 
-# The request's session: read before the endpoint runs, stored and closed after the stream's last byte. The lease lets
-# one request at a time take a turn; while it lasts, it is renewed.
+# The request's session. It is read before the endpoint runs, and closed after the last byte of the stream. With the
+# lease, only one request at a time can take a turn; it is renewed while the request lasts.
 Session = Annotated[
     MongoDBSessionManager,
     open_session(agent_id=AGENT_ID, session_id=Depends(session_id_of), request_options=Depends(own_options), lease=20),
@@ -104,46 +104,40 @@ def create_app(
 
     Args:
         uri: The connection string of MongoDB.
-        key: Identities are signed with it.
-        origins: Where the frontend is served.
-        hosts: Names that this service is reached by.
+        key: The key that signs identities.
+        origins: The origins of the frontend.
+        hosts: The host names of this service.
         build_agent: Builds the agent with the id `AGENT_ID` on a session.
-        **options: Of the factory and its `MongoClient`, in place of those below.
+        **options: Options of the factory and its `MongoClient`; they override those below.
     """
     production = {
         "database_name": DATABASE,
         "collection_name": COLLECTION,
-        "index_messages": True,  # What was said can be searched.
-        "maxPoolSize": 50,  # Turns in flight wait for a model, not for a connection: 50 serve hundreds.
+        "index_messages": True,  # The text of messages can be searched.
+        "maxPoolSize": 50,  # Most requests wait for a model, not for a connection: 50 connections serve hundreds.
         "minPoolSize": 2,
-        "serverSelectionTimeoutMS": 5_000,  # A database that is away is told after 5 s, not after 30.
+        "serverSelectionTimeoutMS": 5_000,  # If the database is down, fail after 5 s instead of 30.
         "w": "majority",
     }
-    # The lifespan makes the factory, which is the global one as well, and closes it at the end; all requests share its
-    # connections.
-    app = FastAPI(
-        title="Chat",
-        lifespan=session_lifespan(uri, **{**production, **options}),
-        middleware=guards(key, origins, hosts),
-        docs_url=None,
-        redoc_url=None,
-    )
+    # The lifespan makes the factory, whose connections all requests share, and closes it at the end. It is also the
+    # global factory.
+    lifespan = session_lifespan(uri, **{**production, **options})
+    app = FastAPI(lifespan=lifespan, middleware=guards(key, origins, hosts), docs_url=None, redoc_url=None)
     add_error_handlers(app)  # 404, 409, 422, 503 instead of 500
     app.include_router(create_router())  # /health, /health/ready, /metrics
     app.include_router(conversations_router(AGENT_ID, build_agent))
 
     @app.post("/chat")
     async def chat(session: Session, turn: Turn) -> EventSourceResponse:
-        """Stream a turn. If the client goes away, what it has read is stored."""
-        agent = build_agent(session)
-        # A reader that takes nothing for half a minute is gone.
-        return EventSourceResponse(events_of(session, agent, turn), send_timeout=30)
+        """Stream a turn. If the client disconnects, the part that was streamed is stored."""
+        # A client that reads nothing for 30 s counts as disconnected.
+        return EventSourceResponse(events_of(session, build_agent(session), turn), send_timeout=30)
 
     return app
 
 
 def read_without_the_service(uri: str) -> None:
-    """Basic usage: any program can open the conversation that the service has stored last."""
+    """Basic usage: any program can open the conversations of the service, here the newest one."""
     with MongoDBSessionManagerFactory(uri, DATABASE, COLLECTION) as factory:
         newest = factory.list_sessions(limit=1).sessions[0]
     with create_mongodb_session_manager(newest.session_id, uri, DATABASE, COLLECTION) as session_manager:
@@ -153,7 +147,7 @@ def read_without_the_service(uri: str) -> None:
 
 
 def main() -> None:
-    """Start MongoDB and the service, then talk to it or wait for others to."""
+    """Start MongoDB and the service; then talk to it, or serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--serve", action="store_true", help="serve until Ctrl-C")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine only)")
@@ -161,16 +155,12 @@ def main() -> None:
     parser.add_argument("--frontend-origin", action="append", metavar="ORIGIN", help="of the page (default port 8881)")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="keep conversations and the signing key here")
     arguments = parser.parse_args()
-    print(f"model: {describe(chat_model('none'))}", flush=True)  # A wrong choice is told now, not by the first request.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # So that what follows ends in order.
+    print(f"model: {describe(chat_model('none'))}", flush=True)  # A wrong choice fails now, not at the first request.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # End in order, as after Ctrl-C.
     key = signing_key(arguments.data)
     with LocalMongoDB(data_dir=arguments.data and arguments.data / "mongodb") as mongodb:
-        app = create_app(
-            mongodb.uri,
-            key,
-            origins=[origin.rstrip("/") for origin in arguments.frontend_origin or FRONTENDS],
-            hosts=["localhost", "127.0.0.1", arguments.host],
-        )
+        origins = [origin.rstrip("/") for origin in arguments.frontend_origin or FRONTENDS]
+        app = create_app(mongodb.uri, key, origins=origins, hosts=["localhost", "127.0.0.1", arguments.host])
         if arguments.serve:
             serve(app, arguments.host, arguments.port)
             return

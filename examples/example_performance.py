@@ -1,11 +1,11 @@
-"""What connection pooling gives: the same requests with a client per session manager, and with one factory.
+"""What connection pooling saves: the same requests with one client per session manager, and with one factory.
 
-    uv run python examples/example_performance.py                       tables
-    uv run python examples/example_performance.py --plot pooling.svg    and a picture (.svg, .png, .pdf)
+    uv run python examples/example_performance.py                       prints tables
+    uv run python examples/example_performance.py --plot pooling.svg    also draws a picture (.svg, .png, .pdf)
 
-It needs no key and no network: MongoDB is the bundled one (`MONGODB_URI` names another), and the model is a script
-that answers at once, so that what is left is what sessions cost. `model_from_environment.py` tells how to choose a
-real model; then every request is a call of it, and there are only a few.
+It needs no key and no network: it starts the bundled MongoDB (`MONGODB_URI` names another), and a script answers at
+once instead of a model, so the times are those of the sessions. `model_from_environment.py` shows how to choose a real
+model; then every request calls it, and there are only a few requests.
 """
 
 import argparse
@@ -37,32 +37,32 @@ OpenSession = Callable[[str], MongoDBSessionManager]
 
 @contextmanager
 def basic_usage(uri: str) -> Iterator[OpenSession]:
-    """Each session manager makes a client of its own, connects it, and closes it. Right for a script."""
+    """Each session manager makes, connects and closes its own client. That is right for a script."""
     yield lambda session_id: create_mongodb_session_manager(session_id, uri, DATABASE, COLLECTION)
 
 
 @contextmanager
 def factory_usage(uri: str) -> Iterator[OpenSession]:
-    """One factory for the whole process; its managers share a client, whose connections stay open."""
+    """One factory for the whole process. Its managers share one client, whose connections stay open."""
     with MongoDBSessionManagerFactory(uri, DATABASE, COLLECTION) as factory:
         yield factory.create_session_manager
 
 
 @contextmanager
 def production_usage(uri: str) -> Iterator[OpenSession]:
-    """One factory, set up for a service with many requests at once."""
+    """One factory, configured for a service with many requests at once."""
     with MongoDBSessionManagerFactory(
         uri,
         DATABASE,
         COLLECTION,
-        maxPoolSize=200,  # Not below the number of threads: a command waits when all connections are in use,
+        maxPoolSize=200,  # At least the number of threads: a command waits if all connections are in use,
         waitQueueTimeoutMS=5000,  # and fails after this long.
         minPoolSize=10,  # Connected before they are needed.
         maxIdleTimeMS=30000,
-        serverSelectionTimeoutMS=5000,  # How long to look for a primary during an election.
-        w="majority",  # Acknowledged once a majority has it.
-        durability="turn",  # A turn is one write; a process that dies inside a turn loses that turn.
-        ttl_hours=1,  # A session ends by itself so long after its last activity.
+        serverSelectionTimeoutMS=5000,  # The client looks this long for a primary during an election.
+        w="majority",  # Acknowledged when a majority of the nodes has it.
+        durability="turn",  # One write per turn; a process that dies inside a turn loses that turn.
+        ttl_hours=1,  # A session ends this long after its last activity.
     ) as factory:
         yield factory.create_session_manager
 
@@ -75,18 +75,18 @@ WAYS = {
 
 
 def restore(session_manager: MongoDBSessionManager) -> Agent:
-    """Build the agent: what the session holds of it is restored."""
+    """Build the agent. This restores its stored messages and state."""
     model = model_from_environment(small_talk)
     return Agent(model=model, agent_id="assistant", session_manager=session_manager, callback_handler=None)
 
 
 def take_turn(session_manager: MongoDBSessionManager) -> None:
-    """Restore the agent and take one turn: its question and its answer are stored."""
+    """Restore the agent and take one turn: question and answer are stored."""
     restore(session_manager)("Hello, my name is Alice.")
 
 
 Act = Callable[[MongoDBSessionManager], object]
-SITUATIONS: dict[str, tuple[Act, int]] = {  # What is done to each session, and to how many at once.
+SITUATIONS: dict[str, tuple[Act, int]] = {  # What each request does, and how many run at once.
     "sequential: open the session, restore its agent": (restore, 1),
     "sequential: requests of one turn": (take_turn, 1),
     "concurrent: requests of one turn, 4 at once": (take_turn, 4),
@@ -100,7 +100,6 @@ def compare(uri: str, requests: int) -> Iterator[tuple[str, Comparison]]:
     session_ids = {way: [f"{run}-{at}-{number}" for number in range(requests)] for at, way in enumerate(WAYS)}
     with ExitStack() as stack:
         server = stack.enter_context(MongoClient[dict[str, Any]](uri))
-        # The factories live as long as a service does.
         opened = {way: stack.enter_context(usage(uri)) for way, usage in WAYS.items()}
 
         def measure(figures: Figures, way: str, act: Act, threads: int, ids: list[str]) -> None:
@@ -110,18 +109,18 @@ def compare(uri: str, requests: int) -> Iterator[tuple[str, Comparison]]:
 
             figures.measure(request, ids, threads, server)
 
-        for way in WAYS:  # Makes the sessions, and warms everything up.
+        for way in WAYS:  # Create the sessions, and warm up.
             measure(Figures(), way, take_turn, 1, session_ids[way])
         for situation, (act, threads) in SITUATIONS.items():
             figures = {way: Figures() for way in WAYS}
-            for turn in range(ROUNDS):  # By turns, for a machine has better moments and worse ones.
+            for turn in range(ROUNDS):  # Alternate, because the speed of a machine varies.
                 for way in WAYS:
                     measure(figures[way], way, act, threads, session_ids[way][turn::ROUNDS])
             yield situation, figures
 
 
 def main() -> None:
-    """Compare, print, and draw if asked to."""
+    """Compare, print, and draw if asked."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, help="in each situation, at least 2 (default 48, or 2 of a real model)")
     parser.add_argument("--plot", metavar="FILE", help="draw the figures into this file: .svg, .png or .pdf")
@@ -137,7 +136,7 @@ def main() -> None:
             for situation, figures in compare(mongodb.uri, requests):
                 print_figures(situation, figures)
                 compared[situation] = figures
-    except PyMongoError as error:  # One request that fails spoils the comparison.
+    except PyMongoError as error:  # A failed request makes the comparison worthless.
         sys.exit(f"MongoDB: {error}")
     explain()
     if arguments.plot:

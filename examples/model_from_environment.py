@@ -2,8 +2,8 @@
 
 - `MODEL_PROVIDER`: `offline` (the default), or one of those below. All but `bedrock` and `llamacpp` are
   extras of Strands, such as `pip install 'strands-agents[openai]'`.
-- `MODEL_ID`: the model, by the provider's name for it. `bedrock` and `llamacpp` have a default.
-- `MODEL_BASE_URL`: another server than the provider's own, for instance a local one.
+- `MODEL_ID`: the provider's name of the model. `bedrock` and `llamacpp` have a default.
+- `MODEL_BASE_URL`: another server than the provider's, for example a local one.
 - `MODEL_MAX_TOKENS`: the longest answer, in tokens; 1024 by default.
 
     MODEL_PROVIDER=bedrock                                        with AWS credentials
@@ -12,7 +12,7 @@
     MODEL_PROVIDER=openai     MODEL_ID=any                        with MODEL_BASE_URL=http://localhost:1234/v1
     MODEL_PROVIDER=gemini     MODEL_ID=gemini-2.5-flash           with GEMINI_API_KEY
     MODEL_PROVIDER=mistral    MODEL_ID=mistral-small-latest       with MISTRAL_API_KEY
-    MODEL_PROVIDER=litellm    MODEL_ID=azure/my-deployment        with what that provider wants
+    MODEL_PROVIDER=litellm    MODEL_ID=azure/my-deployment        with what that provider needs
     MODEL_PROVIDER=ollama     MODEL_ID=llama3.1                   with a server at http://localhost:11434
     MODEL_PROVIDER=llamacpp                                       with a server at http://localhost:8080
 """
@@ -27,14 +27,14 @@ from strands.types.content import Messages
 
 
 def model_from_environment(offline_answer: Callable[[Messages], Reply], **offline_options: Any) -> Model:
-    """Return the model that the environment asks for, not connected yet.
+    """Return the model that the environment chooses, not connected yet.
 
     Args:
-        offline_answer: What the offline model answers, given the messages; used unless a provider is chosen.
-        **offline_options: Further parameters of `OfflineScriptedModel`, likewise.
+        offline_answer: Returns the offline model's answer to the messages; used unless a provider is chosen.
+        **offline_options: Other parameters of `OfflineScriptedModel`.
 
     Raises:
-        SystemExit: The provider is unknown, lacks its `MODEL_ID` or is not installed; the message tells what
+        SystemExit: The provider is unknown, lacks its `MODEL_ID` or is not installed; the message says what
             to do.
     """
     provider = os.environ.get("MODEL_PROVIDER", "offline").strip().lower()
@@ -56,14 +56,14 @@ def model_from_environment(offline_answer: Callable[[Messages], Reply], **offlin
 
 
 def describe(model: Model) -> str:
-    """Name a model for people: its id, and of the offline one that it is a script."""
+    """Return the model's id; for the offline model, add that a script answers."""
     model_id = str(model.get_config().get("model_id", type(model).__name__))
     if isinstance(model, OfflineScriptedModel):
         return f"{model_id} (offline: a script answers, not a language model)"
     return model_id
 
 
-# Each provider is imported only when it is asked for: most are extras that need not be installed.
+# Each provider is imported only when it is chosen, because most are extras that may not be installed.
 
 
 def _bedrock(config: dict[str, Any], max_tokens: int, base_url: str | None) -> Model:

@@ -1,6 +1,6 @@
-"""An offline model: it says what a script tells it to say, and needs no network, key or GPU.
+"""An offline model: it answers from a script, and needs no network, key or GPU.
 
-Examples, tests and benchmarks use it in place of a language model. It is none, and its model id says so.
+Examples, tests and benchmarks use it instead of a language model. Its model id says so.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ class OfflineScriptedModel(Model):
     """A Strands model provider that answers from a script.
 
     Args:
-        replies: The replies, used one per model call; or a function that is given the messages (role and
-            content, as any provider gets them) and returns the reply.
+        replies: The replies, one per model call; or a function that gets the messages (role and content,
+            as any provider gets them) and returns the reply.
         model_id: The id that `get_config()` reports.
         chunk_characters: Texts are streamed in chunks of this many characters.
-        context_window_limit: The size of the context window in tokens that is reported, if any.
+        context_window_limit: The size of the context window in tokens, if it is to be reported.
 
     Attributes:
         calls: How often the model was called.
@@ -74,15 +74,15 @@ class OfflineScriptedModel(Model):
 
         Args:
             messages: The conversation so far.
-            *args: What Strands gives to every provider and a script has no use for.
-            **kwargs: Likewise.
+            *args: Other arguments that Strands gives to every provider; ignored.
+            **kwargs: The same.
 
         Yields:
-            The chunks, the usage and metrics last.
+            The chunks; usage and metrics come last.
 
         Raises:
             RuntimeError: If the script is exhausted.
-            Exception: The error that the script holds at this place.
+            Exception: The error that the script has at this place.
         """
         reply = self._next_reply(messages)
         for chunk in chunks_of(reply, messages, self._chunk_characters):

@@ -1,4 +1,4 @@
-"""What an offline model can say, and the chunks that a provider sends of it."""
+"""The replies of an offline model, and the chunks in which a provider would send them."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,22 +27,22 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ScriptedReply:
-    """One answer of the model; whatever is set arrives in the order of these fields.
+    """One answer of the model. The fields that are set arrive in this order.
 
     Args:
-        reasoning: What the model thought, streamed before its text.
-        redacted_reasoning: Thoughts that the provider hides, as opaque bytes.
-        text: What the model says, streamed in several chunks.
+        reasoning: The model's reasoning, streamed before its text.
+        redacted_reasoning: Reasoning that the provider hides, as opaque bytes.
+        text: The text, streamed in several chunks.
         tool_calls: The tools it asks for.
         error: Raised after everything above has been streamed.
-        redact_user: Replaces what the user said, as a guardrail of Amazon Bedrock does.
-        redact_assistant: Replaces what the model said, likewise.
-        guardrail_trace: What the guardrail found, as Amazon Bedrock says it with the usage, last of all.
+        redact_user: Replaces the user's message, as a guardrail of Amazon Bedrock does.
+        redact_assistant: Replaces the model's answer, in the same way.
+        guardrail_trace: The guardrail's trace, which Amazon Bedrock sends with the usage at the end.
         stop_reason: Why the model stopped; by default `guardrail_intervened` after a redaction, `tool_use`
             with tool calls, else `end_turn`.
         usage: Token counts (`inputTokens`, `outputTokens`, `totalTokens`, `cacheReadInputTokens`, …); by
-            default a quarter of the characters, which is what providers roughly count.
-        latency_ms: The latency that is reported, in milliseconds; it is not waited for.
+            default a quarter of the characters, which is roughly what providers count.
+        latency_ms: The latency that is reported, in milliseconds; the model does not wait for it.
         chunk_delay: Seconds to wait before each chunk, without blocking the event loop.
     """
 
@@ -61,11 +61,11 @@ class ScriptedReply:
 
 
 Reply: TypeAlias = str | Exception | ToolCall | ScriptedReply
-"""What a script holds: a text, an error to raise, a tool call, or anything else as a `ScriptedReply`."""
+"""An entry of a script: a text, an error to raise, a tool call, or anything else as a `ScriptedReply`."""
 
 
 def chunks_of(reply: ScriptedReply, messages: Messages, characters: int) -> Iterator[StreamEvent]:
-    """Yield what a provider streams of a reply, its texts in pieces of so many characters."""
+    """Yield the chunks of a reply up to its end, texts in pieces of this many characters."""
     if reply.error is not None and not (reply.text or reply.reasoning or reply.tool_calls):
         return  # A provider that refuses a request sends no chunk at all.
 
@@ -80,7 +80,7 @@ def chunks_of(reply: ScriptedReply, messages: Messages, characters: int) -> Iter
     if reply.text:
         yield from _block({"text": piece} for piece in pieces(reply.text))
     for index, call in enumerate(reply.tool_calls):
-        # Counting messages gives ids that a resumed conversation does not give out again.
+        # With the number of messages in it, a resumed conversation does not use an id again.
         tool_use_id = call.tool_use_id or f"offline-{len(messages)}-{index}"
         start = {"toolUse": {"toolUseId": tool_use_id, "name": call.name}}
         yield from _block(({"toolUse": {"input": piece}} for piece in pieces(json.dumps(call.input))), start)

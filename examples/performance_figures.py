@@ -1,4 +1,4 @@
-"""What requests take: times of this process, and what the server has counted meanwhile."""
+"""Measures requests: times in this process, and the counts of the server."""
 
 import statistics
 import time
@@ -13,14 +13,14 @@ from pymongo.errors import OperationFailure
 
 @dataclass
 class Figures:
-    """What some requests took.
+    """The figures of some requests.
 
     Attributes:
-        milliseconds: What each of them took.
-        seconds: What all of them took.
-        cpu_seconds: What this process computed for them; a machine that is busy with other work changes it least.
-        connections: Connections that were made to the server for them.
-        commands: Reads and writes of documents that it was sent for them.
+        milliseconds: The time of each request.
+        seconds: The time of all requests together.
+        cpu_seconds: The CPU time of this process; other work on the machine affects it least.
+        connections: Connections that were made to the server.
+        commands: Commands that read or write documents.
     """
 
     milliseconds: list[float] = field(default_factory=list)
@@ -41,13 +41,13 @@ class Figures:
 
     @property
     def p95(self) -> float:
-        """What 95 % of the requests did not exceed, in milliseconds."""
+        """The time that 95 % of the requests did not exceed, in milliseconds."""
         return statistics.quantiles(self.milliseconds, n=20, method="inclusive")[-1]
 
     def measure(
         self, request: Callable[[str], object], session_ids: Sequence[str], threads: int, server: MongoClient[Any]
     ) -> None:
-        """Make a request for each session, so many at once, and add what that took."""
+        """Make a request for each session, `threads` at once, and add the figures."""
 
         def timed(session_id: str) -> float:
             begun = time.perf_counter()
@@ -66,10 +66,10 @@ class Figures:
 
 
 def counted_by(server: MongoClient[Any]) -> tuple[float, float]:
-    """Return how many connections, and reads and writes of documents, the server has had so far."""
+    """Return how many connections, and commands that read or write documents, the server has counted so far."""
     try:
         status = server.admin.command("serverStatus")
-    except OperationFailure:  # This user may not ask: it takes the role `clusterMonitor`.
+    except OperationFailure:  # This user lacks the role `clusterMonitor`.
         return float("nan"), float("nan")
     counts = status["metrics"]["commands"]
     commands = sum(counts.get(name, {"total": 0})["total"] for name in ("find", "insert", "update", "delete"))

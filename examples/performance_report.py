@@ -10,7 +10,7 @@ Comparison = Mapping[str, Figures]
 
 
 def print_figures(situation: str, figures: Comparison) -> None:
-    """Print a table of the ways in one situation, and what pooling makes of it."""
+    """Print a table of the ways in one situation, and how much faster pooling is."""
     title(situation)
     header = ["session manager", "per second", "p50 ms", "p95 ms", "CPU ms", "commands", "connections"]
     rows = []
@@ -25,13 +25,13 @@ def print_figures(situation: str, figures: Comparison) -> None:
 
 
 def explain() -> None:
-    """Print what the columns say, and what spoils them."""
+    """Print what the columns mean, and what can distort them."""
     say()
     for line in (
-        "CPU ms       what this process computed for one request",
-        "commands     reads and writes of documents that the server was sent for one request",
-        "connections  that were made to the server meanwhile, as it counts them: a client of its own makes",
-        "             one to send on and up to two to watch the server; a factory's are there already",
+        "CPU ms       CPU time of this process for one request",
+        "commands     commands for one request that read or write documents",
+        "connections  connections made during the requests, as the server counts them: a client per request makes",
+        "             one for commands and up to two to monitor the server; a factory's are already open",
         "The bundled server is on this machine, without TLS or password. Over a network a connection",
         "takes 10 to 50 ms, and pooling gives more. Other work on the machine spoils times; counts are exact.",
     ):
@@ -39,21 +39,21 @@ def explain() -> None:
 
 
 def draw(sequential: Mapping[str, Comparison], concurrent: Mapping[int, Comparison], file: str) -> None:
-    """Draw the figures into a file; its ending says which format.
+    """Draw the figures into a file; its suffix chooses the format.
 
     Args:
-        sequential: What was done one after another, by what that was.
-        concurrent: Requests of one turn, by how many were taken at once.
+        sequential: The figures of requests one after another, by situation.
+        concurrent: The figures of requests of one turn, by how many ran at once.
         file: The file: .svg, .png or .pdf.
     """
-    import matplotlib as mpl  # Only here: nobody else needs it.
+    import matplotlib as mpl  # Imported here, because only the plot needs it.
 
     mpl.use("agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6))
     ways = list(concurrent[1])
-    # The colour-blind tell these apart, too.
+    # These colours differ for colour-blind readers, too.
     for at, (way, colour) in enumerate(zip(ways, ("#d55e00", "#0072b2", "#009e73"), strict=True)):
         places = [group + (at - 1) * 0.27 for group in range(len(sequential))]
         bars = left.bar(places, [figures[way].p50 for figures in sequential.values()], 0.25, color=colour)

@@ -1,4 +1,4 @@
-"""What the offline model of the examples says when it is told a name, and when it is asked for one."""
+"""The answers of the offline model in the examples: it remembers the user's name."""
 
 import re
 
@@ -6,7 +6,7 @@ from strands.types.content import Messages
 
 
 def small_talk(messages: Messages, known: str = "Your name is {}.") -> str:
-    """Answer the newest of these messages; a name that was not restored with them is not known."""
+    """Answer the newest message. The model knows a name only if it is in these messages."""
     said = [block["text"] for message in messages for block in message["content"] if "text" in block]
     names = re.findall(r"my name is (\w+)", "\n".join(said), re.IGNORECASE)
     if "what is my name" in said[-1].lower():

@@ -1,4 +1,4 @@
-"""For code that appends messages itself around a stream: Strands' hooks store them too, and none is stored twice."""
+"""Appends messages itself around a stream. Strands' hooks store them, too; none is stored twice."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ async def stream_handler(session_manager: MongoDBSessionManager, agent: Agent, p
 
 
 async def by_hand(session_manager: MongoDBSessionManager, agent: Agent) -> None:
-    """Take two turns that way, and count what is stored."""
+    """Take two such turns, and count the stored messages."""
     for turn, prompt in enumerate(["Hello, my name is Carol.", "What is my name?"], start=1):
         async for _ in stream_handler(session_manager, agent, prompt):
             pass

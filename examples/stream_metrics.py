@@ -1,25 +1,37 @@
-"""What is stored of streamed answers, over many sessions: a query of one's own, on plain fields."""
+"""Prints the stored metrics of streamed answers: the library's summary of one session, and a query over many."""
 
-from typing import Any
+import asyncio
 
-from pymongo.collection import Collection
+from terminal import say
+
+from mongodb_session_manager import MongoDBSessionManagerFactory
 
 
-def metrics_of_all(sessions: Collection[dict[str, Any]], agent_id: str, session_ids: list[str]) -> dict[str, Any]:
-    """Return how many answers there are, their tokens, and their average times in milliseconds."""
+async def show_stored_metrics(
+    factory: MongoDBSessionManagerFactory, database: str, collection: str, agent_id: str, session_ids: list[str]
+) -> None:
+    """Print the metrics of the first session, and of all of them."""
+    session_manager = factory.create_session_manager(session_ids[0])
+    one = await asyncio.to_thread(session_manager.get_metrics_summary)
+    say(f"  of one session: {one.turns} turn, {one.tokens.output} tokens out, answered in {one.latency.max:.0f} ms")
+
     messages = f"agents.{agent_id}.messages"
-    metrics = f"{messages}.event_loop_metrics"  # Of the model's messages only.
+    metrics = f"{messages}.event_loop_metrics"  # Only the model's messages have it.
     figures = {
         "answers": {"$sum": 1},
         "tokens": {"$sum": f"${metrics}.accumulated_usage.outputTokens"},
         "first_ms": {"$avg": f"${metrics}.accumulated_metrics.timeToFirstByteMs"},
         "last_ms": {"$avg": f"${metrics}.accumulated_metrics.latencyMs"},
     }
-    return sessions.aggregate(
-        [
-            {"$match": {"_id": {"$in": session_ids}}},
-            {"$unwind": f"${messages}"},
-            {"$match": {metrics: {"$exists": True}}},
-            {"$group": {"_id": None, **figures}},
-        ]
-    ).next()
+    pipeline = [
+        {"$match": {"_id": {"$in": session_ids}}},
+        {"$unwind": f"${messages}"},
+        {"$match": {metrics: {"$exists": True}}},
+        {"$group": {"_id": None, **figures}},
+    ]
+    sessions = factory.client[database][collection]
+    found = await asyncio.to_thread(lambda: sessions.aggregate(pipeline).next())
+    say(
+        f"  of all: {found['answers']} answers, {found['tokens']} tokens out,"
+        f" first byte after {found['first_ms']:.0f} ms and the last after {found['last_ms']:.0f} ms on average"
+    )

@@ -1,4 +1,4 @@
-"""What the examples print with: lines of 100 characters at most, coloured on a terminal only."""
+"""Prints for the examples: lines of at most 100 characters, in colour on a terminal only."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ def title(text: str) -> None:
 
 
 def talk(agent: Agent, prompt: str) -> None:
-    """Say something to an agent and print the turn, with the tools it used."""
+    """Send a prompt to an agent and print the turn, with the tools that it used."""
     before = len(agent.messages)
     say(f"  you        {prompt}", style=CYAN)
     agent(prompt)
@@ -47,20 +47,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         say("   ".join([f"  {name.strip():<{widths[0]}}", *numbers]), style=DIM if row is header else "")
 
 
-def costs(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Print what each of these stored messages has cost, if it is the model's."""
-    rows = []
-    for message in messages:
-        if metrics := message.get("event_loop_metrics"):
-            said = " ".join(block["text"] for block in message["content"] if "text" in block)
-            usage, latency = metrics["accumulated_usage"], metrics["accumulated_metrics"]["latencyMs"]
-            figures = message["message_id"], usage["inputTokens"], usage["outputTokens"], latency
-            rows.append([shortened(said, 40), *map(str, figures)])
-    table(["said", "message", "tokens in", "tokens out", "latency ms"], rows)
-
-
 def document(value: Mapping[str, Any]) -> None:
-    """Print a stored document, one value a line; of a long list its two ends."""
+    """Print a stored document, one value per line. Of a long list, print only both ends."""
     for line in _lines_of(value.items(), "  "):
         say(line)
 

@@ -1,4 +1,4 @@
-"""The web server of the examples: uvicorn, which also runs beside a client in the same program."""
+"""The web server of the examples: uvicorn, alone or in a thread with a client in the same program."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 
 class Server(uvicorn.Server):
-    """A server that says when it accepts connections, and lets turns under way end: what was streamed is stored."""
+    """A server that prints its address when it accepts connections. At its end it waits up to 5 s for running turns."""
 
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
         super().__init__(
@@ -27,7 +27,7 @@ class Server(uvicorn.Server):
 
     @property
     def url(self) -> str:
-        """Where it listens; on a port of the system's choice, if 0 was asked for."""
+        """The address; with port 0, the port that the system has chosen."""
         return f"http://{self.config.host}:{self.servers[0].sockets[0].getsockname()[1]}"
 
 
@@ -39,7 +39,7 @@ def serve(app: FastAPI, host: str, port: int) -> None:
 
 @contextmanager
 def served(app: FastAPI) -> Iterator[httpx.Client]:
-    """Run a service while the block runs; give a client of it."""
+    """Run a service while the block runs, and return a client for it."""
     server = Server(app, "127.0.0.1", 0)
     serving = threading.Thread(target=server.run)
     serving.start()

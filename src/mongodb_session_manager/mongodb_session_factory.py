@@ -401,7 +401,7 @@ def _flush_managers_on(client: MongoClient[Any]) -> None:
     failure: Exception | None = None
     for outboxes in unsent_on(client):
         try:
-            outboxes.owner.flush()
+            outboxes.flush()
         except SessionNotFoundError as error:
             outboxes.drop()  # Told once; another attempt to close need not fail over it.
             failure = failure or error

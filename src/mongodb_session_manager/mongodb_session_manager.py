@@ -13,7 +13,7 @@ from strands.tools.decorator import DecoratedFunctionTool
 from strands.types.content import Message
 from strands.types.session import Session
 
-from ._agents.outbox import Outbox
+from ._agents.outbox import wait_unless_in_loop
 from ._model.archive_policy import ArchivePolicy
 from ._model.guardrails import facts_of_trace
 from ._model.keys import check_feedback, check_id
@@ -21,7 +21,7 @@ from ._model.limits import BLOB_THRESHOLD_BYTES
 from ._model.metrics_summary import MetricsSummary, ModelPrice
 from ._session.agents import ManagedAgents
 from ._session.behind_turns import BehindTurns
-from ._session.flushing import Flushing, wait_unless_in_loop
+from ._session.flushing import Flushing
 from ._session.hooks import FeedbackHook, MetadataHook, call_hook
 from ._session.lease import HeldLease, SessionLease
 from ._session.managed_session import ManagedSession
@@ -152,20 +152,17 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._store = store
         self._executor = store.commands.executor
         self._session = session = ManagedSession(session_id, settings, store, observer)
-        self._outboxes = owner = Outboxes(self, session, store.commands.client, self._list_outboxes)
-        self._agents = agents = ManagedAgents(session, settings, store, owner, observer, self._fix_broken_tool_use)
-        self._orchestrators = Orchestrators(session, store, owner, settings.blob_threshold_bytes)
-        behind = BehindTurns(session, settings, store)
-        self._flushing = Flushing(agents, owner, behind, self._executor, self._close)
-        self._events = StrandsEvents(
-            agents, self._orchestrators, behind, self._executor, self.initialize, self.redact_latest_message
-        )
+        self._outboxes = outboxes = Outboxes(self, session, store.commands.client)
+        self._agents = ManagedAgents(session, settings, store, outboxes, observer)
+        self._orchestrators = Orchestrators(session, store, outboxes, settings.blob_threshold_bytes)
+        outboxes.sources += (self._agents.works, self._orchestrators.works)
+        self._behind = BehindTurns(session, settings, store)
 
     # --- Strands' methods -------------------------------------------------------------------------------------------
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
         """Follow an agent, graph or swarm. Callbacks that store are coroutines, so no event loop waits for MongoDB."""
-        self._events.register(registry)
+        self._events().register(registry)
 
     def initialize(self, agent: Any, **kwargs: Any) -> None:
         """Restore the agent from the session, or begin to keep it there. Called when an ``Agent`` is built.
@@ -175,8 +172,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             SessionNotFoundError: The session that this manager opened was deleted.
             InvalidIdentifierError: The agent's id cannot be used.
         """
-        self._agents.initialize(agent, lambda work: wait_unless_in_loop(work.send()))
-        self._events.watch_guardrail(agent)
+        self._agents.initialize(agent, self._fix_broken_tool_use)
+        self._events().watch_guardrail(agent)
 
     def append_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
         """Store a message. Strands stores its messages by itself; this is for messages of your own.
@@ -443,7 +440,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             check_on_conflict(on_conflict)
             for follower in self._agents.followers():
                 follower.work.set_rebase(on_conflict == "rebase")
-        self._flushing.flush()
+        self._flushing().flush()
 
     def reload(self, agent: Any) -> None:
         """Make the agent equal to what is stored, and forget what of it is not.
@@ -454,7 +451,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         Raises:
             AgentNotFoundError: The agent was not built with this session manager, or is stored no more.
         """
-        self._agents.reload(agent)
+        self._agents.reload(agent, self._fix_broken_tool_use)
 
     def lease(self, seconds: float, wait: float = 0) -> SessionLease:
         """Return a lease for ``with`` or ``async with``: inside it no other process can write to this session.
@@ -469,14 +466,15 @@ class MongoDBSessionManager(RepositorySessionManager):
             The lease; entering it raises ``SessionBusyError`` if another process held it for all of ``wait``.
         """
         if self._session.held_lease is None:
+            flushing = self._flushing()
             self._session.held_lease = HeldLease(
                 self._store,
                 self.session_id,
                 opened=self._session.open_ref,
                 session=self._session.ref,
                 taken=self._session.prefetch_again,
-                flush=self._flushing.flush_beside,
-                settle=self._flushing.settle_beside,
+                flush=flushing.flush_beside,
+                settle=flushing.settle_beside,
             )
         return SessionLease(self._session.held_lease, seconds, wait)
 
@@ -509,7 +507,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         """Store what is unsaved and close."""
         if not self._closed:
             try:
-                self._flushing.flush_beside(error)
+                self._flushing().flush_beside(error)
             finally:
                 self._close()
 
@@ -526,7 +524,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         """Store what is unsaved and close."""
         if not self._closed:
             try:
-                await self._flushing.settle_beside(error)
+                await self._flushing().settle_beside(error)
             finally:
                 await self._executor.run(self._close)
 
@@ -541,9 +539,13 @@ class MongoDBSessionManager(RepositorySessionManager):
         if self.session_repository._owns_client:
             self._executor.close()
 
-    def _list_outboxes(self) -> list[Outbox]:
-        agents: list[Outbox] = [follower.work for follower in self._agents.followers()]
-        return agents + list(self._orchestrators.outboxes())
+    # Made when they are asked for: they know the manager, and it is not to be kept alive by what it holds itself.
+
+    def _events(self) -> StrandsEvents:
+        return StrandsEvents(self._agents, self._orchestrators, self._behind, self._executor, self)
+
+    def _flushing(self) -> Flushing:
+        return Flushing(self._agents, self._outboxes, self._behind, self._executor, self._close)
 
     def __repr__(self) -> str:
         """Name the session; never the connection string."""

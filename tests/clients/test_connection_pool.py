@@ -229,6 +229,7 @@ def test_no_option_of_mongoclient_is_dropped(
     assert read(client) == expected
 
 
+@pytest.mark.slow
 def test_user_name_and_password_are_used_for_authentication(server: Any) -> None:
     MongoDBConnectionPool.initialize(server.uri, username="nobody", password="wrong", serverSelectionTimeoutMS=5000)
 
@@ -243,6 +244,7 @@ def test_an_unknown_option_is_an_error_and_leaves_the_pool_uninitialised(nobody:
         MongoDBConnectionPool.get_client()
 
 
+@pytest.mark.slow
 def test_listeners_of_the_caller_hear_commands_beside_ours(server: Any) -> None:
     recorder = CommandRecorder()
     listeners = [recorder]
@@ -345,6 +347,7 @@ def test_threads_that_initialise_at_once_share_one_client(server: Any) -> None:
 # --- figures
 
 
+@pytest.mark.slow
 def test_connections_in_use_are_counted_while_they_are_in_use(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
@@ -402,6 +405,7 @@ def test_a_wait_in_vain_is_counted_as_a_failure_with_its_time(
     assert stats["check_out_wait_max_ms"] >= 50  # type: ignore[operator]
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_many_threads_leave_figures_that_add_up(server: Any) -> None:
     client = MongoDBConnectionPool.initialize(server.uri, maxPoolSize=4, minPoolSize=0, waitQueueTimeoutMS=60_000)
@@ -450,6 +454,7 @@ def test_a_connection_that_breaks_in_use_is_no_longer_counted_as_open(server: An
     assert of(watched, "in_use", "open", "created") == {"in_use": 0, "open": 1, "created": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_closing_while_a_connection_is_in_use_ends_at_zero(
     server: Any, client: MongoClient[Any], database_name: str
@@ -543,6 +548,7 @@ def test_the_version_is_asked_for_once_however_often_a_dashboard_looks(server: A
     assert MongoDBConnectionPool.get_pool_stats()["check_outs"] == before
 
 
+@pytest.mark.slow
 def test_asking_for_the_version_never_joins_the_queue_for_connections(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
@@ -630,6 +636,7 @@ def test_a_password_that_was_not_encoded_is_not_quoted_in_the_error(uri: str) ->
 # --- fork
 
 
+@pytest.mark.slow
 def test_a_forked_child_gets_a_client_of_its_own_even_if_the_fork_hits_a_busy_moment(server: Any) -> None:
     script = textwrap.dedent(
         """
@@ -681,6 +688,7 @@ def test_a_forked_child_gets_a_client_of_its_own_even_if_the_fork_hits_a_busy_mo
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_lock_that_was_held_at_the_fork_does_not_stop_the_child(server: Any) -> None:
     script = textwrap.dedent(
         """

@@ -27,6 +27,8 @@ from mongodb_session_manager.local import LocalMongoDB, LocalMongoDBError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 PREFIX = "mongodb-session-manager-"
 BAD_VALUE = 2
 

@@ -121,6 +121,7 @@ def test_options_of_the_client_reach_it_and_the_defaults_are_those_of_the_pool()
 # --- managers
 
 
+@pytest.mark.slow
 def test_managers_share_the_client_and_making_one_sends_nothing(server: Any, database_name: str) -> None:
     recorder = CommandRecorder()
     with MongoDBSessionManagerFactory(
@@ -132,6 +133,7 @@ def test_managers_share_the_client_and_making_one_sends_nothing(server: Any, dat
         assert first.session_repository.client is second.session_repository.client is factory.client
 
 
+@pytest.mark.slow
 def test_database_and_collection_are_the_factorys_unless_a_call_says_otherwise(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
@@ -170,6 +172,7 @@ def test_a_misspelt_parameter_of_a_manager_is_not_taken_for_an_option() -> None:
         factory.create_session_manager("s", durabilty="turn")
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_many_threads_store_their_sessions_through_one_factory(
     server: Any, client: MongoClient[Any], database_name: str
@@ -202,6 +205,7 @@ def test_many_threads_store_their_sessions_through_one_factory(
 # --- open
 
 
+@pytest.mark.slow
 def test_after_open_building_the_agent_sends_nothing(server: Any, database_name: str) -> None:
     recorder = CommandRecorder()
     with MongoDBSessionManagerFactory(server.uri, database_name, "sessions", event_listeners=[recorder]) as factory:
@@ -344,6 +348,7 @@ def message_count(client: MongoClient[Any], database_name: str) -> int:
     return int(document["agents"]["a"]["message_count"])
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_closing_stores_what_a_manager_has_not_stored_yet(
     server: Any, client: MongoClient[Any], database_name: str
@@ -357,6 +362,7 @@ def test_closing_stores_what_a_manager_has_not_stored_yet(
     assert message_count(client, database_name) == 4
 
 
+@pytest.mark.slow
 def test_closing_leaves_what_waits_on_another_factorys_client(
     server: Any, client: MongoClient[Any], database_name: str
 ) -> None:
@@ -371,6 +377,7 @@ def test_closing_leaves_what_waits_on_another_factorys_client(
     assert message_count(client, database_name) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_if_closing_cannot_store_it_the_factory_stays_open_and_nothing_is_lost(
     server: Any, client: MongoClient[Any], database_name: str
@@ -392,6 +399,7 @@ def test_if_closing_cannot_store_it_the_factory_stays_open_and_nothing_is_lost(
 # --- figures
 
 
+@pytest.mark.slow
 def test_connection_stats_are_those_of_the_factorys_own_client(server: Any, database_name: str) -> None:
     with (
         MongoDBSessionManagerFactory(server.uri, database_name) as busy,
@@ -499,6 +507,7 @@ def test_no_error_or_picture_of_a_factory_shows_a_credential() -> None:
     assert "ada" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_factory_made_before_a_fork_stores_sessions_in_the_children(
     server: Any, client: MongoClient[Any], database_name: str

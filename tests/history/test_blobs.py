@@ -29,7 +29,8 @@ from mongodb_session_manager import BlobMissingError, MongoDBSessionError, Unsto
 from mongodb_session_manager._model.encoding import CODEC_OPTIONS, MARKER, blob_files, decode, encode, to_bson
 from mongodb_session_manager._model.limits import BLOB_CHUNK_BYTES
 from mongodb_session_manager._model.pending_blobs import PendingBlobs
-from mongodb_session_manager._store.blobs import BlobOwner, BlobStore
+from mongodb_session_manager._model.related_shapes import BlobOwner
+from mongodb_session_manager._store.blobs import BlobStore
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -277,6 +278,7 @@ def largest_binary(value: Any) -> int:
     return len(value) if isinstance(value, bytes) else -1
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(value=any_value, threshold=st.integers(0, 20), text_threshold=st.integers(0, 12))
 def test_whatever_is_taken_out_of_a_value_is_put_back(value: Any, threshold: int, text_threshold: int) -> None:
@@ -293,6 +295,7 @@ def test_whatever_is_taken_out_of_a_value_is_put_back(value: Any, threshold: int
 # --- uploading and reading ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_block_of_20_mb_comes_back_and_every_gridfs_tool_can_read_it(store: BlobStore, database: Any) -> None:
     data = random.Random(1).randbytes(20 * MEGABYTE)
     value = upload(store, data, threshold=128 * 1024)
@@ -305,6 +308,7 @@ def test_a_block_of_20_mb_comes_back_and_every_gridfs_tool_can_read_it(store: Bl
         assert stream.metadata == OWNER
 
 
+@pytest.mark.slow
 def test_many_blocks_of_64_mb_in_all_come_back(store: BlobStore) -> None:
     lengths = [
         1,
@@ -358,6 +362,7 @@ def test_twelve_blobs_are_read_with_one_command(watched: BlobStore, recorder: Co
     assert commands.names == ["find"]
 
 
+@pytest.mark.slow
 def test_two_hundred_small_blobs_are_read_with_one_command(watched: BlobStore, recorder: CommandRecorder) -> None:
     value = upload(watched, *(b"%d" % n for n in range(200)))
     with recorder.recording() as commands:
@@ -365,6 +370,7 @@ def test_two_hundred_small_blobs_are_read_with_one_command(watched: BlobStore, r
     assert commands.names == ["find"]
 
 
+@pytest.mark.slow
 def test_beyond_16_mb_only_more_of_the_same_answer_is_read(watched: BlobStore, recorder: CommandRecorder) -> None:
     value = upload(watched, b"x" * 40 * MEGABYTE)
     with recorder.recording() as commands:
@@ -416,6 +422,7 @@ def proxied(proxy: WireProxy, database_name: str) -> Iterator[BlobStore]:
         yield BlobStore(client[database_name], "sessions")
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.parametrize("moment", ["before it is run", "before its answer arrives"])
 @pytest.mark.parametrize(("command", "number", "times"), [("insert", 1, 1), ("insert", 2, 1), ("update", 1, 2)])
@@ -430,6 +437,7 @@ def test_a_connection_lost_half_way_costs_nothing_but_time(
     assert left(files) == left(chunks) == set(blob_files(value))
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_connection_that_is_always_lost_is_an_error(proxied: BlobStore, proxy: WireProxy, files: Any) -> None:
     encoded, pending = taken_out(b"x" * 9 * MEGABYTE, 10, 10)
@@ -443,6 +451,7 @@ def test_a_connection_that_is_always_lost_is_an_error(proxied: BlobStore, proxy:
     assert fetched(proxied, stored(encoded)) == b"x" * 9 * MEGABYTE
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_after_a_failed_upload_the_next_sends_the_rest_under_new_ids(
     client: MongoClient[Any], watched: BlobStore, proxied: BlobStore, proxy: WireProxy, files: Any, chunks: Any
@@ -495,16 +504,19 @@ def interrupted(proxy: WireProxy, database_name: str, files: Any, chunks: Any) -
     return file_id
 
 
+@pytest.mark.slow
 def test_half_an_upload_is_never_read_as_a_whole(store: BlobStore, interrupted: ObjectId) -> None:
     with pytest.raises(BlobMissingError):
         store.fetch({interrupted: 20 * MEGABYTE})
 
 
+@pytest.mark.slow
 def test_half_an_upload_goes_with_its_session(store: BlobStore, interrupted: ObjectId, files: Any, chunks: Any) -> None:
     store.delete_session("s1", LIFE)
     assert left(files) == left(chunks) == set()
 
 
+@pytest.mark.slow
 def test_half_an_upload_is_swept(store: BlobStore, interrupted: ObjectId, files: Any, chunks: Any) -> None:
     assert swept_blobs(store, nothing_named) == 0
     age(files, [interrupted], hours=25)
@@ -574,6 +586,7 @@ def test_deleting_a_session_deletes_the_files_of_that_life_only(store: BlobStore
     assert left(files) == left(chunks) == set(blob_files(neighbour))
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_deletion_that_was_interrupted_can_be_repeated(
@@ -670,6 +683,7 @@ def test_a_sweep_leaves_alone_what_this_library_has_not_stored(store: BlobStore,
     assert left(files) == {foreign}
 
 
+@pytest.mark.slow
 def test_a_sweep_of_many_files_asks_each_owner_for_a_thousand_at_a_time(
     store: BlobStore, files: Any, chunks: Any
 ) -> None:
@@ -709,6 +723,7 @@ def test_a_sweep_that_was_ended_half_way_is_finished_by_the_next(store: BlobStor
     assert left(files) == left(chunks) == set(blob_files(kept))
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_sweep_whose_connection_was_lost_is_finished_by_the_next(

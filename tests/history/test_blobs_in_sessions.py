@@ -304,6 +304,7 @@ def big_state(seed: int) -> dict[str, Any]:
     return {"image": data(seed, 128 * 1024), "text": f"{seed}é" * MEGABYTE, "small": b"small", "n": seed}
 
 
+@pytest.mark.slow
 def test_the_repository_keeps_large_state_of_agents_beside_the_session(app: Application) -> None:
     repository = app.repository
     app.manager().update_metadata({"begun": True})
@@ -355,6 +356,7 @@ def test_the_repository_keeps_large_state_of_graphs_beside_the_session(app: Appl
     assert_only_named_files_are_left(app.database)
 
 
+@pytest.mark.slow
 def test_creating_an_agent_that_is_there_is_a_conflict_however_large_its_state_is(app: Application) -> None:
     app.manager().update_metadata({"begun": True})
     agent = SessionAgent("a", {"image": data(1, 16 * MEGABYTE)}, {})
@@ -442,6 +444,7 @@ def test_a_session_of_an_older_version_takes_images(app: Application, durability
 # --- sizes ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_a_message_of_20_mb_in_one_block_comes_back_byte_for_byte(app: Application, durability: str) -> None:
     prompt: Any = [{"text": "Look."}, image(20, 20 * MEGABYTE)]
@@ -453,6 +456,7 @@ def test_a_message_of_20_mb_in_one_block_comes_back_byte_for_byte(app: Applicati
     assert len(left(app.database)[0]) == 1
 
 
+@pytest.mark.slow
 def test_a_message_of_64_mb_in_many_blocks_comes_back_byte_for_byte(app: Application) -> None:
     sizes = [*itertools.repeat(3 * MEGABYTE + 1, 20), 128 * 1024 - 1, 128 * 1024, 4 * MEGABYTE]
     assert sum(sizes) >= 64 * MEGABYTE
@@ -486,6 +490,7 @@ def reader(app: Application, durability: str, characters: int) -> Agent:
     return Agent(model=model, agent_id="assistant", tools=[long_text], session_manager=manager, callback_handler=None)
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_a_tool_result_of_10_mb_of_text_comes_back(app: Application, durability: str) -> None:
     agent = reader(app, durability, 10 * MEGABYTE)
@@ -497,6 +502,7 @@ def test_a_tool_result_of_10_mb_of_text_comes_back(app: Application, durability:
     assert_only_named_files_are_left(app.database)
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_a_text_of_16_mb_is_refused_by_field_size_and_limit_and_the_conversation_goes_on(
     app: Application, durability: str
@@ -838,6 +844,7 @@ class Heart(monitoring.CommandListener):
 COMMANDS = ("find", "update", "insert", "delete")
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_a_turn_of_20_mb_its_redaction_and_its_restore_run_in_threads_and_the_loop_goes_on(
     server: Any, client: MongoClient[Any], database: Database[Any], durability: Any
@@ -943,6 +950,7 @@ def test_what_looks_like_a_marker_in_metadata_and_feedback_comes_back_as_it_was(
     assert said(app.restored("victim").messages) == ["private*", "Re: private"]
 
 
+@pytest.mark.slow
 def test_archived_feedback_that_looks_like_a_marker_comes_back_as_it_was(app: Application) -> None:
     talker(app.manager("victim"))(shown("private", 1))
     ((file_id, length),) = named_files(app.database).items()

@@ -267,6 +267,7 @@ def test_a_cache_of_metadata_shows_nothing_of_a_session_past_its_time(
 # --- a session that is past its time --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_session_past_its_time_counts_as_absent(
     client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
@@ -364,6 +365,7 @@ def test_an_expired_session_is_created_anew_by_a_repository_and_deleted_like_an_
     assert database[SESSIONS].find_one() is None
 
 
+@pytest.mark.slow
 def test_of_two_that_resume_an_expired_session_at_once_both_get_the_same_new_one(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -387,6 +389,7 @@ def test_of_two_that_resume_an_expired_session_at_once_both_get_the_same_new_one
             return
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_mongodb_removes_a_session_and_all_its_parts(
     client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
@@ -450,6 +453,7 @@ def test_a_new_session_in_the_place_of_an_expired_one_is_there_once_though_its_a
     assert parts(database) == []
 
 
+@pytest.mark.slow
 def test_an_expired_session_that_mongodb_removes_while_it_is_created_anew_is_created(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -470,6 +474,7 @@ def test_an_expired_session_that_mongodb_removes_while_it_is_created_anew_is_cre
                 return
 
 
+@pytest.mark.slow
 def test_nobody_brings_a_session_back_that_ends_while_its_expiry_is_taken_away(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -596,6 +601,7 @@ def test_parts_expire_about_one_ttl_after_their_session(
     assert_parts_outlive(database)
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 def test_parts_move_on_when_less_than_one_ttl_is_left_and_only_then(
@@ -681,6 +687,7 @@ def test_a_session_loses_its_ttl_at_its_next_activity_and_keeps_its_parts(
         assert said(windowed(manager).messages)[-1] == "Re: hello"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ttl", "other_ttl"), [(10, 10), (10, None), (None, 10), (10, 1), (1, 100), (100, 10), (None, None)]
 )
@@ -723,6 +730,7 @@ def test_whatever_another_process_does_between_two_commands_no_live_session_lose
             return
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leaves_nothing(
     server: Any, client: MongoClient[Any], database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -750,6 +758,7 @@ def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leave
     assert killed.count("update") >= 2 * (3 + 2 + 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ttl", [None, 100])
 def test_a_blob_that_is_stored_while_older_ones_get_their_expiry_is_kept_as_long_as_its_session(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager], ttl: float | None
@@ -778,6 +787,7 @@ def test_a_blob_that_is_stored_while_older_ones_get_their_expiry_is_kept_as_long
             return
 
 
+@pytest.mark.slow
 def test_a_segment_that_mongodb_removes_before_it_is_adopted_is_made_again(
     server: Any, database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:
@@ -807,6 +817,7 @@ def test_a_segment_that_mongodb_removes_before_it_is_adopted_is_made_again(
             return
 
 
+@pytest.mark.slow
 def test_after_any_sequence_of_processes_with_any_ttl_no_live_session_loses_a_part(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:

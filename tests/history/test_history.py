@@ -145,6 +145,7 @@ def test_below_the_thresholds_nothing_is_archived_however_much_has_left_the_wind
     assert not service.recorder.commands.on(HISTORY)
 
 
+@pytest.mark.slow
 def test_with_the_default_thresholds_200_messages_are_many_enough_and_100_of_them_leave(service: Service) -> None:
     service.converse(*prompts(99), durability="turn")
     assert stored(service.database).archived == []
@@ -166,6 +167,7 @@ def test_where_bytes_force_it_a_segment_has_as_many_messages_as_half_of_archive_
     assert texts(found.messages) == service.listed()
 
 
+@pytest.mark.slow
 def test_a_document_that_many_agents_fill_is_archived_from_though_none_of_them_holds_much(service: Service) -> None:
     with service.manager(archive_after_bytes=8000, archive_block=2) as manager:
         agents = [talker(manager, 2, agent_id=f"agent-{number}") for number in range(12)]
@@ -305,6 +307,7 @@ def test_the_least_threshold_is_one_and_works(service: Service, name: str) -> No
 # --- reading
 
 
+@pytest.mark.slow
 def test_every_page_is_what_it_is_of_the_whole_list(service: Service) -> None:
     service.converse(*prompts(11), **SMALL)
     assert len(stored(service.database).segments) >= 3
@@ -318,6 +321,7 @@ def test_every_page_is_what_it_is_of_the_whole_list(service: Service) -> None:
             assert page == whole[offset:][:limit], (offset, limit)
 
 
+@pytest.mark.slow
 def test_pages_of_any_conversation_however_it_is_cut_and_numbered(service: Service) -> None:
     repository = service.repository()
     layouts = st.tuples(
@@ -377,6 +381,7 @@ def begin_with_gaps(service: Service) -> MongoDBSessionRepository:
     return repository
 
 
+@pytest.mark.slow
 def test_messages_whose_ids_have_gaps_are_found_by_id_archived_or_not(service: Service) -> None:
     repository = begin_with_gaps(service)
 
@@ -385,6 +390,7 @@ def test_messages_whose_ids_have_gaps_are_found_by_id_archived_or_not(service: S
         assert texts([found] if found else []) == ([f"text {number}"] if number in GAPPED else [])
 
 
+@pytest.mark.slow
 def test_every_message_can_be_updated_archived_or_not_and_ids_in_gaps_are_not_found(service: Service) -> None:
     repository = begin_with_gaps(service)
     before = stored(service.database).messages
@@ -415,6 +421,7 @@ def test_a_message_far_below_its_id_is_found_in_a_few_reads(service: Service) ->
         assert len(commands) <= 15
 
 
+@pytest.mark.slow
 def test_a_page_in_the_middle_of_a_long_conversation_reads_only_the_segments_that_hold_it(service: Service) -> None:
     lay_out(service.database, list(range(4_010)), [2] * 2_000)
     lay_out(service.database, list(range(410)), [2] * 200, session_id="another")
@@ -469,6 +476,7 @@ def test_the_number_of_messages_is_that_of_all_archived_or_not(service: Service)
 # --- what archiving leaves as it was
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_an_agent_that_is_restored_is_the_live_one(service: Service, durability: Any) -> None:
     with service.manager(durability=durability, **SMALL) as manager:
@@ -569,6 +577,7 @@ def raw_messages(database: Database[Any]) -> list[Any]:
     return found + list(document["agents"]["assistant"]["messages"])
 
 
+@pytest.mark.slow
 def test_a_thousand_messages_cost_hardly_a_command_more_where_they_are_archived(service: Service) -> None:
     def commands(turns: int, session_id: str, **options: Any) -> int:
         with service.recorder.recording() as sent, service.manager(session_id, **options) as manager:
@@ -686,6 +695,7 @@ def test_a_prompt_that_was_tried_again_is_redacted_in_both_places_though_the_fir
 # --- the life of a session
 
 
+@pytest.mark.slow
 def test_a_deleted_session_takes_its_own_segments_along_and_no_others(service: Service) -> None:
     others = ["s0", "S", "s ", "t", "r", "ss", "s.s", "$s"]
     for session_id in ("s", *others):
@@ -726,6 +736,7 @@ def test_a_session_that_begins_again_sees_nothing_of_the_one_before(service: Ser
     assert len(foreign_segments(service.database)) == len(orphans)
 
 
+@pytest.mark.slow
 def test_agents_of_a_session_have_histories_of_their_own(service: Service) -> None:
     agent_ids = ["assistant", "assistant.", "assistant%2E", "a", "$feedbacks", "b c"]
     with service.manager(**SMALL) as manager:
@@ -760,6 +771,7 @@ def test_a_window_that_begins_in_the_history_is_restored_from_there(service: Ser
     assert service.listed() == said(*prompts(8), "and on")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored_form", ["nested", "string", "direct"])
 def test_a_long_conversation_of_an_older_document_is_archived_by_the_next_turn(
     service: Service, stored_form: str
@@ -814,6 +826,7 @@ def document_bytes(database: Database[Any], session_id: str = "s") -> int:
     return int(sizes.next()["n"])
 
 
+@pytest.mark.slow
 def test_live_messages_leave_where_they_would_fill_the_document_and_the_agent_is_restored_whole(
     service: Service,
 ) -> None:
@@ -832,6 +845,7 @@ def test_live_messages_leave_where_they_would_fill_the_document_and_the_agent_is
     assert service.listed(offset=300) == said("and on", "once more")
 
 
+@pytest.mark.slow
 def test_room_is_made_before_the_document_has_6_mb_the_second_time_as_the_first(service: Service) -> None:
     sizes = []
     with service.manager() as manager:
@@ -845,6 +859,7 @@ def test_room_is_made_before_the_document_has_6_mb_the_second_time_as_the_first(
     assert 4 * MEGABYTE < max(sizes) <= 6.5 * MEGABYTE
 
 
+@pytest.mark.slow
 def test_a_repository_alone_keeps_the_document_below_16_mb_as_well(service: Service) -> None:
     with service.manager() as manager:
         talker(manager)
@@ -859,6 +874,7 @@ def test_a_repository_alone_keeps_the_document_below_16_mb_as_well(service: Serv
     assert service.listed() == [large(number) for number in range(200)]
 
 
+@pytest.mark.slow
 def test_three_hundred_agents_with_full_windows_stay_writable(service: Service) -> None:
     window = [by_hand(f"{number} " + "x" * 2_000, ("user", "assistant")[number % 2]) for number in range(40)]
     agent_ids = [f"agent-{number}" for number in range(300)]
@@ -880,6 +896,7 @@ def test_three_hundred_agents_with_full_windows_stay_writable(service: Service) 
     assert manager.get_message_count(agent_ids[77]) == 40
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_a_tool_result_of_10_mb_is_stored_and_restored_and_the_conversation_goes_on(
     service: Service, durability: Any
@@ -919,6 +936,7 @@ def test_a_tool_result_of_10_mb_is_stored_and_restored_and_the_conversation_goes
         assert_same(build(manager).messages, restored.messages)
 
 
+@pytest.mark.slow
 def test_an_answer_is_counted_though_the_prompt_in_its_commit_found_no_room(service: Service) -> None:
     service.converse("hi", window=100)
     # Somebody else's field leaves room for the answer, and not for the prompt.

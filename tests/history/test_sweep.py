@@ -129,6 +129,7 @@ def lose(world: World, session_id: str = "s") -> Any:
 # --- what is orphaned -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_what_a_session_has_left_goes_with_the_first_sweep_after_the_grace_time_and_not_before(world: World) -> None:
     world.begin("gone")
@@ -173,6 +174,7 @@ def test_a_session_that_comes_back_loses_nothing_and_has_the_whole_grace_time_wh
     assert world.sizes() == [len(before[name]) for name in PARTS]
 
 
+@pytest.mark.slow
 def test_chunks_whose_file_comes_back_are_kept_and_have_the_whole_grace_time_when_it_is_lost_again(
     world: World,
 ) -> None:
@@ -195,6 +197,7 @@ def test_chunks_whose_file_comes_back_are_kept_and_have_the_whole_grace_time_whe
     assert world.chunks.count_documents({}) == 0
 
 
+@pytest.mark.slow
 def test_a_restore_in_any_order_of_the_collections_with_sweeps_in_between_loses_nothing(world: World) -> None:
     world.begin("s", 4)
     world.make_older()
@@ -209,6 +212,7 @@ def test_a_restore_in_any_order_of_the_collections_with_sweeps_in_between_loses_
         assert world.content() == before, order
 
 
+@pytest.mark.slow
 def test_a_manager_that_goes_on_in_the_middle_of_a_restore_deletes_no_history(world: World) -> None:
     """Its archiver and its indexer find no session document; that will come."""
     world.begin("s")
@@ -326,6 +330,7 @@ FOREIGN: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 def test_what_others_keep_in_these_collections_is_left_as_it_is_and_keeps_nothing_from_being_swept(
     world: World,
 ) -> None:
@@ -386,6 +391,7 @@ def test_a_session_that_comes_back_between_any_two_commands_of_a_sweep_keeps_no_
     assert world.content() == before
 
 
+@pytest.mark.slow
 def test_sweeps_at_once_remove_what_is_orphaned_and_nothing_else(server: Any, world: World) -> None:
     for number in range(4):
         world.begin(f"gone {number}", 3)
@@ -408,6 +414,7 @@ def test_sweeps_at_once_remove_what_is_orphaned_and_nothing_else(server: Any, wo
     assert_every_named_file_is_whole(world.database)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_cannot_do_one_session_does_all_others_and_names_it(world: World) -> None:
     world.begin("a")
     world.begin("z")
@@ -554,6 +561,7 @@ def spoil(chance: random.Random, document: Any) -> None:
         return
 
 
+@pytest.mark.slow
 @pytest.mark.new_database  # It makes a view.
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_is_spoilt_in_some_sessions_all_others_are_swept_indexed_shown_found_and_listed(

@@ -306,6 +306,7 @@ def test_feedback_costs_one_read_and_one_write_with_a_link_or_without(app: Appli
     assert app.recorder.names == ["find", "update"] * 3
 
 
+@pytest.mark.slow
 def test_many_feedbacks_on_messages_move_into_the_history_in_order_and_once(app: Application) -> None:
     manager = conversation(app)
     for n in range(405):
@@ -317,6 +318,7 @@ def test_many_feedbacks_on_messages_move_into_the_history_in_order_and_once(app:
         manager.add_feedback({"n": 405, "agent_id": "assistant", "message_id": 2})
 
 
+@pytest.mark.slow
 def test_a_full_document_refuses_feedback_on_a_missing_message_before_it_makes_room(app: Application) -> None:
     manager = conversation(app)
     for n in range(200):
@@ -329,6 +331,7 @@ def test_a_full_document_refuses_feedback_on_a_missing_message_before_it_makes_r
     assert len(manager.get_feedbacks()) == 201
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_feedback_of_many_people_at_once_is_stored_once_each(app: Application) -> None:
     conversation(app)

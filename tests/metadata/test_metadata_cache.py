@@ -134,7 +134,7 @@ def test_a_session_that_does_not_exist_is_asked_for_until_somebody_begins_it(pro
 
 def test_an_empty_session_is_known_to_be_empty(process: Any) -> None:
     here = process(cache())
-    here.manager()._ensure_open()
+    assert here.manager().session
     here.recorder.clear()
 
     assert [here.manager().get_metadata() for _ in range(2)] == [{"metadata": {}}] * 2
@@ -160,6 +160,7 @@ def test_sessions_collections_and_databases_do_not_share_entries(process: Any, c
         client.drop_database(f"{name}_2")
 
 
+@pytest.mark.slow
 def test_beyond_its_limit_the_cache_gives_up_what_was_not_used_for_longest(process: Any) -> None:
     here = process(cache(max_entries=2))
     for session_id in "abc":
@@ -437,7 +438,7 @@ def test_a_session_begun_anew_under_the_same_id_does_not_show_the_metadata_of_th
     there.manager().update_metadata({"life": 2})
 
     new = here.manager()
-    new._ensure_open()
+    assert new.session
     assert new.get_metadata() == {"metadata": {"life": 2}}
     assert here.metadata() == {"life": 2}
 
@@ -446,6 +447,7 @@ def test_a_session_begun_anew_under_the_same_id_does_not_show_the_metadata_of_th
     assert here.metadata() == {"life": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_readers_and_writers_in_many_threads_never_see_a_value_older_than_one_that_was_written(process: Any) -> None:
     here = process(cache(max_entries=2))
@@ -537,6 +539,7 @@ def test_a_read_that_comes_too_late_leaves_nothing_in_the_cache_for_the_next_fac
     assert (mine.stats()["entries"], watching_threads()) == (0, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["closed", "forgotten"])
 @pytest.mark.parametrize("ttl_hours", [None, 1])
 def test_what_one_factory_has_read_is_never_another_ones(

@@ -347,6 +347,7 @@ def test_a_failure_of_the_database_is_the_tools_error_and_known_to_hooks(
     assert told(agent)[-1] == ("success", '{"a": 1}')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [{}, {"readable": ["a"]}, {"writable": ["a"]}], ids=str)
 def test_a_model_is_not_told_what_the_database_says(manager: MongoDBSessionManager, allowed: Any) -> None:
     manager.update_metadata({"a": 1})

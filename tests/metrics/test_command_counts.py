@@ -471,6 +471,7 @@ def test_opening_a_session_that_does_not_exist_begins_it_with_one_command_more(s
 # --- bytes
 
 
+@pytest.mark.slow
 def test_the_bytes_read_on_resume_depend_on_the_window_and_not_on_the_length_of_the_conversation(shop: Shop) -> None:
     # 50 turns by the library itself, with the default window of 40 messages; then the same session, 50 times as long.
     shop.stored_conversation("short", turns=50)
@@ -489,6 +490,7 @@ def test_the_bytes_read_on_resume_depend_on_the_window_and_not_on_the_length_of_
     assert read["long"] == pytest.approx(read["short"], rel=0.10)
 
 
+@pytest.mark.slow
 def test_a_long_conversation_that_is_resumed_goes_on_where_it_ended(shop: Shop) -> None:
     # What shows that the long session of the test above is one that the library itself would have written.
     shop.stored_conversation("short", turns=50)

@@ -204,6 +204,7 @@ def test_storing_takes_no_part_in_the_latency(client: MongoClient[dict[str, Any]
     assert sum(stored) <= took + 10
 
 
+@pytest.mark.slow
 def test_percentiles_of_stored_latencies_are_within_the_stated_error(manager: MongoDBSessionManager) -> None:
     reported = [round(50 * 1.07**n) for n in range(60)]
     model = OfflineScriptedModel([ScriptedReply(text="Well.", latency_ms=latency) for latency in reported])

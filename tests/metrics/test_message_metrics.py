@@ -474,6 +474,7 @@ def test_the_results_of_tools_that_are_appended_by_hand_are_counted(meter: Meter
     assert (usage["messages"], usage["turns"]) == (4, 1)
 
 
+@pytest.mark.slow
 def test_direct_calls_of_tools_that_are_not_recorded_are_neither_counted_nor_kept(meter: Meter) -> None:
     def kept() -> int:
         gc.collect()

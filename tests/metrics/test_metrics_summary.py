@@ -145,6 +145,7 @@ def recorded(server: Any, recorder: CommandRecorder, database_name: str) -> Iter
 # --- sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_the_summary_is_the_sum_of_the_messages_after_whatever_has_happened_to_them(
     client: MongoClient[Any], database: Database[Any], repository: MongoDBSessionRepository, seed: int
@@ -268,6 +269,7 @@ def test_a_summary_is_ready_for_json_and_cannot_be_changed(client: MongoClient[A
 # --- one small read
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_the_summary_is_one_read_however_long_the_session_is(
     recorded: MongoClient[Any], recorder: CommandRecorder, database_name: str, durability: Any
@@ -333,6 +335,7 @@ def test_ids_and_prices_that_cannot_be_are_refused_before_anything_is_sent(
     assert commands == []
 
 
+@pytest.mark.slow
 def test_what_other_programs_have_put_into_the_totals_does_not_break_the_summary(
     database: Database[Any], repository: MongoDBSessionRepository
 ) -> None:
@@ -433,6 +436,7 @@ def summary_of(latencies: Sequence[float]) -> MetricsSummary:
     return summarise([("a", usage)], [], {})
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 2_000) | st.integers(1, 10**7) | st.floats(1, 1e9), min_size=1, max_size=60))
 def test_percentiles_keep_the_error_they_state(latencies: list[float]) -> None:
     summary = summary_of(latencies)
@@ -525,6 +529,7 @@ def test_prices_that_are_none_are_refused(name: str) -> None:
 # --- feedback
 
 
+@pytest.mark.slow
 def test_feedback_is_counted_by_rating_also_where_it_is_archived(
     recorded: MongoClient[Any], recorder: CommandRecorder, database: Database[Any]
 ) -> None:

@@ -79,6 +79,7 @@ def test_metadata_that_a_unique_index_refuses_is_an_error_and_changes_nothing(
     assert taken.get_metadata("two") == {"metadata": {}}
 
 
+@pytest.mark.slow
 def test_a_history_that_a_unique_index_refuses_is_not_tried_again_and_again(
     own: MongoClient[Any], database: Database[Any], recorder: CommandRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:

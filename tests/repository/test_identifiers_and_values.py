@@ -395,6 +395,7 @@ def test_a_tracking_id_that_is_the_member_of_an_enum_is_its_value(repository: Mo
     assert texts(repository, "s", "a") == ["gone", "Yes."]
 
 
+@pytest.mark.slow
 def test_a_stored_tracking_id_that_is_no_text_keeps_no_conversation_from_being_resumed(
     repository: MongoDBSessionRepository,
 ) -> None:
@@ -467,6 +468,7 @@ AGENT_IDS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_agent_id_names_its_own_agent(repository: MongoDBSessionRepository) -> None:
     repository.create_session(Session(session_id="s1", session_type="AGENT"))
     for agent_id in AGENT_IDS:
@@ -479,6 +481,7 @@ def test_every_agent_id_names_its_own_agent(repository: MongoDBSessionRepository
         assert texts(repository, "s1", agent_id) == [f"said to {agent_id}"]
 
 
+@pytest.mark.slow
 def test_an_update_of_one_agent_changes_no_agent_with_a_similar_name(
     repository: MongoDBSessionRepository,
 ) -> None:

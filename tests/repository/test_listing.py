@@ -611,6 +611,7 @@ def test_a_redacted_message_leaves_its_words_in_no_title(
         assert "My card" not in str(list(database[name].find()))
 
 
+@pytest.mark.slow
 def test_a_page_stays_small_however_long_the_texts_and_the_conversations_are(
     repository: MongoDBSessionRepository, sessions: Collection[Any], recorder: CommandRecorder
 ) -> None:

@@ -133,6 +133,7 @@ def test_every_message_is_shown_once_embedded_or_archived_with_its_session_agent
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.slow
 def test_tokens_per_model_over_the_view_are_those_that_the_agents_count(
     repository: MongoDBSessionRepository, database: Database[Any]
 ) -> None:
@@ -188,6 +189,7 @@ def test_a_segment_that_is_not_committed_is_not_shown(
     assert shown(all_messages) == expected("s", 6)
 
 
+@pytest.mark.slow
 def test_what_deleted_and_ended_sessions_have_left_is_not_shown(
     repository: MongoDBSessionRepository, database: Database[Any]
 ) -> None:
@@ -203,6 +205,7 @@ def test_what_deleted_and_ended_sessions_have_left_is_not_shown(
     assert shown(view(repository)) == [*expected("again", 5), *expected("alive", 6)]
 
 
+@pytest.mark.slow
 def test_an_agent_without_messages_and_archived_feedback_are_not_shown(repository: MongoDBSessionRepository) -> None:
     converse(repository, "s", 1)
     for n in range(201):

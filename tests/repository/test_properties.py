@@ -20,6 +20,8 @@ from support.equality import assert_same, differences
 
 from mongodb_session_manager import InvalidIdentifierError, MongoDBSessionRepository
 
+pytestmark = pytest.mark.slow
+
 AGENT = "assistant"
 
 generous = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

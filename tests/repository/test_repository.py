@@ -228,6 +228,7 @@ def test_the_defaults_of_the_constructor_and_of_pagination_are_the_documented_on
 # --- construction ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_repository_made_from_a_connection_string_owns_its_client_and_closes_it(
     server: Any, database_name: str
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_repository_made_from_a_connection_string_owns_its_client_and_closes_i
         repository.client.admin.command("ping")
 
 
+@pytest.mark.slow
 def test_a_repository_never_closes_a_borrowed_client(client: MongoClient, database_name: str) -> None:
     repository = MongoDBSessionRepository(client=client, database_name=database_name)
     assert repository._owns_client is False
@@ -249,6 +251,7 @@ def test_a_repository_never_closes_a_borrowed_client(client: MongoClient, databa
     assert client.admin.command("ping")["ok"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("owned", [True, False], ids=["owned", "borrowed"])
 def test_closing_twice_does_no_harm(owned: bool, server: Any, client: MongoClient, database_name: str) -> None:
     source: dict[str, Any] = {"connection_string": server.uri} if owned else {"client": client}
@@ -257,6 +260,7 @@ def test_closing_twice_does_no_harm(owned: bool, server: Any, client: MongoClien
     repository.close()
 
 
+@pytest.mark.slow
 def test_a_connection_string_beside_a_client_is_ignored(client: MongoClient, database_name: str) -> None:
     repository = MongoDBSessionRepository("mongodb://nowhere.invalid:1/", database_name, "sessions", client)
     repository.create_session(Session(session_id="user-123", session_type="chat"))
@@ -264,6 +268,7 @@ def test_a_connection_string_beside_a_client_is_ignored(client: MongoClient, dat
     assert repository._owns_client is False
 
 
+@pytest.mark.slow
 def test_options_for_the_client_reach_the_client(server: Any, database_name: str) -> None:
     repository = MongoDBSessionRepository(
         connection_string=server.uri,
@@ -281,6 +286,7 @@ def test_options_for_the_client_reach_the_client(server: Any, database_name: str
     repository.close()
 
 
+@pytest.mark.slow
 def test_the_client_the_database_and_the_collection_are_public(
     repository: MongoDBSessionRepository, client: MongoClient, database_name: str
 ) -> None:
@@ -810,6 +816,7 @@ def test_of_many_writers_that_want_one_message_id_exactly_one_gets_it(
     assert stored == winners
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_one_repository_serves_many_threads(repository: MongoDBSessionRepository) -> None:
     def converse(number: int) -> list[str]:
@@ -1326,6 +1333,7 @@ def test_a_multi_agent_and_an_agent_of_the_same_name_do_not_meet(
     assert len(conversation.list_messages("user-123", "assistant-1")) == 1
 
 
+@pytest.mark.slow
 def test_the_state_of_a_strands_graph_restores_the_graph(session: MongoDBSessionRepository) -> None:
     def a_graph() -> Any:
         builder = GraphBuilder()
@@ -1553,6 +1561,7 @@ def test_what_was_redacted_in_a_nested_message_is_shown_nowhere(
     assert shown["content"] == [{"text": "[redacted]"}]
 
 
+@pytest.mark.slow
 def test_fields_that_the_library_does_not_know_survive_every_write(
     repository: MongoDBSessionRepository, documents: Collection[dict[str, Any]]
 ) -> None:
@@ -1778,6 +1787,7 @@ def test_a_feedback_whose_answer_was_lost_is_stored_once(
     assert [feedback["comment"] for feedback in unlucky.get_feedbacks("user-123")] == ["the marker"]
 
 
+@pytest.mark.slow
 def test_an_update_whose_answer_was_lost_is_applied(
     unlucky: MongoDBSessionRepository, loses_one_answer: LosesOneAnswer
 ) -> None:

@@ -362,6 +362,7 @@ def test_a_failure_of_mongodb_while_indexing_fails_no_turn_and_the_next_goes_on(
 # --- sessions that were there before
 
 
+@pytest.mark.slow
 @pytest.mark.new_database
 def test_sessions_that_were_there_before_are_indexed_by_request_archived_messages_included(world: World) -> None:
     for session_id in ("one", "two"):
@@ -445,6 +446,7 @@ def test_what_is_redacted_is_found_no_more_and_lies_in_no_collection(world: Worl
     assert SECRET.encode() not in at_rest(world.database)
 
 
+@pytest.mark.slow
 @every_state
 def test_a_redaction_at_any_command_of_an_indexer_leaves_its_text_in_no_collection(world: World, state: str) -> None:
     for number in range(1, 100):
@@ -467,6 +469,7 @@ def test_a_redaction_at_any_command_of_an_indexer_leaves_its_text_in_no_collecti
             return
 
 
+@pytest.mark.slow
 @every_state
 def test_an_indexer_at_any_command_of_a_redaction_leaves_its_text_in_no_collection(world: World, state: str) -> None:
     for number in range(1, 100):
@@ -487,6 +490,7 @@ def test_an_indexer_at_any_command_of_a_redaction_leaves_its_text_in_no_collecti
             return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["embedded", "archived", "indexed, then archived"])
 def test_an_indexer_that_reads_inside_a_redaction_and_writes_long_after_it_brings_nothing_back(
     world: World, state: str
@@ -571,6 +575,7 @@ def _killed(arguments: list[str]) -> list[Killed]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 def test_what_an_indexer_that_was_killed_has_not_done_the_next_process_does(world: World, state: str) -> None:
     for one in killed(world, "index", "nothing", state):
@@ -580,6 +585,7 @@ def test_what_an_indexer_that_was_killed_has_not_done_the_next_process_does(worl
         assert world.database[SEARCH].count_documents({"session_id": one.session_id}) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 def test_what_is_redacted_right_before_an_indexer_is_killed_lies_in_no_collection(world: World, state: str) -> None:
     found = killed(world, "index", "redact", state)
@@ -592,6 +598,7 @@ def test_what_is_redacted_right_before_an_indexer_is_killed_lies_in_no_collectio
         assert world.indexed(one.session_id) == REDACTED, one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["indexed", "indexed, then archived"])
 def test_what_a_redaction_that_was_killed_has_left_in_the_search_the_next_indexer_removes(
     world: World, state: str
@@ -620,6 +627,7 @@ def test_what_is_deleted_is_found_no_more_and_a_new_life_of_the_session_finds_on
     assert world.indexed() == said("prompt of a new life")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 @pytest.mark.parametrize("begins_again", [False, True], ids=["deleted", "begun again"])
 def test_a_deletion_at_any_command_of_an_indexer_leaves_nothing(world: World, state: str, begins_again: bool) -> None:
@@ -652,6 +660,7 @@ def feed(incarnation: Any) -> Any:
     return deed
 
 
+@pytest.mark.slow
 def test_what_an_indexer_leaves_that_is_killed_after_a_deletion_is_not_found_and_a_sweep_removes_it(
     world: World,
 ) -> None:
@@ -682,6 +691,7 @@ def test_messages_of_sessions_that_are_gone_take_no_place_among_those_that_are_f
 # --- several indexers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 def test_indexers_at_any_command_of_each_other_leave_every_message_once(world: World, state: str) -> None:
     for number in range(1, 100):
@@ -701,6 +711,7 @@ def test_indexers_at_any_command_of_each_other_leave_every_message_once(world: W
             return
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_many_processes_that_write_archive_redact_and_feed_at_once_leave_the_search_right(world: World) -> None:
     converse(world.client, world.database.name, "s")

@@ -115,6 +115,7 @@ def test_two_processes_that_take_turns_on_one_agent_keep_every_message_of_both(
     assert texts(talker(process()).messages) == expected
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_turns_at_the_same_moment_are_all_kept_in_the_order_of_each_writer(
     process: Process, database: Database[Any], durability: str
@@ -139,6 +140,7 @@ def test_turns_at_the_same_moment_are_all_kept_in_the_order_of_each_writer(
         assert mine == [text for n in range(8) for text in (f"{writer} {n}", f"Re: {writer} {n}")]
 
 
+@pytest.mark.slow
 def test_a_turn_that_is_stored_as_one_is_not_cut_by_the_messages_of_others(
     process: Process, database: Database[Any]
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_turn_that_is_stored_as_one_is_not_cut_by_the_messages_of_others(
             assert {message["turn_id"] for message in stored[begin : begin + 4]} == {stored[begin]["turn_id"]}
 
 
+@pytest.mark.slow
 def test_four_processes_that_append_to_one_agent_lose_and_double_nothing(
     server: Any, process: Process, database: Database[Any]
 ) -> None:

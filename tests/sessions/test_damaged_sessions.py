@@ -139,6 +139,7 @@ def archived(client: MongoClient[Any], database: Database[Any]) -> MongoDBSessio
     return MongoDBSessionRepository(client=client, database_name=database.name, collection_name=SESSIONS)
 
 
+@pytest.mark.slow
 def test_messages_that_are_missing_from_the_history_are_named_and_no_deletion_is_blamed(
     archived: MongoDBSessionRepository, client: MongoClient[Any], database: Database[Any]
 ) -> None:
@@ -154,6 +155,7 @@ def test_messages_that_are_missing_from_the_history_are_named_and_no_deletion_is
     assert [block["text"] for block in talker(manager_of(client, database.name)).messages[-1]["content"]] == ["Re: 7"]
 
 
+@pytest.mark.slow
 def test_an_agent_whose_live_messages_are_missing_from_the_history_is_not_resumed_without_them(
     archived: MongoDBSessionRepository, client: MongoClient[Any], database: Database[Any]
 ) -> None:
@@ -165,6 +167,7 @@ def test_an_agent_whose_live_messages_are_missing_from_the_history_is_not_resume
     assert (raised.value.agent_id, raised.value.first) == ("assistant", 2)
 
 
+@pytest.mark.slow
 def test_feedbacks_that_are_missing_from_the_history_are_not_left_out_of_lists_and_counts(
     archived: MongoDBSessionRepository, database: Database[Any]
 ) -> None:
@@ -177,6 +180,7 @@ def test_feedbacks_that_are_missing_from_the_history_are_not_left_out_of_lists_a
         assert (raised.value.agent_id, raised.value.missing) == (None, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", ["list_messages", "get_feedbacks", "get_metrics_summary"])
 def test_a_session_that_is_deleted_while_it_is_read_is_gone_and_not_incomplete(
     archived: MongoDBSessionRepository, server: Any, database_name: str, read: str

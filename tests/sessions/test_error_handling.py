@@ -120,6 +120,7 @@ def test_every_error_of_the_library_is_public_and_one_class_catches_them_all() -
 # --- an application that handles them
 
 
+@pytest.mark.slow
 def test_without_a_server_the_first_use_says_so_and_the_manager_can_be_closed(database_name: str) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # Bound and not listening: whoever connects is refused.

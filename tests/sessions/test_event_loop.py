@@ -222,6 +222,7 @@ def test_a_whole_request_from_open_to_close_never_holds_up_the_loop(service: Ser
     assert document["agents"]["a"]["agent_data"]["state"] == {"asked": True}
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.new_database
 def test_the_first_request_of_a_process_and_of_a_session_does_not_hold_up_the_loop_either(service: Service) -> None:
@@ -246,6 +247,7 @@ def test_a_guardrails_redaction_in_a_stream_does_not_hold_up_the_loop(service: S
     assert service.stored() == [("user", "[removed]"), ("assistant", "No.")]
 
 
+@pytest.mark.slow
 def test_four_agents_of_one_manager_one_of_them_redacted_hold_up_neither_the_loop_nor_each_other(
     service: Service,
 ) -> None:
@@ -368,6 +370,7 @@ def test_the_streaming_example_of_the_documentation_never_holds_up_the_loop(serv
     assert [role for role, _ in service.stored()] == ["user", "assistant"]
 
 
+@pytest.mark.slow
 def test_a_lease_is_taken_waited_for_and_given_back_without_holding_up_the_loop(service: Service) -> None:
     first, second = service.manager(), service.manager()
     first.update_metadata({"k": 1})
@@ -415,6 +418,7 @@ def test_a_message_that_was_on_its_way_when_its_request_was_cancelled_is_stored_
     service.run_slowly(request())
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_more_turns_at_once_than_there_are_threads_all_end_and_are_all_stored(service: Service) -> None:
     async def request(n: int) -> None:
@@ -455,6 +459,7 @@ MANY_REQUESTS_FAIL = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_many_requests_that_fail_while_the_database_fails_do_not_wait_for_each_other_for_ever(
     service: Service,
@@ -481,6 +486,7 @@ def test_many_requests_that_fail_while_the_database_fails_do_not_wait_for_each_o
 # --- contexts
 
 
+@pytest.mark.slow
 def test_each_command_runs_in_a_copy_of_its_requests_context(service: Service) -> None:
     for name in ("alice", "bob"):
         service.agent(service.manager(name), "Hello.")("Hello?")
@@ -508,6 +514,7 @@ def test_each_command_runs_in_a_copy_of_its_requests_context(service: Service) -
     assert by_session == {"alice": {"alice"}, "bob": {"bob"}}
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_deadline_of_pymongo_around_a_turn_reaches_the_commands_and_what_missed_it_is_stored_later(
     service: Service,
@@ -544,7 +551,7 @@ def test_every_hook_that_stores_is_a_coroutine_function_since_strands_runs_other
     add_callback = HookRegistry.add_callback
 
     def recording(registry: HookRegistry, event_type: Any, callback: Any, **options: Any) -> None:
-        if callback.__module__ == MongoDBSessionManager.__module__:
+        if callback.__module__.startswith("mongodb_session_manager."):
             added.setdefault(event_type, []).append(callback)
         add_callback(registry, event_type, callback, **options)
 

@@ -489,6 +489,7 @@ def anything() -> st.SearchStrategy[Any]:
     return inner | near
 
 
+@pytest.mark.slow
 @given(trace=anything())
 def test_of_a_trace_of_any_form_only_known_fields_are_kept(trace: Any) -> None:
     stream = facts_in_stream({"event": {"metadata": {"trace": {"guardrail": trace}}}})
@@ -509,6 +510,7 @@ def test_a_turn_whose_trace_has_another_form_is_stored_without_it(office: Office
     office.nothing_at_rest("secret", *MATCHES)
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_a_trace_is_bounded() -> None:
     topics = [{"name": f"{number}" * 1000, "type": "DENY", "action": "BLOCKED"} for number in range(5000)]
     trace = {"inputAssessment": {str(n): {"topicPolicy": {"topics": topics}} for n in range(10)}}
@@ -543,6 +545,7 @@ def test_a_stream_says_why_it_stopped_and_nothing_else(event: Any, facts: Any) -
 # --- readers that are slow, or go away
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_reading_before_the_trace_does_not_keep_the_text_in_the_store(office: Office) -> None:
     with office.manager() as manager:
         agent = guarded(manager, BLOCKED)
@@ -646,6 +649,7 @@ ACTS: dict[str, tuple[Callable[[MongoDBSessionManager], None], str, int, list[tu
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS.keys())
 def test_a_lost_answer_doubles_no_event(act: Any, office: Office, proxies: Callable[[], WireProxy]) -> None:
     do, durability, writes, expected = act
@@ -769,6 +773,7 @@ def test_the_event_of_a_message_moves_into_the_history_with_it(office: Office) -
     assert [message["guardrail_event"]["id"] for message in archived[:2]] == [event["id"] for event in office.events()]
 
 
+@pytest.mark.slow
 def test_a_session_lists_the_newest_events_counts_them_all_and_stays_writable(office: Office) -> None:
     turns = MAX_GUARDRAIL_EVENTS // 2 + 5
     with office.manager() as manager:
@@ -787,6 +792,7 @@ def test_a_session_lists_the_newest_events_counts_them_all_and_stays_writable(of
     assert all("guardrail_event" in message for message in office.messages())
 
 
+@pytest.mark.slow
 @reads_traces
 def test_the_view_of_all_messages_counts_policies_across_sessions(office: Office) -> None:
     for session_id in ("a", "b"):
@@ -809,6 +815,7 @@ def test_the_view_of_all_messages_counts_policies_across_sessions(office: Office
     assert {one["_id"]: one["messages"] for one in found} == {policy["policy"]: 2 for policy in POLICIES}
 
 
+@pytest.mark.slow
 def test_a_message_that_the_repository_redacts_is_redacted_as_before(office: Office) -> None:
     with office.manager() as manager:
         talker(manager)(PROMPT)

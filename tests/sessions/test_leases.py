@@ -170,6 +170,7 @@ def test_in_async_code_a_second_process_is_told_at_once_and_a_waiting_one_gets_i
     asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_processes_that_contend_for_a_session_are_never_inside_together(
     process: Process, database: Database[Any]
@@ -317,6 +318,7 @@ def test_an_agent_that_was_opened_before_the_lease_is_built_inside_without_a_com
     assert stored(database) == ["before", "Re: before", "hi", "Re: hi"]
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_lease_whose_answer_was_lost_is_held(
     process: Process, client: MongoClient[Any], database: Database[Any]
@@ -509,6 +511,7 @@ def test_a_holder_whose_lease_ran_out_does_not_end_the_lease_of_the_next(
             pytest.fail("two processes hold the lease")
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_the_lease_of_a_process_that_was_killed_keeps_nobody_out_for_longer_than_it_said(
     server: Any, process: Process, database: Database[Any]
@@ -541,6 +544,7 @@ def test_the_lease_of_a_process_that_was_killed_keeps_nobody_out_for_longer_than
     assert stored(database) == ["hi", "Re: hi"]
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_renewing_keeps_the_others_out_for_longer(
     process: Process, client: MongoClient[Any], database: Database[Any]

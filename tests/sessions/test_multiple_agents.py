@@ -133,6 +133,7 @@ def test_agents_and_their_messages_are_counted_without_reading_them(app: Applica
 HOSTILE = ["a.b", "$x", "%", "a", "a%2Eb", "b", "$", ".", "a$b", "__proto__", "messages", "ünï¢ode 🐟", " "]
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_agents_with_hostile_ids_keep_whole_conversations_apart(app: Application, durability: Any) -> None:
     manager = app.manager(durability=durability)

@@ -136,6 +136,7 @@ ENDS = """
 """
 
 
+@pytest.mark.slow
 def test_a_message_that_a_validator_refuses_at_the_end_of_the_process_is_told_without_its_text(
     server: Any, database: Database[Any], database_name: str
 ) -> None:

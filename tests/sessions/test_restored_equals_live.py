@@ -68,6 +68,7 @@ def test_strands_own_store_restores_the_same_or_its_limit_is_recorded(flow: Flow
     assert bool(lost) == bool(recorded), "\n".join(map(str, lost)) or f"no longer lost: {recorded}"
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_process_that_was_started_anew_restores_every_flow(
     server: Any, clients: Iterator[MongoClient[Any]], database_name: str, durability: Any

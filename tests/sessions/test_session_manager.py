@@ -216,6 +216,7 @@ def test_options_beside_a_borrowed_client_are_named_rather_than_silently_dropped
         MongoDBSessionManager("s", client=client, tls=True, maxPoolSize=5)
 
 
+@pytest.mark.slow
 def test_a_client_wins_over_a_connection_string_as_documented(app: Application) -> None:
     with MongoDBSessionManager("s", NOWHERE, app.database_name, COLLECTION, app.client) as manager:
         assert manager.session_repository.client is app.client
@@ -227,6 +228,7 @@ def test_a_misspelt_option_of_the_client_is_an_error() -> None:
         MongoDBSessionManager("s", NOWHERE, maxPoolSiez=5)
 
 
+@pytest.mark.slow
 def test_no_repr_error_or_log_line_shows_the_password(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     manager = MongoDBSessionManager(
@@ -842,6 +844,7 @@ def test_direct_tool_calls_are_stored_at_once_though_turns_are_stored_whole(app:
     assert len(app.stored()) >= 3
 
 
+@pytest.mark.slow
 def test_a_turn_that_has_collected_more_than_eight_megabytes_is_stored_before_it_ends(app: Application) -> None:
     seen: list[int] = []
 
@@ -933,6 +936,7 @@ def test_what_is_no_message_is_refused(app: Application) -> None:
     assert app.stored() == []
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_a_question_that_is_too_long_ends_its_turn_by_name_and_size_and_the_next_turn_is_stored(
     app: Application, durability: Any
@@ -1049,6 +1053,7 @@ def test_a_message_stored_in_an_older_form_can_be_redacted(app: Application, for
 # --- where it reads
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.parametrize("preference", ["secondary", "secondaryPreferred", "nearest", "primary"])
 def test_a_client_that_reads_from_secondaries_does_not_resume_an_old_conversation(
@@ -1072,6 +1077,7 @@ def test_a_client_that_reads_from_secondaries_does_not_resume_an_old_conversatio
     assert modes <= {"primary", "primaryPreferred"}
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_primary_preferred_is_honoured_so_that_a_conversation_can_be_read_while_there_is_no_primary(
     server: Any, database_name: str

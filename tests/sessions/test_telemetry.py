@@ -97,6 +97,7 @@ def test_open_commit_and_archive_are_spans_with_the_commands_beneath(
     assert {"find", "insert", "update"} <= beneath(named(spans, "archive")[0])
 
 
+@pytest.mark.slow
 def test_no_span_tells_a_word_or_a_session(factory: MongoDBSessionManagerFactory, spans: InMemorySpanExporter) -> None:
     take_turns(factory, turns=4)
     repository = factory.create_session_manager(SESSION_ID).session_repository
@@ -116,6 +117,7 @@ def test_no_span_tells_a_word_or_a_session(factory: MongoDBSessionManagerFactory
     assert "swordfish" not in everything
 
 
+@pytest.mark.slow
 def test_a_commit_that_fails_is_a_span_with_the_name_of_the_error(
     factory: MongoDBSessionManagerFactory, spans: InMemorySpanExporter, client: Any
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_commit_that_fails_is_a_span_with_the_name_of_the_error(
     assert "Location8000" in {span.status.description for span in under}
 
 
+@pytest.mark.slow
 def test_a_session_that_is_gone_is_named_to_the_caller_and_not_to_the_span(
     factory: MongoDBSessionManagerFactory, spans: InMemorySpanExporter
 ) -> None:
@@ -146,6 +149,7 @@ def test_a_session_that_is_gone_is_named_to_the_caller_and_not_to_the_span(
     assert {span.status.description for span in failed} == {"SessionNotFoundError"}
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_imported_or_recorded_unless_asked_for() -> None:
     script = """
 import sys

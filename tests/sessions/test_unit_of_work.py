@@ -95,6 +95,7 @@ class KeepsADate(SlidingWindowConversationManager):
         return {**super().get_state(), "since": date(2026, 1, 1)}
 
 
+@pytest.mark.slow
 def test_a_manager_whose_window_moved_is_forgotten_when_nobody_holds_it(
     manager: Callable[..., MongoDBSessionManager],
 ) -> None:
@@ -246,6 +247,7 @@ def test_an_agent_whose_first_commit_failed_can_be_built_again(
     assert [m["content"][0]["text"] for m in stored(sessions)] == ["one", "1", "two", "Yes."]
 
 
+@pytest.mark.slow
 def test_a_manager_whose_agent_was_refused_is_forgotten_when_nobody_holds_it(
     manager: Callable[..., MongoDBSessionManager],
 ) -> None:
@@ -314,6 +316,7 @@ def test_a_manager_of_its_own_client_can_be_closed_after_its_session_was_deleted
         opened.get_metadata()
 
 
+@pytest.mark.slow
 def test_an_agent_with_messages_whose_bson_is_far_larger_than_it_seems_is_stored(
     manager: Callable[..., MongoDBSessionManager],
 ) -> None:
@@ -334,6 +337,7 @@ def close_in_thread(opened: MongoDBSessionManager) -> None:
     asyncio.run(asyncio.to_thread(opened.close))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["message", "turn"])
 def test_a_request_that_builds_an_agent_and_asks_it_nothing_keeps_no_manager_in_memory(
     manager: Callable[..., MongoDBSessionManager], durability: str
@@ -348,6 +352,7 @@ def test_a_request_that_builds_an_agent_and_asks_it_nothing_keeps_no_manager_in_
     assert forgotten() is None
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_never_asked_keeps_no_manager_in_memory_whose_other_agents_have_answered(
     manager: Callable[..., MongoDBSessionManager],
 ) -> None:
@@ -424,6 +429,7 @@ BUILDS_AN_AGENT_AND_ENDS = """
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_stores_no_agent_that_was_asked_nothing_and_complains_of_nothing(
     server: Any, database_name: str, sessions: Collection[dict[str, Any]]
 ) -> None:

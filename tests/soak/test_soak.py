@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from mongodb_session_manager.local import LocalMongoDB
 
+pytestmark = pytest.mark.slow
+
 _SESSIONS = ("plain-indexed-0", "plain-bare-0", "kept-indexed-0", "leased-indexed-0", "mortal-indexed-0")
 _REQUESTS = 90
 

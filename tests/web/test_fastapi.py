@@ -151,6 +151,7 @@ def conversation(client: MongoClient[dict[str, Any]], database_name: str, sessio
 # --- the lifespan
 
 
+@pytest.mark.slow
 def test_the_factory_is_found_by_both_ways_of_the_specification(server: LocalMongoDB, database_name: str) -> None:
     app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION))
 
@@ -179,6 +180,7 @@ def test_the_factory_is_found_by_both_ways_of_the_specification(server: LocalMon
         get_global_factory()
 
 
+@pytest.mark.slow
 def test_ones_own_lifespan_runs_inside(server: LocalMongoDB, database_name: str) -> None:
     seen: list[str] = []
 
@@ -216,6 +218,7 @@ def test_a_lifespan_that_fails_leaves_no_factory_open(server: LocalMongoDB, data
     assert made[0].closed
 
 
+@pytest.mark.slow
 def test_an_application_starts_again_after_its_end(service: Service) -> None:
     for _ in range(2):
         with TestClient(service.app) as browser:
@@ -399,6 +402,7 @@ def test_a_turn_outside_of_a_request_says_what_is_missing(server: LocalMongoDB, 
 # --- streams
 
 
+@pytest.mark.slow
 def test_words_arrive_one_by_one_and_the_session_stays_open_until_the_last(
     service: Service, browser: httpx.Client, client: Any, database_name: str
 ) -> None:
@@ -460,6 +464,7 @@ def test_a_client_that_goes_away_before_the_first_word_leaves_its_question(
     assert conversation(client, database_name) == [("user", "Hello")]
 
 
+@pytest.mark.slow
 def test_what_was_streamed_is_stored_also_when_the_database_is_slow(
     service: Service, browser: httpx.Client, client: Any, database_name: str
 ) -> None:
@@ -474,6 +479,7 @@ def test_what_was_streamed_is_stored_also_when_the_database_is_slow(
     assert conversation(client, database_name)[-1] == ("assistant", "".join(WORDS[:3]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_ms", [0, 300])
 def test_what_was_streamed_is_stored_when_the_server_is_told_to_end(
     service: Service, client: Any, database_name: str, block_ms: int
@@ -492,6 +498,7 @@ def test_what_was_streamed_is_stored_when_the_server_is_told_to_end(
         assert conversation(client, database_name) == [("user", "Hello"), ("assistant", "".join(WORDS[:3]))]
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_just_being_stored_when_the_client_goes_away_is_stored_once(
     service: Service, browser: httpx.Client, client: Any, database_name: str
 ) -> None:
@@ -552,6 +559,7 @@ def test_two_requests_at_once_on_one_session_lose_nothing(
     assert sorted(stored) == [("assistant", REPLY), ("assistant", REPLY), ("user", "One"), ("user", "Two")]
 
 
+@pytest.mark.slow
 def test_a_second_request_meets_the_lease_of_the_first(
     service: Service, browser: httpx.Client, client: Any, database_name: str
 ) -> None:
@@ -595,6 +603,7 @@ def held_in_a_lease(
         yield expires_at, finish
 
 
+@pytest.mark.slow
 def test_a_lease_lasts_as_long_as_the_request_and_ends_with_it(
     server: LocalMongoDB, database_name: str, client: Any
 ) -> None:
@@ -607,6 +616,7 @@ def test_a_lease_lasts_as_long_as_the_request_and_ends_with_it(
         assert conversation(client, database_name) == [("user", "One"), ("assistant", REPLY)]
 
 
+@pytest.mark.slow
 def test_a_lease_that_could_not_be_renewed_for_a_while_goes_on(
     server: LocalMongoDB, database_name: str, client: Any
 ) -> None:
@@ -688,6 +698,7 @@ def test_an_id_that_cannot_be_used_is_the_clients_error(service: Service, sessio
         assert browser.post("/plain", params={"prompt": "Hello"}).status_code == 422  # Without the header.
 
 
+@pytest.mark.slow
 def test_a_database_that_is_down_is_told_without_its_name(database_name: str) -> None:
     service = Service("mongodb://alice:hunter2@127.0.0.1:1/", database_name, serverSelectionTimeoutMS=200)
     with served(service.app) as browser:
@@ -703,6 +714,7 @@ def test_a_database_that_is_down_is_told_without_its_name(database_name: str) ->
             assert "hunter2" not in browser.get("/metrics", headers={"Accept": accept}).text
 
 
+@pytest.mark.slow
 def test_a_database_that_goes_away_and_comes_back(server: LocalMongoDB, database_name: str) -> None:
     host, _, port = server.uri.partition("://")[2].partition("/")[0].partition(":")
     with WireProxy(host, int(port)) as proxy:
@@ -722,6 +734,7 @@ def test_a_database_that_goes_away_and_comes_back(server: LocalMongoDB, database
 # --- health and metrics
 
 
+@pytest.mark.slow
 def test_readiness_gives_up_on_a_database_that_hangs_while_liveness_answers(
     server: LocalMongoDB, client: Any, database_name: str
 ) -> None:
@@ -734,6 +747,7 @@ def test_readiness_gives_up_on_a_database_that_hangs_while_liveness_answers(
             assert browser.get("/operations/health").json() == {"status": "ok"}
 
 
+@pytest.mark.slow
 def test_health_answers_while_many_streams_are_under_way(
     service: Service, browser: httpx.Client, client: Any, database_name: str
 ) -> None:
@@ -846,6 +860,7 @@ def test_a_ping_that_may_take_no_time_is_refused() -> None:
         create_router(ping_timeout=0)
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_core_is_imported_and_the_module_names_it() -> None:
     script = """
 import sys

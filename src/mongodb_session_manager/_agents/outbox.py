@@ -13,7 +13,7 @@ from collections import deque
 from concurrent.futures import Future
 from typing import Protocol
 
-from .._client.executor import settle
+from .._client.executor import in_event_loop, settle
 from .._client.forks import each_in_child
 from .._statements.sessions import SessionRef
 from .._store.session_store import SessionStore
@@ -251,6 +251,12 @@ class Outbox:
         sending.is_over(failure)
         self._owner.sent()
         return failure
+
+
+def wait_unless_in_loop(sending: Sending | None) -> None:
+    """Wait until it is stored. On an event loop nobody waits here: the agent's next hook does, or ``flush()``."""
+    if sending is not None and not in_event_loop():
+        sending.wait()
 
 
 _outboxes: weakref.WeakSet[Outbox] = each_in_child(lambda outbox: outbox._after_fork())

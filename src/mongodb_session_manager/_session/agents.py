@@ -10,7 +10,7 @@ from strands.types.content import Message
 from .._agents.conversation import Conversation
 from .._agents.follower import AgentFollower
 from .._agents.metrics_override import MetricsOverride
-from .._agents.outbox import OutboxOwner
+from .._agents.outbox import OutboxOwner, wait_unless_in_loop
 from .._agents.unit_of_work import AgentWork
 from .._model.documents import Document, StoredAgent
 from .._model.keys import check_id, encode_key, exact_text
@@ -33,7 +33,6 @@ class ManagedAgents:
         store: Where the session is kept.
         owner: Who is told what their outboxes do.
         observer: Who is told what answers have used, if anybody.
-        repair: Strands' repair of tool uses without results.
 
     Attributes:
         override: What the application has said of the next answer, of whichever agent.
@@ -50,7 +49,6 @@ class ManagedAgents:
         store: SessionStore,
         owner: OutboxOwner,
         observer: Observer | None,
-        repair: Repair,
     ) -> None:
         self.override = MetricsOverride()
         self._session = session
@@ -58,12 +56,15 @@ class ManagedAgents:
         self._store = store
         self._owner = owner
         self._observer = observer
-        self._repair = repair
         self._followers: dict[str, AgentFollower] = {}
 
     def followers(self) -> list[AgentFollower]:
         """Return who follows each of them, as they are now: another may join meanwhile."""
         return list(self._followers.values())
+
+    def works(self) -> list[AgentWork]:
+        """Return the unit of work of each of them."""
+        return [follower.work for follower in self.followers()]
 
     def follower(self, agent: Any) -> AgentFollower:
         """Return who follows an agent.
@@ -77,12 +78,12 @@ class ManagedAgents:
             raise AgentNotFoundError(f"agent_id={shown(agent_id)} was not built with this session manager")
         return follower
 
-    def initialize(self, agent: Any, send_now: Callable[[AgentWork], None]) -> None:
+    def initialize(self, agent: Any, repair: Repair) -> None:
         """Restore an agent, or begin to keep it, and follow it.
 
         Args:
             agent: The agent.
-            send_now: Sends the messages that a new agent was built with.
+            repair: Strands' repair of tool uses without results.
 
         Raises:
             MongoDBSessionError: Another agent has the same id.
@@ -103,10 +104,10 @@ class ManagedAgents:
             elif stored.agent_data is None:
                 follower.create(agent)
             else:
-                self._restore(follower, agent, stored)
+                self._restore(follower, agent, stored, repair)
             self._followers[agent_id] = follower
             if agent.messages and stored.agent_data is None:
-                send_now(follower.work)
+                wait_unless_in_loop(follower.work.send())
         except BaseException:
             # There will be no such agent: another one may be built under its id, and nothing of this one waits.
             self._followers.pop(agent_id, None)
@@ -115,7 +116,7 @@ class ManagedAgents:
         if self.kept is not None:
             self.kept.append(agent)
 
-    def reload(self, agent: Any) -> None:
+    def reload(self, agent: Any, repair: Repair) -> None:
         """Make an agent equal to what is stored, and forget what of it is not.
 
         Raises:
@@ -137,7 +138,7 @@ class ManagedAgents:
             )
         work.drop()
         fresh = self._new_follower(agent_id, key)
-        self._restore(fresh, agent, stored)
+        self._restore(fresh, agent, stored, repair)
         self._followers[agent_id] = fresh
 
     def stage(self) -> MongoDBSessionError | None:
@@ -156,9 +157,9 @@ class ManagedAgents:
         work = AgentWork(conversation, settings.blob_threshold_bytes, settings.rebase, self._store, self._owner)
         return AgentFollower(work, by_turn=settings.by_turn, override=self.override, observer=self._observer)
 
-    def _restore(self, follower: AgentFollower, agent: Any, stored: StoredAgent) -> None:
+    def _restore(self, follower: AgentFollower, agent: Any, stored: StoredAgent, repair: Repair) -> None:
         def read_from(offset: int) -> list[Document]:
             key = follower.work.conversation.key
             return self._store.reads.list_messages(self._session.session_id, key, offset, None)
 
-        follower.restore(agent, stored, read_from, self._repair)
+        follower.restore(agent, stored, read_from, repair)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -40,9 +40,8 @@ class BehindTurns:
         self._archive_if_due(work)
         self._index_if_due(work)
 
-    def wait_for(self, works: Iterable[AgentWork]) -> Iterator[Future[None]]:
+    def wait_for(self, works: list[AgentWork]) -> Iterator[Future[None]]:
         """Begin what is due for those agents, and yield all that is under way, twice: for then more may be due."""
-        works = list(works)
         for _ in range(2):
             for work in works:
                 if not work.unsent:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .._agents.outbox import Sending
-from .._client.executor import Executor, in_event_loop, settle
+from .._client.executor import Executor, settle
 from ..errors import SessionNotFoundError
 from .agents import ManagedAgents
 from .behind_turns import BehindTurns
@@ -41,7 +41,7 @@ class Flushing:
             except Exception as error:
                 # The others are waited for as well; one error stands for all, each keeps its own unit of work.
                 failure = failure or error
-        for under_way in self.behind.wait_for(follower.work for follower in self.agents.followers()):
+        for under_way in self.behind.wait_for(self.agents.works()):
             under_way.result()
         if failure is not None:
             raise failure
@@ -54,7 +54,7 @@ class Flushing:
                 await sending.settle()
             except Exception as error:
                 failure = failure or error
-        for under_way in self.behind.wait_for(follower.work for follower in self.agents.followers()):
+        for under_way in self.behind.wait_for(self.agents.works()):
             await settle(under_way)
         if failure is not None:
             raise failure
@@ -93,9 +93,3 @@ class Flushing:
             return False
         self.outboxes.drop()
         return True
-
-
-def wait_unless_in_loop(sending: Sending | None) -> None:
-    """Wait until it is stored. On an event loop nobody waits here: the agent's next hook does, or ``flush()``."""
-    if sending is not None and not in_event_loop():
-        sending.wait()

@@ -65,8 +65,8 @@ class Orchestrators:
     blob_threshold: int
     _works: dict[str, OrchestratorWork] = field(default_factory=dict, init=False)
 
-    def outboxes(self) -> list[OrchestratorWork]:
-        """Return the outbox of each."""
+    def works(self) -> list[OrchestratorWork]:
+        """Return the unit of work of each, as they are now."""
         return list(self._works.values())
 
     def read(self, source: Any) -> MultiAgentAsRead:

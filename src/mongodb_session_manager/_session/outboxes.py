@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import pymongo
@@ -33,23 +34,28 @@ class Outboxes:
     """The outboxes of one manager.
 
     Args:
-        owner: The manager.
+        owner: The manager. It is not kept alive by this alone.
         session: Its session.
         client: The client that it sends with.
-        listed: Returns them, as they are now.
+
+    Attributes:
+        sources: Each returns some of the outboxes, as they are now.
     """
 
-    def __init__(
-        self, owner: Owner, session: ManagedSession, client: MongoClient[Any], listed: Callable[[], list[Outbox]]
-    ) -> None:
-        self.owner = owner
+    def __init__(self, owner: Owner, session: ManagedSession, client: MongoClient[Any]) -> None:
         self.client = client
         self.ref = session.ref
-        self._listed = listed
+        self.sources: list[Callable[[], Iterable[Outbox]]] = []
+        self._owner = weakref.ref(owner)
 
     def __iter__(self) -> Iterator[Outbox]:
         """Go through them, as they are now."""
-        return iter(self._listed())
+        return itertools.chain.from_iterable([source() for source in self.sources])
+
+    def flush(self) -> None:
+        """Let the manager store everything that is not stored yet."""
+        if (owner := self._owner()) is not None:
+            owner.flush()
 
     @property
     def unsent(self) -> bool:
@@ -63,25 +69,26 @@ class Outboxes:
 
     def filled(self) -> None:
         """Keep the manager alive, and known to the end of the process, while it holds something unsent."""
-        _unsent.add(self)
+        if (owner := self._owner()) is not None:
+            _unsent[self] = owner
 
     def sent(self) -> None:
         """Let go of the manager if nothing is left to send, or if somebody knows that the rest cannot be stored."""
         # In this order: another thread may fill an outbox in between.
-        _unsent.discard(self)
+        _unsent.pop(self, None)
         left = [outbox for outbox in self if outbox.unsent]
         if any(not outbox.failure_is_known for outbox in left):
-            _unsent.add(self)
+            self.filled()
         elif left:
             _failed.add(self)
 
     def closed(self) -> None:
         """Let go of the manager."""
-        _unsent.discard(self)
+        _unsent.pop(self, None)
 
 
-# Those that hold something unsent. Strong references: a forgotten manager still stores its turn at exit.
-_unsent: set[Outboxes] = set()
+# Those that hold something unsent, with the manager: a forgotten one still stores its turn at exit.
+_unsent: dict[Outboxes, Owner] = {}
 # Those that hold what could not be stored, and have said so. Whoever was told may have tried again by other means, so
 # it is stored only if he asks this manager to; and an outage does not fill the memory.
 _failed: weakref.WeakSet[Outboxes] = weakref.WeakSet()
@@ -95,14 +102,12 @@ def unsent_on(client: MongoClient[Any]) -> list[Outboxes]:
 def _store_at_exit() -> None:
     """Store what is unsent when the interpreter ends; say so where that fails. One deadline for all of it."""
     with pymongo.timeout(AT_EXIT_SECONDS):
-        for outboxes in list(_unsent):
+        for owner in list(_unsent.values()):
             try:
-                outboxes.owner.flush()
+                owner.flush()
             except Exception as error:
                 logger.error(
-                    "session_id=<%s>, error=<%s> | lost: not stored at exit",
-                    outboxes.owner.session_id,
-                    described(error),
+                    "session_id=<%s>, error=<%s> | lost: not stored at exit", owner.session_id, described(error)
                 )
 
 

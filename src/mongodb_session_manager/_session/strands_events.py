@@ -21,7 +21,7 @@ from strands.hooks import (
 )
 from strands.hooks.events import AfterMultiAgentInvocationEvent, AfterNodeCallEvent, MultiAgentInitializedEvent
 from strands.hooks.registry import HookOrder
-from strands.types.content import Message
+from strands.session.session_manager import SessionManager
 
 from .._agents.follower import AgentFollower
 from .._agents.interventions import watch_stream
@@ -49,8 +49,7 @@ class StrandsEvents:
         orchestrators: The graphs and swarms.
         behind: What runs behind a turn.
         executor: Threads of the client.
-        initialize: Called when an agent is built.
-        redact: Called with a message and an agent, to replace the agent's latest message.
+        manager: Asked to restore an agent that is built, and to redact in an agent's conversation.
     """
 
     def __init__(
@@ -59,15 +58,13 @@ class StrandsEvents:
         orchestrators: Orchestrators,
         behind: BehindTurns,
         executor: Executor,
-        initialize: Callable[[Any], None],
-        redact: Callable[[Message, Any], None],
+        manager: SessionManager,
     ) -> None:
         self._follower = agents.follower
         self._orchestrators = orchestrators
         self._behind = behind
         self._executor = executor
-        self._initialize = initialize
-        self._redact = redact
+        self._manager = manager
 
     def register(self, registry: HookRegistry) -> None:
         """Follow an agent, graph or swarm."""
@@ -83,7 +80,7 @@ class StrandsEvents:
             registry.add_callback(event_type, getattr(self, callback), order=order)
 
     def _agent_initialized(self, event: AgentInitializedEvent) -> None:
-        self._initialize(event.agent)
+        self._manager.initialize(event.agent)
         if not isinstance(event.agent, Agent):
             self._register(event.agent.hooks, _BIDI_CALLBACKS)
 
@@ -154,7 +151,7 @@ class StrandsEvents:
             content: Any = {"role": "user", "content": [{"text": text}]}
             # Named, as Strands does: another may have been appended by hand behind it.
             content["tracking_id"] = agent.messages[-1].get("tracking_id")
-            self._redact(content, agent)
+            self._manager.redact_latest_message(content, agent)
 
         guardrail.watch_call(_guardrail_of(context.model))
         # Handed on as it is: it must be this generator that is closed when nobody listens any more.

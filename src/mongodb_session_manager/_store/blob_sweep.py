@@ -28,8 +28,9 @@ from bson import ObjectId
 from pymongo import ASCENDING, IndexModel
 
 from .._model.limits import IDS_PER_COMMAND
+from .._model.related_shapes import BlobOwner
 from .._statements.sweeping import says_whose
-from .blobs import OWNER_INDEX, BlobOwner, BlobStore, batches
+from .blobs import OWNER_INDEX, BlobStore, batches
 from .upkeep import Failures, Filter, Orphans
 
 Named = Callable[[str, ObjectId, str, Mapping[ObjectId, int | None]], AbstractSet[ObjectId]]

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import pymongo
 from bson import Int64, ObjectId
@@ -41,6 +41,7 @@ from .._model.limits import (
     MAX_RECONNECTS,
 )
 from .._model.pending_blobs import Blob, PendingBlobs
+from .._model.related_shapes import BlobOwner
 from ..errors import BlobMissingError
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .sending import until_known
@@ -49,23 +50,6 @@ OWNER_INDEX = [("metadata.session", ASCENDING), ("metadata.incarnation", ASCENDI
 """The keys of the index by which the files of a session are found."""
 
 _T = TypeVar("_T")
-
-
-class BlobOwner(TypedDict):
-    """Whose a blob is, as its file's ``metadata`` says.
-
-    Attributes:
-        session: The session's id.
-        incarnation: The incarnation of the session.
-        agent: The agent's key.
-        message: The ``message_id`` it was meant for (a commit behind other writers' messages moves it), or None for a
-            blob in the agent's state.
-    """
-
-    session: str
-    incarnation: ObjectId
-    agent: str
-    message: int | None
 
 
 class BlobStore:

@@ -12,10 +12,10 @@ from bson.raw_bson import RawBSONDocument
 
 from .._model.expiry import FOREVER, expiry_of_new_related, related_kept_until, related_needed_until
 from .._model.pending_blobs import PendingBlobs
+from .._model.related_shapes import BlobOwner
 from .._statements import related_expiry, sessions
 from .._statements.sessions import SessionRef
 from .blob_sweep import BlobSweep
-from .blobs import BlobOwner
 from .history import History
 from .search_index import SearchIndex
 from .sending import attempts
