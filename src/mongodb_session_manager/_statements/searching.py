@@ -8,6 +8,7 @@ from bson import ObjectId
 
 from .._model.documents import Document
 from .._model.limits import INT32_MAX
+from .._model.shapes import IndexingProgress
 from .expressions import (
     EACH_AGENT,
     archived_count_of,
@@ -21,28 +22,16 @@ from .related_expiry import RELATED_EXPIRY, RelatedExpiry, as_promised
 from .sessions import Update
 
 
-class Indexed(TypedDict):
-    """How much of a conversation is in the search.
-
-    Attributes:
-        count: How many messages from the first one on; of all later ones it is not known.
-        rewrites: How many of the agent's ``rewrites`` are known to be in the search.
-    """
-
-    count: int
-    rewrites: int
-
-
 class _Marked(RelatedExpiry, total=False):
     """Fields that may be absent.
 
     Attributes:
         application_name: The application of the session; absent where none was given.
-        indexed: The mark of an indexer, see ``Indexed``; absent where none was there yet.
+        indexed: The mark of an indexer, see ``IndexingProgress``; absent where none was there yet.
     """
 
     application_name: str
-    indexed: Indexed
+    indexed: IndexingProgress
 
 
 class IndexingStanding(_Marked):

@@ -10,6 +10,7 @@ from bson.raw_bson import RawBSONDocument
 
 from .._model.documents import Document
 from .._model.limits import INT64_MAX
+from .._model.related_shapes import SegmentId
 from .expressions import (
     REMOVED,
     array_at,
@@ -26,7 +27,7 @@ from .sessions import Update
 # --- which segments -------------------------------------------------------------------------------------------------
 
 
-def segment_id(session_id: str, incarnation: ObjectId, key: str, first: int) -> Document:
+def segment_id(session_id: str, incarnation: ObjectId, key: str, first: int) -> SegmentId:
     """Return the ``_id`` of the segment whose first message has this offset. The order of the fields counts."""
     return {"session": session_id, "incarnation": incarnation, "agent": key, "first": first}
 
@@ -55,7 +56,7 @@ class SegmentBounds(TypedDict, total=False):
         last_id: The highest one, likewise.
     """
 
-    _id: Document
+    _id: SegmentId
     first_id: int
     last_id: int
 
@@ -76,7 +77,7 @@ class SegmentPage(TypedDict):
         messages: Those asked for, oldest first, decoded.
     """
 
-    _id: Document
+    _id: SegmentId
     count: int
     messages: list[Document]
 

@@ -18,6 +18,7 @@ from .._model.documents import Document
 from .._model.encoding import MARKER, decode
 from .._model.foreign import count, name_of
 from .._model.limits import TITLE_CHARACTERS, TITLE_READ_BYTES, TITLE_READ_CHARACTERS
+from .._model.related_shapes import SegmentId
 from .expressions import EACH_AGENT, array_at, for_each_agent, is_object, object_at, switch
 from .segments import segment_id
 
@@ -193,7 +194,7 @@ SEGMENT_PROJECTION: Document = {"text": _first_user_text(array_at("$messages"))}
 # --- headers --------------------------------------------------------------------------------------------------------
 
 
-def first_segment(session: ListedSession) -> Document | None:
+def first_segment(session: ListedSession) -> SegmentId | None:
     """Return the ``_id`` of the segment that may hold the words for a session's title; None if none is needed."""
     key, incarnation = session["words"].get("archived"), session.get("incarnation")
     return segment_id(session["_id"], incarnation, key, 0) if key and isinstance(incarnation, ObjectId) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypedDict
 
 from .._model.documents import Document
+from .._model.related_shapes import SegmentId
 from .expressions import agent_with_key, is_whole
 
 
@@ -50,11 +51,11 @@ class StaleSegment(TypedDict):
     """A segment that was never committed, and that can never be.
 
     Attributes:
-        _id: The segment's ``_id``: ``{session, incarnation, agent, first}``.
+        _id: The segment's ``_id``.
         edits: The agent's ``edits`` when its messages were read.
     """
 
-    _id: Document
+    _id: SegmentId
     edits: int
 
 

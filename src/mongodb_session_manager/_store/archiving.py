@@ -31,6 +31,7 @@ from .._model.limits import (
     ROOM_SEGMENT_BYTES,
     ROOM_SEGMENT_MESSAGES,
 )
+from .._model.related_shapes import SegmentId
 from .._statements import feedback, segments
 from .._statements.segments import Block, SessionSizes
 from .history import History
@@ -104,7 +105,7 @@ class Archiver:
         Returns:
             How many messages were archived, and what stays embedded; None if the agent is gone.
         """
-        mine: list[Document] = []
+        mine: list[SegmentId] = []
         for _ in range(MAX_BEHIND_ATTEMPTS):
             which = {"_id": session_id, "incarnation": incarnation}
             document = self.commands.find_raw(which, segments.block_projection(key, policy.block))
@@ -153,7 +154,7 @@ class Archiver:
         first: int,
         edits: int,
         messages: Sequence[RawBSONDocument],
-        mine: list[Document],
+        mine: list[SegmentId],
     ) -> int:
         """Make a segment of these messages and commit it, or commit the one that another archiver has made.
 

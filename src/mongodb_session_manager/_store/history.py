@@ -24,6 +24,7 @@ from pymongo.read_preferences import Primary
 
 from .._model.documents import Document
 from .._model.foreign import name_of
+from .._model.related_shapes import SegmentId
 from .._statements import related_expiry, rewrites, searching, segments, session_headers, sweeping, totals
 from .._statements.feedback import FEEDBACKS
 from .._statements.rewrites import Rewrite
@@ -165,7 +166,7 @@ class History(RelatedCollection):
             until_known(partial(self.collection.update_one, which, {"$set": {"indexed": True}}))
         raise _incomplete(session_id, incarnation, key, offset, offset + 1, 0)
 
-    def first_user_texts(self, segment_ids: Sequence[Document]) -> dict[str, Any]:
+    def first_user_texts(self, segment_ids: Sequence[SegmentId]) -> dict[str, Any]:
         """Return the first user text of each of these segments, by session id, cut, as it is stored: one command.
 
         Args:
@@ -188,7 +189,7 @@ class History(RelatedCollection):
             return False  # Or it is this one, and only the answer to the first attempt was lost.
         return True
 
-    def standing(self, segment_id: Document, expires_at: datetime | None) -> SegmentStanding | None:
+    def standing(self, segment_id: SegmentId, expires_at: datetime | None) -> SegmentStanding | None:
         """Let a segment expire no sooner than this, and return how it stands; None if there is none."""
         if expires_at is not None:
             until_known(lambda: self.collection.update_one({"_id": segment_id}, related_expiry.keep_until(expires_at)))
@@ -202,15 +203,15 @@ class History(RelatedCollection):
             ensure_indexes(self.collection, [EXPIRY_INDEX])
         return there_were
 
-    def delete(self, segment_ids: Sequence[Document]) -> None:
+    def delete(self, segment_ids: Sequence[SegmentId]) -> None:
         """Delete segments that the caller has inserted and that nobody has committed."""
         until_known(lambda: self.collection.delete_many({"_id": {"$in": list(segment_ids)}}))
 
-    def delete_stale(self, segment_id: Document, edits: int) -> None:
+    def delete_stale(self, segment_id: SegmentId, edits: int) -> None:
         """Delete a segment whose messages were read at this many ``edits`` and that can never be committed any more."""
         self.collection.delete_one({"_id": segment_id, "edits": edits})
 
-    def _covering(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Document | None:
+    def _covering(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> SegmentId | None:
         """Return the ``_id`` of the segment whose lowest id is not above this one and whose highest not below; or None.
 
         The offset of a message is never above its id. Where ids have no gaps both are the same, and the first look
@@ -246,14 +247,14 @@ class History(RelatedCollection):
             yield from found
 
     def sweep(
-        self, sessions: str, holds: Holds, grace_seconds: float, failures: Failures, *, but: Sequence[Document] = ()
+        self, sessions: str, holds: Holds, grace_seconds: float, failures: Failures, *, but: Sequence[SegmentId] = ()
     ) -> int:
         """Sweep as well segments that archivers have left when they died, and that nobody can commit any more.
 
         A message in them was edited since it was read.
         """
         orphans = Orphans(self.collection, grace_seconds)
-        stale: list[Document] = [*but]
+        stale: list[SegmentId] = [*but]
         deleted = 0
         with self._majority().aggregate(sweeping.stale_segments(sessions), allowDiskUse=True) as found:
             for segment in cast("Iterator[StaleSegment]", found):

@@ -21,8 +21,9 @@ from .._model.expiry import NOT_EXPIRED
 from .._model.foreign import name_of
 from .._model.keys import is_key
 from .._model.limits import INDEXED_PER_BATCH, MAX_BEHIND_ATTEMPTS, SESSIONS_PER_BATCH
+from .._model.shapes import IndexingProgress
 from .._statements import searching
-from .._statements.searching import AgentToIndex, Indexed, SessionToIndex, UnindexedMessages
+from .._statements.searching import AgentToIndex, SessionToIndex, UnindexedMessages
 from ..errors import HistoryIncompleteError, MongoDBSessionError, SessionNotFoundError
 from .history import History
 from .search_index import SearchIndex, is_count, message_id_of
@@ -222,7 +223,7 @@ class Indexer:
         return incarnation
 
 
-def _well_formed(standing: UnindexedMessages) -> Indexed | None:
+def _well_formed(standing: UnindexedMessages) -> IndexingProgress | None:
     """Return what an agent's record says of the search, or None if it says nothing that was written here."""
     indexed = standing.get("indexed")
     if not isinstance(indexed, dict) or not (is_count(indexed.get("count")) and is_count(indexed.get("rewrites"))):

@@ -15,6 +15,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary
 
 from .._model.documents import Document
+from .._model.related_shapes import SegmentId
 from .._statements import related_expiry, segments, sweeping
 from .._statements.sweeping import IncarnationToSweep
 from .sending import until_known
@@ -60,7 +61,7 @@ class RelatedCollection:
         return bool(result.modified_count)
 
     def sweep(
-        self, sessions: str, holds: Holds, grace_seconds: float, failures: Failures, *, but: Sequence[Document] = ()
+        self, sessions: str, holds: Holds, grace_seconds: float, failures: Failures, *, but: Sequence[SegmentId] = ()
     ) -> int:
         """Sweep the documents of incarnations that are over; return how many were deleted.
 
@@ -81,7 +82,7 @@ class RelatedCollection:
         return deleted
 
     def _sweep_incarnation(
-        self, orphans: Orphans, holds: Holds, found: IncarnationToSweep, but: Sequence[Document]
+        self, orphans: Orphans, holds: Holds, found: IncarnationToSweep, but: Sequence[SegmentId]
     ) -> int:
         session_id, incarnation = found["_id"]["session"], found["_id"]["incarnation"]
         ids = {**segments.segments_of(session_id, incarnation), "$nin": list(but)}
