@@ -1,5 +1,6 @@
 """Strands Agents sessions in MongoDB."""
 
+from ._client.pool_statistics import PoolConfiguration, PoolStatistics, PoolStats, ServerPoolStats
 from ._model.documents import MongoDBSessionAgent
 from ._model.metrics_summary import (
     AgentMetrics,
@@ -11,8 +12,11 @@ from ._model.metrics_summary import (
     TokenCounts,
     ToolMetrics,
 )
+from ._session.hooks import FeedbackHook, MetadataHook
 from ._session.lease import SessionLease
-from ._session.metadata_cache import SessionMetadataCache
+from ._session.metadata_cache import MetadataCacheStats, SessionMetadataCache
+from ._session.options import Durability, OnConflict
+from ._statements.listing_cursor import SortBy
 from ._statements.session_headers import SessionHeader
 from ._statements.session_listing import SessionPage
 from ._store.search_index import MessageHit
@@ -32,6 +36,7 @@ from .errors import (
 )
 from .mongodb_connection_pool import MongoDBConnectionPool
 from .mongodb_session_factory import (
+    FactoryStats,
     MongoDBSessionManagerFactory,
     close_global_factory,
     get_global_factory,
@@ -45,12 +50,17 @@ __all__ = [
     "AgentNotFoundError",
     "BlobMissingError",
     "DamagedSessionError",
+    "Durability",
+    "FactoryStats",
     "FeedbackCounts",
+    "FeedbackHook",
     "HistoryIncompleteError",
     "InvalidIdentifierError",
     "LatencyMetrics",
     "MessageHit",
     "MessageNotFoundError",
+    "MetadataCacheStats",
+    "MetadataHook",
     "MetricsSummary",
     "ModelMetrics",
     "ModelPrice",
@@ -60,6 +70,11 @@ __all__ = [
     "MongoDBSessionManager",
     "MongoDBSessionManagerFactory",
     "MongoDBSessionRepository",
+    "OnConflict",
+    "PoolConfiguration",
+    "PoolStatistics",
+    "PoolStats",
+    "ServerPoolStats",
     "SessionBusyError",
     "SessionConflictError",
     "SessionExistsError",
@@ -68,6 +83,7 @@ __all__ = [
     "SessionMetadataCache",
     "SessionNotFoundError",
     "SessionPage",
+    "SortBy",
     "TokenCounts",
     "ToolMetrics",
     "UnstorableValueError",

@@ -99,23 +99,39 @@ class SessionNotFoundError(MongoDBSessionError, ValueError):
 
 
 class AgentNotFoundError(MongoDBSessionError, ValueError):
-    """The session has no such agent, or the manager has not been given that agent yet."""
+    """The session has no such agent, or the manager has not been given that agent yet.
+
+    ``manager.list_agents()`` tells which there are. An agent is given to a manager when it is built with
+    ``session_manager=manager``.
+    """
 
 
 class MessageNotFoundError(MongoDBSessionError, ValueError):
-    """The agent has no message with this ``message_id``."""
+    """The agent has no message with this ``message_id``.
+
+    ``repository.list_messages(session_id, agent_id)`` tells which there are.
+    """
 
 
 class InvalidIdentifierError(MongoDBSessionError, ValueError):
-    """An id or a metadata key that cannot be used. Nothing was sent to the database."""
+    """An id or a metadata key that cannot be used. Nothing was sent to the database.
+
+    The text says which rule it breaks. Choose another one, or encode it.
+    """
 
 
 class UnstorableValueError(MongoDBSessionError, ValueError):
-    """A value that MongoDB cannot hold, named by its path. Nothing was written and no ``message_id`` was taken."""
+    """A value that MongoDB cannot hold, named by its path. Nothing was written and no ``message_id`` was taken.
+
+    Take it out, or turn it into what can be stored: None, bool, int, float, str, bytes, list, tuple or dict.
+    """
 
 
 class SessionExistsError(MongoDBSessionError, DuplicateKeyError):
-    """``create_session`` was given the id of a session that exists. It was left as it is."""
+    """``create_session`` was given the id of a session that exists. It was left as it is.
+
+    Read that one with ``read_session``, or choose another id.
+    """
 
     def __init__(self, message: str, *, session_id: str | None = None) -> None:
         # 11000 is the server's code for a duplicate key, for callers that look at `code`.
@@ -127,14 +143,16 @@ class SessionExistsError(MongoDBSessionError, DuplicateKeyError):
 class SessionConflictError(MongoDBSessionError):
     """Somebody else wrote to this agent's conversation first.
 
-    From a manager with ``on_conflict="raise"``: nothing was lost; ``manager.reload(agent)`` goes on from what is
+    From a manager with ``on_conflict="raise"``: nothing was lost. ``manager.reload(agent)`` goes on from what is
     stored, ``manager.flush(on_conflict="rebase")`` appends behind it. From ``create_message``: the ``message_id`` is
-    taken, or lies below one that is.
+    taken, or lies below one that is; use a higher one.
     """
 
 
 class SessionBusyError(MongoDBSessionError):
     """Another process holds the lease of this session, or the lease of this manager has run out.
+
+    Try again after ``retry_after`` seconds, or take the lease with ``manager.lease(seconds, wait=…)``, which waits.
 
     Attributes:
         retry_after: Seconds until the lease that stands in the way ends, where known.
@@ -148,8 +166,8 @@ class SessionBusyError(MongoDBSessionError):
 class BlobMissingError(MongoDBSessionError):
     """A large binary that a message or a state names is not in the store any more, or not whole.
 
-    Deleted since the message was read (then the message itself is gone, or redacted), or removed from the collections
-    of blobs by something other than this library.
+    It was deleted since the message was read; then the message itself is gone, or redacted: read it again. Or
+    something other than this library has removed it: restore the collections of blobs from the same backup.
 
     Attributes:
         file_id: The file in GridFS.

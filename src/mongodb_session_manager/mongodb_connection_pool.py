@@ -13,7 +13,7 @@ from typing import Any
 from pymongo import MongoClient
 
 from ._client.clients import by_name, open_client
-from ._client.forks import in_child
+from ._client.forks import each_in_child, in_child
 from ._client.pool_statistics import PoolReport, PoolStats
 
 
@@ -174,12 +174,10 @@ class MongoDBConnectionPool:
         return owned
 
 
-_owned: weakref.WeakSet[OwnedClient] = weakref.WeakSet()
+_owned: weakref.WeakSet[OwnedClient] = each_in_child(lambda owned: owned._reset_after_fork())
 
 
 @in_child
 def _after_fork_in_child() -> None:
-    # A thread of the parent may have held a lock, and is not here to let it go.
+    # A thread of the parent may have held the lock, and is not here to let it go.
     MongoDBConnectionPool._lock = threading.Lock()
-    for owned in list(_owned):
-        owned._reset_after_fork()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,13 +13,14 @@ from ._client.forks import in_child
 from ._client.pool_statistics import PoolReport, PoolStats
 from ._model.archive_policy import ArchivePolicy
 from ._model.limits import BLOB_THRESHOLD_BYTES
-from ._session.metadata_cache import CacheUse, MetadataCacheStats, SessionMetadataCache
+from ._session.metadata_cache import MetadataCacheStats, SessionMetadataCache, memory_for
+from ._session.metadata_memory import MetadataMemory
 from ._session.options import Settings
 from ._session.outboxes import unsent_on
 from .errors import SessionNotFoundError
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager
-from .mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
+from .mongodb_session_repository import RepositoryOfManagers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -111,33 +112,19 @@ class MongoDBSessionManagerFactory:
         self._database_name = database_name
         self._collection_name = collection_name
         self._metadata_fields = metadata_fields
-        self._metadata_cache: SessionMetadataCache | None = None
-        self._cache_use: CacheUse | None = None
+        self._metadata_cache = metadata_cache
+        self._memory: MetadataMemory | None = None
         self._observer: Observer | None = None
-        self._repositories: dict[tuple[Any, ...], MongoDBSessionRepository] = {}
+        self._repositories: dict[tuple[Any, ...], RepositoryOfManagers] = {}
         try:
             if metadata_cache is not None:
-                self._cache_use = metadata_cache._attach(self)
-                self._metadata_cache = metadata_cache
+                self._memory = memory_for(self, metadata_cache)
             # What no manager would take is refused when the application starts, not at the first request.
-            self._settings = Settings(
-                application_name=application_name,
-                session_type=session_type,
-                durability=durability,
-                on_conflict=on_conflict,
-                ttl_hours=ttl_hours,
-                archive_after_messages=archive_after_messages,
-                archive_after_bytes=archive_after_bytes,
-                archive_block=archive_block,
-                blob_threshold_bytes=blob_threshold_bytes,
-                metadata_hook=metadata_hook,
-                feedback_hook=feedback_hook,
-                index_messages=index_messages,
-            )
+            self._settings = Settings.among(locals())
             self.create_session_manager("defaults")
         except BaseException:
-            if self._metadata_cache is not None:
-                self._metadata_cache._detach()
+            if self._memory is not None:
+                self._memory.end()
             self._source.close()
             raise
 
@@ -197,7 +184,7 @@ class MongoDBSessionManagerFactory:
         collection_name: str | None,
         metadata_fields: Sequence[str] | None,
         ttl_hours: float | None,
-    ) -> MongoDBSessionRepository:
+    ) -> RepositoryOfManagers:
         """Return the repository that the managers of one database, collection and ttl share."""
         client = self.client
         database_name = self._database_name if database_name is None else database_name
@@ -208,15 +195,9 @@ class MongoDBSessionManagerFactory:
         shared = ttl_hours == self._settings.ttl_hours  # Of other ttls there may be any number.
         repository = self._repositories.get(place) if shared else None
         if repository is None or repository.client is not client:  # The latter: this is a forked child.
-            repository = RepositoryOfManagers(
-                None,
-                database_name,
-                collection_name,
-                client,
-                fields,
-                ttl_hours=ttl_hours,
-            )
-            repository._cache_use = self._cache_use
+            repository = RepositoryOfManagers(None, database_name, collection_name, client, fields, ttl_hours=ttl_hours)
+            if self._memory is not None:
+                repository.remember_in(self._memory)
             if shared:
                 self._repositories[place] = repository
         return repository
@@ -296,7 +277,7 @@ class MongoDBSessionManagerFactory:
             UnstorableValueError: A value to compare with is none that MongoDB knows.
         """
         repository = self._repository(database_name, collection_name, self._metadata_fields, self._settings.ttl_hours)
-        repository._ensure_indexes()
+        repository.store.ensure_indexes(expiring=self._settings.ttl is not None)
         return repository.list_sessions(**filters)
 
     def search_messages(
@@ -355,9 +336,8 @@ class MongoDBSessionManagerFactory:
             if client is not None:
                 _flush_managers_on(client)
                 executor_of(client).close(wait=True)  # Archiving that is under way ends first.
-        if self._metadata_cache is not None and not self._source.closed:
-            # Managers of a borrowed client may go on; they ask the database.
-            self._metadata_cache._detach()
+        if self._memory is not None and not self._source.closed:
+            self._memory.end()  # Managers of a borrowed client may go on; they ask the database.
         self._source.close()
 
     def __enter__(self) -> MongoDBSessionManagerFactory:
@@ -490,7 +470,7 @@ def close_global_factory() -> None:
 
 
 # What may be other for one manager than for all of the factory.
-_PARAMETERS = {"metadata_fields", *(field.name for field in fields(Settings) if field.init)}
+_PARAMETERS = {"metadata_fields", *Settings.names()}
 
 # The factory, and the arguments it was made from.
 _global: tuple[MongoDBSessionManagerFactory, dict[str, Any]] | None = None

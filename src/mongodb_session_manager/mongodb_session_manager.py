@@ -16,11 +16,12 @@ from strands.types.session import Session
 from ._agents.outbox import wait_unless_in_loop
 from ._model.archive_policy import ArchivePolicy
 from ._model.guardrails import facts_of_trace
-from ._model.keys import check_feedback, check_id
+from ._model.keys import check_feedback, check_id, encode_key
 from ._model.limits import BLOB_THRESHOLD_BYTES
 from ._model.metrics_summary import MetricsSummary, ModelPrice
 from ._session.agents import ManagedAgents
 from ._session.behind_turns import BehindTurns
+from ._session.feedback import add_feedback
 from ._session.flushing import Flushing
 from ._session.hooks import FeedbackHook, MetadataHook, call_hook
 from ._session.lease import HeldLease, SessionLease
@@ -32,7 +33,7 @@ from ._session.orchestrators import Orchestrators
 from ._session.outboxes import Outboxes
 from ._session.strands_events import StrandsEvents
 from .errors import AgentNotFoundError, SessionNotFoundError
-from .mongodb_session_repository import MongoDBSessionRepository, RepositoryOfManagers
+from .mongodb_session_repository import RepositoryOfManagers
 from .telemetry import Observer
 
 
@@ -66,8 +67,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         on_conflict: What to do if another process has stored messages of the same agent meanwhile. ``"rebase"``
             appends behind them; ``"raise"`` raises ``SessionConflictError`` and keeps the unit of work.
         metadata_hook: Called instead of each of ``update_metadata``, ``get_metadata`` and ``delete_metadata``, also
-            where an agent's tool is what calls them; see ``MetadataHook`` in this module.
-        feedback_hook: Called instead of ``add_feedback``; see ``FeedbackHook`` in this module.
+            where an agent's tool is what calls them; see ``MetadataHook``.
+        feedback_hook: Called instead of ``add_feedback``; see ``FeedbackHook``.
         **client_options: Options of the ``MongoClient`` that is made from ``connection_string``; beside ``client``
             they have no effect, which a warning says.
 
@@ -107,20 +108,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     ) -> None:
         # Strands' constructor is not called: it reads and creates the session at once.
         session_id = check_id(session_id, "session_id")
-        settings = Settings(
-            application_name=application_name,
-            session_type=session_type,
-            durability=durability,
-            on_conflict=on_conflict,
-            ttl_hours=ttl_hours,
-            archive_after_messages=archive_after_messages,
-            archive_after_bytes=archive_after_bytes,
-            archive_block=archive_block,
-            blob_threshold_bytes=blob_threshold_bytes,
-            metadata_hook=metadata_hook,
-            feedback_hook=feedback_hook,
-            index_messages=index_messages,
-        )
+        settings = Settings.among(locals())
         repository = RepositoryOfManagers(
             connection_string,
             database_name,
@@ -134,7 +122,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     @classmethod
     def _of_parts(
-        cls, session_id: str, settings: Settings, repository: MongoDBSessionRepository, observer: Observer | None
+        cls, session_id: str, settings: Settings, repository: RepositoryOfManagers, observer: Observer | None
     ) -> MongoDBSessionManager:
         """Make a factory's manager: they share a repository, which holds no state and takes 0.1 ms to make."""
         manager = cls.__new__(cls)
@@ -142,11 +130,11 @@ class MongoDBSessionManager(RepositorySessionManager):
         return manager
 
     def _assemble(
-        self, session_id: str, settings: Settings, repository: MongoDBSessionRepository, observer: Observer | None
+        self, session_id: str, settings: Settings, repository: RepositoryOfManagers, observer: Observer | None
     ) -> None:
         self.session_id = session_id
-        self.session_repository: MongoDBSessionRepository = repository
-        store = repository._store
+        self.session_repository: RepositoryOfManagers = repository
+        store = repository.store
         self._settings = settings
         self._observer = observer
         self._store = store
@@ -290,14 +278,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._metadata().delete(metadata_keys)
 
     def _metadata(self) -> SessionMetadata:
-        repository = self.session_repository
         return SessionMetadata(
-            self.session_id,
-            self._settings.metadata_hook,
-            self,
-            read=lambda: repository._read_metadata(self.session_id, self._session.incarnation),
-            update=lambda metadata: repository._update_metadata(self._session.open_ref, metadata),
-            delete=lambda keys: repository._delete_metadata(self._session.open_ref(), keys),
+            self._session, self.session_repository.metadata, self._settings.metadata_hook, session_manager=self
         )
 
     def get_metadata_tool(
@@ -337,7 +319,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             about_agent = check_feedback(feedback).get("agent_id") is not None
             session = self._session.ref if about_agent else self._session.open_ref
             try:
-                self.session_repository._add_feedback(session, feedback)
+                add_feedback(self._store, self.session_id, session, feedback)
             except SessionNotFoundError as error:
                 if not about_agent or self._session.incarnation is not None:
                     raise
@@ -365,11 +347,11 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def list_agents(self) -> list[str]:
         """Return the ids of the agents that the session has, in the order in which they joined it."""
-        return self.session_repository._list_agents(self.session_id)
+        return self._store.reads.list_agents(self.session_id)
 
     def get_message_count(self, agent_id: str) -> int:
         """Return how many messages an agent's stored conversation has; 0 if there is no such agent."""
-        return self.session_repository._count_messages(self.session_id, check_id(agent_id, "agent_id"))
+        return self._store.reads.count_messages(self.session_id, encode_key(check_id(agent_id, "agent_id")))
 
     def check_session_exists(self) -> bool:
         """Return whether the session is stored. It is not begun by that."""
@@ -536,7 +518,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._closed = True
         self._outboxes.closed()
         self.session_repository.close()
-        if self.session_repository._owns_client:
+        if self.session_repository.owns_client:
             self._executor.close()
 
     # Made when they are asked for: they know the manager, and it is not to be kept alive by what it holds itself.

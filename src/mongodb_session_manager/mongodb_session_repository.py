@@ -3,63 +3,40 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import DuplicateKeyError
-from strands.session.session_repository import SessionRepository
-from strands.types.session import Session, SessionAgent, SessionMessage
 
 from ._client.clients import open_client
-from ._model import documents
-from ._model.documents import Document, MongoDBSessionAgent
-from ._model.encoding import decode, encode, from_bson, to_bson
-from ._model.expiry import check_ttl, first_expiry
-from ._model.foreign import mapping, name_of
+from ._model.documents import Document, check_storable
+from ._model.expiry import check_ttl
 from ._model.keys import (
-    check_feedback,
     check_id,
-    check_message_id,
     check_metadata,
     check_metadata_fields,
     check_metadata_paths,
-    check_name,
     check_text,
-    encode_key,
     exact_text,
 )
-from ._model.limits import BLOB_THRESHOLD_BYTES, DEFAULT_PAGE, INT32_MAX, MAX_METADATA_BYTES, SWEEP_GRACE_SECONDS
-from ._model.metrics import Totals
+from ._model.limits import DEFAULT_PAGE, SWEEP_GRACE_SECONDS
 from ._model.metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
-from ._model.pending_blobs import PendingBlobs
-from ._session.metadata_cache import CacheUse, SessionPlace
-from ._session.metadata_watch import watch
-from ._statements import commits, multi_agent_states, reading, session_listing, sessions
-from ._statements.feedback import MessageLink
+from ._session import feedback as feedbacks
+from ._session.metadata_memory import MetadataMemory
+from ._session.stored_metadata import StoredMetadata
+from ._session.strands_repository import StrandsRepository
+from ._statements import session_listing
 from ._statements.listing_cursor import SortBy
-from ._statements.rewrites import Rewrite
+from ._statements.searching import search_conditions
 from ._statements.session_listing import SessionPage
-from ._statements.sessions import SessionRef
 from ._store.search_index import MessageHit
-from ._store.sending import is_there
-from ._store.session_commands import now
 from ._store.session_store import SessionStore
-from .errors import (
-    AgentNotFoundError,
-    SessionConflictError,
-    SessionExistsError,
-    UnstorableValueError,
-    shown,
-)
 
 
-class MongoDBSessionRepository(SessionRepository):
+class MongoDBSessionRepository(StrandsRepository):
     """MongoDB implementation of SessionRepository interface for persistent session storage.
 
     Most applications use ``MongoDBSessionManager``, which stands on the same documents and sends far fewer commands.
@@ -106,7 +83,7 @@ class MongoDBSessionRepository(SessionRepository):
         database_name, collection_name = (
             exact_text(name) if isinstance(name, str) else name for name in (database_name, collection_name)
         )
-        self._ttl = check_ttl(ttl_hours)
+        ttl = check_ttl(ttl_hours)
         self._owns_client = client is None
         if client is not None and kwargs:
             warnings.warn(f"a borrowed client keeps its options; ignored: {', '.join(sorted(kwargs))}", stacklevel=2)
@@ -115,74 +92,19 @@ class MongoDBSessionRepository(SessionRepository):
                 raise ValueError("give a connection_string, or a client to borrow")
             client = open_client(connection_string, kwargs)
         try:
-            self._store = SessionStore(client, database_name, collection_name, fields)
+            store = SessionStore(client, database_name, collection_name, fields)
         except BaseException:
             if self._owns_client:
                 client.close()
             raise
+        super().__init__(store, StoredMetadata(store, None), ttl)
         self.client: MongoClient[Any] = client
-        self.collection: Collection[Document] = self._store.commands.collection
+        self.collection: Collection[Document] = store.commands.collection
         self.database: Database[Document] = self.collection.database
-        self._place = SessionPlace(database_name, collection_name)
-        # Set by a factory, for its managers' reads; every write here keeps it true.
-        self._cache_use: CacheUse | None = None
         if self._ensures_indexes_at_once:
             self._ensure_indexes()
 
-    # --- sessions ---------------------------------------------------------------------------------------------------
-
-    def create_session(self, session: Session, **kwargs: Any) -> Session:
-        """Create a session without agents, metadata or feedbacks.
-
-        Args:
-            session: Its ``session_id`` and ``session_type``. Its ``created_at`` and ``updated_at`` become what was
-                stored, in whole milliseconds.
-            **kwargs: For Strands' future use.
-
-        Returns:
-            The same object.
-
-        Raises:
-            SessionExistsError: There is a session with this id. It was left as it is.
-        """
-        session_id = check_id(session.session_id, "session_id")
-        moment = now()
-        created_at = documents.parse_time(session.created_at, moment)
-        updated_at = documents.parse_time(session.updated_at, moment)
-        session_type = check_name(session.session_type, "session_type")
-        try:
-            self._store.lifecycle.insert(
-                documents.new_session(session_id, session_type, None, created_at, updated_at)
-                | first_expiry(moment, self._ttl)
-            )
-        except DuplicateKeyError as error:
-            if not is_there(error):
-                raise
-            raise SessionExistsError(f"session_id={session_id!r} exists") from error
-        session.created_at, session.updated_at = documents.to_iso(created_at), documents.to_iso(updated_at)
-        return session
-
-    def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
-        """Return the session's id, type and times, or None if it does not exist."""
-        header = {"session_id": 1, "session_type": 1, "created_at": 1, "updated_at": 1}
-        document = self._store.commands.find_one(sessions.not_expired(check_id(session_id, "session_id")), header)
-        return None if document is None else documents.to_session(document)
-
-    def session_exists(self, session_id: str) -> bool:
-        """Return whether there is a session with this id."""
-        which = sessions.not_expired(check_id(session_id, "session_id"))
-        return self._store.commands.find_one(which, {"_id": 1}) is not None
-
-    def delete_session(self, session_id: str, **kwargs: Any) -> None:
-        """Delete a session with all that belongs to it.
-
-        Raises:
-            SessionNotFoundError: There is no such session.
-            SessionBusyError: A process holds its lease.
-        """
-        session = self._ref(session_id)
-        with self._changing_metadata(session.session_id):
-            self._store.lifecycle.delete(session)
+    # --- sessions and messages ---------------------------------------------------------------------------------------
 
     def list_sessions(
         self,
@@ -250,156 +172,8 @@ class MongoDBSessionRepository(SessionRepository):
             cursor=cursor,
         )
         for condition in asked.conditions:
-            _check_storable(condition, "filter")
+            check_storable(condition, "filter")
         return self._store.reads.list_sessions(asked)
-
-    # --- agents -----------------------------------------------------------------------------------------------------
-
-    def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
-        """Create an agent without messages. ``model`` and ``system_prompt`` are stored if the object has them.
-
-        Raises:
-            SessionNotFoundError: There is no such session.
-            SessionConflictError: The session has this agent. It was left as it is.
-            UnstorableValueError: Its state holds something that cannot be stored.
-        """
-        session, key = self._ref(session_id), _agent_key(session_agent.agent_id)
-        blobs = self._pending_blobs()
-        data = documents.agent_data(session_agent, blobs)
-        session = self._store.related.upload(session, key, None, blobs)
-        exists = self._store.changes.guarded(
-            session,
-            lambda session, _: commits.commit(session, commits.Commit(key, creates=data), now()),
-            commits.agent_projection(key),
-            lambda found: bool(found["exists"]),
-            agent_keys=[key],
-        )
-        # The same one to the microsecond is this one: only the answer to the first attempt was lost.
-        if exists is not None and self._store.reads.read_agent_data(session.session_id, key) != decode(
-            from_bson(to_bson(data)), blobs.contents
-        ):
-            raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
-
-    def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
-        """Return an agent with its state, model and system prompt, or None if there is none; never its messages."""
-        key = _agent_key(agent_id)
-        found = self._store.reads.read_agent_data(check_id(session_id, "session_id"), key)
-        return None if found is None else documents.to_session_agent(found, key)
-
-    def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
-        """Replace what is stored of an agent. ``created_at`` is kept; ``updated_at`` becomes now, in the object, too.
-
-        A ``model`` or ``system_prompt`` that the object does not have is kept as it is stored.
-
-        Raises:
-            SessionNotFoundError: There is no such session.
-            AgentNotFoundError: The session has no such agent.
-            UnstorableValueError: Its state holds something that cannot be stored.
-        """
-        session, key = self._ref(session_id), _agent_key(session_agent.agent_id)
-        blobs = self._pending_blobs()
-        fields = documents.agent_data(session_agent, blobs)
-        del fields["created_at"]
-        session = self._store.related.upload(session, key, None, blobs)
-        moment = now()
-        fields["updated_at"] = documents.to_iso(moment)
-        if (
-            self._store.changes.guarded(
-                session,
-                lambda session, found: commits.agent_fields(session, key, fields, found["changes"], moment),
-                commits.agent_projection(key),
-                lambda found: not found["exists"],
-                agent_keys=[key],
-            )
-            is not None
-        ):
-            raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={session_agent.agent_id!r}")
-        session_agent.updated_at = fields["updated_at"]
-
-    # --- messages ---------------------------------------------------------------------------------------------------
-
-    def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
-        """Append a message to an agent's conversation.
-
-        Args:
-            session_id: The session.
-            agent_id: The agent.
-            session_message: The message. Its ``message_id`` may be any number not below that of the next message;
-                gaps are legal. Its times become what was stored, in whole milliseconds.
-            **kwargs: For Strands' future use.
-
-        Raises:
-            SessionNotFoundError: There is no such session.
-            AgentNotFoundError: The session has no such agent.
-            SessionConflictError: The ``message_id`` is taken, or lies below one that is.
-            InvalidIdentifierError: The ``message_id`` is no ``int`` or negative.
-            TypeError: Its ``tracking_id`` is no text.
-            UnstorableValueError: The message holds something that cannot be stored.
-        """
-        session, key = self._ref(session_id), _agent_key(agent_id)
-        message_id = check_message_id(session_message.message_id)
-        moment = now()
-        created_at = documents.parse_time(session_message.created_at, moment)
-        updated_at = documents.parse_time(session_message.updated_at, moment)
-        blobs = self._pending_blobs()
-        body = documents.session_message_body(session_message, blobs)
-        session = self._store.related.upload(session, key, message_id, blobs)
-        message = commits.TrackedMessage(None, None, body.get("tracking_id"))
-        message.body = {**body, "created_at": created_at, "updated_at": updated_at}
-        message.totals = Totals()
-        message.totals.add_message(starts_turn=False)
-        append = commits.Commit(key, [message], first_message_id=message_id, gap_allowed=True)
-        self._store.messages.commit(session, append)
-        session_message.created_at = documents.to_iso(created_at)
-        session_message.updated_at = documents.to_iso(updated_at)
-
-    def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
-        """Return a message, or None if there is none. Its stored metrics are left out."""
-        key = _agent_key(agent_id)
-        found = self._store.reads.read_message(check_id(session_id, "session_id"), key, check_message_id(message_id))
-        return None if found is None else documents.to_session_message(found)
-
-    def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
-        """Replace a stored message, typically to redact it: the original is then in none of the collections.
-
-        ``created_at`` and metrics are kept; ``updated_at`` becomes now, in the object, too. With ``redact_message``
-        set, that message is what is stored.
-
-        Raises:
-            SessionNotFoundError: There is no such session.
-            AgentNotFoundError: The session has no such agent.
-            MessageNotFoundError: The agent has no such message, or the one with this ``message_id`` has another
-                ``tracking_id``.
-            InvalidIdentifierError: The ``message_id`` is no ``int`` or negative.
-            TypeError: Its ``tracking_id`` is no text.
-            UnstorableValueError: The message holds something that cannot be stored.
-        """
-        session, key = self._ref(session_id), _agent_key(agent_id)
-        message_id = check_message_id(session_message.message_id)
-        blobs = self._pending_blobs()
-        body = documents.session_message_body(session_message, blobs)
-        session = self._store.related.upload(session, key, message_id, blobs)
-        moment = now()
-        work = Rewrite(key, message_id, body, body.get("tracking_id"))
-        self._store.messages.rewrite(session, work, moment)
-        session_message.updated_at = documents.to_iso(moment)
-
-    def list_messages(
-        self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
-    ) -> list[SessionMessage]:
-        """Return a page of an agent's messages, oldest first; ``[]`` if there is no such agent.
-
-        Args:
-            session_id: The session.
-            agent_id: The agent.
-            limit: How many messages at most; None for all.
-            offset: How many of the oldest messages to skip.
-            **kwargs: For Strands' future use.
-
-        Raises:
-            ValueError: ``limit`` or ``offset`` is negative or no ``int``.
-        """
-        return [documents.to_session_message(message) for message in self._page(session_id, agent_id, limit, offset)]
 
     def list_message_documents(
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0
@@ -420,47 +194,6 @@ class MongoDBSessionRepository(SessionRepository):
         """
         return self._page(session_id, agent_id, limit, offset)
 
-    # --- graphs and swarms ------------------------------------------------------------------------------------------
-
-    def create_multi_agent(self, session_id: str, multi_agent: Any, **kwargs: Any) -> None:
-        """Store the state of a new graph or swarm.
-
-        Raises:
-            SessionNotFoundError: There is no such session.
-        """
-        session = self._ref(session_id)
-        multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
-        session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
-        self._store.changes.put_multi_agent(session, multi_agent_id, state)
-
-    def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
-        """Return the stored state of a graph or swarm, or None."""
-        found = self._store.reads.read_multi_agent(
-            check_id(session_id, "session_id"), check_id(multi_agent_id, "multi_agent_id")
-        )
-        return found.state if isinstance(found.state, dict) else None
-
-    def update_multi_agent(self, session_id: str, multi_agent: Any, **kwargs: Any) -> None:
-        """Replace the stored state of a graph or swarm.
-
-        Raises:
-            SessionNotFoundError: There is no such session.
-            AgentNotFoundError: The session has no such graph or swarm.
-        """
-        session = self._ref(session_id)
-        multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
-        session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
-        missing = self._store.changes.guarded(
-            session,
-            lambda session, found: multi_agent_states.multi_agent(
-                session, multi_agent_id, state, found["changes"], now()
-            ),
-            multi_agent_states.multi_agent_projection(multi_agent_id),
-            lambda found: found["changes"] is None,
-        )
-        if missing is not None:
-            raise AgentNotFoundError(f"session_id={session_id!r} has no multi_agent_id={multi_agent_id!r}")
-
     # --- metadata ---------------------------------------------------------------------------------------------------
 
     def update_metadata(self, session_id: str, metadata: dict[str, Any]) -> None:
@@ -474,13 +207,11 @@ class MongoDBSessionRepository(SessionRepository):
                 than 4 MB; or the session's metadata has more than 4 MB already.
         """
         session = self._ref(session_id)
-        self._update_metadata(lambda: session, check_metadata(metadata))
+        self._metadata.update(session.session_id, lambda: session, check_metadata(metadata))
 
     def get_metadata(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
-        which = sessions.not_expired(check_id(session_id, "session_id"))
-        document = self._store.commands.find_plain(which, {"_id": 0, "metadata": 1})
-        return {} if document is None else {"metadata": dict(mapping(document.get("metadata")))}
+        return self._metadata.get(check_id(session_id, "session_id"))
 
     def delete_metadata(self, session_id: str, metadata_keys: list[str]) -> None:
         """Remove metadata fields of a session and leave the others; those that are not there are no error.
@@ -489,7 +220,7 @@ class MongoDBSessionRepository(SessionRepository):
             SessionNotFoundError: There is no such session.
             InvalidIdentifierError: As for ``update_metadata``.
         """
-        self._delete_metadata(self._ref(session_id), check_metadata_paths(metadata_keys))
+        self._metadata.delete(self._ref(session_id), check_metadata_paths(metadata_keys))
 
     # --- feedback ---------------------------------------------------------------------------------------------------
 
@@ -507,12 +238,12 @@ class MongoDBSessionRepository(SessionRepository):
             UnstorableValueError: A value cannot be stored.
         """
         session = self._ref(session_id)
-        self._add_feedback(lambda: session, feedback)
+        feedbacks.add_feedback(self._store, session.session_id, lambda: session, feedback)
 
     def get_feedbacks(self, session_id: str) -> list[dict[str, Any]]:
         """Return a session's feedbacks, oldest first; ``[]`` if it has none or does not exist."""
-        feedbacks = self._store.reads.get_feedbacks(check_id(session_id, "session_id"))
-        return [{key: value for key, value in feedback.items() if key != "commit_id"} for feedback in feedbacks]
+        found = self._store.reads.get_feedbacks(check_id(session_id, "session_id"))
+        return [{key: value for key, value in feedback.items() if key != "commit_id"} for feedback in found]
 
     # --- metrics ----------------------------------------------------------------------------------------------------
 
@@ -587,19 +318,7 @@ class MongoDBSessionRepository(SessionRepository):
             InvalidIdentifierError: An id cannot be used.
             MongoDBSessionError: Nothing was ever indexed.
         """
-        conditions: dict[str, str] = {}
-        if session_id is not None:
-            conditions["session_id"] = check_id(session_id, "session_id")
-        if agent_id is not None:
-            conditions["agent_id"] = check_id(agent_id, "agent_id")
-        if role is not None:
-            if role not in ("user", "assistant"):
-                raise ValueError(f"role must be 'user' or 'assistant', not {shown(role)}")
-            conditions["role"] = exact_text(role)
-        if application_name is not None:
-            conditions["application_name"] = check_text(application_name, "application_name")
-        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= INT32_MAX:
-            raise ValueError(f"limit must be an int of at least 1, not {shown(limit)}")
+        conditions = search_conditions(session_id, agent_id, role, application_name, limit)
         return self._store.search.search(check_text(text, "text"), limit, conditions)
 
     # --- for operators ----------------------------------------------------------------------------------------------
@@ -681,93 +400,27 @@ class MongoDBSessionRepository(SessionRepository):
         """Create the indexes, once per process and collection. A failure is logged, not raised."""
         self._store.ensure_indexes(expiring=self._ttl is not None)
 
-    # --- shared with the manager ------------------------------------------------------------------------------------
-
-    def _page(self, session_id: str, agent_id: str, limit: int | None, offset: int) -> list[Document]:
-        for name, value in (("limit", limit), ("offset", offset)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise ValueError(f"{name} must be an int of at least 0, not {shown(value)}")
-        key = _agent_key(agent_id)
-        return self._store.reads.list_messages(check_id(session_id, "session_id"), key, offset, limit)
-
-    def _ref(self, session_id: str) -> SessionRef:
-        return SessionRef(check_id(session_id, "session_id"), ttl=self._ttl)
-
-    def _pending_blobs(self) -> PendingBlobs:
-        return PendingBlobs(BLOB_THRESHOLD_BYTES)
-
-    def _multi_agent_state(self, session: SessionRef, multi_agent: Any, multi_agent_id: str) -> tuple[SessionRef, Any]:
-        """Return what is stored of a graph or swarm, its blobs uploaded, and the session for which they were."""
-        blobs = self._pending_blobs()
-        where = f"multi_agent_id={multi_agent_id!r} state"
-        state = encode(multi_agent.serialize_state(), where, blobs)
-        documents.check_size({"state": state}, where)
-        return self._store.related.upload(session, "", None, blobs), state
-
-    def _update_metadata(self, session: Callable[[], SessionRef], metadata: Document) -> None:
-        _check_storable(metadata, "metadata")
-        if (size := len(to_bson(metadata))) > MAX_METADATA_BYTES:
-            raise UnstorableValueError(f"metadata of {size} bytes: at most {MAX_METADATA_BYTES} can be set at once")
-        known = session()
-        if metadata:
-            with self._changing_metadata(known.session_id):
-                self._store.changes.set_metadata(known, metadata)
-
-    def _delete_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
-        if keys:
-            with self._changing_metadata(session.session_id):
-                self._store.changes.unset_metadata(session, keys)
-
-    def _read_metadata(self, session_id: str, incarnation: ObjectId | None) -> dict[str, Any]:
-        """Return what ``get_metadata`` returns, from the cache if there is one."""
-        use = self._cache_use
-        if use is None:
-            return self.get_metadata(session_id)
-        cache = use.cache
-        cache._watch(use, self._place, lambda watched: watch(cache, self._place, self._store, watched))
-        content = cache._read(
-            use, self._place, session_id, incarnation, lambda: self._store.reads.read_metadata(session_id)
-        )
-        return {} if content is None else {"metadata": self._store.reads.metadata(content)}
-
-    def _changing_metadata(self, session_id: str) -> AbstractContextManager[None]:
-        use = self._cache_use
-        return nullcontext() if use is None else use.cache._changing(self._place, session_id)
-
-    def _add_feedback(self, session: Callable[[], SessionRef], feedback: Mapping[str, Any]) -> None:
-        moment = now()
-        stored = {**check_feedback(feedback), "created_at": moment, "commit_id": ObjectId()}
-        _check_storable(stored, "feedback")
-        link = None
-        if stored.get("agent_id") is not None:
-            link = MessageLink(encode_key(stored["agent_id"]), stored.get("message_id"))
-        self._store.changes.add_feedback(session(), stored, link, moment)
-
-    def _list_agents(self, session_id: str) -> list[str]:
-        # Keys only: no message is read. `agent_ids` lacks in older documents.
-        projection = {"_id": 0, "keys": reading.AGENT_KEYS}
-        document = self._store.commands.find_one(sessions.not_expired(session_id), projection)
-        return [name_of(key) for key in (document or {}).get("keys") or []]
-
-    def _count_messages(self, session_id: str, agent_id: str) -> int:
-        return self._store.reads.count_messages(session_id, encode_key(agent_id))
-
 
 class RepositoryOfManagers(MongoDBSessionRepository):
     """What managers stand on. To make it sends nothing: they see to the indexes when they open their sessions."""
 
     _ensures_indexes_at_once = False
 
+    @property
+    def store(self) -> SessionStore:
+        """The sessions of the collection."""
+        return self._store
 
-def _agent_key(agent_id: str) -> str:
-    return encode_key(check_id(agent_id, "agent_id"))
+    @property
+    def metadata(self) -> StoredMetadata:
+        """The metadata of the sessions."""
+        return self._metadata
 
+    @property
+    def owns_client(self) -> bool:
+        """Whether `close` closes the client."""
+        return self._owns_client
 
-def _check_storable(document: Document, what: str) -> None:
-    """Refuse what BSON cannot hold before anything is sent. Dates, ObjectIds and the like are stored as such."""
-    for key, value in document.items():
-        try:
-            content = to_bson({"value": value})
-        except Exception as error:
-            raise UnstorableValueError(f"{what}[{shown(key)}] cannot be stored: {type(error).__name__}") from error
-        documents.check_size(content, f"{what}[{shown(key)}]")
+    def remember_in(self, memory: MetadataMemory) -> None:
+        """Let managers read metadata from a factory's memory; whatever is written from here on keeps it true."""
+        self._metadata = StoredMetadata(self._store, memory)

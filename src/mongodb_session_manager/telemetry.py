@@ -1,4 +1,4 @@
-"""Who is told what the library does: OpenTelemetry by spans, a factory's observer by counts. Nobody, unless asked for.
+"""Spans for OpenTelemetry, and calls to the observer of a factory. Neither happens unless it is asked for.
 
 `enable` switches the spans on. OpenTelemetry is not imported before that.
 """
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Tracer, TracerProvider
     from pymongo.monitoring import CommandFailedEvent
+
+__all__ = ["disable", "enable"]
 
 P = ParamSpec("P")
 T = TypeVar("T")

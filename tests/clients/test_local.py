@@ -22,6 +22,7 @@ from support.failpoints import fail_command
 from support.waiting import eventually
 
 from mongodb_session_manager import local
+from mongodb_session_manager._local.mongod import find_mongod
 from mongodb_session_manager.local import LocalMongoDB, LocalMongoDBError
 
 if TYPE_CHECKING:
@@ -121,9 +122,12 @@ def without_the_extra(tmp_path: Path, path: Path) -> Owner:
     packages.mkdir()
     for package in (pymongo, bson, gridfs):
         (packages / package.__name__).symlink_to(Path(str(package.__file__)).parent)
+    # The package itself imports Strands; these two need PyMongo alone.
+    (packages / "mongodb_session_manager").mkdir()
+    for name in ("local.py", "_local"):
+        (packages / "mongodb_session_manager" / name).symlink_to(Path(local.__file__).with_name(name))
     environment = {"PATH": str(path), "PYTHONPATH": str(packages), "TMPDIR": os.environ["TMPDIR"]}
-    code = f"import runpy; runpy.run_path({local.__file__!r}, run_name='__main__')"
-    return Owner("-S", "-c", code, environment=environment)  # -S: no site-packages
+    return Owner("-S", "-m", "mongodb_session_manager.local", environment=environment)  # -S: no site-packages
 
 
 def owner_script(body: str) -> tuple[str, str]:
@@ -284,7 +288,7 @@ def test_where_there_is_no_server_the_three_ways_to_one_are_listed(tmp_path: Pat
 
 
 def test_a_mongod_on_the_path_serves_where_the_extra_is_not_installed(tmp_path: Path) -> None:
-    (tmp_path / "mongod").symlink_to(local._find_mongod())
+    (tmp_path / "mongod").symlink_to(find_mongod())
     with without_the_extra(tmp_path, path=tmp_path) as owner, connect(owner.line()) as client:
         options = client.admin.command("getCmdLineOpts")
     assert options["argv"][0] == str(tmp_path / "mongod")
@@ -303,7 +307,7 @@ def test_a_missing_system_library_is_named_with_the_command_that_installs_it(
     tmp_path: Path, needed: bytes, package: str
 ) -> None:
     # The loader itself refuses this copy of mongod: it asks for a version of the library that nobody has.
-    program = Path(local._find_mongod()).read_bytes()
+    program = Path(find_mongod()).read_bytes()
     wanted = needed[:-1] + b"_"
     assert needed + b"\0" in program
     (tmp_path / "mongod").write_bytes(program.replace(needed + b"\0", wanted + b"\0"))

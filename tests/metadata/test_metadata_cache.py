@@ -480,7 +480,7 @@ def test_readers_and_writers_in_many_threads_never_see_a_value_older_than_one_th
         finally:
             done.set()
         assert all(reader.result() for reader in readers)
-    assert here.cache._reads == here.cache._writes == {}
+    assert here.cache._memory._reads == here.cache._memory._writes == {}
 
 
 # --- whose it is
@@ -877,7 +877,7 @@ def test_a_forked_child_begins_with_an_empty_cache_watches_by_itself_and_is_not_
         manager.update_metadata({"n": 1})
         eventually(lambda: cache.stats()["watching"] == 1 or manager.get_metadata() is None)
         manager.get_metadata()
-        with cache._lock:
+        with cache._lock, cache._memory._lock:
             child = os.fork()
         if child == 0:
             try:

@@ -31,7 +31,8 @@ _BELOW = {
     "_agents": {"_store", "telemetry"},
     "_session": {"_agents"},
     "faces": {"_session"},
-    "local": set(),
+    "_local": set(),
+    "local": {"_local"},
     "fastapi": {"faces"},
     "__init__": {"faces", "local", "fastapi"},
 }
@@ -53,7 +54,7 @@ COMMANDS = {
     *("command", "create_collection", "list_collections", "list_collection_names", "drop_collection", "drop_database"),
 }
 MAY_SEND = {
-    "local": "starts servers, and asks them whether they are there",
+    "_local.mongod": "asks servers that it has started whether they are there",
     "fastapi.router": "a ping, to say whether the database answers",
 }
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pymongo import MongoClient
 
 from .._model.limits import MAX_EXECUTOR_CLOSINGS, THREADS, THREADS_BEHIND
-from .forks import in_child
+from .forks import each_in_child, in_child
 
 try:
     from strands._async import is_run_async_bridge
@@ -35,12 +35,13 @@ class Executor:
 
     def __init__(self) -> None:
         self._after_fork()
-        _every_executor.add(self)
+        _executors.add(self)
 
     def _after_fork(self) -> None:
         # A child has the parent's executor but none of its threads, and perhaps a lock that nobody will release.
         self._lock = threading.Lock()
-        self._pools: dict[int, ThreadPoolExecutor] = {}
+        # By how many threads it has.
+        self._by_size: dict[int, ThreadPoolExecutor] = {}
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Run ``call`` in a thread. Where no thread can be had any more (the interpreter is ending), run it now."""
@@ -53,13 +54,13 @@ class Executor:
     def _submit(self, context: contextvars.Context, call: Callable[[], T], threads: int) -> Future[T]:
         for _ in range(MAX_EXECUTOR_CLOSINGS):
             with self._lock:
-                if threads not in self._pools:
-                    self._pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="mongodb-session")
-                pool = self._pools[threads]
+                if threads not in self._by_size:
+                    self._by_size[threads] = ThreadPoolExecutor(threads, thread_name_prefix="mongodb-session")
+                executor = self._by_size[threads]
             try:
-                return pool.submit(context.run, call)
+                return executor.submit(context.run, call)
             except RuntimeError:
-                if self._pools.get(threads) is pool:
+                if self._by_size.get(threads) is executor:
                     break  # The interpreter is ending.
                 # Closed between the two steps above: there is a new one to be had.
         return _run_now(lambda: context.run(call))
@@ -71,15 +72,15 @@ class Executor:
     def close(self, *, wait: bool = False) -> None:
         """Let the threads end when what they do is done, and perhaps wait for that. The executor can be used again."""
         # No lock: the garbage collector may call this while the same thread holds it.
-        pools, self._pools = self._pools, {}
-        for pool in pools.values():
-            pool.shutdown(wait=wait)
+        executors, self._by_size = self._by_size, {}
+        for executor in executors.values():
+            executor.shutdown(wait=wait)
 
 
 async def settle(future: Future[T]) -> T:
-    """Wait for a call that has begun. A cancellation leaves only when the call is over.
+    """Wait until the outcome of a call that has begun is known, even if the waiting task is cancelled.
 
-    So whoever is cancelled knows that nothing of his is still under way.
+    The cancellation is raised after that: whoever is cancelled knows that nothing of theirs is still under way.
     """
     if future.done():
         return future.result()
@@ -131,7 +132,7 @@ def in_event_loop() -> bool:
 # By identity: two clients of one server compare equal, but one may be closed while the other works.
 _executor_of_client: dict[int, Executor] = {}
 _executors_lock = threading.Lock()
-_every_executor: weakref.WeakSet[Executor] = weakref.WeakSet()
+_executors: weakref.WeakSet[Executor] = each_in_child(lambda executor: executor._after_fork())
 
 
 def _forget(client_id: int, executor: Executor) -> None:
@@ -153,5 +154,3 @@ def _run_now(call: Callable[[], T]) -> Future[T]:
 def _after_fork_in_child() -> None:
     global _executors_lock
     _executors_lock = threading.Lock()
-    for executor in list(_every_executor):
-        executor._after_fork()

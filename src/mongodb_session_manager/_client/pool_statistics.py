@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import defaultdict, deque
-from contextlib import contextmanager, suppress
+from collections import Counter, defaultdict, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import pymongo
@@ -21,16 +21,14 @@ from pymongo.monitoring import (
     ConnectionPoolListener,
     ConnectionReadyEvent,
     PoolClearedEvent,
-    PoolClosedEvent,
     PoolCreatedEvent,
-    PoolReadyEvent,
 )
 
 from .._model.limits import MAX_UNCOUNTED_EVENTS, VERSION_PATIENCE_SECONDS, VERSION_TIMEOUT_SECONDS
 from .forks import each_in_child
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Mapping
 
     from pymongo import MongoClient
 
@@ -139,10 +137,6 @@ class PoolStatistics(ConnectionPoolListener):
     Clients made by this library carry one. For true figures about a client of your own, give it one as well::
 
         client = MongoClient(uri, event_listeners=[PoolStatistics()])
-
-    PyMongo publishes events outside of its own locks, so those of two threads may arrive in another order
-    than they happened: a connection is checked out by one thread before its check-in by another is told.
-    Everything here is therefore counted so that the order does not matter.
     """
 
     def __init__(self) -> None:
@@ -151,153 +145,119 @@ class PoolStatistics(ConnectionPoolListener):
 
     def read(self) -> dict[str, ServerPoolStats]:
         """Return the counts of this moment, keyed by server (``host:port``)."""
-        with self._counting():
-            return {_host(address): counts.read() for address, counts in self._servers.items()}
+        with self._lock:
+            self._count()
+            return {_host(address): server.read() for address, server in self._servers.items()}
 
-    def pool_created(self, event: PoolCreatedEvent) -> None:
-        """Begin to count for a server."""
-        with self._counting():
-            # A server that left the topology and is back numbers its connections from 1 again. What is still
-            # held of the former pool is closed at its check-in.
-            self._servers[event.address].drop_connections()
-
-    def pool_ready(self, event: PoolReadyEvent) -> None:
-        """Nothing to count."""
-
-    def pool_cleared(self, event: PoolClearedEvent) -> None:
-        """Count; the connections report their own ends, those in use when they are given back."""
-        with self._counting():
-            self._servers[event.address].stats["clears"] += 1
-
-    def pool_closed(self, event: PoolClosedEvent) -> None:
-        """Nothing to count: the connections report their own ends."""
-
-    def connection_created(self, event: ConnectionCreatedEvent) -> None:
-        """A connection begins to be set up."""
-        with self._counting():
-            counts = self._servers[event.address]
-            counts.stats["created"] += 1
-            counts.stats["connecting"] += 1
-            counts.holders[event.connection_id] = _CONNECTING
-
-    def connection_ready(self, event: ConnectionReadyEvent) -> None:
-        """A connection is set up."""
-        with self._counting():
-            counts = self._servers[event.address]
-            if counts.holders.get(event.connection_id) == _CONNECTING:
-                counts.stats["connecting"] -= 1
-                counts.holders[event.connection_id] = 0
-
-    def connection_closed(self, event: ConnectionClosedEvent) -> None:
-        """A connection ended, perhaps while it was being set up or in use."""
-        with self._counting():
-            self._servers[event.address].drop(event.connection_id)
-
-    def connection_check_out_started(self, event: ConnectionCheckOutStartedEvent) -> None:
-        """A thread asks for a connection."""
-        self._uncounted.append(event)
-
-    def connection_check_out_failed(self, event: ConnectionCheckOutFailedEvent) -> None:
-        """A thread that asked gets none."""
-        with self._counting():
-            counts = self._servers[event.address]
-            counts.stats["check_out_failures"] += 1
-            if event.reason == ConnectionCheckOutFailedReason.TIMEOUT:
-                counts.stats["check_out_timeouts"] += 1
-            counts.waited(event.duration)
-
-    def connection_checked_out(self, event: ConnectionCheckedOutEvent) -> None:
-        """A thread that asked has a connection."""
-        self._uncounted.append(event)
-
-    def connection_checked_in(self, event: ConnectionCheckedInEvent) -> None:
-        """A thread gives its connection back."""
+    def _told(self, event: Any) -> None:
+        """Note an event. A command brings three: many counted at once cost less than each by itself."""
         self._uncounted.append(event)
         if len(self._uncounted) >= MAX_UNCOUNTED_EVENTS:
-            with self._counting():
-                pass
+            with self._lock:
+                self._count()
 
-    @contextmanager
-    def _counting(self) -> Iterator[None]:
-        """Hold the lock, when all is counted that was told before."""
-        with self._lock:
-            with suppress(IndexError):
-                while True:
-                    self._count(self._uncounted.popleft())
-            yield
+    pool_created = pool_ready = pool_cleared = pool_closed = _told
+    connection_created = connection_ready = connection_closed = _told
+    connection_check_out_started = connection_check_out_failed = _told
+    connection_checked_out = connection_checked_in = _told
 
-    def _count(self, event: _PerCommandEvent) -> None:
-        counts = self._servers[event.address]
-        if isinstance(event, ConnectionCheckOutStartedEvent):
-            counts.stats["waiting"] += 1
-        elif isinstance(event, ConnectionCheckedOutEvent):
-            counts.stats["check_outs"] += 1
-            counts.waited(event.duration)
-            counts.hold(event.connection_id, 1)
-        else:
-            counts.hold(event.connection_id, -1)
+    def _count(self) -> None:
+        with suppress(IndexError):
+            while True:
+                event = self._uncounted.popleft()
+                self._servers[event.address].count(event)
 
     def _reset_after_fork(self) -> None:
         """Forget the parent's connections and threads: the child has none of them."""
-        self._servers: defaultdict[tuple[str, int | None], _ServerCounts] = defaultdict(_ServerCounts)
-        # What each command brings three of is counted when somebody asks, or there are many: many at once are cheap.
-        self._uncounted: deque[_PerCommandEvent] = deque()
-        # Re-entrant: a garbage collection inside a callback may close a cursor, which publishes an event.
+        self._servers: defaultdict[tuple[str, int | None], _Server] = defaultdict(_Server)
+        self._uncounted: deque[Any] = deque()
+        # Re-entrant: a garbage collection while events are counted may close a cursor, which publishes an event.
         self._lock = threading.RLock()
 
 
-_PerCommandEvent = ConnectionCheckOutStartedEvent | ConnectionCheckedOutEvent | ConnectionCheckedInEvent
-
-# Stands in `_ServerCounts.holders` for a connection that is not ready yet.
+# Stands in `_Server.holders` for a connection that is not ready yet.
 _CONNECTING = -1
 
 
-class _ServerCounts:
-    """The counters of one server. Every step takes constant time; the caller holds the lock."""
+class _Server:
+    """The counters of one server, by the names in `ServerPoolStats`. The caller holds the lock.
 
-    __slots__ = ("holders", "longest_wait_ms", "stats")
+    PyMongo publishes events outside of its own locks, so those of two threads may arrive in another order
+    than they happened: a connection is checked out by one thread before its check-in by another is told.
+    Everything here is therefore counted so that the order does not matter. Every step takes constant time.
+    """
+
+    __slots__ = ("counts", "holders", "longest_wait_ms")
 
     def __init__(self) -> None:
         # How many threads hold a connection, by its id. Two for the moment in which the check-out by the next
         # holder has been told and the check-in by the last has not.
         self.holders: dict[int, int] = {}
         self.longest_wait_ms = 0.0
-        # But for what `read` finds out.
-        self.stats = _total([])
+        self.counts: Any = Counter()
+
+    def count(self, event: Any) -> None:
+        """Count what an event tells."""
+        counts = self.counts
+        match event:
+            case ConnectionCheckOutStartedEvent():
+                counts["waiting"] += 1
+            case ConnectionCheckedOutEvent():
+                counts["check_outs"] += 1
+                self.waited(event.duration)
+                self.hold(event.connection_id, 1)
+            case ConnectionCheckedInEvent():
+                self.hold(event.connection_id, -1)
+            case ConnectionCheckOutFailedEvent():
+                counts["check_out_failures"] += 1
+                counts["check_out_timeouts"] += event.reason == ConnectionCheckOutFailedReason.TIMEOUT
+                self.waited(event.duration)
+            case ConnectionCreatedEvent():
+                counts["created"] += 1
+                counts["connecting"] += 1
+                self.holders[event.connection_id] = _CONNECTING
+            case ConnectionReadyEvent():
+                if self.holders.get(event.connection_id) == _CONNECTING:
+                    counts["connecting"] -= 1
+                    self.holders[event.connection_id] = 0
+            case ConnectionClosedEvent():
+                self.drop(event.connection_id)
+            case PoolCreatedEvent():
+                # A server that left the topology and is back numbers its connections from 1 again. What is still
+                # held of the former pool is closed at its check-in.
+                for connection_id in list(self.holders):
+                    self.drop(connection_id)
+            case PoolClearedEvent():
+                # The connections report their own ends, those in use when they are given back.
+                counts["clears"] += 1
 
     def hold(self, connection_id: int, change: int) -> None:
         """Note that a connection has one holder more or less. One that has ended stays ended."""
         before = self.holders.get(connection_id)
         if before is not None:
             after = self.holders[connection_id] = before + change
-            self.stats["in_use"] += (after > 0) - (before > 0)
+            self.counts["in_use"] += (after > 0) - (before > 0)
 
     def drop(self, connection_id: int) -> None:
-        """Note that a connection ended."""
+        """Note that a connection ended, perhaps while it was being set up or in use."""
         holders = self.holders.pop(connection_id, None)
         if holders is not None:
-            self.stats["closed"] += 1
-            self.stats["connecting"] -= holders == _CONNECTING
-            self.stats["in_use"] -= holders > 0
-
-    def drop_connections(self) -> None:
-        """Note that all connections ended."""
-        for connection_id in list(self.holders):
-            self.drop(connection_id)
+            self.counts["closed"] += 1
+            self.counts["connecting"] -= holders == _CONNECTING
+            self.counts["in_use"] -= holders > 0
 
     def waited(self, seconds: float | None) -> None:
         """Note the end of a wait."""
-        self.stats["waiting"] -= 1
+        self.counts["waiting"] -= 1
         if seconds is not None:
-            self.stats["check_out_wait_total_ms"] += seconds * 1000
+            self.counts["check_out_wait_total_ms"] += seconds * 1000
             self.longest_wait_ms = max(self.longest_wait_ms, seconds * 1000)
 
     def read(self) -> ServerPoolStats:
-        stats = self.stats.copy()
-        stats["open"] = len(self.holders)
-        stats["idle"] = stats["open"] - stats["in_use"] - stats["connecting"]
-        stats["check_out_wait_max_ms"] = self.longest_wait_ms
-        return _total([stats])
+        """Return the counts, and what follows from them."""
+        counts, existing = self.counts, len(self.holders)
+        idle = existing - counts["in_use"] - counts["connecting"]
+        return _total([{**counts, "open": existing, "idle": idle, "check_out_wait_max_ms": self.longest_wait_ms}])
 
 
 class PoolReport:
@@ -325,7 +285,7 @@ class PoolReport:
         # The question must not join a queue for connections that this report is to tell of.
         connection_is_free = servers is None or any(server["idle"] for server in servers.values())
         version = self._server_version() if connection_is_free else self._version
-        total = dict.fromkeys(ServerPoolStats.__annotations__) if servers is None else _total(servers.values())
+        total = dict.fromkeys(ServerPoolStats.__annotations__) if servers is None else _total(list(servers.values()))
         found = {"servers": servers, "server_version": version, "configuration": configuration(self._client)}
         return cast("PoolStats", {**total, **found})
 
@@ -348,13 +308,13 @@ class PoolReport:
             pass  # The next call asks again.
 
 
-def _total(servers: Iterable[ServerPoolStats]) -> ServerPoolStats:
-    """Return the counts of some servers together; of none, they are 0."""
-    each = cast("list[dict[str, Any]]", list(servers))
-    total: Any = {name: sum(server[name] or 0 for server in each) for name in ServerPoolStats.__annotations__}
+def _total(servers: Iterable[Mapping[str, Any]]) -> ServerPoolStats:
+    """Return the counts of some servers together. What a server has not counted is 0."""
+    servers = list(servers)
+    total: Any = {name: sum(server.get(name) or 0 for server in servers) for name in ServerPoolStats.__annotations__}
     waits = total["check_outs"] + total["check_out_failures"]
     total["check_out_wait_mean_ms"] = total["check_out_wait_total_ms"] / waits if waits else None
-    longest = max((server["check_out_wait_max_ms"] or 0.0 for server in each), default=0.0)
+    longest = max((server["check_out_wait_max_ms"] or 0.0 for server in servers), default=0.0)
     total["check_out_wait_max_ms"] = longest if waits else None
     return cast("ServerPoolStats", total)
 

@@ -20,8 +20,8 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from ..errors import DamagedSessionError, UnstorableValueError, shown
 from .archive_policy import Embedded
-from .encoding import decode, encode, size_in_bson
-from .foreign import name_of
+from .encoding import decode, encode, size_in_bson, to_bson
+from .foreign import mappings, name_of
 from .keys import check_tracking_id, decode_key, exact_text
 from .limits import INT64_MAX, MAX_SEARCHED_BYTES, MAX_VALUE_BYTES
 from .pending_blobs import PendingBlobs
@@ -64,7 +64,7 @@ class StoredAgent:
         agent_data: The stored ``agent_data``, decoded; None if the session has no such agent.
         message_count: The next ``message_id``.
         changes: How often its record was changed.
-        window_offset: Position in the conversation of ``window[0]``: how many messages come before it.
+        window_offset: The offset of ``window[0]``: how many messages of the conversation come before it.
         window: The stored messages from there on, oldest first, decoded.
         embedded: What of it lies in the session document.
     """
@@ -128,14 +128,9 @@ def agent_data(agent: SessionAgent, blobs: PendingBlobs | None = None) -> Docume
     """
     agent_id = exact_text(agent.agent_id)
     where = f"agent_id={agent_id!r} "
-    data: Document = {
-        "agent_id": agent_id,
-        "state": encode(agent.state, where + "state", blobs),
-        "conversation_manager_state": encode(
-            agent.conversation_manager_state, where + "conversation_manager_state", blobs
-        ),
-        "_internal_state": encode(agent._internal_state, where + "_internal_state", blobs),
-    }
+    data: Document = {"agent_id": agent_id}
+    for name in STATES:
+        data[name] = encode(getattr(agent, name), where + name, blobs)
     for name in ("model", "system_prompt"):
         value = getattr(agent, name, None)
         if value is not None:
@@ -198,24 +193,19 @@ def check_message_count(session_id: str, key: str, stored: Any, messages: int = 
         DamagedSessionError: It is no whole number from 0 to 2**63 - 1, or less than there are messages.
     """
     is_number = isinstance(stored, (int, float)) and not isinstance(stored, bool)
-    if not is_number or not 0 <= stored <= INT64_MAX or stored != int(stored):
+    if is_number and 0 <= stored <= INT64_MAX and stored == int(stored):
+        if stored >= messages:
+            return int(stored)
+        # The next message would get an id that another one has.
+        what = f"is {shown(stored)}, and there are {messages} messages"
+    else:
         # Of what is no number only the type: another program may have put anything there.
         found = shown(stored) if is_number else "null" if stored is None else f"a {type(stored).__name__}"
         what = f"is {found}, which is no number of messages"
-        raise DamagedSessionError(session_id, name_of(key), f"agents.{key}.message_count", what)
-    if stored < messages:
-        # The next message would get an id that another one has.
-        what = f"is {shown(stored)}, and there are {messages} messages"
-        raise DamagedSessionError(session_id, name_of(key), f"agents.{key}.message_count", what)
-    return int(stored)
+    raise DamagedSessionError(session_id, name_of(key), f"agents.{key}.message_count", what)
 
 
 # --- messages -------------------------------------------------------------------------------------------------------
-
-
-def message_body(message: Mapping[str, Any], where: str, blobs: PendingBlobs | None = None) -> Document:
-    """Return the part of a stored message that comes from Strands' message: an encoded copy."""
-    return measured_body(message, where, blobs)[0]
 
 
 def measured_body(message: Mapping[str, Any], where: str, blobs: PendingBlobs | None = None) -> tuple[Document, int]:
@@ -235,13 +225,12 @@ def measured_body(message: Mapping[str, Any], where: str, blobs: PendingBlobs | 
     if not isinstance(message, (dict, Mapping)) or "role" not in message or "content" not in message:
         raise UnstorableValueError(f"{where} is no message: it needs 'role' and 'content'")
     check_tracking_id(message)
-    extra = () if message.keys() <= _MESSAGE_FIELDS else message.keys() - _MESSAGE_FIELDS
-    plain = {name: value for name, value in message.items() if name not in extra} if extra else message
-    if isinstance(message["content"], str):
-        plain = {**plain, "content": text_blocks(message["content"])}
+    extra = {name: value for name, value in message.items() if name not in _MESSAGE_FIELDS}
+    plain = {name: value for name, value in message.items() if name in _MESSAGE_FIELDS}
+    plain["content"] = text_blocks(plain["content"])
     body: Document = encode(plain, where, blobs)
     if extra:
-        body["extra"] = encode({name: value for name, value in message.items() if name in extra}, where, blobs)
+        body["extra"] = encode(extra, where, blobs)
     return body, check_size(body, where)
 
 
@@ -252,10 +241,12 @@ def text_blocks(content: Any) -> Any:
 
 def message_text(message: Mapping[str, Any]) -> str:
     """Return the text of a message: its text blocks, joined."""
-    content = text_blocks(message.get("content"))
-    if not isinstance(content, list):
-        return ""
-    return "".join(block["text"] for block in content if isinstance(block, dict) and isinstance(block.get("text"), str))
+    return "".join(_texts(message.get("content")))
+
+
+def _texts(content: Any) -> list[str]:
+    texts = [block.get("text") for block in mappings(text_blocks(content))]
+    return [text for text in texts if isinstance(text, str)]
 
 
 def search_document(
@@ -273,9 +264,7 @@ def search_document(
     """
     # What lies in GridFS stays there.
     plain = to_message(decode(dict(message)))
-    blocks = text_blocks(plain["content"])
-    texts = [block.get("text") for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
-    text = "\n".join(text for text in texts if isinstance(text, str))
+    text = "\n".join(_texts(plain["content"]))
     document: Document = {
         "_id": {"session": session_id, "incarnation": incarnation, "agent": key, "message": message_id},
         "session_id": session_id,
@@ -292,12 +281,7 @@ def search_document(
 
 def has_tool_result(message: Mapping[str, Any]) -> bool:
     """Return whether a message carries the result of a tool."""
-    content = message.get("content")
-    if isinstance(content, list):
-        for block in content:
-            if isinstance(block, dict) and "toolResult" in block:
-                return True
-    return False
+    return any("toolResult" in block for block in mappings(message.get("content")))
 
 
 def have_tool_blocks(messages: Iterable[Message]) -> bool:
@@ -324,15 +308,13 @@ def session_message_body(message: SessionMessage, blobs: PendingBlobs | None = N
     Where it is redacted, the redacted message *replaces* the original, so that the original is stored nowhere.
     """
     where = f"message_id={message.message_id} message"
-    if message.redact_message is None:
-        return message_body(message.message, where, blobs)
-    original = message.message if isinstance(message.message, Mapping) else {}
-    body = message_body(
-        {**{k: original[k] for k in ("tracking_id", "metadata") if k in original}, **message.redact_message},
-        where,
-        blobs,
-    )
-    body["redact_message"] = encode(message.redact_message, where, blobs)
+    said: Mapping[str, Any] = message.message
+    if message.redact_message is not None:
+        kept = said if isinstance(said, Mapping) else {}
+        said = {**{k: kept[k] for k in ("tracking_id", "metadata") if k in kept}, **message.redact_message}
+    body, _ = measured_body(said, where, blobs)
+    if message.redact_message is not None:
+        body["redact_message"] = encode(message.redact_message, where, blobs)
     return body
 
 
@@ -344,16 +326,10 @@ def to_message(stored: Mapping[str, Any]) -> Message:
         if isinstance(redacted := stored.get("redact_message"), dict):
             source = {**source, **redacted}  # Older documents keep the original beside it.
     content = source.get("content")
-    if content is None:
-        content = []
-    message: Any = {
-        "role": source.get("role", "user"),
-        "content": [{"text": content}] if type(content) is str else content,
-    }
-    if "tracking_id" in source:
-        message["tracking_id"] = source["tracking_id"]
-    if "metadata" in source:
-        message["metadata"] = source["metadata"]
+    message: Any = {"role": source.get("role", "user"), "content": [] if content is None else text_blocks(content)}
+    for name in ("tracking_id", "metadata"):
+        if name in source:
+            message[name] = source[name]
     if "extra" in stored and isinstance(stored["extra"], dict):
         message.update(stored["extra"])
     return message  # type: ignore[no-any-return]
@@ -364,7 +340,7 @@ def to_messages(window: list[Document], offset: int) -> tuple[list[int], list[Me
 
     Args:
         window: Stored messages. They are used up: one that has nothing else to tell becomes the live message itself.
-        offset: Position of the first of them in the conversation: its id where it has none.
+        offset: How many messages of the conversation come before: the id of the first where it has none.
     """
     message_ids: list[int] = []
     messages: list[Message] = []
@@ -403,6 +379,22 @@ def check_size(value: Document | bytes, where: str) -> int:
         most = f"; most of it is {path}, {largest} bytes" if path and 2 * largest > size else ""
         raise UnstorableValueError(f"{where} has {size} bytes{most}; at most {MAX_VALUE_BYTES} can be stored")
     return size
+
+
+def check_storable(document: Document, what: str, session_id: str | None = None) -> None:
+    """Refuse what BSON cannot hold, before anything is sent. Dates, ObjectIds and the like are stored as such.
+
+    Raises:
+        UnstorableValueError: A value of the document is of such a kind, or too large; ``what`` is in the message.
+    """
+    for key, value in document.items():
+        where = f"{what}[{shown(key)}]"
+        try:
+            content = to_bson({"value": value})
+        except Exception as error:
+            message = f"{where} cannot be stored: {type(error).__name__}"
+            raise UnstorableValueError(message, session_id=session_id) from error
+        check_size(content, where)
 
 
 def _largest(value: Any) -> tuple[str, int]:

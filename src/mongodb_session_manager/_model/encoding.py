@@ -143,9 +143,13 @@ def blob_files(value: Any) -> dict[ObjectId, int]:
 
 def blob_markers(value: Any) -> list[dict[str, Any]]:
     """Return the markers of blobs in a stored value, in its order; the very documents, not copies."""
-    markers: list[dict[str, Any]] = []
-    _collect_blob_markers(value, markers)
-    return markers
+    if type(value) is dict:
+        if _names_a_file(value):
+            return [value]
+        value = value.values()
+    elif type(value) is not list:
+        return []
+    return [marker for inner in value for marker in blob_markers(inner)]
 
 
 def fingerprint(value: Any, where: str = "value") -> bytes:
@@ -168,13 +172,7 @@ def fingerprints(fields: Mapping[str, Any]) -> dict[str, bytes]:
     Raises:
         UnstorableValueError: As for ``fingerprint``.
     """
-    found: dict[str, bytes] = {}
-    for name, value in fields.items():
-        try:
-            found[name] = marshal.dumps(value, _CANONICAL_MARSHAL)
-        except ValueError:
-            found[name] = fingerprint(value, name)
-    return found
+    return {name: fingerprint(value, name) for name, value in fields.items()}
 
 
 def to_bson(document: Mapping[str, Any]) -> bytes:
@@ -349,15 +347,3 @@ def _names_a_file(document: dict[str, Any]) -> bool:
         and type(value.get("file")) is ObjectId
         and isinstance(value.get("length"), int)
     )
-
-
-def _collect_blob_markers(value: Any, markers: list[dict[str, Any]]) -> None:
-    if type(value) is dict:
-        if _names_a_file(value):
-            markers.append(value)
-        else:
-            for inner in value.values():
-                _collect_blob_markers(inner, markers)
-    elif type(value) is list:
-        for item in value:
-            _collect_blob_markers(item, markers)

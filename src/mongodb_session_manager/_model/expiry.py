@@ -1,22 +1,22 @@
-"""Expiry: when a session ends by itself, and until when what belongs to it must be kept. Pure.
+"""Expiry: when a session ends by itself, and until when its related documents must be kept. Pure.
 
-A session lives for one *ttl* from its last activity on: each write of content moves its ``expires_at``. Its parts, the
-segments of its history and its blobs, are other documents, which MongoDB removes on their own. So that a live session
-never loses a part, its document names a time before which none of them goes, ``parts_expire_at``, and no write moves
-``expires_at`` to it or beyond; a tenth of a ttl lies between, for clocks that differ. The writer that would, moves the
-parts on first, to two ttl from then:
+A session lives for one *ttl* from its last activity on: each write of content moves its ``expires_at``. Its related
+documents (segments, search documents, blobs) are other documents, which MongoDB removes on their own. A session that
+lives must never lose one. So the session document names a time before which none of them expires, ``parts_expire_at``,
+and no write moves ``expires_at`` to that time or beyond. A tenth of a ttl lies between the two, for clocks that differ.
+A writer that would come too close first gives the related documents a later expiry, two ttl from then:
 
-1. ``parts_moving_to`` says where to. From here on a new part gets that.
-2. All parts that are there are moved on.
+1. ``parts_moving_to`` says which. From here on a new related document gets that expiry.
+2. All related documents that are there get it.
 3. ``parts_expire_at`` says so.
 
-A part that was made by what step 1 has changed is either there in step 2 (a blob: its time is read after it was
-stored), or never counts (a segment: its commit demands that both fields are as they were read). Parts are only ever
-moved on, never back.
+A related document that was made with the earlier expiry does no harm. A blob is there in step 2, because its expiry is
+read after it was stored. A segment never counts, because its commit demands that both fields are as they were read. An
+expiry only ever becomes later.
 
-Without ``parts_expire_at`` they have no expiry. They get one if their session gets a ttl: its document says so first,
-and then those do that were there before. A writer without a ttl moves them on to ``FOREVER`` before it takes
-``expires_at`` and ``ttl_hours`` away, so that this cannot be undone by what is still under way.
+Without ``parts_expire_at`` related documents have no expiry. If their session gets a ttl, its document says so first,
+and then those get an expiry that were there before. A writer without a ttl moves them to ``FOREVER`` before it takes
+``expires_at`` and ``ttl_hours`` away, so that a command that is still on its way cannot undo this.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..errors import shown
 from .limits import MAX_TTL_HOURS
 
 FOREVER = datetime(9999, 12, 31, tzinfo=timezone.utc)
-"""The expiry of parts that had one until their session lost its own."""
+"""The expiry of related documents whose session has lost its ttl."""
 
 EXPIRED: dict[str, Any] = {
     # Anything but a date expires nothing, for MongoDB as well.
@@ -64,12 +64,12 @@ def in_hours(ttl: timedelta) -> float:
 
 
 def related_needed_until(expires_at: datetime, ttl: timedelta) -> datetime:
-    """Return until when the parts of a session must be kept that expires then."""
+    """Return until when the related documents of a session must be kept that expires then."""
     return expires_at + timedelta(milliseconds=ttl // timedelta(milliseconds=10))
 
 
 def related_kept_until(now: datetime, ttl: timedelta) -> datetime:
-    """Return until when the parts of a session are kept that are moved on now."""
+    """Return the expiry that related documents get which are moved on now."""
     return now + 2 * ttl
 
 
@@ -81,6 +81,6 @@ def first_expiry(now: datetime, ttl: timedelta | None) -> dict[str, Any]:
 
 
 def expiry_of_new_related(session: Mapping[str, Any]) -> datetime | None:
-    """Return the ``expires_at`` of a new part of a session, of which these fields were read; None: it has none."""
+    """Return the ``expires_at`` of a new related document of the session that was read; None: it gets none."""
     moment: datetime | None = session.get("parts_moving_to") or session.get("parts_expire_at")
     return moment

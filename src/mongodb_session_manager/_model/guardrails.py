@@ -14,6 +14,7 @@ from typing import Any, Literal
 from bson import ObjectId
 
 from .documents import Document
+from .foreign import mapping, mappings
 from .limits import MAX_GUARDRAIL_POLICIES, MAX_GUARDRAIL_TEXT_CHARACTERS
 
 INTERVENED = "guardrail_intervened"
@@ -57,8 +58,8 @@ def facts_of_trace(trace: Any) -> Document:
         trace: ``{"guardrail": {"inputAssessment": …, "outputAssessments": …}}``, as it stands in a stream's
             ``metadata``; or its inner part. Whatever has another form has no policies.
     """
-    guardrail = _mapping(trace)
-    guardrail = _mapping(guardrail.get("guardrail", guardrail))
+    guardrail = mapping(trace)
+    guardrail = mapping(guardrail.get("guardrail", guardrail))
     # By content: ten addresses that were found make one entry.
     fired = {
         tuple(policy.items()): policy
@@ -71,12 +72,8 @@ def facts_of_trace(trace: Any) -> Document:
 
 def facts_of_config(config: Any) -> Document:
     """Return ``{"guardrail_id": …, "guardrail_version": …}`` of a model's configuration; ``{}`` if it names none."""
-    facts: Document = {}
-    if isinstance(config, dict):
-        for name in ("guardrail_id", "guardrail_version"):
-            if name in config and (text := _text(config[name])) is not None:
-                facts[name] = text
-    return facts
+    texts = {name: _text(mapping(config).get(name)) for name in ("guardrail_id", "guardrail_version")}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def facts_of_stop_reason(stop_reason: Any) -> Document:
@@ -87,34 +84,34 @@ def facts_of_stop_reason(stop_reason: Any) -> Document:
 
 def facts_in_stream(event: Any) -> Document:
     """Return what an event of a model's stream says about a guardrail: its stop reason, or what its trace holds."""
-    chunk = _mapping(_mapping(event).get("event"))
+    chunk = mapping(mapping(event).get("event"))
     if "messageStop" in chunk:
-        return facts_of_stop_reason(_mapping(chunk["messageStop"]).get("stopReason"))
-    trace = _mapping(_mapping(chunk.get("metadata")).get("trace"))
+        return facts_of_stop_reason(mapping(chunk["messageStop"]).get("stopReason"))
+    trace = mapping(mapping(chunk.get("metadata")).get("trace"))
     return facts_of_trace(trace) if "guardrail" in trace else {}
 
 
 def is_redaction(event: Any) -> bool:
     """Return whether an event of a model's stream says that what was said is to be replaced."""
-    return "redactContent" in _mapping(_mapping(event).get("event"))
+    return "redactContent" in mapping(mapping(event).get("event"))
 
 
 def redacted_prompt(event: Any) -> str | None:
     """Return what such an event puts in the place of the prompt, if it does."""
-    text = _mapping(_mapping(_mapping(event).get("event")).get("redactContent")).get("redactUserContentMessage")
+    text = mapping(mapping(mapping(event).get("event")).get("redactContent")).get("redactUserContentMessage")
     return text if isinstance(text, str) and text else None
 
 
 def _assessments(found: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the assessments of the input, one for each guardrail, or of the output, a list for each."""
-    for one in _mapping(found).values():
-        yield from map(_mapping, one if isinstance(one, list) else [one])
+    for one in mapping(found).values():
+        yield from mappings(one if isinstance(one, list) else [one])
 
 
 def _fired(assessment: Mapping[str, Any], source: str) -> Iterator[Document]:
     for policy, name, naming, kind in _LISTS:
-        found = _mapping(assessment.get(policy)).get(name)
-        for one in map(_mapping, found if isinstance(found, list) else ()):
+        found = mapping(assessment.get(policy)).get(name)
+        for one in mappings(found):
             detected, action = one.get("detected"), _constant(one.get("action"))
             # A trace may list what was looked for and not found.
             if detected is False or (detected is not True and action in (None, "NONE")):
@@ -130,10 +127,6 @@ def _fired(assessment: Mapping[str, Any], source: str) -> Iterator[Document]:
                 "source": source,
             }
             yield {field: value for field, value in fields.items() if value is not None}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _constant(value: Any) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from ..errors import InvalidIdentifierError, UnstorableValueError, shown
 from .limits import (
@@ -28,6 +28,8 @@ from .limits import (
 # Unicode's category Cc. A line break in an id would forge a line of a log.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def exact_text(text: str) -> str:
     """Return the content of a text as a plain ``str``.
@@ -35,6 +37,12 @@ def exact_text(text: str) -> str:
     ``str()`` does not: that of a ``(str, Enum)`` is the name of the member, and a subclass may answer what it likes.
     """
     return text if type(text) is str else str.__str__(text)
+
+
+def _as_text(value: object, kind: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
+    return exact_text(value)
 
 
 def check_id(value: object, kind: str) -> str:
@@ -49,9 +57,7 @@ def check_id(value: object, kind: str) -> str:
         InvalidIdentifierError: It is empty, has more than ``MAX_ID_BYTES``, or holds a slash (Strands refuses those), a
             NUL or another control character, or a lone surrogate (MongoDB cannot store those).
     """
-    if not isinstance(value, str):
-        raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
-    text = exact_text(value)
+    text = _as_text(value, kind)
     if not text:
         raise InvalidIdentifierError(f"{kind} is empty")
     # The number of characters first: megabytes are not gone through.
@@ -62,7 +68,7 @@ def check_id(value: object, kind: str) -> str:
     if (control := _CONTROL.search(text)) is not None:
         what = "NUL" if control[0] == "\0" else "control"
         raise InvalidIdentifierError(f"{kind}={shown(text)} holds a {what} character")
-    if not _encodable(text):
+    if _SURROGATE.search(text):
         raise InvalidIdentifierError(f"{kind}={shown(text)} holds a lone surrogate")
     return text
 
@@ -78,13 +84,10 @@ def check_name(value: object, kind: str) -> str:
         TypeError: It is no text.
         UnstorableValueError: It holds a lone surrogate (MongoDB takes none).
     """
-    if isinstance(value, Enum):
-        value = value.value
-    if not isinstance(value, str):
-        raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
-    if not _encodable(value):
+    text = _as_text(value.value if isinstance(value, Enum) else value, kind)
+    if _SURROGATE.search(text):
         raise UnstorableValueError(f"{kind} holds a lone surrogate")
-    return exact_text(value)
+    return text
 
 
 def check_tracking_id(message: Mapping[str, Any]) -> str | None:
@@ -96,11 +99,7 @@ def check_tracking_id(message: Mapping[str, Any]) -> str | None:
         TypeError: It is no text. (In a filter a dictionary would name other messages.)
     """
     value = message.get("tracking_id")
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise TypeError(f"tracking_id must be a string, not {type(value).__name__}")
-    return exact_text(value) or None
+    return None if value is None else _as_text(value, "tracking_id") or None
 
 
 def check_text(value: object, kind: str) -> str:
@@ -110,13 +109,12 @@ def check_text(value: object, kind: str) -> str:
         TypeError: It is not a string.
         ValueError: It is empty, or holds a lone surrogate (MongoDB takes none).
     """
-    if not isinstance(value, str):
-        raise TypeError(f"{kind} must be a string, not {type(value).__name__}")
-    if not value.strip():
+    text = _as_text(value, kind)
+    if not text.strip():
         raise ValueError(f"{kind} is empty")
-    if not _encodable(value):
+    if _SURROGATE.search(text):
         raise ValueError(f"{kind} holds a lone surrogate")
-    return exact_text(value)
+    return text
 
 
 def check_message_id(value: object) -> int:
@@ -128,7 +126,7 @@ def check_message_id(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidIdentifierError(f"message_id must be an int, not {type(value).__name__}")
     if not 0 <= value < INT64_MAX:
-        raise InvalidIdentifierError(f"message_id={shown(value)} is out of range")
+        raise InvalidIdentifierError(f"message_id={shown(value)} is out of range", message_id=value)
     return int(value)
 
 
@@ -144,12 +142,7 @@ def encode_key(name: str) -> str:
     key = exact_text(name).replace("%", "%25").replace(".", "%2E").replace("\0", "%00")
     if key[0] == "$":
         key = "%24" + key[1:]
-    if not _encodable(key):
-        key = "".join(
-            char if _encodable(char) else "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
-            for char in key
-        )
-    return key
+    return _SURROGATE.sub(lambda lone: quote(lone[0], errors="surrogatepass"), key)
 
 
 def decode_key(key: str) -> str:
@@ -182,7 +175,8 @@ def check_feedback(feedback: object) -> dict[str, Any]:
     """
     if not isinstance(feedback, Mapping):
         raise TypeError(f"feedback must be a mapping, not {type(feedback).__name__}")
-    _check_nested(feedback, "feedback")
+    check_depth(feedback, "feedback")
+    _check_nested_keys(feedback, "feedback")
     # By their content: a member of an enum has another hash than its value.
     checked = {exact_text(key): value for key, value in feedback.items()}
     if "commit_id" in checked:
@@ -211,7 +205,8 @@ def check_metadata(metadata: object) -> dict[str, Any]:
         raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
     checked = dict(zip(check_metadata_paths(metadata), metadata.values(), strict=True))
     for path, value in checked.items():
-        _check_nested(value, f"metadata {path}", path.count(".") + 1)
+        check_depth(value, f"metadata {path}", path.count(".") + 1)
+        _check_nested_keys(value, f"metadata {path}")
     return checked
 
 
@@ -250,15 +245,13 @@ def check_metadata_paths(keys: Iterable[object]) -> list[str]:
 
 
 def _check_metadata_key(key: object, what: str = "metadata key") -> str:
-    if not isinstance(key, str):
-        raise TypeError(f"{what} must be a string, not {type(key).__name__}")
-    key = exact_text(key)
+    key = _as_text(key, what)
     for part in key.split("."):
         if not part:
             raise InvalidIdentifierError(f"{what} {shown(key)} is empty or has an empty part")
         if part[0] == "$":
             raise InvalidIdentifierError(f"{what} {shown(key)}: a part begins with '$'")
-    if "\0" in key or not _encodable(key):
+    if "\0" in key or _SURROGATE.search(key):
         raise InvalidIdentifierError(f"{what} {shown(key)} holds a NUL character or a lone surrogate")
     return key
 
@@ -296,11 +289,6 @@ def check_depth(value: object, what: str, depth: int = 0) -> None:
             check_depth(inner, what, depth + 1)
 
 
-def _check_nested(value: object, path: str, depth: int = 0) -> None:
-    check_depth(value, path, depth)
-    _check_nested_keys(value, path)
-
-
 def _check_nested_keys(value: object, path: str) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -311,13 +299,3 @@ def _check_nested_keys(value: object, path: str) -> None:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             _check_nested_keys(inner, path)
-
-
-def _encodable(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,7 +1,7 @@
 """Every bound on bytes, counts, depth and time, each with its reason.
 
-Two kinds stand elsewhere: options of the driver in ``_client/clients.py``, and what ``local.py`` waits for, for its
-keeper runs that file alone.
+Two kinds stand elsewhere: options of the driver in ``_client/clients.py``, and what ``_local`` waits for, whose keeper
+imports nothing of this package.
 """
 
 from __future__ import annotations

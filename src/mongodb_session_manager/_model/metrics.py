@@ -1,8 +1,8 @@
 """What a turn cost: the metrics of one message, and the running totals of an agent.
 
-What is stored on a message is that message's own usage and latency, so that sums over messages are true; Strands'
-``event_loop_metrics`` run for the life of an ``Agent`` object and would be counted again and again. The running
-totals grow by ``$inc`` in the same update that stores the message.
+What is stored on a message is that message's own usage and latency, so that sums over messages are true. Strands'
+``event_loop_metrics`` grow as long as an ``Agent`` object exists; their sum would count the same tokens again and
+again. The running totals grow by ``$inc`` in the same update that stores the message.
 """
 
 from __future__ import annotations
@@ -105,13 +105,10 @@ def summed(totals: Iterable[Totals], path: str = "") -> tuple[Document, Document
     maxima: Document = {}
     for grown in totals:
         for name, amount in grown.increments.items():
-            name = path + name
-            increments[name] = increments.get(name, 0) + (
-                amount if abs(amount) <= MAX_INTEGER_INCREMENT else float(amount)
-            )
+            added = amount if abs(amount) <= MAX_INTEGER_INCREMENT else float(amount)
+            increments[path + name] = increments.get(path + name, 0) + added
         for name, value in grown.maxima.items():
-            name = path + name
-            maxima[name] = max(value, maxima.get(name, 0))
+            maxima[path + name] = max(value, maxima.get(path + name, 0))
     return increments, maxima
 
 

@@ -231,6 +231,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.messages = self.turns = 0
+        self.answers = _ModelSums()
         self.models: defaultdict[str, _ModelSums] = defaultdict(_ModelSums)
         self.tools: defaultdict[str, _ToolSums] = defaultdict(_ToolSums)
 
@@ -240,23 +241,20 @@ class _Sums:
         self.turns += count(stored.get("turns"))
         for key, model in mapping(stored.get("models")).items():
             self.models[name_of(key)].add(mapping(model))
+            self.answers.add(mapping(model))
         for key, tool in mapping(stored.get("tools")).items():
             self.tools[name_of(key)].add(mapping(tool))
 
     def metrics(self, prices: Mapping[str, ModelPrice]) -> dict[str, Any]:
         """Return the fields of ``AgentMetrics``."""
-        tokens: Counter[str] = Counter()
-        latencies = _Latencies()
-        for sums in self.models.values():
-            tokens.update(sums.tokens)
-            latencies.add_all(sums.latencies)
+        answers = self.answers.metrics(None)
         models = {name: sums.metrics(prices.get(name)) for name, sums in self.models.items()}
         costs = [model.cost for model in models.values()]
         return {
             "messages": self.messages,
             "turns": self.turns,
-            "tokens": _token_counts(tokens),
-            "latency": latencies.metrics(),
+            "tokens": answers.tokens,
+            "latency": answers.latency,
             "cost": math.fsum(cost for cost in costs if cost is not None) if prices and None not in costs else None,
             "models": models,
             "tools": {name: sums.metrics() for name, sums in self.tools.items()},
@@ -309,12 +307,6 @@ class _Latencies:
         for key, answers in mapping(stored.get("buckets")).items():
             if key.isdecimal() and len(key) <= 3 and int(key) <= _LAST_BUCKET:
                 self.buckets[int(key)] += max(0, count(answers))
-
-    def add_all(self, other: _Latencies) -> None:
-        self.count += other.count
-        self.sum += other.sum
-        self.max = max(self.max, other.max)
-        self.buckets.update(other.buckets)
 
     def metrics(self) -> LatencyMetrics:
         if self.count <= 0:

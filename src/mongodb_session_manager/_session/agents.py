@@ -75,7 +75,9 @@ class ManagedAgents:
         agent_id = exact_text(agent.agent_id)  # A member of an enum has another hash than its value.
         follower = self._followers.get(agent_id)
         if follower is None:
-            raise AgentNotFoundError(f"agent_id={shown(agent_id)} was not built with this session manager")
+            raise AgentNotFoundError(
+                f"agent_id={shown(agent_id)} was not built with this session manager", agent_id=agent_id
+            )
         return follower
 
     def initialize(self, agent: Any, repair: Repair) -> None:

@@ -14,8 +14,10 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from pymongo.errors import PyMongoError
 
@@ -26,11 +28,14 @@ from .._store.session_store import SessionStore
 from ..errors import MongoDBSessionError, SessionBusyError
 from .error_notes import add_note
 
+T = TypeVar("T")
 
+
+@dataclass(eq=False)
 class HeldLease:
     """The lease that a manager holds of its session, or none.
 
-    Args:
+    Attributes:
         store: Takes it and gives it back.
         session_id: The session's id.
         opened: Opens the session, if that is not done, and returns it.
@@ -38,40 +43,33 @@ class HeldLease:
         taken: Called when it was taken: what was read before may be old.
         flush: Stores what is unsaved; with an error on its way, a failure becomes a note of that.
         settle: The same without holding up an event loop.
-
-    Attributes:
-        executor: Threads of the client.
         token: The lease's own, while it is held.
     """
 
+    store: SessionStore
+    session_id: str
+    opened: Callable[[], SessionRef]
+    session: Callable[[], SessionRef]
+    taken: Callable[[], None]
+    flush: Callable[[BaseException | None], None]
+    settle: Callable[[BaseException | None], Coroutine[Any, Any, None]]
     token: str | None = None
 
-    def __init__(
-        self,
-        store: SessionStore,
-        session_id: str,
-        *,
-        opened: Callable[[], SessionRef],
-        session: Callable[[], SessionRef],
-        taken: Callable[[], None],
-        flush: Callable[[BaseException | None], None],
-        settle: Callable[[BaseException | None], Coroutine[Any, Any, None]],
-    ) -> None:
-        self.session_id = session_id
-        self.executor = store.commands.executor
-        self.flush = flush
-        self.settle = settle
-        self._store = store
-        self._opened = opened
-        self._session = session
-        self._taken = taken
+    def check_none_is_held(self) -> None:
+        """Refuse a second lease inside the first: leaving the inner one would end the outer one.
+
+        Raises:
+            MongoDBSessionError: One is held.
+        """
+        if self.token is not None:
+            raise MongoDBSessionError("this manager already holds the lease of its session", session_id=self.session_id)
 
     def take(self, owner: str, token: str, seconds: float) -> float | None:
         """Take the lease; return None, or for how many seconds somebody else has it."""
-        taken_for = self._store.changes.take_lease(self._opened(), owner, token, seconds)
+        taken_for = self.store.changes.take_lease(self.opened(), owner, token, seconds)
         if taken_for is None:
             self.token = token
-            self._taken()
+            self.taken()
         return taken_for
 
     def renew(self, seconds: float) -> None:
@@ -82,17 +80,17 @@ class HeldLease:
             SessionBusyError: It has run out.
         """
         if self.token is None:
-            raise MongoDBSessionError("this manager holds no lease")
-        session = self._session()
+            raise MongoDBSessionError("this manager holds no lease", session_id=self.session_id)
+        session = self.session()
         known = {"incarnation": session.incarnation}
-        self._store.changes.guarded(session, lambda session, _: renew_lease(session, seconds), known=known)
+        self.store.changes.guarded(session, lambda session, _: renew_lease(session, seconds), known=known)
 
     def release(self, token: str, error: BaseException | None) -> None:
         """Give it back; with an error on its way, a failure becomes a note of that."""
         if self.token == token:  # Else it was not got: another task of this manager may have it.
             self.token = None
         try:
-            self._store.changes.release_lease(self.session_id, token)
+            self.store.changes.release_lease(self.session_id, token)
         except PyMongoError as failure:
             if error is None:
                 raise
@@ -132,11 +130,11 @@ class SessionLease:
 
     def __enter__(self) -> SessionLease:
         """Take the lease; the session is read anew by the next agent that is built."""
-        no_lease_twice(self._held.token)
+        self._held.check_none_is_held()
         deadline = time.monotonic() + self.wait
         try:
-            while (taken_for := self._take()) is not None:
-                time.sleep(self._pause(deadline, taken_for))
+            while (pause := self._attempt(deadline)) is not None:
+                time.sleep(pause)
         except BaseException as error:
             self._held.release(self._token, error)
             raise
@@ -156,15 +154,14 @@ class SessionLease:
 
     async def __aenter__(self) -> SessionLease:
         """Take the lease without holding up the event loop."""
-        no_lease_twice(self._held.token)
+        self._held.check_none_is_held()
         deadline = time.monotonic() + self.wait
         try:
-            while (taken_for := await self._held.executor.run(self._take)) is not None:
-                await asyncio.sleep(self._pause(deadline, taken_for))
+            while (pause := await self._run(partial(self._attempt, deadline))) is not None:
+                await asyncio.sleep(pause)
         except BaseException as error:
             # It may have been taken, whatever was heard of it, and nobody will leave it.
-            failure = error
-            await self._held.executor.run(lambda: self._held.release(self._token, failure))
+            await self._run(partial(self._held.release, self._token, error))
             raise
         return self
 
@@ -178,18 +175,23 @@ class SessionLease:
         try:
             await self._held.settle(error)
         finally:
-            failure = error or sys.exc_info()[1]
-            await self._held.executor.run(lambda: self._held.release(self._token, failure))
+            await self._run(partial(self._held.release, self._token, error or sys.exc_info()[1]))
 
-    def _take(self) -> float | None:
-        return self._held.take(self._owner, self._token, self.seconds)
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await self._held.store.commands.executor.run(call)
 
-    def _pause(self, deadline: float, taken_for: float) -> float:
+    def _attempt(self, deadline: float) -> float | None:
+        """Take the lease; return None, or for how many seconds to wait before the next attempt."""
+        taken_for = self._held.take(self._owner, self._token, self.seconds)
+        if taken_for is None:
+            return None
         left = deadline - time.monotonic()
         if left <= 0:
+            session_id = self._held.session_id
             raise SessionBusyError(
-                f"session_id={self._held.session_id!r} is leased by another process; waited {self.wait:g} s",
+                f"session_id={session_id!r} is leased by another process; waited {self.wait:g} s",
                 taken_for,
+                session_id=session_id,
             )
         return min(left, random.uniform(*LEASE_POLL_SECONDS))
 
@@ -197,9 +199,3 @@ class SessionLease:
 def _check_seconds(seconds: float) -> None:
     if not 0 < seconds <= 86_400:
         raise ValueError("seconds must be above 0 and at most 86400")
-
-
-def no_lease_twice(token: str | None) -> None:
-    """Refuse a second lease inside the first: leaving the inner one would end the outer one."""
-    if token is not None:
-        raise MongoDBSessionError("this manager already holds the lease of its session")

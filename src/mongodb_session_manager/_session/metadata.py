@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .._model.keys import check_metadata, check_metadata_paths
 from .hooks import MetadataHook, call_hook
+from .managed_session import ManagedSession
+from .stored_metadata import StoredMetadata
 
 
+@dataclass(eq=False)
 class SessionMetadata:
-    """The metadata of one session.
+    """The metadata of one manager's session.
 
-    Args:
-        session_id: The session's id, for the hook.
+    Attributes:
+        session: The session.
+        stored: The metadata of all sessions of the collection.
         hook: Called instead of each operation, if it is not None.
         session_manager: Whose hook it is.
-        read: Returns ``{"metadata": {…}}``, or ``{}`` if the session does not exist.
-        update: Sets fields that were checked.
-        delete: Removes keys that were checked.
     """
 
-    def __init__(
-        self,
-        session_id: str,
-        hook: MetadataHook | None,
-        session_manager: Any,
-        *,
-        read: Callable[[], dict[str, Any]],
-        update: Callable[[dict[str, Any]], None],
-        delete: Callable[[list[str]], None],
-    ) -> None:
-        self._session_id = session_id
-        self._hook = hook
-        self._session_manager = session_manager
-        self._read = read
-        self._update = update
-        self._delete = delete
+    session: ManagedSession
+    stored: StoredMetadata
+    hook: MetadataHook | None
+    session_manager: Any
 
     def get(self) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist; whatever the hook makes of that.
@@ -44,43 +34,50 @@ class SessionMetadata:
         Raises:
             TypeError: The hook returned no dictionary.
         """
-        if self._hook is None:
-            return self._read()
-        found = self._call_hook(self._hook, self._read, "get")
+
+        def read() -> dict[str, Any]:
+            return self.stored.read(self.session.session_id, self.session.incarnation)
+
+        if self.hook is None:
+            return read()
+        found = self._call(self.hook, read, "get")
         if not isinstance(found, dict):
             raise TypeError(f"metadata_hook returned {type(found).__name__} for 'get': it must return a dict")
         return found
 
     def update(self, metadata: Mapping[str, Any]) -> list[str]:
         """Set fields; return the keys that were set, other ones where the hook changed them."""
-        done: list[str] = []
 
-        def update(metadata: Mapping[str, Any]) -> None:
-            checked = check_metadata(metadata)
-            self._update(checked)
-            done.extend(checked)
+        def update(fields: dict[str, Any]) -> None:
+            self.stored.update(self.session.session_id, self.session.open_ref, fields)
 
-        if self._hook is None:
-            update(metadata)
-        else:
-            self._call_hook(self._hook, update, "update", metadata=check_metadata(metadata))
-        return done
+        return self._change("update", "metadata", metadata, check_metadata, update)
 
     def delete(self, keys: Sequence[str]) -> list[str]:
         """Remove fields; return their keys, as ``update`` does."""
+
+        def delete(paths: list[str]) -> None:
+            self.stored.delete(self.session.open_ref(), paths)
+
+        return self._change("delete", "keys", keys, check_metadata_paths, delete)
+
+    def _change(
+        self, action: str, name: str, given: Any, check: Callable[[Any], Any], store: Callable[[Any], None]
+    ) -> list[str]:
+        """Check what is given, store it by way of the hook, and return the keys of what was stored."""
         done: list[str] = []
 
-        def delete(keys: Sequence[str]) -> None:
-            checked = check_metadata_paths(keys)
-            self._delete(checked)
+        def original(given: Any) -> None:
+            checked = check(given)
+            store(checked)
             done.extend(checked)
 
-        if self._hook is None:
-            delete(keys)
+        if self.hook is None:
+            original(given)
         else:
-            self._call_hook(self._hook, delete, "delete", keys=check_metadata_paths(keys))
+            self._call(self.hook, original, action, **{name: check(given)})
         return done
 
-    def _call_hook(self, hook: MetadataHook, original: Callable[..., Any], action: str, **given: Any) -> Any:
-        names: Any = {**given, "session_manager": self._session_manager}
-        return call_hook(hook, "metadata_hook", original, action, self._session_id, **names)
+    def _call(self, hook: MetadataHook, original: Callable[..., Any], action: str, **given: Any) -> Any:
+        given["session_manager"] = self.session_manager
+        return call_hook(hook, "metadata_hook", original, action, self.session.session_id, **given)

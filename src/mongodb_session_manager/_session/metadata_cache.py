@@ -1,26 +1,15 @@
-"""Which metadata may be answered from memory: never any that is older than a write of this process, nor than a time.
-
-The danger of such a cache is a slow reader that puts an old value back after a newer one was written. So each read
-that may fill the cache is known while it is under way; a change of its session makes it void, and while a change is
-under way nothing is put in.
-"""
+"""The cache of metadata that an application gives to a factory: its limits, whose it is, what it counts."""
 
 from __future__ import annotations
 
 import math
 import threading
-import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple, Protocol, TypedDict
-
-from bson import ObjectId
+from collections import Counter
+from typing import TypedDict, cast
 
 from .._client.forks import each_in_child
-from .._model.limits import MAX_CACHED_METADATA_BYTES
-from .._store.session_reads import MetadataAsRead
+from .metadata_memory import MetadataMemory
 
 
 class MetadataCacheStats(TypedDict):
@@ -42,26 +31,6 @@ class MetadataCacheStats(TypedDict):
     """Entries that were dropped because the session was changed or deleted, here or, with ``watch``, elsewhere."""
     watching: int
     """Collections whose change stream is open at this moment; 0 without ``watch``, and on a standalone server."""
-
-
-class SessionPlace(NamedTuple):
-    """A collection of session documents."""
-
-    database: str
-    collection: str
-
-
-class Watcher(Protocol):
-    """Tells a cache of changes that others make in one collection."""
-
-    live: bool
-    """Whether it does so at this moment."""
-
-    def stop(self) -> None:
-        """End, soon."""
-
-    def join(self) -> None:
-        """Wait for the end, for a moment at most."""
 
 
 class SessionMetadataCache:
@@ -103,209 +72,54 @@ class SessionMetadataCache:
         self._max_entries = max_entries
         self._ttl_seconds = ttl_seconds
         self._watches = watch
-        self._owner: weakref.ref[object] | None = None
-        self._token: object = None
-        self._reset()
-        _caches.add(self)
-
-    def _reset(self) -> None:
-        # Also in a forked child: a thread of the parent may have held the lock, and none of its threads is there.
+        self._counts: Counter[str] = Counter()
+        self._memory: MetadataMemory | None = None
         self._lock = threading.Lock()
-        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
-        self._reads: dict[_Key, set[_Read]] = {}
-        self._writes: dict[_Key, int] = {}
-        self._watchers: dict[SessionPlace, Watcher | None] = {}
-        self._hits = self._misses = self._evictions = self._expirations = self._invalidations = 0
+        _caches.add(self)
 
     def stats(self) -> MetadataCacheStats:
         """Return how often the cache could answer, and how full it is."""
-        with self._lock:
-            return {
-                "entries": len(self._entries),
-                "max_entries": self._max_entries,
-                "hits": self._hits,
-                "misses": self._misses,
-                "evictions": self._evictions,
-                "expirations": self._expirations,
-                "invalidations": self._invalidations,
-                "watching": sum(watcher is not None and watcher.live for watcher in self._watchers.values()),
-            }
+        entries, watching = (0, 0) if self._memory is None else self._memory.sizes()
+        counts = {name: self._counts[name] for name in MetadataCacheStats.__annotations__}
+        now = {"entries": entries, "max_entries": self._max_entries, "watching": watching}
+        return cast("MetadataCacheStats", counts | now)
 
     def clear(self) -> None:
         """Forget all metadata, for example after it was changed by a program that does not use this library."""
-        self._forget_all()
+        if self._memory is not None:
+            self._memory.forget_all()
 
     def __repr__(self) -> str:
         """Name the limits."""
         return f"{type(self).__name__}(max_entries={self._max_entries}, ttl_seconds={self._ttl_seconds})"
 
-    # --- for the repository, the factory and the watchers -------------------------------------------------------------
-
-    def _read(
-        self,
-        use: CacheUse,
-        place: SessionPlace,
-        session_id: str,
-        incarnation: ObjectId | None,
-        ask: Callable[[], MetadataAsRead | None],
-    ) -> bytes | None:
-        """Return a session's metadata from memory, or else what ``ask`` returns.
-
-        Args:
-            use: By what right the cache is used; where that is over, the database is asked.
-            place: Where the session is.
-            session_id: Which one.
-            incarnation: The incarnation of the session that the reader knows, if any. Another one is not served.
-            ask: Asks the database; None means that there is no such session.
-        """
-        key = (place, session_id)
-        with self._lock:
-            is_current = self._token is use.token
-            # The time of a value is when it was asked for: it may have changed right after.
-            now = time.monotonic()
-            if is_current and (entry := self._entries.get(key)) is not None:
-                if now >= entry.expires:
-                    self._expirations += 1
-                elif incarnation is not None and incarnation != entry.found.incarnation:
-                    self._invalidations += 1
-                else:
-                    self._hits += 1
-                    self._entries.move_to_end(key)
-                    return entry.found.content
-                del self._entries[key]
-            if is_current:
-                self._misses += 1
-            read = _Read()
-            self._reads.setdefault(key, set()).add(read)
-        found: MetadataAsRead | None = None
-        try:
-            found = ask()
-        finally:
-            with self._lock:
-                if reads := self._reads.get(key):
-                    reads.discard(read)
-                    if not reads:
-                        del self._reads[key]
-                void = read.void or key in self._writes or self._token is not use.token
-                standing = self._entries.get(key)
-                is_newest = standing is None or standing.began <= now
-                if found is not None and not void and is_newest and len(found.content) <= MAX_CACHED_METADATA_BYTES:
-                    seconds = self._ttl_seconds
-                    if found.seconds_left is not None:  # Its session expires.
-                        seconds = min(seconds, found.seconds_left)
-                    self._entries[key] = _Entry(now, now + seconds, found)
-                    self._entries.move_to_end(key)
-                    if len(self._entries) > self._max_entries:
-                        self._entries.popitem(last=False)
-                        self._evictions += 1
-        return None if found is None else found.content
-
-    @contextmanager
-    def _changing(self, place: SessionPlace, session_id: str) -> Iterator[None]:
-        """Keep nothing about a session while the block runs, which changes or deletes it.
-
-        However it ends: whether a write that failed was carried out is not always known.
-        """
-        key = (place, session_id)
-        with self._lock:
-            self._writes[key] = self._writes.get(key, 0) + 1
-            self._drop(key)
-        try:
-            yield
-        finally:
-            with self._lock:
-                # A fork inside the block has emptied it.
-                if (others := self._writes.pop(key, 1) - 1) > 0:
-                    self._writes[key] = others
-                self._drop(key)
-
-    def _forget(self, place: SessionPlace, session_id: str) -> None:
-        """Drop what is known of a session; what is being read of it now will not be kept."""
-        with self._lock:
-            self._drop((place, session_id))
-
-    def _forget_all(self, place: SessionPlace | None = None) -> None:
-        """Drop what is known of all sessions, or of those in one collection; likewise what is being read now."""
-        with self._lock:
-            for key in [key for key in {*self._entries, *self._reads} if place is None or key[0] == place]:
-                self._drop(key)
-
-    def _drop(self, key: _Key) -> None:
-        if self._entries.pop(key, None) is not None:
-            self._invalidations += 1
-        for read in self._reads.get(key, ()):
-            read.void = True
-
-    def _watch(self, use: CacheUse, place: SessionPlace, start: Callable[[int], Watcher | None]) -> None:
-        """Have a collection watched, unless it is.
-
-        Args:
-            use: As for ``_read``.
-            place: The collection.
-            start: Begins it, given how many are watched already, or returns None if it is not to be.
-        """
-        if self._watches and place not in self._watchers:
-            with self._lock:
-                if place not in self._watchers and self._token is use.token:
-                    self._watchers[place] = start(sum(watcher is not None for watcher in self._watchers.values()))
-
-    def _attach(self, owner: object) -> CacheUse:
-        """Give the cache to a factory: empty, and nobody else uses it from now on.
+    def _given_to(self, owner: object) -> MetadataMemory:
+        """Return an empty memory for a factory; nobody else gets one before the factory ends it, or is gone.
 
         Raises:
-            ValueError: Another one has it. The same session id means another session on another server.
+            ValueError: Another factory has one. The same session id means another session on another server.
         """
-        token = object()
-        self._change_owner(weakref.ref(owner), token)
-        return CacheUse(self, token)
-
-    def _detach(self) -> None:
-        """Take the cache from the factory. Another one may have it then."""
-        self._change_owner(None, None)
-
-    def _change_owner(self, owner: weakref.ref[object] | None, token: object) -> None:
-        """End what watches, and forget everything; whoever used the cache before asks the database from now on."""
         with self._lock:
-            if owner is not None and self._owner is not None and self._owner() is not None:
+            former = self._memory
+            if former is not None and former.owned:
                 raise ValueError("a SessionMetadataCache serves one factory at a time: make one for each")
-            self._owner, self._token = owner, token
-            watchers = [watcher for watcher in self._watchers.values() if watcher is not None]
-            self._watchers = {}
-        for watcher in watchers:
-            watcher.stop()
-        for watcher in watchers:
-            watcher.join()
-        self._forget_all()
+            self._memory = MetadataMemory(
+                owner, self._max_entries, self._ttl_seconds, self._counts, watches=self._watches
+            )
+        if former is not None:
+            former.end()
+        return self._memory
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._counts.clear()
+        if self._memory is not None:
+            self._memory.reset()
 
 
-class CacheUse(NamedTuple):
-    """The right to use a cache: a factory's, until that is closed or the cache is another's.
-
-    Attributes:
-        cache: The cache.
-        token: Its own as long as the right lasts.
-    """
-
-    cache: SessionMetadataCache
-    token: object
+def memory_for(owner: object, cache: SessionMetadataCache) -> MetadataMemory:
+    """Give a cache to a factory; see ``SessionMetadataCache``. The memory that is returned is the factory's to end."""
+    return cache._given_to(owner)
 
 
-_Key = tuple[SessionPlace, str]
-
-
-class _Entry(NamedTuple):
-    began: float
-    expires: float
-    found: MetadataAsRead
-
-
-class _Read:
-    """A read of the database that is under way."""
-
-    __slots__ = ("void",)
-
-    def __init__(self) -> None:
-        self.void = False
-
-
-_caches: weakref.WeakSet[SessionMetadataCache] = each_in_child(lambda cache: cache._reset())
+_caches: weakref.WeakSet[SessionMetadataCache] = each_in_child(SessionMetadataCache._after_fork)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pymongo.errors import OperationFailure
 
@@ -16,23 +16,28 @@ from .._model.limits import (
     WATCH_LONGEST_PAUSE_SECONDS,
 )
 from .._store.server_codes import WATCHING_REFUSED
+from .._store.session_store import SessionStore
 from ..errors import described
-
-if TYPE_CHECKING:
-    from .._store.session_store import SessionStore
-    from .metadata_cache import SessionMetadataCache, SessionPlace
 
 logger = logging.getLogger(__name__)
 
 
-def watch(
-    cache: SessionMetadataCache, place: SessionPlace, store: SessionStore, watched: int
-) -> MetadataWatcher | None:
+class Forgetful(Protocol):
+    """Remembers metadata, and forgets what has changed."""
+
+    def forget(self, place: str, session_id: str) -> None:
+        """Forget one session of the collection with this full name."""
+
+    def forget_all(self, place: str | None = None) -> None:
+        """Forget all sessions of the collection."""
+
+
+def watch(memory: Forgetful, place: str, store: SessionStore, watched: int) -> MetadataWatcher | None:
     """Begin to watch a collection; return None where that would leave too few connections for other commands.
 
     Args:
-        cache: What is to forget.
-        place: The collection.
+        memory: What is to forget.
+        place: The full name of the collection.
         store: Its commands.
         watched: How many collections are watched already, each with a connection that waits for changes.
     """
@@ -41,28 +46,31 @@ def watch(
         logger.warning(
             "collection=<%s>, maxPoolSize=<%d> | not watched, half of the connections at most are spared for that: "
             "only the time limit of the cache holds",
-            ".".join(place),
+            place,
             most,
         )
         return None
-    return MetadataWatcher(cache, place, store)
+    return MetadataWatcher(memory, place, store)
 
 
 class MetadataWatcher:
-    """Follows the changes of one collection and has a cache forget what they concern. Starts at once.
+    """Follows the changes of one collection and has a memory forget what they concern. Starts at once.
 
-    Before a stream is open, and while it is lost, changes go unnoticed; so the cache forgets the whole collection
-    each time that one was opened, and each time that one was lost.
+    Before a stream is open, and while it is lost, changes go unnoticed; so the memory forgets the whole collection
+    each time that a stream was opened or lost.
 
     Args:
-        cache: The cache. Where nobody else holds it any more, the thread ends.
-        place: The collection.
+        memory: The memory. Where nobody else holds it any more, the thread ends.
+        place: The full name of the collection.
         store: Opens the stream.
+
+    Attributes:
+        live: Whether a stream is open at this moment.
     """
 
-    def __init__(self, cache: SessionMetadataCache, place: SessionPlace, store: SessionStore) -> None:
+    def __init__(self, memory: Forgetful, place: str, store: SessionStore) -> None:
         self.live = False
-        self._cache = weakref.ref(cache)
+        self._memory = weakref.ref(memory)
         self._place = place
         self._store = store
         self._ended = threading.Event()
@@ -86,39 +94,34 @@ class MetadataWatcher:
                     self._forget_all()
                     self.live, told = True, False
                     while stream.alive and not self._ended.is_set():
-                        event = stream.try_next()
-                        cache = self._cache()
-                        if cache is None:
+                        if (event := stream.try_next()) is not None:
+                            self._forget(event.get("documentKey", {}).get("_id"))
+                        elif self._memory() is None:
                             return
-                        session_id = ((event or {}).get("documentKey") or {}).get("_id")
-                        if isinstance(session_id, str):  # Others are no sessions of ours.
-                            cache._forget(self._place, session_id)
-                        del cache
                         pause = 0.0
             except Exception as error:  # Whatever it is: a thread that ended would never tell of a change again.
-                # After the end: the client was closed meanwhile.
-                if not self._ended.is_set():
-                    if isinstance(error, OperationFailure) and error.code in WATCHING_REFUSED:
-                        logger.warning(
-                            "collection=<%s>, error=<%s> | not watched: only the time limit of the cache holds",
-                            ".".join(self._place),
-                            described(error),
-                        )
-                        return
-                    if not told:  # Once for each loss, not at each attempt to open it again.
-                        told = True
-                        logger.warning(
-                            "collection=<%s>, error=<%s> | watching is interrupted",
-                            ".".join(self._place),
-                            described(error),
-                        )
+                refused = isinstance(error, OperationFailure) and error.code in WATCHING_REFUSED
+                # After the end: the client was closed meanwhile. And once for each loss, not for each attempt after it.
+                if not self._ended.is_set() and (refused or not told):
+                    outcome = "not watched: only the time limit of the cache holds"
+                    if not refused:
+                        outcome = "watching is interrupted"
+                    logger.warning("collection=<%s>, error=<%s> | %s", self._place, described(error), outcome)
+                    told = True
+                if refused:
+                    return
             finally:
                 self.live = False
                 self._forget_all()
 
+    def _forget(self, session_id: object) -> None:
+        memory = self._memory()
+        if memory is not None and isinstance(session_id, str):  # Others are no sessions of ours.
+            memory.forget(self._place, session_id)
+
     def _forget_all(self) -> None:
-        cache = self._cache()
-        if cache is None:
+        memory = self._memory()
+        if memory is None:
             self._ended.set()
         else:
-            cache._forget_all(self._place)
+            memory.forget_all(self._place)

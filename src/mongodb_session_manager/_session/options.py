@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from .._model.archive_policy import ArchivePolicy
 from .._model.expiry import check_ttl
@@ -14,7 +15,10 @@ from ..errors import shown
 from .hooks import FeedbackHook, MetadataHook, check_hook
 
 Durability = Literal["message", "turn"]
+"""Whether each message is stored as it is added, or a whole turn in one update at its end."""
+
 OnConflict = Literal["rebase", "raise"]
+"""Where another process has stored messages meanwhile: append behind them, or raise ``SessionConflictError``."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,16 @@ class Settings:
     index_messages: bool
     ttl: timedelta | None = field(init=False)
     archive_policy: ArchivePolicy = field(init=False)
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> Settings:
+        """Return the settings among the arguments of a constructor that has all of them as parameters."""
+        return cls(**{name: arguments[name] for name in cls.names()})
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the parameters."""
+        return [field.name for field in fields(cls) if field.init]
 
     def __post_init__(self) -> None:
         """Check them; keep names as plain text."""

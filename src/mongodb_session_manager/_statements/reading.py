@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 from bson import ObjectId
 
 from .._model.documents import Document
+from ..errors import shown
 from .expressions import for_each_agent, is_object, messages_of, messages_with_id, number_at
 
 
@@ -22,6 +23,17 @@ class PageAsRead(TypedDict, total=False):
     incarnation: ObjectId
     archived_count: float
     messages: list[Document]
+
+
+def check_page(limit: object, offset: object) -> None:
+    """Refuse what no page of messages can be.
+
+    Raises:
+        ValueError: ``limit`` or ``offset`` is negative or no ``int``; a ``limit`` of None is all.
+    """
+    for name, value in (("limit", limit), ("offset", offset)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise ValueError(f"{name} must be an int of at least 0, not {shown(value)}")
 
 
 def page_projection(key: str, offset: int, limit: int | None) -> Document:

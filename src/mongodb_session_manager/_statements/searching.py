@@ -7,8 +7,10 @@ from typing import Any, TypedDict
 from bson import ObjectId
 
 from .._model.documents import Document
+from .._model.keys import check_id, check_text, exact_text
 from .._model.limits import INT32_MAX
 from .._model.shapes import IndexingProgress
+from ..errors import shown
 from .expressions import (
     EACH_AGENT,
     archived_count_of,
@@ -20,6 +22,32 @@ from .expressions import (
 )
 from .related_expiry import RELATED_EXPIRY, RelatedExpiry, as_promised
 from .sessions import Update
+
+
+def search_conditions(
+    session_id: str | None, agent_id: str | None, role: str | None, application_name: str | None, limit: int
+) -> dict[str, str]:
+    """Return the fields that found messages must have; what is None is not asked for.
+
+    Raises:
+        TypeError: A condition is no string.
+        ValueError: The role is another than ``"user"`` and ``"assistant"``; ``limit`` is no ``int`` from 1 on.
+        InvalidIdentifierError: An id cannot be used.
+    """
+    conditions: dict[str, str] = {}
+    if session_id is not None:
+        conditions["session_id"] = check_id(session_id, "session_id")
+    if agent_id is not None:
+        conditions["agent_id"] = check_id(agent_id, "agent_id")
+    if role is not None:
+        if role not in ("user", "assistant"):
+            raise ValueError(f"role must be 'user' or 'assistant', not {shown(role)}")
+        conditions["role"] = exact_text(role)
+    if application_name is not None:
+        conditions["application_name"] = check_text(application_name, "application_name")
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= INT32_MAX:
+        raise ValueError(f"limit must be an int of at least 1, not {shown(limit)}")
+    return conditions
 
 
 class _Marked(RelatedExpiry, total=False):

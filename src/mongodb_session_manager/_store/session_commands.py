@@ -152,15 +152,17 @@ class SessionCommands:
         Raises:
             UnstorableValueError: Even without any message there is no room for it. Nothing of it was written.
         """
-        for _ in attempts(f"session_id={update.filter['_id']!r}: no room could be made"):
+        session_id = update.filter["_id"]
+        for _ in attempts(f"session_id={session_id!r}: no room could be made"):
             try:
                 return until_known(send)
             except (WriteError, DocumentTooLarge) as error:
                 if isinstance(error, WriteError) and error.code not in DOCUMENT_TOO_LARGE:
                     raise
-                if isinstance(error, DocumentTooLarge) or self.when_full(update.filter["_id"]) is None:
+                if isinstance(error, DocumentTooLarge) or self.when_full(session_id) is None:
                     raise UnstorableValueError(
-                        f"session_id={update.filter['_id']!r} has no room for this: MongoDB holds 16 MB in a document"
+                        f"session_id={session_id!r} has no room for this: MongoDB holds 16 MB in a document",
+                        session_id=session_id,
                     ) from error
         raise AssertionError  # `attempts` never ends without an error.
 
@@ -200,13 +202,14 @@ class SessionCommands:
         self, session: SessionRef, projection: Mapping[str, Any], *, whose_lease_it_is: bool = True
     ) -> Document:
         """Read why a write did not match; raise the error for it, or return how things stand, as it is stored."""
+        session_id = session.session_id
         wanted = sessions.unless_expired({**sessions.STANDING, **projection})
-        standing = self.find_plain({"_id": session.session_id}, wanted)
+        standing = self.find_plain({"_id": session_id}, wanted)
         if standing is None:
-            raise SessionNotFoundError(f"session_id={session.session_id!r} does not exist")
+            raise SessionNotFoundError(f"session_id={session_id!r} does not exist", session_id=session_id)
         if session.incarnation is not None and standing.get("incarnation") != session.incarnation:
             raise SessionNotFoundError(
-                f"session_id={session.session_id!r} was deleted; another has begun under this id"
+                f"session_id={session_id!r} was deleted; another has begun under this id", session_id=session_id
             )
         if standing["expired"]:
             raise has_expired(session)
@@ -214,9 +217,13 @@ class SessionCommands:
         if not whose_lease_it_is:
             return standing
         if session.lease_token is not None and (lease is None or lease["token"] != session.lease_token or left <= 0):
-            raise SessionBusyError(f"session_id={session.session_id!r}: the lease of this manager has run out")
+            raise SessionBusyError(
+                f"session_id={session_id!r}: the lease of this manager has run out", session_id=session_id
+            )
         if session.lease_token is None and left > 0:
-            raise SessionBusyError(f"session_id={session.session_id!r} is leased by another process", left)
+            raise SessionBusyError(
+                f"session_id={session_id!r} is leased by another process", left, session_id=session_id
+            )
         return standing
 
 
@@ -239,4 +246,4 @@ def lease_seconds(standing: Mapping[str, Any]) -> float:
 
 def has_expired(session: SessionRef) -> SessionNotFoundError:
     """Return the error that says so."""
-    return SessionNotFoundError(f"session_id={session.session_id!r} has expired")
+    return SessionNotFoundError(f"session_id={session.session_id!r} has expired", session_id=session.session_id)

@@ -13,7 +13,7 @@ from pymongo.change_stream import ChangeStream
 from pymongo.read_preferences import Primary
 
 from .._model.documents import Document, check_message_count
-from .._model.foreign import count, mapping, mappings
+from .._model.foreign import count, mapping, mappings, name_of
 from .._model.limits import INT32_MAX
 from .._statements import commits, metadata_changes, multi_agent_states, session_headers, sessions, totals
 from .._statements import reading as reading_statements
@@ -160,6 +160,13 @@ class SessionReads:
         if offset < stop:
             messages[:0] = self.history.read(session_id, found["incarnation"], key, offset, stop)
         return messages
+
+    def list_agents(self, session_id: str) -> list[str]:
+        """Return the ids of a session's agents, in the order in which they joined it."""
+        # Keys only: no message is read. `agent_ids` lacks in older documents.
+        projection = {"_id": 0, "keys": reading_statements.AGENT_KEYS}
+        document = self.commands.find_one(sessions.not_expired(session_id), projection)
+        return [name_of(key) for key in (document or {}).get("keys") or []]
 
     def count_messages(self, session_id: str, key: str) -> int:
         """Return how many messages an agent's conversation has."""
