@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from pymongo.errors import WriteError
 
@@ -14,7 +14,7 @@ from .._model.keys import decode_key
 from .._model.limits import MAX_METADATA_BYTES
 from .._statements import feedback as feedback_statements
 from .._statements import leases, metadata_changes, multi_agent_states
-from .._statements.feedback import MessageLink
+from .._statements.feedback import FeedbackStanding, MessageLink
 from .._statements.sessions import SessionRef, Update
 from ..errors import AgentNotFoundError, MessageNotFoundError, UnstorableValueError
 from .archiving import Archiver
@@ -147,7 +147,8 @@ class GuardedWrites:
         session_id, keys = session.session_id, [] if link is None else [link.agent_key]
         sent = False
         for _ in attempts(f"session_id={session_id!r}: a feedback could not be stored"):
-            standing = self.commands.standing(session, feedback_statements.feedback_projection(feedback, link), keys)
+            found = self.commands.standing(session, feedback_statements.feedback_projection(feedback, link), keys)
+            standing = cast(FeedbackStanding, found)
             incarnation = standing["incarnation"]
             if standing["stored"]:
                 return

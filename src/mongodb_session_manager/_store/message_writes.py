@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 
 from bson import ObjectId
 from pymongo.errors import WriteError
@@ -14,7 +15,7 @@ from .._model.encoding import blob_files
 from .._model.keys import decode_key
 from .._statements import commits, rewrites
 from .._statements.commits import Commit
-from .._statements.rewrites import Rewrite
+from .._statements.rewrites import Rewrite, RewriteStanding
 from .._statements.sessions import SessionRef
 from ..errors import AgentNotFoundError, MessageNotFoundError, SessionConflictError
 from .history import History
@@ -117,12 +118,13 @@ class MessageWrites:
         session_id, where = session.session_id, _named(session, work.key)
         agent_id = decode_key(work.key)
         for _ in attempts(f"{where}: message_id={work.message_id} could not be replaced"):
-            standing = self.commands.standing(session, rewrites.rewrite_projection(work), [work.key])
+            found = self.commands.standing(session, rewrites.rewrite_projection(work), [work.key])
+            standing = cast(RewriteStanding, found)
             if not standing["exists"]:
                 raise _no_agent(session, work.key)
             if standing.get("listed"):
                 work.guardrail_event = None  # It had arrived: only its answer was lost. The rest may be done again.
-            replaced: list[Document] = standing["messages"]
+            replaced = standing["messages"]
             if not replaced and not self.history.has(session_id, standing["incarnation"], work):
                 raise MessageNotFoundError(
                     f"{where} has no message_id={work.message_id}, or another message has this id",
@@ -145,7 +147,7 @@ class MessageWrites:
         archived, read_to_index = self.history.rewrite(session_id, standing["incarnation"], work, edit, moment)
         work.unnamed |= _unnamed(archived, work.body)
         if "indexed" in standing or read_to_index:
-            self.search.rewrite(session_id, work.key, replaced + archived, work.body, standing)
+            self.search.rewrite(session_id, work, replaced + archived, standing)
         self.related.delete_blobs(work.unnamed)
 
 
