@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -14,7 +13,7 @@ from .._model.expiry import FOREVER, expiry_of_new_related, related_kept_until, 
 from .._model.pending_blobs import PendingBlobs
 from .._model.related_shapes import BlobOwner
 from .._statements import related_expiry, sessions
-from .._statements.sessions import SessionRef
+from .._statements.sessions import SessionRef, Standing
 from .blob_sweep import BlobSweep
 from .history import History
 from .search_index import SearchIndex
@@ -55,33 +54,34 @@ class RelatedDocuments:
         """Delete blobs that nothing names any more. Where a process dies before, a sweep finds them."""
         self.commands.blobs.delete(file_ids)
 
-    def see_to_expiry(self, session: SessionRef, standing: Mapping[str, Any]) -> None:
+    def see_to_expiry(self, session: SessionRef, standing: Standing) -> None:
         """Let a session's related documents live longer where this writer is about to let the session outlive them.
 
         Args:
             session: Whose, with the writer's ttl.
-            standing: How the session stands, as ``sessions.STANDING`` projects it.
+            standing: How the session stands.
         """
-        session_id, promised = session.session_id, standing.get("parts_expire_at")
+        session_id, incarnation, found = session.session_id, standing.incarnation, standing.found
+        promised = standing.parts_expire_at
         if session.ttl is not None:
             if promised is None or promised >= related_needed_until(now() + session.ttl, session.ttl):
                 return
             until = related_kept_until(now(), session.ttl)
-        elif standing.get("ttl_hours") is None:
+        elif standing.ttl_hours is None:
             return
         elif promised is None or promised >= FOREVER:
-            self.commands.update(related_expiry.end_expiry(session_id, standing))
+            self.commands.update(related_expiry.end_expiry(session_id, found))
             return
         else:
             until = FOREVER
         # Or as long as somebody else is just making them live, or was when it died.
-        until = max(until, standing.get("parts_moving_to") or until)
-        if self.commands.update(related_expiry.announce_move(session_id, standing, until)):
-            self.history.keep(session_id, standing["incarnation"], until)
-            self.commands.blobs.keep_session(session_id, standing["incarnation"], until, standing["now"])
-            if standing["any_indexed"]:
-                self.search.keep(session_id, standing["incarnation"], until)
-            self.commands.update(related_expiry.confirm_move(session_id, standing, until))
+        until = max(until, standing.parts_moving_to or until)
+        if self.commands.update(related_expiry.announce_move(session_id, found, until)):
+            self.history.keep(session_id, incarnation, until)
+            self.commands.blobs.keep_session(session_id, incarnation, until, standing.now)
+            if standing.any_indexed:
+                self.search.keep(session_id, incarnation, until)
+            self.commands.update(related_expiry.confirm_move(session_id, found, until))
 
     def let_related_expire(self, session: SessionRef) -> None:
         """Give an expiry to the related documents that a session had before it got a ttl.
@@ -110,7 +110,7 @@ class RelatedDocuments:
         """
         if not blobs.blobs:
             return session
-        incarnation = session.incarnation or self.commands.standing(session)["incarnation"]
+        incarnation = session.incarnation or self.commands.standing(session).incarnation
         owner: BlobOwner = {
             "session": session.session_id,
             "incarnation": incarnation,
