@@ -455,8 +455,8 @@ class MongoDBSessionManager(RepositorySessionManager):
                 opened=self._session.open_ref,
                 session=self._session.ref,
                 taken=self._session.prefetch_again,
-                flush=self._flushing.flush_beside,
-                settle=self._flushing.settle_beside,
+                flush=self._leave_lease,
+                settle=self._settle_lease,
             )
         return SessionLease(self._session.held_lease, seconds, wait)
 
@@ -485,7 +485,8 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _end(self, error: BaseException | None) -> None:
         if not self._closed:
             try:
-                self._flushing.flush_beside(error)
+                with self._flushing.beside(error):
+                    self.flush()
             finally:
                 self._close()
 
@@ -502,8 +503,25 @@ class MongoDBSessionManager(RepositorySessionManager):
         """Store what is unsaved and close."""
         if not self._closed:
             try:
-                await self._flushing.settle_beside(error)
+                with self._flushing.beside(error):
+                    await self._flushing.settle()
             finally:
+                await self._executor.run(self._close)
+
+    def _leave_lease(self, error: BaseException | None) -> None:
+        try:
+            with self._flushing.beside(error):
+                self.flush()
+        finally:
+            if self._flushing.session_is_gone:
+                self._close()
+
+    async def _settle_lease(self, error: BaseException | None) -> None:
+        try:
+            with self._flushing.beside(error):
+                await self._flushing.settle()
+        finally:
+            if self._flushing.session_is_gone:
                 await self._executor.run(self._close)
 
     def _close(self) -> None:

@@ -25,6 +25,9 @@ class _StateOperation:
     blobs: PendingBlobs
     started: bool = False
 
+    def start(self) -> None:
+        self.started = True
+
     def send(self, store: SessionStore, session: SessionRef) -> None:
         store.related.upload(session, "", None, self.blobs)
         work = self.work

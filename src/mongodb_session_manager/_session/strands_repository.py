@@ -199,6 +199,7 @@ class StrandsRepository(SessionRepository):
         message.totals = Totals()
         message.totals.add_message(starts_turn=False)
         append = commits.Commit(key, [message], first_message_id=message_id, gap_allowed=True)
+        append.start()
         self._store.messages.commit(session, append)
         session_message.created_at = documents.to_iso(created_at)
         session_message.updated_at = documents.to_iso(updated_at)

@@ -62,6 +62,9 @@ class Commit:
         bytes: Size of the messages and fields, without blobs.
         field_bytes: Size of the fields.
         started: Whether it was ever sent: then it may be stored, whatever was heard of it.
+        bodies: The messages' bodies as they are sent. A message may be changed while its blobs are uploaded; then the
+            rewrite that queues behind finds what was sent.
+        message_blobs: Their blobs.
     """
 
     key: str
@@ -77,6 +80,14 @@ class Commit:
     bytes: int = 0
     field_bytes: int = 0
     started: bool = False
+    bodies: list[Document] = field(default_factory=list)
+    message_blobs: list[PendingBlobs | None] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Take note that it is sent, as it is now."""
+        self.started = True
+        self.bodies = [message.body for message in self.messages]
+        self.message_blobs = [message.blobs for message in self.messages]
 
     @property
     def empty(self) -> bool:
@@ -96,8 +107,7 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
     first = work.first_message_id or 0
     messages: list[Document] = []
     events: list[Document] = []
-    for message_id, new in enumerate(work.messages, first):
-        body = new.body
+    for message_id, (new, body) in enumerate(zip(work.messages, work.bodies, strict=True), first):
         times = body.get("created_at", now), body.get("updated_at", now)
         messages.append(message_document(message_id, body, *times))
         events += [intervention(work.key, message_id, event) for event in new.guardrail_events]
