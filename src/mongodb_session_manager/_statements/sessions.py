@@ -1,4 +1,4 @@
-"""Which session a writer means, and by which right; what every update of its content asks for and changes.
+"""Which session a writer means, and whether it may write; what every update of a session checks and changes.
 
 And until when the related documents of a session are kept. ``parts_expire_at`` says until when they are kept for
 certain, ``parts_moving_to`` until when somebody is just making them live. How the two work together:
