@@ -29,9 +29,8 @@ from ._session.metadata_memory import MetadataMemory
 from ._session.stored_metadata import StoredMetadata
 from ._session.strands_repository import StrandsRepository
 from ._statements import session_listing
-from ._statements.listing_cursor import SortBy
 from ._statements.searching import search_conditions
-from ._statements.session_listing import SessionPage
+from ._statements.session_listing import SessionPage, SortBy
 from ._store.search_index import MessageHit
 from ._store.session_store import SessionStore
 

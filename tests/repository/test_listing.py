@@ -22,7 +22,7 @@ from support.commands import CommandRecorder, Commands
 from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManagerFactory, SessionPage
 from mongodb_session_manager._model.documents import new_session
 from mongodb_session_manager._model.limits import MAX_LISTED_SESSIONS, TITLE_CHARACTERS
-from mongodb_session_manager._statements.listing_cursor import Order, PageEnd, write_cursor
+from mongodb_session_manager._statements.session_listing import Order, PageEnd, write_cursor
 from mongodb_session_manager.errors import InvalidIdentifierError, UnstorableValueError
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 

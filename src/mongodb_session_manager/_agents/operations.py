@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from .. import telemetry
 from .._model.documents import Document
+from .._model.encoding import PendingBlobs
 from .._model.limits import MAKE_ROOM_ABOVE_BYTES, MAKE_ROOM_AGAIN_BYTES
 from .._model.metrics import Totals
-from .._model.pending_blobs import PendingBlobs
 from .._statements.commits import Commit, TrackedMessage
 from .._statements.reading import message_projection
 from .._statements.rewrites import Rewrite, late_metrics

@@ -15,7 +15,7 @@ from .._model.limits import (
     WATCH_JOIN_SECONDS,
     WATCH_LONGEST_PAUSE_SECONDS,
 )
-from .._store.server_codes import WATCHING_REFUSED
+from .._store.sending import WATCHING_REFUSED
 from .._store.session_store import SessionStore
 from ..errors import described
 

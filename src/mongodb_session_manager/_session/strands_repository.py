@@ -11,13 +11,12 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from .._model import documents
 from .._model.documents import Document, MongoDBSessionAgent
-from .._model.encoding import decode, encode, from_bson, to_bson
+from .._model.encoding import PendingBlobs, decode, encode, from_bson, to_bson
 from .._model.expiry import first_expiry
 from .._model.keys import check_id, check_message_id, check_name, encode_key
 from .._model.limits import BLOB_THRESHOLD_BYTES
 from .._model.metrics import Totals
-from .._model.pending_blobs import PendingBlobs
-from .._statements import commits, multi_agent_states
+from .._statements import changes, commits
 from .._statements.reading import check_page
 from .._statements.rewrites import Rewrite
 from .._statements.sessions import SessionRef, not_expired
@@ -284,10 +283,8 @@ class StrandsRepository(SessionRepository):
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
         missing = self._store.changes.guarded(
             session,
-            lambda session, found: multi_agent_states.multi_agent(
-                session, multi_agent_id, state, found["changes"], now()
-            ),
-            multi_agent_states.multi_agent_projection(multi_agent_id),
+            lambda session, found: changes.multi_agent(session, multi_agent_id, state, found["changes"], now()),
+            changes.multi_agent_projection(multi_agent_id),
             lambda found: found["changes"] is None,
         )
         if missing is not None:
