@@ -78,12 +78,7 @@ class MongoDBSessionError(SessionException):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        session_id: str | None = None,
-        agent_id: str | None = None,
-        message_id: int | None = None,
+        self, message: str, *, session_id: str | None = None, agent_id: str | None = None, message_id: int | None = None
     ) -> None:
         super().__init__(message)
         self.session_id = session_id

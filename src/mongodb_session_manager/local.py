@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ._local.mongod import REPLICA_SET, LocalMongoDBError, ask, command, find_mongod, options, version_of, wait_for
-from ._local.nodes import KeeperProcess, LocalNode
-from ._local.replica_set import form_replica_set
+from ._local.nodes import KeeperProcess, LocalNode, form_replica_set
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

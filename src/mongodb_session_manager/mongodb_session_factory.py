@@ -13,8 +13,7 @@ from ._client.forks import in_child
 from ._client.pool_statistics import PoolReport, PoolStats
 from ._model.archive_policy import ArchivePolicy
 from ._model.limits import BLOB_THRESHOLD_BYTES
-from ._session.metadata_cache import MetadataCacheStats, SessionMetadataCache, memory_for
-from ._session.metadata_memory import MetadataMemory
+from ._session.metadata_cache import MetadataCacheStats, MetadataMemory, SessionMetadataCache
 from ._session.options import Settings
 from ._session.outboxes import unsent_on
 from .errors import SessionNotFoundError
@@ -118,7 +117,7 @@ class MongoDBSessionManagerFactory:
         self._repositories: dict[tuple[Any, ...], RepositoryOfManagers] = {}
         try:
             if metadata_cache is not None:
-                self._memory = memory_for(self, metadata_cache)
+                self._memory = metadata_cache._given_to(self)
             # What no manager would take is refused when the application starts, not at the first request.
             self._settings = Settings.among(locals())
             self.create_session_manager("defaults")
@@ -145,11 +144,7 @@ class MongoDBSessionManagerFactory:
         return self._source.closed
 
     def create_session_manager(
-        self,
-        session_id: str,
-        database_name: str | None = None,
-        collection_name: str | None = None,
-        **kwargs: Any,
+        self, session_id: str, database_name: str | None = None, collection_name: str | None = None, **kwargs: Any
     ) -> MongoDBSessionManager:
         """Make the manager of one session. Sends nothing: the first use reads the session.
 
@@ -281,12 +276,7 @@ class MongoDBSessionManagerFactory:
         return repository.list_sessions(**filters)
 
     def search_messages(
-        self,
-        text: str,
-        *,
-        database_name: str | None = None,
-        collection_name: str | None = None,
-        **conditions: Any,
+        self, text: str, *, database_name: str | None = None, collection_name: str | None = None, **conditions: Any
     ) -> list[MessageHit]:
         """Return the messages in which a text is found, of all sessions; see the repository's ``search_messages``.
 
@@ -331,12 +321,12 @@ class MongoDBSessionManagerFactory:
                 what was unstored is given up; or it was written by somebody else with ``on_conflict="raise"``, and
                 the manager's ``reload`` gives it up.
         """
-        if isinstance(self._source, OwnedClient) and not self._source.closed:
-            client = self._source.client_if_made
-            if client is not None:
-                _flush_managers_on(client)
-                executor_of(client).close(wait=True)  # Archiving that is under way ends first.
-        if self._memory is not None and not self._source.closed:
+        if self.closed:
+            return
+        if isinstance(self._source, OwnedClient) and (client := self._source.client_if_made) is not None:
+            _flush_managers_on(client)
+            executor_of(client).close(wait=True)  # Archiving that is under way ends first.
+        if self._memory is not None:
             self._memory.end()  # Managers of a borrowed client may go on; they ask the database.
         self._source.close()
 
@@ -345,10 +335,7 @@ class MongoDBSessionManagerFactory:
         return self
 
     def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the factory."""
         self.close()
@@ -367,10 +354,7 @@ class _BorrowedClient:
     def __init__(self, client: MongoClient[Any]) -> None:
         self.client = client
         self.closed = False
-        self._report = PoolReport(client)
-
-    def stats(self) -> PoolStats:
-        return self._report.read()
+        self.stats = PoolReport(client).read
 
     def close(self) -> None:
         self.closed = True

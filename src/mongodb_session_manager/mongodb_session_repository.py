@@ -25,8 +25,8 @@ from ._model.keys import (
 from ._model.limits import DEFAULT_PAGE, SWEEP_GRACE_SECONDS
 from ._model.metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
 from ._session import feedback as feedbacks
-from ._session.metadata_memory import MetadataMemory
-from ._session.stored_metadata import StoredMetadata
+from ._session.metadata import StoredMetadata
+from ._session.metadata_cache import MetadataMemory
 from ._session.strands_repository import StrandsRepository
 from ._statements import session_listing
 from ._statements.listing_cursor import SortBy

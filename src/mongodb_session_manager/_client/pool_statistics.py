@@ -265,10 +265,13 @@ class PoolReport:
 
     Args:
         client: The client. If a ``PoolStatistics`` is among its event listeners, the counts are known.
+
+    Attributes:
+        client: The client.
     """
 
     def __init__(self, client: MongoClient[dict[str, Any]]) -> None:
-        self._client = client
+        self.client = client
         self._statistics = next(
             (item for item in client.options.event_listeners if isinstance(item, PoolStatistics)), None
         )
@@ -286,12 +289,12 @@ class PoolReport:
         connection_is_free = servers is None or any(server["idle"] for server in servers.values())
         version = self._server_version() if connection_is_free else self._version
         total = dict.fromkeys(ServerPoolStats.__annotations__) if servers is None else _total(list(servers.values()))
-        found = {"servers": servers, "server_version": version, "configuration": configuration(self._client)}
+        found = {"servers": servers, "server_version": version, "configuration": configuration(self.client)}
         return cast("PoolStats", {**total, **found})
 
     def _server_version(self) -> str | None:
         # Asked only of a server that is known to be there: with none, selecting one would be a wait.
-        if self._version is None and self._client.topology_description.has_readable_server():
+        if self._version is None and self.client.topology_description.has_readable_server():
             asking = self._asking
             if asking is None or not asking.is_alive():
                 asking = threading.Thread(target=self._ask_version, name="mongodb-version", daemon=True)
@@ -303,7 +306,7 @@ class PoolReport:
     def _ask_version(self) -> None:
         try:
             with pymongo.timeout(VERSION_TIMEOUT_SECONDS):
-                self._version = str(self._client.server_info()["version"])
+                self._version = str(self.client.server_info()["version"])
         except PyMongoError:
             pass  # The next call asks again.
 
