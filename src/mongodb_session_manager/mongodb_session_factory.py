@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from types import TracebackType
+from typing import Any, cast
+
+from pymongo import MongoClient
 
 from ._client.clients import check_client
 from ._client.executor import executor_of
@@ -14,24 +18,15 @@ from ._client.pool_statistics import PoolReport, PoolStats
 from ._model.archive_policy import ArchivePolicy
 from ._model.limits import BLOB_THRESHOLD_BYTES
 from ._session.metadata_cache import MetadataCacheStats, MetadataMemory, SessionMetadataCache
-from ._session.options import Settings
+from ._session.options import Durability, FeedbackHook, MetadataHook, OnConflict, Settings
 from ._session.outboxes import unsent_on
+from ._statements.session_listing import SessionPage
+from ._store.search_index import MessageHit
 from .errors import SessionNotFoundError
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager
 from .mongodb_session_repository import RepositoryOfManagers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from types import TracebackType
-
-    from pymongo import MongoClient
-
-    from ._session.hooks import FeedbackHook, MetadataHook
-    from ._session.options import Durability, OnConflict
-    from ._statements.session_listing import SessionPage
-    from ._store.search_index import MessageHit
-    from .telemetry import Observer
+from .telemetry import Observer
 
 
 class MongoDBSessionManagerFactory:
@@ -272,7 +267,7 @@ class MongoDBSessionManagerFactory:
             UnstorableValueError: A value to compare with is none that MongoDB knows.
         """
         repository = self._repository(database_name, collection_name, self._metadata_fields, self._settings.ttl_hours)
-        repository.store.ensure_indexes(expiring=self._settings.ttl is not None)
+        repository._ensure_indexes()
         return repository.list_sessions(**filters)
 
     def search_messages(

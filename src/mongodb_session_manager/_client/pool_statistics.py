@@ -5,32 +5,16 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import pymongo
+from pymongo import MongoClient, monitoring
 from pymongo.errors import PyMongoError
-from pymongo.monitoring import (
-    ConnectionCheckedInEvent,
-    ConnectionCheckedOutEvent,
-    ConnectionCheckOutFailedEvent,
-    ConnectionCheckOutFailedReason,
-    ConnectionCheckOutStartedEvent,
-    ConnectionClosedEvent,
-    ConnectionCreatedEvent,
-    ConnectionPoolListener,
-    ConnectionReadyEvent,
-    PoolClearedEvent,
-    PoolCreatedEvent,
-)
 
 from .._model.limits import MAX_UNCOUNTED_EVENTS, VERSION_PATIENCE_SECONDS, VERSION_TIMEOUT_SECONDS
 from .forks import each_in_child
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from pymongo import MongoClient
 
 
 class ServerPoolStats(TypedDict):
@@ -131,7 +115,7 @@ class PoolStats(TypedDict):
     configuration: PoolConfiguration
 
 
-class PoolStatistics(ConnectionPoolListener):
+class PoolStatistics(monitoring.ConnectionPoolListener):
     """Counts what happens to a client's connections.
 
     Clients made by this library carry one. For true figures about a client of your own, give it one as well::
@@ -200,34 +184,34 @@ class _Server:
         """Count what an event tells."""
         counts = self.counts
         match event:
-            case ConnectionCheckOutStartedEvent():
+            case monitoring.ConnectionCheckOutStartedEvent():
                 counts["waiting"] += 1
-            case ConnectionCheckedOutEvent():
+            case monitoring.ConnectionCheckedOutEvent():
                 counts["check_outs"] += 1
                 self.waited(event.duration)
                 self.hold(event.connection_id, 1)
-            case ConnectionCheckedInEvent():
+            case monitoring.ConnectionCheckedInEvent():
                 self.hold(event.connection_id, -1)
-            case ConnectionCheckOutFailedEvent():
+            case monitoring.ConnectionCheckOutFailedEvent():
                 counts["check_out_failures"] += 1
-                counts["check_out_timeouts"] += event.reason == ConnectionCheckOutFailedReason.TIMEOUT
+                counts["check_out_timeouts"] += event.reason == monitoring.ConnectionCheckOutFailedReason.TIMEOUT
                 self.waited(event.duration)
-            case ConnectionCreatedEvent():
+            case monitoring.ConnectionCreatedEvent():
                 counts["created"] += 1
                 counts["connecting"] += 1
                 self.holders[event.connection_id] = _CONNECTING
-            case ConnectionReadyEvent():
+            case monitoring.ConnectionReadyEvent():
                 if self.holders.get(event.connection_id) == _CONNECTING:
                     counts["connecting"] -= 1
                     self.holders[event.connection_id] = 0
-            case ConnectionClosedEvent():
+            case monitoring.ConnectionClosedEvent():
                 self.drop(event.connection_id)
-            case PoolCreatedEvent():
+            case monitoring.PoolCreatedEvent():
                 # A server that left the topology and is back numbers its connections from 1 again. What is still
                 # held of the former pool is closed at its check-in.
                 for connection_id in list(self.holders):
                     self.drop(connection_id)
-            case PoolClearedEvent():
+            case monitoring.PoolClearedEvent():
                 # The connections report their own ends, those in use when they are given back.
                 counts["clears"] += 1
 

@@ -18,9 +18,9 @@ from .._model.limits import MAX_METADATA_BYTES
 from .._statements.sessions import SessionRef, not_expired
 from .._store.session_store import SessionStore
 from ..errors import UnstorableValueError
-from .hooks import MetadataHook, call_hook
 from .managed_session import ManagedSession
 from .metadata_cache import MetadataMemory
+from .options import MetadataHook, call_hook
 
 
 class StoredMetadata:
