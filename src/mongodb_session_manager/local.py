@@ -47,7 +47,6 @@ class LocalMongoDB:
     """
 
     kind: Literal["standalone", "replica_set", "external"]
-    nodes: tuple[LocalNode, ...]
 
     def __init__(
         self,
@@ -75,7 +74,7 @@ class LocalMongoDB:
         self._parameters = dict(parameters or {})
         self._external_uri = os.environ.get("MONGODB_URI", "")
         self.kind = "external" if self._external_uri else "replica_set" if self._members else "standalone"
-        self.nodes = ()
+        self.nodes: tuple[LocalNode, ...] = ()
         self._keeper: KeeperProcess | None = None
         self._version: str | None = None
 

@@ -361,10 +361,9 @@ def _flush_managers_on(client: MongoClient[Any]) -> None:
     for outboxes in unsent_on(client):
         try:
             outboxes.flush()
-        except SessionNotFoundError as error:
-            outboxes.drop()  # Told once; another attempt to close need not fail over it.
-            failure = failure or error
         except Exception as error:
+            if isinstance(error, SessionNotFoundError):
+                outboxes.drop()  # Told once; another attempt to close need not fail over it.
             failure = failure or error
     if failure is not None:
         raise failure
@@ -439,19 +438,14 @@ def close_global_factory() -> None:
         pymongo.errors.PyMongoError: As for `MongoDBSessionManagerFactory.close`. The factory stays the global one.
         MongoDBSessionError: Likewise.
     """
-    global _global
-    current = _global
-    if current is not None:
-        current[0].close()
-        with _global_lock:
-            if _global is current:
-                _global = None
+    if _global is not None:
+        _global[0].close()
 
 
 # What may be other for one manager than for all of the factory.
 _PARAMETERS = {"metadata_fields", *Settings.names()}
 
-# The factory, and the arguments it was made from.
+# The factory, perhaps closed, and the arguments it was made from.
 _global: tuple[MongoDBSessionManagerFactory, dict[str, Any]] | None = None
 _global_lock = threading.Lock()
 

@@ -472,10 +472,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         return self
 
     def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Store what is unsaved and close."""
         self._end(error)
@@ -492,10 +489,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         return self
 
     async def __aexit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Store what is unsaved and close."""
         if not self._closed:

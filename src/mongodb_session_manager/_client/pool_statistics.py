@@ -171,8 +171,6 @@ class _Server:
     Everything here is therefore counted so that the order does not matter. Every step takes constant time.
     """
 
-    __slots__ = ("counts", "holders", "longest_wait_ms")
-
     def __init__(self) -> None:
         # How many threads hold a connection, by its id. Two for the moment in which the check-out by the next
         # holder has been told and the check-in by the last has not.

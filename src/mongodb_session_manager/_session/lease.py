@@ -55,14 +55,6 @@ class HeldLease:
     settle: Callable[[BaseException | None], Coroutine[Any, Any, None]]
     token: str | None = None
 
-    def take(self, owner: str, token: str, seconds: float) -> float | None:
-        """Take the lease; return None, or for how many seconds somebody else has it."""
-        taken_for = self.store.changes.take_lease(self.opened(), owner, token, seconds)
-        if taken_for is None:
-            self.token = token
-            self.taken()
-        return taken_for
-
     def renew(self, seconds: float) -> None:
         """Let it run for so many seconds from now.
 
@@ -176,17 +168,16 @@ class SessionLease:
 
     def _attempt(self, deadline: float) -> float | None:
         """Take the lease; return None, or for how many seconds to wait before the next attempt."""
-        taken_for = self._held.take(self._owner, self._token, self.seconds)
+        held = self._held
+        taken_for = held.store.changes.take_lease(held.opened(), self._owner, self._token, self.seconds)
         if taken_for is None:
+            held.token = self._token
+            held.taken()
             return None
         left = deadline - time.monotonic()
         if left <= 0:
-            session_id = self._held.session_id
-            raise SessionBusyError(
-                f"session_id={session_id!r} is leased by another process; waited {self.wait:g} s",
-                taken_for,
-                session_id=session_id,
-            )
+            says = f"session_id={held.session_id!r} is leased by another process; waited {self.wait:g} s"
+            raise SessionBusyError(says, taken_for, session_id=held.session_id)
         return min(left, random.uniform(*LEASE_POLL_SECONDS))
 
 

@@ -60,7 +60,8 @@ class MetadataMemory:
         """Forget everything in a forked child. None of the parent's threads is there, and one may hold the lock."""
         self._lock = threading.Lock()
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
-        self._reads: dict[_Key, set[object]] = {}
+        # What is being read now, by a token of the read. One that a change made void is not there any more.
+        self._reads: dict[object, _Key] = {}
         self._writes: Counter[_Key] = Counter()
         self._watchers: dict[str, MetadataWatcher | None] = {}
 
@@ -91,19 +92,15 @@ class MetadataMemory:
             began = time.monotonic()
             if (entry := self._served(key, incarnation, began)) is not None:
                 return entry.found.content
-            self._reads.setdefault(key, set()).add(read)
+            self._reads[read] = key
         found: MetadataAsRead | None = None
         try:
             found = ask()
         finally:
             with self._lock:
-                reads = self._reads.get(key, set())
-                if read in reads:
-                    reads.remove(read)
-                    if not reads:
-                        del self._reads[key]
-                    if found is not None and key not in self._writes:
-                        self._hold(key, began, found)
+                is_valid = self._reads.pop(read, None) is not None and key not in self._writes
+                if is_valid and found is not None:
+                    self._hold(key, began, found)
         return None if found is None else found.content
 
     def _served(self, key: _Key, incarnation: ObjectId | None, now: float) -> _Entry | None:
@@ -165,13 +162,13 @@ class MetadataMemory:
     def forget_all(self, place: str | None = None) -> None:
         """Drop what is held of all sessions, or of those in one collection; likewise what is being read now."""
         with self._lock:
-            for key in [key for key in {*self._entries, *self._reads} if place in (None, key[0])]:
+            for key in [key for key in {*self._entries, *self._reads.values()} if place in (None, key[0])]:
                 self._drop(key)
 
     def _drop(self, key: _Key) -> None:
         if self._entries.pop(key, None) is not None:
             self._counts["invalidations"] += 1
-        self._reads.pop(key, None)
+        self._reads = {read: of for read, of in self._reads.items() if of != key}
 
     def follow_changes(self, place: str, store: SessionStore) -> None:
         """Learn of what other processes change in a collection, if the cache was made so; once for each collection."""

@@ -83,8 +83,7 @@ class StrandsRepository(SessionRepository):
 
     def session_exists(self, session_id: str) -> bool:
         """Return whether there is a session with this id."""
-        which = not_expired(check_id(session_id, "session_id"))
-        return self._store.commands.find_one(which, {"_id": 1}) is not None
+        return self._store.commands.find_one(not_expired(check_id(session_id, "session_id")), {"_id": 1}) is not None
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
         """Delete a session with all that belongs to it.

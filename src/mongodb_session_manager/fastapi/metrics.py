@@ -126,8 +126,7 @@ _POOL: dict[str, tuple[_Family, str, str]] = {
 class _Pool(Collector):
     """Reads the pool's state when Prometheus asks, so that nothing is counted twice."""
 
-    def __init__(self) -> None:
-        self.factory: MongoDBSessionManagerFactory | None = None
+    factory: MongoDBSessionManagerFactory | None = None
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Any] = {
