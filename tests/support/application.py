@@ -18,7 +18,7 @@ from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManager
 from mongodb_session_manager._model.keys import encode_key
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
-from support.histories import SESSIONS, manager_of
+from support.histories import SESSIONS, at_rest, manager_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -90,10 +90,11 @@ class Application:
         return manager
 
     def agent(self, manager: MongoDBSessionManager | None = None, *replies: Any, **options: Any) -> Agent:
-        """An agent that gives these replies; it is `a` unless `options` say otherwise."""
+        """An agent that gives these replies, or those of one function; it is `a` unless `options` say otherwise."""
+        script = replies[0] if len(replies) == 1 and callable(replies[0]) else replies
         defaults: dict[str, Any] = {
             "agent_id": "a",
-            "model": OfflineScriptedModel(replies),
+            "model": OfflineScriptedModel(script),
             "tools": [look_up],
             "callback_handler": None,
         }
@@ -146,3 +147,8 @@ class Application:
     def dialogue(self, agent_id: str = "a", session_id: str = "s") -> list[tuple[str, str]]:
         """Role and text of these messages."""
         return dialogue(self.messages(agent_id, session_id))
+
+    def nothing_at_rest(self, *words: str) -> None:
+        """No document of the database has any of these words anywhere."""
+        content = at_rest(self.database)
+        assert [word for word in words if word.encode() in content] == []
