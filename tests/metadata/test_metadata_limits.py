@@ -25,7 +25,6 @@ from mongodb_session_manager._model.limits import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pymongo.database import Database
 
 MB = 1024 * 1024
 
@@ -37,7 +36,6 @@ def recorder() -> CommandRecorder:
 
 @pytest.fixture
 def repository(server: Any, recorder: CommandRecorder, database_name: str) -> Iterator[MongoDBSessionRepository]:
-    client: MongoClient[Any]
     with MongoClient(server.uri, event_listeners=[recorder]) as client:
         made = MongoDBSessionRepository(client=client, database_name=database_name, collection_name="sessions")
         made.create_session(Session(session_id="s", session_type="chat"))
@@ -49,7 +47,7 @@ def metadata(repository: MongoDBSessionRepository) -> Any:
     return repository.get_metadata("s")["metadata"]
 
 
-def metadata_bytes(database: Database[Any]) -> int:
+def metadata_bytes(database: Any) -> int:
     size = {"$project": {"bytes": {"$bsonSize": "$metadata"}}}
     return int(database.sessions.aggregate([size]).next()["bytes"])
 
@@ -103,7 +101,7 @@ def test_a_call_that_brings_too_much_is_refused_before_anything_is_sent(
     assert recorder.names == []
 
 
-def test_a_manager_that_is_given_too_much_begins_no_session(server: Any, database: Database[Any]) -> None:
+def test_a_manager_that_is_given_too_much_begins_no_session(server: Any, database: Any) -> None:
     with (
         MongoDBSessionManager("new", server.uri, database.name, "sessions") as manager,
         pytest.raises(UnstorableValueError, match="at most"),
@@ -113,7 +111,7 @@ def test_a_manager_that_is_given_too_much_begins_no_session(server: Any, databas
 
 
 def test_metadata_that_is_full_takes_no_more_until_some_of_it_is_deleted(
-    repository: MongoDBSessionRepository, database: Database[Any]
+    repository: MongoDBSessionRepository, database: Any
 ) -> None:
     repository.update_metadata("s", {"a": "x" * (3 * MB)})
     repository.update_metadata("s", {"b": "x" * (3 * MB)})

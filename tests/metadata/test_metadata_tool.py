@@ -25,7 +25,6 @@ from mongodb_session_manager import InvalidIdentifierError, MongoDBSessionManage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pymongo.database import Database
 
 APP_NAME = "metadata tool"
 
@@ -36,8 +35,7 @@ def recorder() -> CommandRecorder:
 
 
 @pytest.fixture
-def manager(server: Any, database: Database[Any], recorder: CommandRecorder) -> Iterator[MongoDBSessionManager]:
-    client: MongoClient[Any]
+def manager(server: Any, database: Any, recorder: CommandRecorder) -> Iterator[MongoDBSessionManager]:
     with MongoClient(server.uri, appname=APP_NAME, event_listeners=[recorder]) as client:
         yield manager_of(client, database.name)
 
@@ -330,7 +328,7 @@ def test_a_call_that_makes_no_sense_is_answered_with_what_is_wrong_and_the_turn_
 
 @pytest.mark.topology
 def test_a_failure_of_the_database_is_the_tools_error_and_known_to_hooks(
-    manager: MongoDBSessionManager, client: MongoClient[Any]
+    manager: MongoDBSessionManager, client: Any
 ) -> None:
     failures: list[Any] = []
     agent = agent_with(manager, {"action": "set", "metadata": {"a": 1}}, {"action": "get"})
@@ -351,7 +349,7 @@ def test_a_failure_of_the_database_is_the_tools_error_and_known_to_hooks(
 @pytest.mark.parametrize("allowed", [{}, {"readable": ["a"]}, {"writable": ["a"]}], ids=str)
 def test_a_model_is_not_told_what_the_database_says(manager: MongoDBSessionManager, allowed: Any) -> None:
     manager.update_metadata({"a": 1})
-    nowhere: MongoClient[Any] = MongoClient("mongodb://secret-host.invalid:9/?serverSelectionTimeoutMS=10")
+    nowhere: Any = MongoClient("mongodb://secret-host.invalid:9/?serverSelectionTimeoutMS=10")
     lost = MongoDBSessionManager("s", client=nowhere)
     for call in (
         {"action": "get", "keys": ["a"]},
@@ -398,7 +396,7 @@ def test_an_operation_sends_one_read_and_one_write_at_most_and_bad_ones_send_not
 
 
 def test_the_event_loop_goes_on_while_the_tool_waits_for_the_database(
-    manager: MongoDBSessionManager, client: MongoClient[Any]
+    manager: MongoDBSessionManager, client: Any
 ) -> None:
     """The database is held until the loop has done something else: if the loop waited, neither would go on."""
     released, blocked = threading.Event(), threading.Event()
@@ -425,7 +423,7 @@ def test_the_event_loop_goes_on_while_the_tool_waits_for_the_database(
 
 
 def test_the_sessions_document_holds_the_metadata_the_tool_stored(
-    manager: MongoDBSessionManager, database: Database[Any]
+    manager: MongoDBSessionManager, database: Any
 ) -> None:
     asked(manager, {"action": "set", "metadata": {"topic": "fish"}})
 

@@ -22,7 +22,6 @@ from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRep
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pymongo.database import Database
 
 APP_NAME = "writers"
 
@@ -32,13 +31,12 @@ pytestmark = pytest.mark.new_database
 
 @pytest.fixture
 def own_client(server: Any) -> Iterator[MongoClient[Any]]:
-    client: MongoClient[Any]
     with MongoClient(server.uri, appname=APP_NAME) as client:
         yield client
 
 
 @pytest.fixture
-def repository(own_client: MongoClient[Any], database_name: str) -> MongoDBSessionRepository:
+def repository(own_client: Any, database_name: str) -> MongoDBSessionRepository:
     return MongoDBSessionRepository(client=own_client, database_name=database_name, collection_name="sessions")
 
 
@@ -94,7 +92,7 @@ def expected(session_id: str, turns: int, agent_id: str = "assistant") -> list[t
     return [(session_id, agent_id, message_id, text) for message_id, text in enumerate(texts)]
 
 
-def archived_count(database: Database[Any], session_id: str, key: str = "assistant") -> int:
+def archived_count(database: Any, session_id: str, key: str = "assistant") -> int:
     document = database.sessions.find_one({"_id": session_id})
     assert document is not None
     count: int = document["agents"][key]["archived_count"]
@@ -104,7 +102,7 @@ def archived_count(database: Database[Any], session_id: str, key: str = "assista
 @pytest.mark.slow
 @pytest.mark.topology
 def test_every_message_is_shown_once_embedded_or_archived_with_its_session_agent_and_model(
-    repository: MongoDBSessionRepository, database: Database[Any]
+    repository: MongoDBSessionRepository, database: Any
 ) -> None:
     converse(repository, "short", 2)
     converse(repository, "long", 7, application_name="shop", session_type="chat", **SOON)
@@ -136,7 +134,7 @@ def test_every_message_is_shown_once_embedded_or_archived_with_its_session_agent
 
 @pytest.mark.slow
 def test_tokens_per_model_over_the_view_are_those_that_the_agents_count(
-    repository: MongoDBSessionRepository, database: Database[Any]
+    repository: MongoDBSessionRepository, database: Any
 ) -> None:
     converse(repository, "one", 7, "a", "model.v1", **SOON)
     converse(repository, "one", 3, "b.c", "model.v2", **SOON)
@@ -168,7 +166,7 @@ def test_tokens_per_model_over_the_view_are_those_that_the_agents_count(
 
 
 def test_a_segment_that_is_not_committed_is_not_shown(
-    repository: MongoDBSessionRepository, database: Database[Any], client: MongoClient[Any]
+    repository: MongoDBSessionRepository, database: Any, client: Any
 ) -> None:
     converse(repository, "s", 6)
     stored = database.sessions.find_one({"_id": "s"})
@@ -192,7 +190,7 @@ def test_a_segment_that_is_not_committed_is_not_shown(
 
 @pytest.mark.slow
 def test_what_deleted_and_ended_sessions_have_left_is_not_shown(
-    repository: MongoDBSessionRepository, database: Database[Any]
+    repository: MongoDBSessionRepository, database: Any
 ) -> None:
     for session_id in ("gone", "again", "deleted", "alive"):
         converse(repository, session_id, 6, **SOON)
@@ -220,9 +218,7 @@ def test_an_agent_without_messages_and_archived_feedback_are_not_shown(repositor
     assert shown(view(repository)) == expected("s", 1)
 
 
-def test_older_documents_are_shown_as_newer_ones_are(
-    repository: MongoDBSessionRepository, database: Database[Any]
-) -> None:
+def test_older_documents_are_shown_as_newer_ones_are(repository: MongoDBSessionRepository, database: Any) -> None:
     moment = datetime(2024, 1, 15, 9, 0, 0)
     times = {"created_at": moment, "updated_at": moment}
     nested: dict[str, Any] = {"message_id": 0, "message": {"role": "user", "content": [{"text": "Hello"}]}, **times}
@@ -254,9 +250,7 @@ def test_older_documents_are_shown_as_newer_ones_are(
 
 
 @pytest.mark.slow
-def test_the_view_is_made_once_made_anew_and_read_only(
-    repository: MongoDBSessionRepository, database: Database[Any]
-) -> None:
+def test_the_view_is_made_once_made_anew_and_read_only(repository: MongoDBSessionRepository, database: Any) -> None:
     converse(repository, "s", 4, **SOON)
     assert repository.create_messages_view() == "sessions_messages"
     assert repository.create_messages_view() == "sessions_messages"
@@ -278,18 +272,14 @@ def test_the_view_is_made_once_made_anew_and_read_only(
     assert shown(all_messages) == expected("s", 4)
 
 
-def test_a_collection_of_the_views_name_is_left_alone(
-    repository: MongoDBSessionRepository, database: Database[Any]
-) -> None:
+def test_a_collection_of_the_views_name_is_left_alone(repository: MongoDBSessionRepository, database: Any) -> None:
     database.sessions_messages.insert_one({"_id": "theirs"})
     with pytest.raises(MongoDBSessionError, match="sessions_messages is there already"):
         repository.create_messages_view()
     assert list(database.sessions_messages.find()) == [{"_id": "theirs"}]
 
 
-def test_a_view_that_somebody_else_has_made_is_left_alone(
-    repository: MongoDBSessionRepository, database: Database[Any]
-) -> None:
+def test_a_view_that_somebody_else_has_made_is_left_alone(repository: MongoDBSessionRepository, database: Any) -> None:
     database.command("create", "sessions_messages", viewOn="theirs", pipeline=[])
     database.theirs.insert_one({"_id": "theirs"})
     with pytest.raises(MongoDBSessionError, match="sessions_messages is there already"):

@@ -56,7 +56,6 @@ from mongodb_session_manager._store.search_index import IndexingTask
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pymongo.database import Database
 
 FEEDING = ["find", "update", "update"]
 """The commands of a feeding: read a batch, put it, say so."""
@@ -69,16 +68,15 @@ class World:
     """A database and who works on it; every client is closed at the end of the test."""
 
     uri: str
-    database: Database[Any]
-    client: MongoClient[Any]
+    database: Any
     stack: ExitStack
     sessions: dict[str, Any] = field(default_factory=dict)
 
     def new_client(self, **options: Any) -> MongoClient[Any]:
-        client: MongoClient[Any] = MongoClient(self.uri, **options)
+        client: Any = MongoClient(self.uri, **options)
         return self.stack.enter_context(client)
 
-    def manager(self, session_id: str = "s", *, client: MongoClient[Any] | None = None, **options: Any) -> Any:
+    def manager(self, session_id: str = "s", *, client: Any | None = None, **options: Any) -> Any:
         return manager_of(client or self.client, self.database.name, session_id, **{"index_messages": True, **options})
 
     @property
@@ -112,7 +110,6 @@ class World:
     def interrupted(self, deed: Any, number: int, act: Any, session_id: str = "s") -> list[str]:
         """Do a deed; at the n-th of its commands somebody else acts first. Return the commands of the deed."""
         interruption = Interruption()
-        client: MongoClient[Any]
         # Closed at once: the watch that hundreds of clients keep on a replica set costs more than the test.
         with MongoClient(self.uri, event_listeners=[interruption]) as client:
             client.admin.command("ping")
@@ -124,7 +121,7 @@ class World:
 
 
 @pytest.fixture
-def world(server: Any, database: Database[Any]) -> Iterator[World]:
+def world(server: Any, database: Any) -> Iterator[World]:
     with ExitStack() as stack:
         yield World(server.uri, database, stack.enter_context(MongoClient(server.uri)), stack)
 
@@ -205,9 +202,7 @@ def test_only_the_text_blocks_are_searched(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_of_a_long_text_the_beginning_is_found_and_one_in_gridfs_keeps_nothing_from_being_indexed(
-    world: World,
-) -> None:
+def test_of_a_long_text_the_beginning_is_found_and_one_in_gridfs_keeps_nothing_from_being_indexed(world: World) -> None:
     long, longer = "begin " + "ü" * 40_000 + " end", "begin " + "x " * 600_000
     with world.manager() as manager:
         agent = Agent(
@@ -344,7 +339,7 @@ def test_the_index_is_created_once_per_process(world: World) -> None:
 
 @pytest.mark.topology
 def test_a_failure_of_mongodb_while_indexing_fails_no_turn_and_the_next_goes_on(
-    world: World, client: MongoClient[Any], caplog: pytest.LogCaptureFixture
+    world: World, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with world.manager("before") as manager:
         talker(manager)("hello")
@@ -661,7 +656,7 @@ def test_a_deletion_at_any_command_of_an_indexer_leaves_nothing(world: World, st
 
 
 def feed(incarnation: Any) -> Any:
-    def deed(client: MongoClient[Any], database_name: str, session_id: str) -> None:
+    def deed(client: Any, database_name: str, session_id: str) -> None:
         repository_of(client, database_name)._store.search.index(IndexingTask(session_id, incarnation, "assistant"))
 
     return deed
