@@ -52,11 +52,10 @@ def talker(manager: MongoDBSessionManager, window: int = 4, **options: Any) -> A
     """An agent that repeats what it hears and keeps so many messages live."""
     defaults: dict[str, Any] = {
         "agent_id": "assistant",
+        "model": OfflineScriptedModel(echo),
         "conversation_manager": SlidingWindowConversationManager(window_size=window),
     }
-    return Agent(
-        model=OfflineScriptedModel(echo), session_manager=manager, callback_handler=None, **{**defaults, **options}
-    )
+    return Agent(session_manager=manager, callback_handler=None, **{**defaults, **options})
 
 
 def texts(messages: Iterable[Any]) -> list[str]:
