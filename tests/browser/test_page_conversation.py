@@ -6,8 +6,10 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from example_fastapi_streaming import COLLECTION, DATABASE
 from playwright.sync_api import expect
-from support.playground import BackendProcess, Playground, served_frontend
+from pymongo import MongoClient
+from support.playground import SECRET, BackendProcess, served_frontend
 from support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from support.chat_page import Chat
     from support.gated_model import Gate
+    from support.playground import Playground
 
     from browser.conftest import OpenBrowser
     from mongodb_session_manager.local import LocalMongoDB
@@ -312,27 +315,30 @@ def test_thumbs_are_stored_with_the_message_and_shown_again(chat: Chat, playgrou
 
 @pytest.fixture
 def backend(standalone: LocalMongoDB) -> Iterator[BackendProcess]:
-    process = BackendProcess(standalone.uri)
+    process = BackendProcess(MONGODB_URI=standalone.uri, CHAT_SECRET=SECRET)
     yield process
-    process.stop()
+    process.end()
 
 
-def test_a_killed_backend_is_told_of_and_resumed(backend: BackendProcess, open_browser: OpenBrowser) -> None:
+def test_a_killed_backend_is_told_of_and_resumed(
+    backend: BackendProcess, open_browser: OpenBrowser, standalone: LocalMongoDB
+) -> None:
     with served_frontend(backend.port) as url:
-        backend.start(url, pace_ms=50)
-        chat = open_browser(url, f"http://127.0.0.1:{backend.port}")
+        backend.start("--frontend-origin", url, pace_ms=50)
+        chat = open_browser(url, backend.url)
         chat.ask("My name is Ada.")
         chat.watch.expect("net::ERR_")  # which of them depends on what was under way
         chat.send("Tell me a long story")
         expect(chat.answer()).to_contain_text("Once")
-        backend.kill()
+        backend.end()
         expect(chat.get("notice")).to_have_attribute("data-kind", "offline")
         expect(chat.get("stop")).to_be_hidden()
 
-        backend.start(url, pace_ms=0)
+        backend.start("--frontend-origin", url, pace_ms=0)
         expect(chat.get("notice")).to_be_hidden()
         # The turn that died keeps others out until its lease has run out: 20 s, which this test does not wait for.
-        backend.end_leases(chat.conversation_id)
+        with MongoClient(standalone.uri) as client:
+            client[DATABASE][COLLECTION].update_many({}, {"$unset": {"lease": 1}})
         chat.get("retry").click()
         expect(chat.answer()).to_contain_text("another hand.")
         chat.answered()
