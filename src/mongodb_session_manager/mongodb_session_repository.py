@@ -29,8 +29,9 @@ from ._session.metadata_memory import MetadataMemory
 from ._session.stored_metadata import StoredMetadata
 from ._session.strands_repository import StrandsRepository
 from ._statements import session_listing
+from ._statements.listing_cursor import SortBy
 from ._statements.searching import search_conditions
-from ._statements.session_listing import SessionPage, SortBy
+from ._statements.session_listing import SessionPage
 from ._store.search_index import MessageHit
 from ._store.session_store import SessionStore
 
@@ -342,7 +343,7 @@ class MongoDBSessionRepository(StrandsRepository):
         """
         if session_id is not None:
             session_id = check_id(session_id, "session_id")
-        return self._store.search.index_all(session_id, rebuild=rebuild)
+        return self._store.indexer.index_all(session_id, rebuild=rebuild)
 
     def sweep(self, older_than_seconds: float = SWEEP_GRACE_SECONDS) -> int:
         """Remove what no session names any more: blobs, and history and search documents of sessions that are gone.

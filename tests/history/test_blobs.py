@@ -389,7 +389,7 @@ def test_deleting_a_session_deletes_the_files_of_that_life_only(store: BlobStore
     neighbour = upload(store, b"e", of=owner("s10"))
     store.delete_session("s1", LIFE)
     assert left(files) == left(chunks) == {*blob_files(later), *blob_files(neighbour)}
-    store.delete_session("s1", None)
+    store.delete_session("s1", another_life)
     assert left(files) == left(chunks) == set(blob_files(neighbour))
 
 

@@ -11,7 +11,7 @@ from pymongo.errors import PyMongoError
 
 from .._agents.unit_of_work import AgentWork
 from .._model.limits import INDEXED_BATCHES_BEHIND_A_TURN
-from .._store.search_index import IndexingTask
+from .._store.indexing import IndexingTask
 from .._store.session_store import SessionStore
 from ..errors import MongoDBSessionError, described
 from ..telemetry import traced
@@ -102,10 +102,10 @@ class BehindTurns:
             batches=INDEXED_BATCHES_BEHIND_A_TURN,
         )
         try:
-            self.store.search.index(task)
+            done = self.store.indexer.index(task)
         except (PyMongoError, MongoDBSessionError) as error:
             # The messages themselves are stored, and it stays due.
             logger.warning("session_id=<%s>, error=<%s> | not indexed", session.session_id, described(error))
         else:
-            if task.complete:
+            if done.complete:
                 work.indexed = message_count

@@ -122,7 +122,11 @@ class StrandsRepository(SessionRepository):
         if exists is not None and self._store.reads.read_agent_data(session.session_id, key) != decode(
             from_bson(to_bson(data)), blobs.contents
         ):
-            raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
+            raise SessionConflictError(
+                f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}",
+                session_id=session_id,
+                agent_id=session_agent.agent_id,
+            )
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
         """Return an agent with its state, model and system prompt, or None if there is none; never its messages."""
@@ -147,17 +151,19 @@ class StrandsRepository(SessionRepository):
         session = self._store.related.upload(session, key, None, blobs)
         moment = now()
         fields["updated_at"] = documents.to_iso(moment)
-        if (
-            self._store.changes.guarded(
-                session,
-                lambda session, found: commits.agent_fields(session, key, fields, found["changes"], moment),
-                commits.agent_projection(key),
-                lambda found: not found["exists"],
-                agent_keys=[key],
+        missing = self._store.changes.guarded(
+            session,
+            lambda session, found: commits.agent_fields(session, key, fields, found["changes"], moment),
+            commits.agent_projection(key),
+            lambda found: not found["exists"],
+            agent_keys=[key],
+        )
+        if missing is not None:
+            raise AgentNotFoundError(
+                f"session_id={session_id!r} has no agent_id={session_agent.agent_id!r}",
+                session_id=session_id,
+                agent_id=session_agent.agent_id,
             )
-            is not None
-        ):
-            raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={session_agent.agent_id!r}")
         session_agent.updated_at = fields["updated_at"]
 
     # --- messages ---------------------------------------------------------------------------------------------------

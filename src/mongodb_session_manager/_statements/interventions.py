@@ -8,6 +8,7 @@ from .._model.limits import MAX_GUARDRAIL_EVENTS
 
 
 def intervention(key: str, message_id: int, guardrail_event: Document) -> Document:
+    """Return what is listed of a guardrail's intervention: also whose message it was about."""
     return {**guardrail_event, "agent_id": decode_key(key), "message_id": message_id}
 
 

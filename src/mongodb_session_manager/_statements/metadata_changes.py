@@ -8,10 +8,10 @@ from typing import Any
 
 from .._model.documents import Document
 from .._model.limits import MAX_METADATA_BYTES
-from .expressions import counter_is, number_at
+from .expressions import counter_is, number_at, object_at
 from .sessions import SessionRef, Update
 
-METADATA_SIZE: Document = {"$bsonSize": {"$cond": [{"$eq": [{"$type": "$metadata"}, "object"]}, "$metadata", {}]}}
+METADATA_SIZE: Document = {"$bsonSize": object_at("$metadata")}
 """Expression for how many bytes a session's metadata has."""
 
 
@@ -22,6 +22,11 @@ def set_metadata(session: SessionRef, metadata: Mapping[str, Any], changes: int,
     return _change_metadata(session, {"$set": changed}, changes, now, has_room)
 
 
+def unset_metadata(session: SessionRef, keys: Iterable[str], changes: int, now: datetime) -> Update:
+    """Return the update that removes these metadata fields, if they were changed so often before."""
+    return _change_metadata(session, {"$unset": {f"metadata.{key}": "" for key in keys}}, changes, now)
+
+
 def _change_metadata(
     session: SessionRef, change: Document, changes: int, now: datetime, that: Document | None = None
 ) -> Update:
@@ -29,10 +34,20 @@ def _change_metadata(
     return session.write(now, counted, counter_is("metadata_changes", changes), that=that)
 
 
-def unset_metadata(session: SessionRef, keys: Iterable[str], changes: int, now: datetime) -> Update:
-    """Return the update that removes these metadata fields, if they were changed so often before."""
-    return _change_metadata(session, {"$unset": {f"metadata.{key}": "" for key in keys}}, changes, now)
-
+_PATHS_CHANGED = {
+    "$concatArrays": [
+        {
+            "$map": {
+                "input": {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}},
+                "as": "f",
+                "in": "$$f.k",
+            }
+        },
+        {"$ifNull": ["$updateDescription.removedFields", []]},
+        {"$ifNull": ["$updateDescription.truncatedArrays.field", []]},
+    ]
+}
+_IS_METADATA = {"$regexMatch": {"input": "$$path", "regex": r"^metadata(\.|$)"}}
 
 METADATA_CHANGES: list[Document] = [
     {
@@ -40,33 +55,7 @@ METADATA_CHANGES: list[Document] = [
             "$or": [
                 # Deletions and replacements, and what ends a stream: the collection was dropped or renamed.
                 {"operationType": {"$nin": ["insert", "update"]}},
-                {
-                    "$expr": {
-                        "$anyElementTrue": {
-                            "$map": {
-                                "input": {
-                                    "$concatArrays": [
-                                        {
-                                            "$map": {
-                                                "input": {
-                                                    "$objectToArray": {
-                                                        "$ifNull": ["$updateDescription.updatedFields", {}]
-                                                    }
-                                                },
-                                                "as": "f",
-                                                "in": "$$f.k",
-                                            }
-                                        },
-                                        {"$ifNull": ["$updateDescription.removedFields", []]},
-                                        {"$ifNull": ["$updateDescription.truncatedArrays.field", []]},
-                                    ]
-                                },
-                                "as": "path",
-                                "in": {"$regexMatch": {"input": "$$path", "regex": r"^metadata(\.|$)"}},
-                            }
-                        }
-                    }
-                },
+                {"$expr": {"$anyElementTrue": {"$map": {"input": _PATHS_CHANGED, "as": "path", "in": _IS_METADATA}}}},
             ]
         }
     },

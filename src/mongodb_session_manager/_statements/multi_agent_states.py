@@ -30,7 +30,7 @@ def multi_agent(session: SessionRef, multi_agent_id: str, state: Any, changes: i
 
 
 def multi_agent_projection(multi_agent_id: str) -> Document:
-    """Return the projection of how often the state of a graph or swarm was changed: None if it is not stored."""
+    """Return the projection of how often the state of a graph or swarm was changed: null if it is not stored."""
     entry = f"$multi_agents.{encode_key(multi_agent_id)}"
     stored = {"$ne": [{"$type": f"{entry}.state"}, "missing"]}
     return {"changes": {"$cond": [stored, number_at(f"{entry}.changes"), None]}}

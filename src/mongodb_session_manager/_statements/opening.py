@@ -8,7 +8,7 @@ from functools import lru_cache
 from .._model.documents import Document
 from .._model.expiry import EXPIRED
 from .._model.limits import CACHED_NAMES
-from .expressions import REMOVED, messages_of, number_at
+from .expressions import REMOVED, for_each_message, is_object, messages_of, number_at
 
 # What a live agent needs of a stored message. Times, metrics and commit ids stay on the server: they are a third of
 # a short message.
@@ -40,8 +40,7 @@ def open_projection(agent_keys: Sequence[str]) -> Document:
 @lru_cache(maxsize=CACHED_NAMES)
 def _agent_window(key: str) -> Document:
     agent = f"$agents.{key}"
-    removed = f"{agent}.{REMOVED}"
-    # A positive position: a negative one counts from the end. A length of 0 would be an error.
+    # The offset is not negative: a negative one counts from the end. A length of 0 would be an error.
     window = {"$slice": ["$$messages", "$$skip", {"$max": [1, {"$size": "$$messages"}]}]}
     opened = {
         "agent_data": f"{agent}.agent_data",
@@ -51,22 +50,13 @@ def _agent_window(key: str) -> Document:
         "removed": "$$removed",
         "embedded": {"$size": "$$messages"},
         "bytes": {"$bsonSize": agent},
-        "window": {"$map": {"input": window, "as": "m", "in": _WINDOW_FIELDS}},
+        "window": for_each_message(window, _WINDOW_FIELDS),
     }
     skip = {"$max": [0, {"$subtract": ["$$removed", "$$archived"]}]}
-    return {
-        "$cond": [
-            {"$eq": [{"$type": agent}, "object"]},
-            {
-                "$let": {
-                    "vars": {
-                        "messages": messages_of(agent),
-                        "archived": number_at(f"{agent}.archived_count"),
-                        "removed": number_at(removed),
-                    },
-                    "in": {"$let": {"vars": {"skip": skip}, "in": opened}},
-                }
-            },
-            None,
-        ]
+    read = {
+        "messages": messages_of(agent),
+        "archived": number_at(f"{agent}.archived_count"),
+        "removed": number_at(f"{agent}.{REMOVED}"),
     }
+    window_of = {"$let": {"vars": read, "in": {"$let": {"vars": {"skip": skip}, "in": opened}}}}
+    return {"$cond": [is_object(agent), window_of, None]}

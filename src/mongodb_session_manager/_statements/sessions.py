@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from bson import ObjectId
 
 from .._model.documents import Document
 from .._model.expiry import EXPIRED, NOT_EXPIRED, in_hours, related_needed_until
+from .._model.shapes import Lease
 from .expressions import EACH_AGENT
 
 
@@ -35,6 +37,10 @@ class SessionRef(NamedTuple):
     incarnation: ObjectId | None = None
     lease_token: str | None = None
     ttl: timedelta | None = None
+
+    def pinned(self, incarnation: ObjectId | None) -> SessionRef:
+        """Return the same session, of just this incarnation: the one that was read."""
+        return self._replace(incarnation=incarnation)
 
     def filter(self, **conditions: Any) -> Document:
         """Return the filter by which the server decides whether this writer may write at all."""
@@ -135,4 +141,42 @@ STANDING: Document = {
     "any_indexed": ANY_INDEXED,
     "now": "$$NOW",
 }
-"""Projection of what decides whether a write is allowed at all."""
+"""Projection of a ``Standing``."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a session stands: read before a write that has to know it, or because a write did not match.
+
+    Attributes:
+        incarnation: Which one is there. (``SessionCommands.standing`` gives one to an older document first.)
+        lease: Who holds the lease, or held it last; None: nobody.
+        now: The server's clock when this was read.
+        expired: Whether the session has expired and was not removed yet.
+        ttl_hours: The ttl of the last writer, in hours; None: it had none.
+        parts_expire_at: Until when the related documents are promised to be kept; None: they have no expiry.
+        parts_moving_to: Until when somebody is letting them live instead; None: nobody is.
+        any_indexed: Whether messages of it may be in the search.
+        found: All that was read, with what the write needs besides, by its name in the projection.
+    """
+
+    incarnation: ObjectId
+    lease: Lease | None
+    now: datetime
+    expired: bool
+    ttl_hours: float | None
+    parts_expire_at: datetime | None
+    parts_moving_to: datetime | None
+    any_indexed: bool
+    found: Document
+
+    @classmethod
+    def of(cls, found: Document) -> Standing:
+        """Return what was read by a projection with ``STANDING`` in it."""
+        read: dict[str, Any] = {name: found.get(name) for name in STANDING}
+        return cls(**read, found=found)
+
+    @property
+    def lease_seconds(self) -> float:
+        """For how many seconds the lease still runs, by the server's clock; 0 or less: it does not."""
+        return (self.lease["expires_at"] - self.now).total_seconds() if self.lease else 0.0

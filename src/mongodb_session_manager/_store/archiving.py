@@ -1,16 +1,18 @@
-"""When the older part of a conversation leaves the session document, and how: safely at every command.
+"""Archiving: when the older messages of a conversation leave the session document, and in which commands.
 
 Three commands move a block: read it, insert it as a segment with the ``edits`` it was read at, and one update of the
-session document, guarded by the position and by ``edits``, that drops exactly those messages. Before the third nothing
-has changed; after it the segment counts. Whoever finds a segment where his own would begin adopts it, if no message
-was edited since it was read; else nobody can commit it any more, and it is deleted.
+session document that drops exactly those messages; its guard names ``archived_count`` and ``edits``. Before the third
+nothing has changed; after it the segment counts. So an archiver may die at any command.
+
+An archiver that finds a segment where its own would begin commits that one, if no message was edited since it was read.
+Otherwise nobody can commit it any more, and it is deleted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -29,29 +31,29 @@ from .._model.limits import (
     ROOM_SEGMENT_BYTES,
     ROOM_SEGMENT_MESSAGES,
 )
+from .._model.related_shapes import SegmentId
 from .._statements import feedback, segments
+from .._statements.segments import Block, SessionSizes
 from .history import History
-from .session_commands import SessionCommands
+from .session_commands import SessionCommands, now
 
 _MAKING_ROOM = ArchivePolicy(1, ROOM_SEGMENT_BYTES, ROOM_SEGMENT_MESSAGES)
 
 
+@dataclass(eq=False)
 class Archiver:
     """Moves messages of the sessions of one collection into their history.
 
-    Args:
+    Attributes:
         commands: About session documents.
         history: Sends those about segments.
-        clock: Returns the time.
     """
 
-    def __init__(self, commands: SessionCommands, history: History, clock: Callable[[], datetime]) -> None:
-        self._commands = commands
-        self._history = history
-        self._clock = clock
+    commands: SessionCommands
+    history: History
 
     def archive(self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy) -> Embedded | None:
-        """Archive an agent's messages as long as that is due; return what it has left, or None if it is gone."""
+        """Archive an agent's messages as long as that is due; return what stays embedded, or None without the agent."""
         left: Embedded | None = None
         for _ in range(MAX_SEGMENTS_AT_ONCE):
             moved, left = self._step(session_id, incarnation, key, policy, force=False)
@@ -69,14 +71,14 @@ class Archiver:
 
         Args:
             session_id: Which session.
-            needed: How many bytes are to be added to it; where they would not fit, the last message is archived.
+            needed: How many bytes are to be added to it; where they would not fit, the last message is archived, too.
 
         Returns:
-            The size it has then, in bytes, or None if nothing was archived.
+            The size of the session document then, in bytes; None if nothing was archived.
         """
         made = False
         for _ in range(MAX_SEGMENTS_AT_ONCE):
-            sizes = self._commands.find_one({"_id": session_id}, segments.SIZES)
+            sizes = cast("SessionSizes | None", self.commands.find_one({"_id": session_id}, segments.SIZES))
             if sizes is None:
                 return None
             archivable = sum(int(agent["messages"]) for agent in sizes["agents"]) + int(sizes["feedbacks"])
@@ -84,7 +86,7 @@ class Archiver:
             if little and sizes["bytes"] + needed <= FULL_DOCUMENT_BYTES:
                 return int(sizes["bytes"]) if made else None
             if "incarnation" not in sizes or any("archived_count" not in agent for agent in sizes["agents"]):
-                self._commands.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
+                self.commands.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
                 continue
             bytes_by_key = {agent["key"]: int(agent["messages"]) for agent in sizes["agents"]}
             bytes_by_key[feedback.FEEDBACKS] = int(sizes["feedbacks"])
@@ -101,20 +103,20 @@ class Archiver:
         """Archive one block.
 
         Returns:
-            How many messages were archived, and what the agent has embedded then; None if the agent is gone.
+            How many messages were archived, and what stays embedded; None if the agent is gone.
         """
-        mine: list[Document] = []
+        mine: list[SegmentId] = []
         for _ in range(MAX_BEHIND_ATTEMPTS):
-            found = self._commands.find_raw(
-                {"_id": session_id, "incarnation": incarnation}, segments.block_projection(key, policy.block)
-            )
+            which = {"_id": session_id, "incarnation": incarnation}
+            document = self.commands.find_raw(which, segments.block_projection(key, policy.block))
+            found = cast("Block | None", document)
             if found is None:
-                if mine and self._commands.is_over(session_id, incarnation):
+                if mine and self.commands.is_over(session_id, incarnation):
                     # Whoever deleted the session may not have found it. All else is the sweep's: a session document
                     # may only be missing because a restore has yet to bring it.
-                    self._history.delete(mine)
+                    self.history.delete(mine)
                 return 0, None
-            agent: Any = found["agent"]
+            agent = found["agent"]
             if "edits" not in agent or "archived_count" not in agent:
                 return 0, None
             standing = Embedded(
@@ -123,7 +125,7 @@ class Archiver:
                 bytes=int(agent["bytes"]),
                 removed=max(0, int(agent["removed"])),
             )
-            messages: Sequence[RawBSONDocument] = found["messages"]
+            messages = found["messages"]
             count = _cut(messages, policy)
             if force:
                 count = count or len(messages)
@@ -147,14 +149,14 @@ class Archiver:
     def _move(
         self,
         session_id: str,
-        session: Mapping[str, Any],
+        session: Block,
         key: str,
         first: int,
         edits: int,
         messages: Sequence[RawBSONDocument],
-        mine: list[Document],
+        mine: list[SegmentId],
     ) -> int:
-        """Make a segment of these messages and commit it, or somebody else's that is there.
+        """Make a segment of these messages and commit it, or commit the one that another archiver has made.
 
         Its ``_id`` is added to ``mine`` if it was made here.
 
@@ -168,26 +170,26 @@ class Archiver:
             "_id": segment_id,
             "count": count,
             "edits": edits,
-            "created_at": self._clock(),
+            "created_at": now(),
             "messages": messages,
         }
         if expires_at is not None:
             segment["expires_at"] = expires_at
-        if self._history.insert(segment):
+        if self.history.insert(segment):
             mine.append(segment_id)
         else:
-            # It may have been inserted when less was promised, and after the others were moved on.
-            there = self._history.standing(segment_id, expires_at)
+            # It may have been inserted when the session was to expire sooner, and after the others were prolonged.
+            there = self.history.standing(segment_id, expires_at)
             if there is None:
                 return 0
             if there["edits"] < edits:
                 # A message was edited since it was read, and `edits` only grows: nobody can commit it any more.
-                self._history.delete_stale(segment_id, int(there["edits"]))
+                self.history.delete_stale(segment_id, int(there["edits"]))
                 return 0
             if there["edits"] > edits:
                 return 0  # It is newer than what was read here.
             count = int(there["count"])
-        committed = self._commands.update(segments.archive(session_id, session, key, first, count, edits))
+        committed = self.commands.update(segments.archive(session_id, session, key, first, count, edits))
         return count if committed else 0
 
 

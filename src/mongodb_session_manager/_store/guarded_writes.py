@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from pymongo.errors import WriteError
 
@@ -14,7 +14,7 @@ from .._model.keys import decode_key
 from .._model.limits import MAX_METADATA_BYTES
 from .._statements import feedback as feedback_statements
 from .._statements import leases, metadata_changes, multi_agent_states
-from .._statements.feedback import MessageLink
+from .._statements.feedback import FeedbackStanding, MessageLink
 from .._statements.sessions import SessionRef, Update
 from ..errors import AgentNotFoundError, MessageNotFoundError, UnstorableValueError
 from .archiving import Archiver
@@ -22,7 +22,7 @@ from .history import History
 from .related_documents import RelatedDocuments
 from .sending import attempts
 from .server_codes import PATH_NOT_VIABLE
-from .session_commands import SessionCommands, lease_seconds, now, pin_incarnation
+from .session_commands import SessionCommands, now
 from .session_reads import MultiAgentAsRead, SessionReads
 
 
@@ -77,12 +77,13 @@ class GuardedWrites:
         for _ in attempts(f"session_id={session.session_id!r}"):
             if known is None:
                 standing = self.commands.standing(session, needed or {}, agent_keys)
-                if done(standing):
-                    return standing
+                found = standing.found
+                if done(found):
+                    return found
                 self.related.see_to_expiry(session, standing)
             else:
-                standing, known = known, None
-            if self.commands.update(write(pin_incarnation(session, standing), standing)):
+                found, known = known, None
+            if self.commands.update(write(session.pinned(found["incarnation"]), found)):
                 return None
         raise AssertionError  # `attempts` never ends without an error.
 
@@ -148,23 +149,22 @@ class GuardedWrites:
         sent = False
         for _ in attempts(f"session_id={session_id!r}: a feedback could not be stored"):
             standing = self.commands.standing(session, feedback_statements.feedback_projection(feedback, link), keys)
-            incarnation = standing["incarnation"]
-            if standing["stored"]:
+            found = cast(FeedbackStanding, standing.found)
+            incarnation = found["incarnation"]
+            if found["stored"]:
                 return
-            if sent and standing["archived"] and self.history.has_feedback(session_id, incarnation, feedback):
+            if sent and found["archived"] and self.history.has_feedback(session_id, incarnation, feedback):
                 return  # It was stored, its answer was lost, and others came that moved it into the history.
-            if link is not None and not standing["linked"]:
+            if link is not None and not found["linked"]:
                 message_id = link.message_id
                 agent_id = decode_key(link.agent_key)
-                if not standing["exists"]:
+                if not found["exists"]:
                     raise AgentNotFoundError(
                         f"session_id={session_id!r} has no agent_id={agent_id!r}",
                         session_id=session_id,
                         agent_id=agent_id,
                     )
-                if message_id is None or not self.reads.archived_message(
-                    session_id, link.agent_key, message_id, standing
-                ):
+                if message_id is None or not self.reads.archived_message(session_id, link.agent_key, message_id, found):
                     raise MessageNotFoundError(
                         f"session_id={session_id!r}, agent_id={agent_id!r} has no message_id={message_id}",
                         session_id=session_id,
@@ -172,14 +172,14 @@ class GuardedWrites:
                         message_id=message_id,
                     )
                 # Messages do not go away while this incarnation of the session lasts.
-                link, session = link._replace(message_id=None), pin_incarnation(session, standing)
-            elif standing["full"]:
+                link, session = link._replace(message_id=None), session.pinned(incarnation)
+            elif found["full"]:
                 self.archiver.archive_feedbacks(session_id, incarnation)
             else:
                 self.related.see_to_expiry(session, standing)
                 sent = True
                 update = feedback_statements.add_feedback(
-                    pin_incarnation(session, standing), feedback, link, standing["count"], moment
+                    session.pinned(incarnation), feedback, link, found["count"], moment
                 )
                 if self.commands.update(update):
                     return
@@ -217,11 +217,10 @@ class GuardedWrites:
         """
         for _ in attempts(f"session_id={session.session_id!r}: its lease could not be taken"):
             standing = self.commands.standing(session, {"leases": leases.LEASES_SO_FAR}, whose_lease_it_is=False)
-            if (left := lease_seconds(standing)) > 0:
-                return None if standing["lease"]["token"] == token else left
-            if self.commands.update(
-                leases.take_lease(pin_incarnation(session, standing), owner, token, seconds, standing["leases"])
-            ):
+            if standing.lease is not None and (left := standing.lease_seconds) > 0:
+                return None if standing.lease["token"] == token else left
+            here, taken_before = session.pinned(standing.incarnation), standing.found["leases"]
+            if self.commands.update(leases.take_lease(here, owner, token, seconds, taken_before)):
                 return None
         raise AssertionError  # `attempts` never ends without an error.
 

@@ -15,13 +15,18 @@ from ..errors import SessionConflictError
 T = TypeVar("T")
 
 
-def attempts(what: str) -> Iterator[int]:
+def attempts(
+    what: str, *, session_id: str | None = None, agent_id: str | None = None, message_id: int | None = None
+) -> Iterator[int]:
     """Yield how often something was tried before, with a pause in between.
 
     Every loop that reads how something stands and then sends what is right for that runs over this.
 
     Args:
-        what: For the error: which session, and what of it.
+        what: For the error: what could not be done, and of which session.
+        session_id: For the error: the session.
+        agent_id: The agent.
+        message_id: The message.
 
     Raises:
         SessionConflictError: It was tried too often.
@@ -30,13 +35,18 @@ def attempts(what: str) -> Iterator[int]:
         if times:
             back_off(times - 1)
         yield times
-    raise SessionConflictError(f"{what}: other writers came first {MAX_WRITE_ATTEMPTS} times")
+    raise SessionConflictError(
+        f"{what}: other writers came first {MAX_WRITE_ATTEMPTS} times",
+        session_id=session_id,
+        agent_id=agent_id,
+        message_id=message_id,
+    )
 
 
 def is_there(error: DuplicateKeyError) -> bool:
     """Return whether an insert failed because there is a document with its ``_id``.
 
-    Else it hurts a unique index of the application's own, and trying again is of no use.
+    Otherwise a unique index of the application's own has refused it, and trying again is of no use.
     """
     pattern = (error.details or {}).get("keyPattern")
     return pattern is None or dict(pattern) == {"_id": 1}

@@ -25,7 +25,7 @@ from .._client.executor import executor_of
 from .._model.documents import Document, check_message_count
 from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
 from .._statements import adoption, sessions, sweeping
-from .._statements.sessions import SessionRef, Update
+from .._statements.sessions import SessionRef, Standing, Update
 from ..errors import BlobMissingError, SessionBusyError, SessionNotFoundError, UnstorableValueError
 from .blobs import BlobStore
 from .reading import Reader
@@ -173,7 +173,7 @@ class SessionCommands:
         agent_keys: Sequence[str] = (),
         *,
         whose_lease_it_is: bool = True,
-    ) -> Document:
+    ) -> Standing:
         """Read how a session stands that this writer may write to; an older document gets what it lacks first.
 
         Args:
@@ -184,64 +184,59 @@ class SessionCommands:
 
         Raises:
             SessionNotFoundError: There is no such session.
-            SessionBusyError: Somebody holds its lease.
+            SessionBusyError: Another process holds its lease, or the writer's own has run out.
         """
         for _ in attempts(f"session_id={session.session_id!r}: its counters could not be added"):
             standing = self.explain(session, needed or {}, whose_lease_it_is=whose_lease_it_is)
-            if "message_count" in standing:
+            found = standing.found
+            if "message_count" in found:
                 # A writer would wait for ever for a counter that is no number.
                 (key,) = agent_keys
-                check_message_count(session.session_id, key, standing["message_count"], standing["stored_count"])
-            lacks_counters = standing.get("exists") and "message_count" not in standing
-            if standing.get("incarnation") is not None and not lacks_counters:
+                check_message_count(session.session_id, key, found["message_count"], found["stored_count"])
+            lacks_counters = found.get("exists") and "message_count" not in found
+            if found.get("incarnation") is not None and not lacks_counters:
                 return standing
             self.adopt(session.session_id, agent_keys)
         raise AssertionError  # `attempts` never ends without an error.
 
     def explain(
         self, session: SessionRef, projection: Mapping[str, Any], *, whose_lease_it_is: bool = True
-    ) -> Document:
-        """Read why a write did not match; raise the error for it, or return how things stand, as it is stored."""
+    ) -> Standing:
+        """Read why a write did not match; raise the error for it, or return how the session stands."""
         session_id = session.session_id
         wanted = sessions.unless_expired({**sessions.STANDING, **projection})
-        standing = self.find_plain({"_id": session_id}, wanted)
-        if standing is None:
+        found = self.find_plain({"_id": session_id}, wanted)
+        if found is None:
             raise SessionNotFoundError(f"session_id={session_id!r} does not exist", session_id=session_id)
-        if session.incarnation is not None and standing.get("incarnation") != session.incarnation:
+        standing = Standing.of(found)
+        if session.incarnation is not None and standing.incarnation != session.incarnation:
             raise SessionNotFoundError(
                 f"session_id={session_id!r} was deleted; another has begun under this id", session_id=session_id
             )
-        if standing["expired"]:
+        if standing.expired:
             raise has_expired(session)
-        lease, left = standing.get("lease"), lease_seconds(standing)
-        if not whose_lease_it_is:
-            return standing
-        if session.lease_token is not None and (lease is None or lease["token"] != session.lease_token or left <= 0):
-            raise SessionBusyError(
-                f"session_id={session_id!r}: the lease of this manager has run out", session_id=session_id
-            )
-        if session.lease_token is None and left > 0:
+        if whose_lease_it_is:
+            _check_lease(session, standing)
+        return standing
+
+
+def _check_lease(session: SessionRef, standing: Standing) -> None:
+    lease, left, session_id = standing.lease, standing.lease_seconds, session.session_id
+    if session.lease_token is None:
+        if left > 0:
             raise SessionBusyError(
                 f"session_id={session_id!r} is leased by another process", left, session_id=session_id
             )
-        return standing
+    elif lease is None or lease["token"] != session.lease_token or left <= 0:
+        raise SessionBusyError(
+            f"session_id={session_id!r}: the lease of this manager has run out", session_id=session_id
+        )
 
 
 def now() -> datetime:
     """Return the time as MongoDB keeps it."""
     moment = datetime.now(timezone.utc)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
-
-
-def pin_incarnation(session: SessionRef, standing: Mapping[str, Any]) -> SessionRef:
-    """Return the session, of the incarnation that was read: no later one is meant."""
-    return session._replace(incarnation=standing["incarnation"])
-
-
-def lease_seconds(standing: Mapping[str, Any]) -> float:
-    """Return for how many seconds the lease of a session still runs, by the server's clock."""
-    lease = standing.get("lease")
-    return (lease["expires_at"] - standing["now"]).total_seconds() if lease else 0.0
 
 
 def has_expired(session: SessionRef) -> SessionNotFoundError:

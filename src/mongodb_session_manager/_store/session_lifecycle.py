@@ -18,7 +18,7 @@ from ..errors import HistoryIncompleteError, SessionNotFoundError
 from .history import History
 from .related_documents import RelatedDocuments
 from .sending import attempts, is_there, until_known
-from .session_commands import SessionCommands, pin_incarnation
+from .session_commands import SessionCommands
 
 
 @dataclass
@@ -155,10 +155,10 @@ class SessionLifecycle:
                 self._delete_expired(session_id)  # It is absent, and what MongoDB has not removed yet goes now.
                 raise
             # Only the incarnation that was read: a command that arrives late finds no other.
-            incarnation, which = standing["incarnation"], pin_incarnation(session, standing).filter()
+            incarnation, which = standing.incarnation, session.pinned(standing.incarnation).filter()
             deleted = until_known(partial(self.commands.collection.delete_one, which)).deleted_count
             if deleted or self.commands.is_over(session_id, incarnation):
-                self.related.delete_related(session_id, incarnation, indexed=standing["any_indexed"])
+                self.related.delete_related(session_id, incarnation, indexed=standing.any_indexed)
                 return
 
     def _delete_expired(self, session_id: str) -> None:

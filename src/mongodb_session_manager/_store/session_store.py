@@ -12,11 +12,12 @@ from .archiving import Archiver
 from .guarded_writes import GuardedWrites
 from .history import History
 from .indexes import EXPIRY_INDEX, ensure_indexes
+from .indexing import Indexer
 from .message_writes import MessageWrites
 from .messages_view import create_messages_view
 from .related_documents import RelatedDocuments
 from .search_index import SearchIndex
-from .session_commands import SessionCommands, now
+from .session_commands import SessionCommands
 from .session_lifecycle import SessionLifecycle
 from .session_reads import SessionReads
 
@@ -39,6 +40,7 @@ class SessionStore:
         history: The commands about segments.
         archiver: Moves messages there.
         search: The commands about search documents.
+        indexer: Brings messages into the search.
         related: Keeps and deletes related documents.
 
     Raises:
@@ -55,8 +57,9 @@ class SessionStore:
     ) -> None:
         self.commands = SessionCommands(client, database_name, collection_name)
         self.history = History(self.commands.writes, self.commands.reader)
-        self.search = SearchIndex(self.commands, self.history, self.commands.writes, self.commands.reader)
-        self.archiver = Archiver(self.commands, self.history, now)
+        self.search = SearchIndex(self.commands)
+        self.indexer = Indexer(self.commands, self.history, self.search)
+        self.archiver = Archiver(self.commands, self.history)
         self.commands.when_full = self.archiver.make_room
         self.related = RelatedDocuments(self.commands, self.history, self.search)
         self.reads = SessionReads(self.commands, self.history)
