@@ -484,7 +484,9 @@ def test_another_browser_that_knows_the_id_finds_nothing_and_harms_nothing(
 ) -> None:
     page.say("My secret is a kettle.")
     for method, path, body in OF_A_CONVERSATION:
-        assert other_browser.status(method, path, json=body) == 404, path
+        answer = other_browser.http.request(method, path, json=body)
+        assert answer.status_code == 404, path
+        assert "kettle" not in answer.text
     assert len(chat.stored) == 1  # None of these has begun one.
     other_browser.say("Hello")
     assert other_browser.conversation() == [("user", "Hello"), ("assistant", REPLY)]
