@@ -320,6 +320,22 @@ def test_what_a_manager_writes_after_the_end_of_its_session_is_refused_and_bring
     assert document(database) == before
 
 
+@both_durabilities
+def test_a_turn_after_the_end_is_refused_though_the_parts_of_the_session_are_kept_for_longer(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager], durability: str
+) -> None:
+    manager = opened(index_messages=False, durability=durability)
+    agent = talker(manager)
+    agent("hello")
+    database[SESSIONS].update_one({}, {"$set": {"expires_at": utc_now()}})
+    before = document(database)
+    with pytest.raises(Exception, match="expired"):
+        agent("still there?")
+    with pytest.raises(SessionNotFoundError):
+        manager.close()
+    assert document(database) == before
+
+
 @pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
