@@ -16,9 +16,9 @@ from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 from support.blobs import THRESHOLD, said, shown, talker
 from support.commands import CommandRecorder
-from support.crash_script import crashes
 from support.gates import Gate
 from support.histories import HISTORY, NEVER, SESSIONS, SMALL, Interruption, by_hand, manager_of, stored
+from support.killed import crashes
 from support.snapshots import keep, put_back
 from support.waiting import eventually
 from support.wire_proxy import Cut, WireProxy
@@ -770,7 +770,7 @@ def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leave
         database[name].update_many({}, {"$set": {"expires_at": now + timedelta(hours=1)}})
     keep(database)
     killed = []
-    for crash in crashes("expiry_crash_script", server.uri, database.name):
+    for crash in crashes(server.uri, database.name, "a turn that moves parts on"):
         killed.append(crash.command)
         assert_parts_outlive(database)
         with opened() as manager:
