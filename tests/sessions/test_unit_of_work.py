@@ -447,3 +447,52 @@ def test_a_process_that_ends_stores_no_agent_that_was_asked_nothing_and_complain
     document = sessions.find_one({"_id": "s"})
     assert document is not None
     assert document["agents"] == {}
+
+
+@pytest.mark.slow
+def test_a_turn_that_is_under_way_at_a_fork_is_stored_once_and_by_the_parent(
+    server: Any, sessions: Collection[dict[str, Any]], database_name: str
+) -> None:
+    script = textwrap.dedent(
+        """
+        import os, sys, traceback, warnings
+        from offline_model import OfflineScriptedModel
+        from strands import Agent
+        from strands.hooks import MessageAddedEvent
+        from mongodb_session_manager import MongoDBSessionManager
+
+        warnings.filterwarnings("error", message="MongoClient opened before fork")  # A child that sends anything.
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of every fork beside threads.
+
+        def fork(event):
+            if event.message["role"] == "user":
+                child = os.fork()
+                if child == 0:
+                    try:
+                        manager.flush()
+                        os._exit(0)
+                    except BaseException:
+                        traceback.print_exc()
+                        sys.stderr.flush()
+                        os._exit(1)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        manager = MongoDBSessionManager("s", sys.argv[1], sys.argv[2], "sessions", durability="turn")
+        agent = Agent(
+            model=OfflineScriptedModel(["Hello."]), agent_id="a", session_manager=manager, callback_handler=None
+        )
+        agent.hooks.add_callback(MessageAddedEvent, fork)
+        agent("Hi.")
+        manager.close()
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, server.uri, database_name],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={"PYTHONPATH": "examples"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [message["content"][0]["text"] for message in stored(sessions)] == ["Hi.", "Hello."]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .._agents.outbox import Sending
-from .._client.executor import Executor, settle
+from .._client.executor import settle
 from ..errors import SessionNotFoundError
 from .agents import ManagedAgents
 from .behind_turns import BehindTurns
@@ -22,15 +23,11 @@ class Flushing:
         agents: Its agents.
         outboxes: Its outboxes.
         behind: What runs behind its turns.
-        executor: Threads of its client.
-        close: Closes the manager, when its session is gone.
     """
 
     agents: ManagedAgents
     outboxes: Outboxes
     behind: BehindTurns
-    executor: Executor
-    close: Callable[[], None]
 
     def flush(self) -> None:
         """Store everything, and wait until it is stored; raise one of the errors of what could not be."""
@@ -61,22 +58,21 @@ class Flushing:
 
     def flush_beside(self, error: BaseException | None) -> None:
         """Flush; if an error is on its way already, a failure becomes a note of it."""
-        try:
+        with self._beside(error):
             self.flush()
-        except Exception as failure:
-            if self._is_gone(failure):
-                self.close()
-            if error is None:
-                raise
-            add_note(error, failure)
 
     async def settle_beside(self, error: BaseException | None) -> None:
         """Do the same on an event loop."""
-        try:
+        with self._beside(error):
             await self.settle()
+
+    @contextmanager
+    def _beside(self, error: BaseException | None) -> Iterator[None]:
+        try:
+            yield
         except Exception as failure:
-            if self._is_gone(failure):
-                await self.executor.run(self.close)
+            if isinstance(failure, SessionNotFoundError):
+                self.outboxes.drop()  # Nothing of it can ever be stored.
             if error is None:
                 raise
             add_note(error, failure)
@@ -86,10 +82,3 @@ class Flushing:
         refused = self.agents.stage()
         sendings = [outbox.send() for outbox in self.outboxes]
         return [sending for sending in sendings if sending is not None], refused
-
-    def _is_gone(self, failure: Exception) -> bool:
-        """Return whether the session is gone; then nothing that is unsent can ever be stored, and it is forgotten."""
-        if not isinstance(failure, SessionNotFoundError):
-            return False
-        self.outboxes.drop()
-        return True
