@@ -679,12 +679,14 @@ def test_a_text_larger_than_a_document_is_refused_and_the_session_stays_usable(c
 
 
 def test_a_message_of_many_small_values_that_no_document_holds_is_refused_by_size_before_anything_is_sent(
-    watched: MongoDBSessionRepository, recorder: CommandRecorder
+    app: Application,
 ) -> None:
+    repository = app.repository
+    app.recorder.clear()
     refused = r"message_id=4 message has 19289015 bytes; at most 15728640 can be stored"
     with pytest.raises(UnstorableValueError, match=refused):
-        watched.create_message("s1", "assistant", message_with([0.5] * 1_200_000, 4))
-    assert recorder.names == []
+        repository.create_message("s1", "assistant", message_with([0.5] * 1_200_000, 4))
+    assert app.recorder.names == []
 
 
 class Text(str):
