@@ -111,7 +111,7 @@ def test_a_message_of_an_agent_with_a_damaged_count_is_read_or_the_damage_is_nam
 def test_a_count_below_the_messages_that_are_there_is_told_and_gives_no_id_out_twice(
     talked: Application, archived: int
 ) -> None:
-    repository, manager = talked.repository, talked.manager()
+    repository, manager = talked.repository, talked.process()
     agent = talker(manager)
     embedded = repository.collection.find_one({})["agents"]["assistant"]["messages"][archived:]  # type: ignore[index]
     fewer = {"agents.assistant.archived_count": archived, "agents.assistant.messages": embedded}
@@ -119,7 +119,7 @@ def test_a_count_below_the_messages_that_are_there_is_told_and_gives_no_id_out_t
     damage(talked, 3)
     before = repository.collection.find_one({})
     writes: list[Callable[[], Any]] = [
-        lambda: talker(talked.manager()),
+        lambda: talker(talked.process()),
         lambda: manager.append_message(by_hand("three"), agent),
         lambda: repository.create_message("s", "assistant", SessionMessage(by_hand("three"), 3)),
     ]
