@@ -21,14 +21,12 @@ from ._model.limits import BLOB_THRESHOLD_BYTES
 from ._model.metrics_summary import MetricsSummary, ModelPrice
 from ._session.agents import ManagedAgents
 from ._session.behind_turns import BehindTurns
-from ._session.feedback import add_feedback
 from ._session.flushing import Flushing
-from ._session.hooks import FeedbackHook, MetadataHook, call_hook
 from ._session.lease import HeldLease, SessionLease
 from ._session.managed_session import ManagedSession
 from ._session.metadata import SessionMetadata
 from ._session.metadata_tool import metadata_tool
-from ._session.options import Durability, OnConflict, Settings, check_on_conflict
+from ._session.options import Durability, FeedbackHook, MetadataHook, OnConflict, Settings, call_hook, check_on_conflict
 from ._session.orchestrators import Orchestrators
 from ._session.outboxes import Outboxes
 from ._session.strands_events import StrandsEvents
@@ -134,7 +132,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     ) -> None:
         self.session_id = session_id
         self.session_repository: RepositoryOfManagers = repository
-        store = repository.store
+        store = repository._store
         self._settings = settings
         self._observer = observer
         self._store = store
@@ -145,6 +143,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._orchestrators = Orchestrators(session, store, outboxes, settings.blob_threshold_bytes)
         outboxes.sources += (self._agents.works, self._orchestrators.works)
         self._behind = BehindTurns(session, settings, store)
+        self._flushing = Flushing(self._agents, outboxes, self._behind)
 
     # --- Strands' methods -------------------------------------------------------------------------------------------
 
@@ -279,7 +278,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _metadata(self) -> SessionMetadata:
         return SessionMetadata(
-            self._session, self.session_repository.metadata, self._settings.metadata_hook, session_manager=self
+            self._session, self.session_repository._metadata, self._settings.metadata_hook, session_manager=self
         )
 
     def get_metadata_tool(
@@ -319,7 +318,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             about_agent = check_feedback(feedback).get("agent_id") is not None
             session = self._session.ref if about_agent else self._session.open_ref
             try:
-                add_feedback(self._store, self.session_id, session, feedback)
+                self.session_repository._append_feedback(self.session_id, session, feedback)
             except SessionNotFoundError as error:
                 if not about_agent or self._session.incarnation is not None:
                     raise
@@ -422,7 +421,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             check_on_conflict(on_conflict)
             for follower in self._agents.followers():
                 follower.work.set_rebase(on_conflict == "rebase")
-        self._flushing().flush()
+        self._flushing.flush()
 
     def reload(self, agent: Any) -> None:
         """Make the agent equal to what is stored, and forget what of it is not.
@@ -448,15 +447,14 @@ class MongoDBSessionManager(RepositorySessionManager):
             The lease; entering it raises ``SessionBusyError`` if another process held it for all of ``wait``.
         """
         if self._session.held_lease is None:
-            flushing = self._flushing()
             self._session.held_lease = HeldLease(
                 self._store,
                 self.session_id,
                 opened=self._session.open_ref,
                 session=self._session.ref,
                 taken=self._session.prefetch_again,
-                flush=flushing.flush_beside,
-                settle=flushing.settle_beside,
+                flush=self._leave_lease,
+                settle=self._settle_lease,
             )
         return SessionLease(self._session.held_lease, seconds, wait)
 
@@ -467,29 +465,23 @@ class MongoDBSessionManager(RepositorySessionManager):
             PyMongoError: Something could not be stored. The manager stays open and keeps it: ``close()`` again later.
             UnstorableValueError: Something never can be. The manager is closed all the same.
         """
-        if not self._closed:
-            try:
-                self.flush()
-            except SessionNotFoundError:
-                self._outboxes.drop()
-                raise
-            finally:
-                self._close()
+        self._end(None)
 
     def __enter__(self) -> MongoDBSessionManager:
         """Return the manager; leaving ``with`` closes it."""
         return self
 
     def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Store what is unsaved and close."""
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         if not self._closed:
             try:
-                self._flushing().flush_beside(error)
+                with self._flushing.beside(error):
+                    self.flush()
             finally:
                 self._close()
 
@@ -498,16 +490,30 @@ class MongoDBSessionManager(RepositorySessionManager):
         return self
 
     async def __aexit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Store what is unsaved and close."""
         if not self._closed:
             try:
-                await self._flushing().settle_beside(error)
+                with self._flushing.beside(error):
+                    await self._flushing.settle()
             finally:
+                await self._executor.run(self._close)
+
+    def _leave_lease(self, error: BaseException | None) -> None:
+        try:
+            with self._flushing.beside(error):
+                self.flush()
+        finally:
+            if self._flushing.session_is_gone:
+                self._close()
+
+    async def _settle_lease(self, error: BaseException | None) -> None:
+        try:
+            with self._flushing.beside(error):
+                await self._flushing.settle()
+        finally:
+            if self._flushing.session_is_gone:
                 await self._executor.run(self._close)
 
     def _close(self) -> None:
@@ -518,16 +524,12 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._closed = True
         self._outboxes.closed()
         self.session_repository.close()
-        if self.session_repository.owns_client:
+        if self.session_repository._owns_client:
             self._executor.close()
 
-    # Made when they are asked for: they know the manager, and it is not to be kept alive by what it holds itself.
-
     def _events(self) -> StrandsEvents:
+        # Made when it is asked for: it knows the manager, which is not to be kept alive by what it holds itself.
         return StrandsEvents(self._agents, self._orchestrators, self._behind, self._executor, self)
-
-    def _flushing(self) -> Flushing:
-        return Flushing(self._agents, self._outboxes, self._behind, self._executor, self._close)
 
     def __repr__(self) -> str:
         """Name the session; never the connection string."""

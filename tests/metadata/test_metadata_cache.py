@@ -30,8 +30,6 @@ from mongodb_session_manager._model.limits import MAX_CACHED_METADATA_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pymongo.database import Database
-
     from mongodb_session_manager.local import LocalMongoDB
 
 NOWHERE = "mongodb://127.0.0.1:9/"
@@ -143,7 +141,7 @@ def test_an_empty_session_is_known_to_be_empty(process: Any) -> None:
 
 
 @pytest.mark.slow
-def test_sessions_collections_and_databases_do_not_share_entries(process: Any, client: MongoClient[Any]) -> None:
+def test_sessions_collections_and_databases_do_not_share_entries(process: Any, client: Any) -> None:
     here = process(cache())
     name = here.manager().session_repository.database.name
     places: list[dict[str, Any]] = [
@@ -212,7 +210,7 @@ def test_the_figures_go_to_json_beside_those_of_the_connections(process: Any) ->
     assert shown["in_use"] == 0
 
 
-def test_clear_forgets_what_a_foreign_program_has_changed(process: Any, database: Database[Any]) -> None:
+def test_clear_forgets_what_a_foreign_program_has_changed(process: Any, database: Any) -> None:
     here = process(cache())
     here.manager().update_metadata({"n": 1})
     assert here.metadata() == {"n": 1}
@@ -236,7 +234,7 @@ def test_what_a_caller_does_with_the_values_he_got_or_gave_reaches_nobody_else(p
         found["metadata"]["list"].append(2)
         found["metadata"]["inner"]["n"] = 2
         found["metadata"]["new"] = True
-        given["list"].append(3)  # type: ignore[attr-defined]
+        given["list"].append(3)
 
     assert here.metadata() == {"list": [1], "inner": {"n": 1}}
 
@@ -292,7 +290,7 @@ def test_a_slow_reader_does_not_put_back_what_was_replaced_while_it_was_reading(
     assert here.metadata() == after
 
 
-def test_of_two_reads_at_once_the_one_that_began_later_is_kept(process: Any, database: Database[Any]) -> None:
+def test_of_two_reads_at_once_the_one_that_began_later_is_kept(process: Any, database: Any) -> None:
     here = process(cache())
     here.manager().update_metadata({"n": 1})
 
@@ -367,7 +365,7 @@ def test_what_was_known_before_is_not_served_once_a_write_may_have_been_carried_
         write.result()
 
 
-def test_a_slow_reader_does_not_put_back_what_was_cleared_meanwhile(process: Any, database: Database[Any]) -> None:
+def test_a_slow_reader_does_not_put_back_what_was_cleared_meanwhile(process: Any, database: Any) -> None:
     here = process(cache())
     here.manager().update_metadata({"n": 1})
 
@@ -403,7 +401,7 @@ def test_two_writes_at_once_keep_the_cache_out_until_both_are_done(process: Any)
 
 @pytest.mark.topology
 def test_a_write_that_fails_leaves_nothing_in_the_cache_and_nothing_blocked(
-    process: Any, client: MongoClient[Any], database: Database[Any]
+    process: Any, client: Any, database: Any
 ) -> None:
     here = process(cache())
     manager = here.manager()
@@ -420,7 +418,7 @@ def test_a_write_that_fails_leaves_nothing_in_the_cache_and_nothing_blocked(
 
 
 @pytest.mark.topology
-def test_a_read_that_fails_is_an_error_and_the_next_one_asks_again(process: Any, client: MongoClient[Any]) -> None:
+def test_a_read_that_fails_is_an_error_and_the_next_one_asks_again(process: Any, client: Any) -> None:
     here = process(cache(), retryReads=False)
     here.manager().update_metadata({"n": 1})
 
@@ -503,15 +501,14 @@ def test_a_cache_serves_one_factory_and_another_when_that_is_closed() -> None:
 def test_a_factory_that_could_not_be_made_does_not_keep_the_cache() -> None:
     mine = cache()
     with pytest.raises(ValueError, match="durability"):
-        MongoDBSessionManagerFactory(NOWHERE, metadata_cache=mine, durability="trun")  # type: ignore[arg-type]
+        MongoDBSessionManagerFactory(NOWHERE, metadata_cache=mine, durability="trun")
     MongoDBSessionManagerFactory(NOWHERE, metadata_cache=mine).close()
 
 
 def test_after_the_factory_is_closed_managers_of_a_borrowed_client_ask_the_database(
-    process: Any, server: Any, database: Database[Any]
+    process: Any, server: Any, database: Any
 ) -> None:
     mine = cache()
-    borrowed: MongoClient[Any]
     with MongoClient(server.uri) as borrowed:
         factory = MongoDBSessionManagerFactory(None, database.name, SESSIONS, borrowed, metadata_cache=mine)
         manager = factory.create_session_manager("s")
@@ -529,7 +526,6 @@ def test_a_read_that_comes_too_late_leaves_nothing_in_the_cache_for_the_next_fac
     server: Any, database_name: str
 ) -> None:
     mine = cache(watch=True)
-    borrowed: MongoClient[Any]
     with MongoClient(server.uri) as borrowed:
         factory = MongoDBSessionManagerFactory(None, database_name, SESSIONS, borrowed, metadata_cache=mine)
         manager = factory.create_session_manager("s")
@@ -549,7 +545,6 @@ def test_what_one_factory_has_read_is_never_another_ones(
 ) -> None:
     """The database of the other one stands for another server: to the cache it has the same name."""
     mine = cache()
-    borrowed: MongoClient[Any]
     with MongoClient(server.uri) as borrowed:
         factory = MongoDBSessionManagerFactory(None, database_name, SESSIONS, borrowed, metadata_cache=mine)
         former = factory.create_session_manager("s", ttl_hours=ttl_hours)
@@ -577,7 +572,6 @@ def test_the_watchers_of_a_factory_that_was_forgotten_end_when_the_cache_is_give
     watching: Any, replica_set: LocalMongoDB, name: str
 ) -> None:
     mine = cache(watch=True)
-    borrowed: MongoClient[Any]
     with MongoClient(replica_set.uri) as borrowed:
         factory = MongoDBSessionManagerFactory(None, name, SESSIONS, borrowed, metadata_cache=mine)
         manager = factory.create_session_manager("s")
@@ -618,7 +612,7 @@ def test_limits_that_are_none_are_refused(options: dict[str, Any], error: type[E
 
 def test_what_is_no_cache_is_refused_and_no_manager_takes_one() -> None:
     with pytest.raises(TypeError, match="metadata_cache"):
-        MongoDBSessionManagerFactory(NOWHERE, metadata_cache={})  # type: ignore[arg-type]
+        MongoDBSessionManagerFactory(NOWHERE, metadata_cache={})
     with MongoDBSessionManagerFactory(NOWHERE) as factory, pytest.raises(TypeError, match="metadata_cache"):
         factory.create_session_manager("s", metadata_cache=cache())
 
@@ -631,7 +625,6 @@ def name(replica_set: LocalMongoDB) -> Iterator[str]:
     """The name of a database of the replica set that is this test's own."""
     name = f"test_{uuid.uuid4().hex}"
     yield name
-    client: MongoClient[Any]
     with MongoClient(replica_set.uri) as client:
         client.drop_database(name)
 
@@ -710,7 +703,6 @@ def test_while_the_stream_is_lost_nothing_old_is_kept_and_it_is_opened_again(
     there.manager().update_metadata({"n": 1})
     here = watching(cache(watch=True), appname="lost stream")
     assert here.metadata() == {"n": 1}
-    admin: MongoClient[Any]
     with MongoClient(replica_set.uri, appname="tests") as admin:
         # ChangeStreamFatalError, as after an event that is too large: the driver does not resume by itself.
         with fail_command(admin, ["getMore", "aggregate"], app_name="lost stream", error_code=280):
@@ -731,7 +723,6 @@ def test_a_stream_that_cannot_be_opened_yet_is_told_of_once_and_opened_when_it_c
 ) -> None:
     there = watching()
     there.manager().update_metadata({"n": 1})
-    admin: MongoClient[Any]
     with (
         MongoClient(replica_set.uri, appname="tests") as admin,
         contextlib.closing(Process(replica_set.uri, name, cache(watch=True), appname="no stream yet")) as here,
@@ -757,7 +748,6 @@ def test_documents_that_are_no_sessions_do_not_end_the_watching(
     here, there = watching(cache(watch=True)), watching()
     there.manager().update_metadata({"n": 1})
     eventually(lambda: here.metadata() == {"n": 1})
-    client: MongoClient[Any]
     with MongoClient(replica_set.uri) as client:
         client[name][SESSIONS].insert_one({"_id": foreign_id, "metadata": {}})
         client[name][SESSIONS].update_one({"_id": foreign_id}, {"$set": {"metadata.a": 1}})
@@ -823,7 +813,6 @@ def test_a_client_with_short_timeouts_is_watched_for_without_interruption(watchi
 
 
 def test_a_cache_that_nobody_holds_any_more_is_not_watched_for(replica_set: LocalMongoDB, name: str) -> None:
-    client: MongoClient[Any]
     with MongoClient(replica_set.uri) as client:
         factory = MongoDBSessionManagerFactory(None, name, SESSIONS, client, metadata_cache=cache(watch=True))
         factory.create_session_manager("s").get_metadata()
@@ -858,7 +847,6 @@ def test_where_there_are_no_change_streams_the_time_limit_holds_and_a_warning_sa
     finally:
         here.factory.close()
         there.factory.close()
-        client: MongoClient[Any]
         with MongoClient(standalone.uri) as client:
             client.drop_database(name)
 

@@ -219,7 +219,7 @@ def test_a_conversation_is_read_as_the_file_store_of_strands_reads_it(
         next_id += 1
 
     for store in (repository, oracle):
-        store.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
+        store.create_session(Session(session_id=session_id, session_type="AGENT"))
         store.create_agent(session_id, SessionAgent(AGENT, {}, {}))
     oracle_keeps = [kept_by_oracle(oracle, session_id, message) for message in live]
     for message in live:
@@ -245,14 +245,11 @@ def test_a_conversation_is_read_as_the_file_store_of_strands_reads_it(
 @generous
 @given(created=any_state, updated=any_state)
 def test_the_state_of_an_agent_is_read_as_it_was_last_stored(
-    created: Any,
-    updated: Any,
-    repository: MongoDBSessionRepository,
-    oracle: FileSessionManager,
+    created: Any, updated: Any, repository: MongoDBSessionRepository, oracle: FileSessionManager
 ) -> None:
     session_id = new_session_id()
-    repository.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
-    oracle.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
+    repository.create_session(Session(session_id=session_id, session_type="AGENT"))
+    oracle.create_session(Session(session_id=session_id, session_type="AGENT"))
     first = SessionAgent(AGENT, copy.deepcopy(created), {})
     manager_state, internal_state = {"removed_message_count": 1, "inner": created}, {"model_state": updated}
     second = SessionAgent(AGENT, copy.deepcopy(updated), copy.deepcopy(manager_state), copy.deepcopy(internal_state))
@@ -290,7 +287,7 @@ def test_a_rewritten_message_has_the_new_content_and_its_neighbours_keep_theirs(
     before: list[Any], after: list[Any], redact: bool, repository: MongoDBSessionRepository
 ) -> None:
     session_id = new_session_id()
-    repository.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
+    repository.create_session(Session(session_id=session_id, session_type="AGENT"))
     repository.create_agent(session_id, SessionAgent(AGENT, {}, {}))
     for message_id, message in enumerate(before):
         repository.create_message(session_id, AGENT, SessionMessage(copy.deepcopy(message), message_id))
@@ -313,7 +310,7 @@ def test_an_agent_id_is_refused_or_names_an_agent_of_its_own(
     identifiers: list[str], update: int, repository: MongoDBSessionRepository
 ) -> None:
     session_id = new_session_id()
-    repository.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
+    repository.create_session(Session(session_id=session_id, session_type="AGENT"))
     states: dict[str, Any] = {}
     for identifier in identifiers:
         if usable(identifier):
@@ -339,7 +336,7 @@ def test_a_session_id_is_refused_or_names_a_session_of_its_own(
     repository.collection.delete_many({})
     usables = [identifier for identifier in identifiers if usable(identifier)]
     for identifier in identifiers:
-        session = Session(session_id=identifier, session_type="AGENT")  # type: ignore[arg-type]
+        session = Session(session_id=identifier, session_type="AGENT")
         if identifier in usables:
             repository.create_session(session)
         else:

@@ -14,8 +14,10 @@ import pytest
 from offline_model import ScriptedReply, ToolCall
 from pymongo import monitoring
 from strands import ToolContext, tool
+from strands.types.session import SessionMessage
 from support.application import both_durabilities
-from support.histories import by_hand
+from support.histories import SMALL, Interruption, by_hand
+from support.histories import talker as windowed
 from support.running import start_python
 from support.starting import begin_together
 
@@ -193,6 +195,45 @@ def test_a_redaction_after_a_restore_leaves_the_turn_of_the_other_process_alone(
     manager.redact_latest_message({**last, "content": [{"text": "[redacted]"}]}, restored)
 
     assert texts(stored_messages(app)) == ["one's question", "other's question", "[redacted]", "one's answer"]
+
+
+@pytest.mark.parametrize(("turns", "update"), [(1, 2), (8, 3)], ids=["embedded", "archived"])
+def test_of_two_redactions_at_the_same_moment_the_one_that_ends_last_stays(
+    app: Application, turns: int, update: int
+) -> None:
+    repository = app.repository
+    with app.process(**SMALL) as manager:
+        agent = windowed(manager)
+        for number in range(turns):
+            agent(f"prompt {number}")
+            manager.flush()
+    meanwhile = Interruption()
+    mine = app.process(meanwhile).session_repository
+    first, last = (SessionMessage(by_hand(f"redacted {order}"), 0) for order in ("first", "last"))
+    meanwhile.arm("started", update, lambda: repository.update_message("s", "assistant", first))
+
+    mine.update_message("s", "assistant", last)
+
+    assert meanwhile.error is None
+    assert meanwhile.commands[:update] == ["find"] * (update - 1) + ["update"]
+    (found,) = repository.list_messages("s", "assistant", limit=1)
+    assert text_of(found.message) == "redacted last"
+
+
+def test_a_prompt_that_is_tried_again_while_it_is_redacted_keeps_its_text_nowhere(app: Application) -> None:
+    prompt = {**by_hand("my secret"), "tracking_id": "t"}
+    meanwhile = Interruption()
+    manager, another = app.process(meanwhile), app.process()
+    agent = app.agent(manager)
+    manager.append_message(prompt, agent)
+    other = app.agent(another)
+    meanwhile.arm("started", 2, lambda: another.append_message(dict(prompt), other))
+
+    manager.redact_latest_message({**by_hand("[redacted]"), "tracking_id": "t"}, agent)
+
+    assert meanwhile.error is None
+    assert meanwhile.commands[:2] == ["find", "update"]
+    assert texts(app.record()["messages"]) == ["[redacted]", "[redacted]"]
 
 
 # --- raise: tell, and keep
