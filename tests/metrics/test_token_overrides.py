@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -165,11 +165,8 @@ def test_of_two_agents_that_answer_at_the_same_time_one_takes_it(app: Applicatio
     manager = app.manager()
     agents = [app.agent(manager, reply("Yes.", 3, 1), agent_id=f"agent-{n}") for n in range(4)]
     manager.set_token_counts(20, 45)
-    threads = [threading.Thread(target=agent, args=("?",)) for agent in agents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda agent: agent("?"), agents))
     inputs = sorted(metrics(app, agent.agent_id)[1][0] for agent in agents)
     assert inputs == [3, 3, 3, 20]
 

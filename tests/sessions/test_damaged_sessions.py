@@ -111,24 +111,24 @@ def test_a_message_of_an_agent_with_a_damaged_count_is_read_or_the_damage_is_nam
 def test_a_count_below_the_messages_that_are_there_is_told_and_gives_no_id_out_twice(
     talked: Application, archived: int
 ) -> None:
-    repository, manager = talked.repository, talked.process()
+    manager = talked.process()
     agent = talker(manager)
-    embedded = repository.collection.find_one({})["agents"]["assistant"]["messages"][archived:]  # type: ignore[index]
+    embedded = talked.record("assistant")["messages"][archived:]
     fewer = {"agents.assistant.archived_count": archived, "agents.assistant.messages": embedded}
-    repository.collection.update_one({}, {"$set": fewer})
+    talked.repository.collection.update_one({}, {"$set": fewer})
     damage(talked, 3)
-    before = repository.collection.find_one({})
+    before = talked.session()
     writes: list[Callable[[], Any]] = [
         lambda: talker(talked.process()),
         lambda: manager.append_message(by_hand("three"), agent),
-        lambda: repository.create_message("s", "assistant", SessionMessage(by_hand("three"), 3)),
+        lambda: talked.repository.create_message("s", "assistant", SessionMessage(by_hand("three"), 3)),
     ]
 
     for write in writes:
         with pytest.raises(DamagedSessionError, match="is 3, and there are 4 messages"):
             write()
 
-    assert repository.collection.find_one({}) == before
+    assert talked.session() == before
 
 
 # A range of numbers matches both of them, and `$set` would make a counter of what was damaged.
@@ -136,7 +136,7 @@ def test_a_count_below_the_messages_that_are_there_is_told_and_gives_no_id_out_t
 def test_a_count_that_is_damaged_right_before_a_message_is_appended_is_told_and_left_as_it_is(
     talked: Application, value: Any
 ) -> None:
-    meanwhile, repository = Interruption(), talked.repository
+    meanwhile = Interruption()
     watched = talked.process(meanwhile).session_repository
     meanwhile.arm("started", 2, lambda: damage(talked, value))
     with pytest.raises(DamagedSessionError):
@@ -144,7 +144,7 @@ def test_a_count_that_is_damaged_right_before_a_message_is_appended_is_told_and_
     assert meanwhile.error is None
     assert meanwhile.commands[:2] == ["find", "update"]
 
-    agent: Any = repository.collection.find_one({})["agents"]["assistant"]  # type: ignore[index]
+    agent = talked.record("assistant")
     assert agent["message_count"] == value
     assert len(agent["messages"]) == 4
 

@@ -181,10 +181,12 @@ def test_an_agent_without_a_turn_is_stored_and_restored_without_messages(app: Ap
     assert app.agent(again).messages == []
 
 
-def test_a_summary_of_nothing_is_zeros_and_lists_of_nothing_are_empty(app: Application) -> None:
+def test_a_summary_of_nothing_is_zeros_lists_of_nothing_are_empty_and_nothing_is_begun(
+    app: Application,
+) -> None:
     manager = app.manager()
     assert (manager.check_session_exists(), manager.list_agents(), manager.get_feedbacks()) == (False, [], [])
-    assert (manager.get_metadata(), manager.get_guardrail_events()) == ({}, [])
+    assert (manager.get_metadata(), manager.get_guardrail_events(), manager.get_message_count("a")) == ({}, [], 0)
     summary = manager.get_metrics_summary()
     assert (summary.messages, summary.tokens.total, summary.latency.p95, summary.cost) == (0, 0, None, None)
     assert manager.session_repository.list_sessions().sessions == []

@@ -6,15 +6,15 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from offline_model import OfflineScriptedModel
-from pymongo import monitoring
 from pymongo.errors import OperationFailure
 from strands import Agent
 from strands.types.session import SessionAgent, SessionMessage
+from support.commands import CommandRecorder
 from support.histories import by_hand, texts
 from support.running import start_python
 from support.waiting import eventually
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from support.wire_proxy import WireProxy
 
     from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository
+    from mongodb_session_manager._session.lease import SessionLease
 
 
 def lease_of(app: Application) -> Any:
@@ -441,10 +442,8 @@ def test_a_holder_whose_lease_ran_out_does_not_end_the_lease_of_the_next(app: Ap
         assert_others_are_kept_out(app)
 
 
-def test_a_holder_whose_lease_ran_out_stores_nothing_while_the_next_one_holds_it(
-    app: Application,
-) -> None:
-    """The next one has stored nothing yet: only the token tells the writes of the one before from his."""
+def test_a_holder_whose_lease_ran_out_stores_nothing_while_the_next_one_holds_it(app: Application) -> None:
+    # The next one has stored nothing yet: only the token tells the writes of the one before from his.
     app.agent(app.process())("before")
     slow, quick = app.process(), app.process()
 
@@ -458,7 +457,7 @@ def test_a_holder_whose_lease_ran_out_stores_nothing_while_the_next_one_holds_it
                     with pytest.raises(SessionBusyError, match="run out"):
                         write()
                 assert lease_of(app) == held
-                assert [text for _, text in app.dialogue()] == ["before", "Re: before"]
+                assert texts(app.messages()) == ["before", "Re: before"]
 
     with pytest.raises(SessionBusyError, match="run out"):  # Leaving is refused as well.
         work_too_long()
@@ -525,6 +524,20 @@ class ApplicationError(Exception):
     """What the application raises inside a lease."""
 
 
+def work_inside(lease: SessionLease, way: str, work: Callable[[], None]) -> None:
+    """Do some work inside a lease, in synchronous or in async code."""
+
+    async def main() -> None:
+        async with lease:
+            await asyncio.to_thread(work)
+
+    if way == "async with":
+        asyncio.run(main())
+    else:
+        with lease:
+            work()
+
+
 @pytest.mark.topology
 @pytest.mark.parametrize("way", ["with", "async with"])
 @pytest.mark.parametrize("ends", ["well", "with an error"])
@@ -540,20 +553,8 @@ def test_leaving_stores_what_is_unsaved_and_then_gives_the_lease_back(app: Appli
         if ends == "with an error":
             raise ApplicationError
 
-    def in_sync_code() -> None:
-        with manager.lease(30):
-            work()
-
-    async def in_async_code() -> None:
-        async with manager.lease(30):
-            await asyncio.to_thread(work)
-
-    run = in_sync_code if way == "with" else lambda: asyncio.run(in_async_code())
-    if ends == "with an error":
-        with pytest.raises(ApplicationError):
-            run()
-    else:
-        run()
+    with pytest.raises(ApplicationError) if ends == "with an error" else nullcontext():
+        work_inside(manager.lease(30), way, work)
 
     assert texts(app.messages()) == ["hi", "Re: hi"]
     assert lease_of(app) is None
@@ -565,28 +566,17 @@ def test_the_lease_is_given_back_also_when_what_is_unsaved_cannot_be_stored(app:
     manager = app.process(durability="turn")
     app.agent(app.process())
 
-    def work() -> None:
-        agent = app.agent(manager)
-        with pytest.raises(OperationFailure):
-            agent("hi")
-
-    # Fails for the turn and for the last try on leaving; the third update gives the lease back.
     with ExitStack() as trouble:
-        fail_twice = app.failing("update", times=2)
 
-        def leave() -> None:
-            with manager.lease(30):
-                trouble.enter_context(fail_twice)
-                work()
+        def work() -> None:
+            # Fails for the turn and for the last try on leaving; the third update gives the lease back.
+            trouble.enter_context(app.failing("update", times=2))
+            agent = app.agent(manager)
+            with pytest.raises(OperationFailure):
+                agent("hi")
 
-        async def leave_async() -> None:
-            async with manager.lease(30):
-                trouble.enter_context(fail_twice)
-                await asyncio.to_thread(work)
-
-        ways = {"with": leave, "async with": lambda: asyncio.run(leave_async())}
         with pytest.raises(OperationFailure):
-            ways[way]()
+            work_inside(manager.lease(30), way, work)
 
     assert lease_of(app) is None
     assert texts(app.messages()) == []
@@ -594,27 +584,10 @@ def test_the_lease_is_given_back_also_when_what_is_unsaved_cannot_be_stored(app:
     assert texts(app.messages()) == ["hi", "Re: hi"]
 
 
-class Sent(monitoring.CommandListener):
-    """Tells that an update is on its way."""
-
-    def __init__(self) -> None:
-        self.update = threading.Event()
-
-    def started(self, event: monitoring.CommandStartedEvent) -> None:
-        if event.command_name == "update":
-            self.update.set()
-
-    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
-        pass
-
-    def failed(self, event: monitoring.CommandFailedEvent) -> None:
-        pass
-
-
 @pytest.mark.topology
 def test_a_taker_that_is_cancelled_does_not_keep_the_others_out(app: Application) -> None:
     app.agent(app.process())
-    sent = Sent()
+    sent = CommandRecorder()
     manager = app.process(sent)
 
     async def take() -> None:
@@ -623,7 +596,7 @@ def test_a_taker_that_is_cancelled_does_not_keep_the_others_out(app: Application
 
     async def main() -> None:
         taking = asyncio.create_task(take())
-        await asyncio.to_thread(sent.update.wait, 30)
+        await asyncio.to_thread(eventually, lambda: "update" in sent.names)
         taking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await taking

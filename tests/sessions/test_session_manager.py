@@ -7,7 +7,7 @@ import contextlib
 import copy
 import inspect
 import logging
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from mongodb_session_manager import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from support.commands import Commands
 
@@ -203,16 +203,6 @@ def test_feedback_given_during_a_conversation_does_not_touch_the_conversation(ap
     assert len(manager.get_feedbacks()) == 1
 
 
-def test_what_is_asked_of_a_session_that_does_not_exist_does_not_begin_one(app: Application) -> None:
-    manager = app.manager()
-    manager.get_metadata()
-    manager.get_feedbacks()
-    manager.list_agents()
-    manager.get_message_count("a")
-
-    assert app.database.sessions.count_documents({}) == 0
-
-
 def test_the_session_property_is_the_stored_header_and_begins_the_session(app: Application) -> None:
     manager = app.manager(session_type="support")
 
@@ -263,10 +253,8 @@ def test_a_manager_whose_session_was_deleted_does_not_bring_it_back_and_can_be_c
 # --- closing
 
 
-def test_closing_closes_the_managers_own_client_once_and_leaves_a_borrowed_one_open(
-    app: Application, server: Any
-) -> None:
-    own = create_mongodb_session_manager("s", server.uri, app.database.name, SESSIONS)
+def test_closing_closes_the_managers_own_client_once_and_leaves_a_borrowed_one_open(app: Application) -> None:
+    own = create_mongodb_session_manager("s", app.uri, app.database.name, SESSIONS)
     app.agent(own, "Hello.")("Hello?")
     borrowed = app.manager()
     borrowed.update_metadata({"k": 1})
@@ -280,46 +268,46 @@ def test_closing_closes_the_managers_own_client_once_and_leaves_a_borrowed_one_o
     assert app.client.admin.command("ping")["ok"] == 1
 
 
-def test_leaving_with_or_async_with_closes_the_managers_own_client(server: Any, database_name: str) -> None:
-    with create_mongodb_session_manager("s", server.uri, database_name) as first:
-        first.update_metadata({"k": 1})
+async def inside(manager: MongoDBSessionManager, kind: str, work: Callable[[], Awaitable[None]]) -> None:
+    if kind == "with":
+        with manager:
+            await work()
+    else:
+        async with manager:
+            await work()
 
-    async def request() -> MongoDBSessionManager:
-        async with create_mongodb_session_manager("s", server.uri, database_name) as manager:
-            agent = Agent(model=OfflineScriptedModel(["Hello."]), session_manager=manager, callback_handler=None)
-            await agent.invoke_async("Hello?")
-        return manager
 
-    second = asyncio.run(request())
+with_and_async_with = pytest.mark.parametrize("kind", ["with", "async with"])
 
-    for manager in (first, second):
-        with pytest.raises(InvalidOperation):
-            manager.session_repository.client.admin.command("ping")
+
+@with_and_async_with
+def test_leaving_with_or_async_with_closes_the_managers_own_client(app: Application, kind: str) -> None:
+    manager = create_mongodb_session_manager("s", app.uri, app.database.name)
+
+    async def request() -> None:
+        await app.agent(manager, "Hello.").invoke_async("Hello?")
+
+    asyncio.run(inside(manager, kind, request))
+
+    with pytest.raises(InvalidOperation):
+        manager.session_repository.client.admin.command("ping")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["with", "async with"])
+@with_and_async_with
 def test_leaving_with_stores_what_an_unfinished_turn_has_collected_also_when_an_error_is_on_its_way(
     app: Application, kind: str
 ) -> None:
-    async def request() -> None:
-        manager = app.manager(durability="turn")
+    manager = app.manager(durability="turn")
 
-        async def stream() -> None:
-            agent = app.agent(manager, ScriptedReply(text="A long answer, in several chunks of text."))
-            async for event in agent.stream_async("Hello?"):
-                if "data" in event:
-                    raise ValueError("the application gave up")
-
-        if kind == "with":
-            with manager:
-                await stream()
-        else:
-            async with manager:
-                await stream()
+    async def stream() -> None:
+        agent = app.agent(manager, ScriptedReply(text="A long answer, in several chunks of text."))
+        async for event in agent.stream_async("Hello?"):
+            if "data" in event:
+                raise ValueError("the application gave up")
 
     with pytest.raises(ValueError, match="gave up"):
-        asyncio.run(request())
+        asyncio.run(inside(manager, kind, stream))
 
     assert app.dialogue()[0] == ("user", "Hello?")
 
@@ -365,7 +353,7 @@ def test_a_failure_at_the_end_of_with_is_raised_and_close_can_be_called_again(ap
     assert app.record()["agent_data"]["state"] == {"cart": ["bread"]}
 
 
-@pytest.mark.parametrize("kind", ["with", "async with"])
+@with_and_async_with
 def test_an_error_inside_with_is_not_replaced_by_a_failure_to_store(app: Application, kind: str) -> None:
     manager = app.manager()
     agent = app.agent(manager, "One.")
@@ -376,16 +364,8 @@ def test_an_error_inside_with_is_not_replaced_by_a_failure_to_store(app: Applica
         manager.append_message({"role": "user", "content": "by hand"}, agent)
         raise ValueError("the application's own")
 
-    async def with_() -> None:
-        with manager:
-            await request()
-
-    async def async_with() -> None:
-        async with manager:
-            await request()
-
     with app.failing("update"), pytest.raises(ValueError, match="own") as caught:
-        asyncio.run(with_() if kind == "with" else async_with())
+        asyncio.run(inside(manager, kind, request))
     manager.close()
 
     if hasattr(caught.value, "add_note"):  # Python 3.11 and later; before that it is logged
@@ -413,22 +393,25 @@ def test_after_a_failed_read_the_same_manager_can_build_the_agent(app: Applicati
 
 
 @pytest.mark.topology
-def test_a_read_error_is_an_error_and_never_an_empty_history_that_overwrites_the_stored_one(app: Application) -> None:
+@both_durabilities
+def test_a_read_error_is_an_error_and_never_an_empty_history_that_overwrites_the_stored_one(
+    app: Application, durability: Any
+) -> None:
     app.agent(app.manager(), "Hello.")("Hello?")
     before = app.session()
 
+    manager = app.manager(durability=durability)
+    reads = (
+        lambda: app.agent(manager),
+        manager.get_metadata,
+        manager.get_feedbacks,
+        lambda: manager.get_message_count("a"),
+    )
     with app.failing("find"):
-        for durability in ("message", "turn"):
-            manager = app.manager(durability=durability)
+        for read in reads:
             with pytest.raises(OperationFailure):
-                app.agent(manager)
-            with pytest.raises(OperationFailure):
-                manager.get_metadata()
-            with pytest.raises(OperationFailure):
-                manager.get_feedbacks()
-            with pytest.raises(OperationFailure):
-                manager.get_message_count("a")
-            manager.close()
+                read()
+        manager.close()
 
     assert app.session() == before
     assert len(app.agent().messages) == 2
@@ -603,18 +586,6 @@ def test_a_string_as_content_becomes_one_text_block_and_is_stored_when_the_call_
     assert app.agent(app.manager()).messages[0]["content"] == [{"text": "Hello"}]
 
 
-def test_a_message_that_is_in_the_live_conversation_already_is_stored_once(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, "Fine.")
-    agent("How are you?")
-
-    for message in list(agent.messages):
-        manager.append_message(message, agent)
-    manager.flush()
-
-    assert app.dialogue() == [("user", "How are you?"), ("assistant", "Fine.")]
-
-
 def test_a_message_put_into_the_live_conversation_by_hand_is_stored_by_append_message(app: Application) -> None:
     manager = app.manager()
     agent = app.agent(manager, "Fine.")
@@ -623,20 +594,6 @@ def test_a_message_put_into_the_live_conversation_by_hand_is_stored_by_append_me
     agent("How are you?")
 
     assert app.dialogue() == [("user", "from elsewhere"), ("user", "How are you?"), ("assistant", "Fine.")]
-
-
-def test_a_message_appended_on_a_running_loop_is_stored_once_it_was_flushed(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager)
-
-    async def request() -> list[tuple[str, str]]:
-        manager.append_message({"role": "user", "content": "one"}, agent)
-        manager.append_message({"role": "assistant", "content": "two"}, agent)
-        manager.append_message({"role": "user", "content": "three"}, agent)
-        await asyncio.to_thread(manager.flush)
-        return app.dialogue()
-
-    assert asyncio.run(request()) == [("user", "one"), ("assistant", "two"), ("user", "three")]
 
 
 @pytest.mark.topology
@@ -648,11 +605,8 @@ def test_messages_of_many_threads_are_all_stored_once(app: Application) -> None:
         for n in range(10):
             manager.append_message({"role": "user", "content": f"{writer}/{n}"}, agent)
 
-    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(8)))
 
     stored = [text for _, text in app.dialogue()]
     assert sorted(stored) == sorted(f"{writer}/{n}" for writer in range(8) for n in range(10))

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pymongo.errors import OperationFailure
-from support.application import APP_NAME, Application, dialogue
+from support.application import APP_NAME
 from support.gates import Gate
+from support.histories import by_hand
 from support.running import run_python
 from support.waiting import eventually
 
 from mongodb_session_manager import MongoDBSessionManagerFactory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
+
+    from support.application import Application
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +34,9 @@ def gate() -> Gate:
 
 
 @pytest.fixture
-def held(server: Any, database: Any, gate: Gate) -> Iterator[Application]:
+def held(applications: Callable[..., Application], gate: Gate) -> Application:
     """An application whose uploads can be held."""
-    held = Application(server.uri, database, listeners=[gate])
-    yield held
-    held.close()
+    return applications([gate])
 
 
 def image(content: bytes) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def test_a_picture_that_is_redacted_while_it_is_uploaded_lies_in_no_collection(h
     manager.flush()
 
     async def redact() -> None:
-        manager.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, agent)
+        manager.redact_latest_message(by_hand("[redacted]"), agent)
 
     with ThreadPoolExecutor() as threads:
         with gate.holding("insert") as uploading:
@@ -104,7 +105,7 @@ def test_a_manager_that_is_forgotten_in_an_outage_is_still_stored_when_its_facto
         agent = app.agent(manager)
         await asyncio.to_thread(manager.flush)
         outage.enter_context(app.failing("update"))
-        manager.append_message({"role": "user", "content": [{"text": "Important."}]}, agent)
+        manager.append_message(by_hand("Important."), agent)
 
     async def serve() -> None:
         await handle()
@@ -160,4 +161,4 @@ TALKS_AND_FORKS = """
 def test_a_turn_that_is_under_way_at_a_fork_is_stored_once_and_by_the_parent(app: Application) -> None:
     done = run_python(TALKS_AND_FORKS, app.uri, app.database.name)
     assert done.returncode == 0, done.stderr
-    assert dialogue(app.messages()) == [("user", "Hi."), ("assistant", "Hello.")]
+    assert app.dialogue() == [("user", "Hi."), ("assistant", "Hello.")]
