@@ -16,7 +16,8 @@ from ._session.hooks import FeedbackHook, MetadataHook
 from ._session.lease import SessionLease
 from ._session.metadata_cache import MetadataCacheStats, SessionMetadataCache
 from ._session.options import Durability, OnConflict
-from ._statements.session_listing import SessionHeader, SessionPage, SortBy
+from ._statements.session_headers import SessionHeader
+from ._statements.session_listing import SessionPage, SortBy
 from ._store.search_index import MessageHit
 from .errors import (
     AgentNotFoundError,

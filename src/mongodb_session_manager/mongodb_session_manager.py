@@ -145,6 +145,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._orchestrators = Orchestrators(session, store, outboxes, settings.blob_threshold_bytes)
         outboxes.sources += (self._agents.works, self._orchestrators.works)
         self._behind = BehindTurns(session, settings, store)
+        self._flushing = Flushing(self._agents, outboxes, self._behind)
 
     # --- Strands' methods -------------------------------------------------------------------------------------------
 
@@ -422,7 +423,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             check_on_conflict(on_conflict)
             for follower in self._agents.followers():
                 follower.work.set_rebase(on_conflict == "rebase")
-        self._flushing().flush()
+        self._flushing.flush()
 
     def reload(self, agent: Any) -> None:
         """Make the agent equal to what is stored, and forget what of it is not.
@@ -448,15 +449,14 @@ class MongoDBSessionManager(RepositorySessionManager):
             The lease; entering it raises ``SessionBusyError`` if another process held it for all of ``wait``.
         """
         if self._session.held_lease is None:
-            flushing = self._flushing()
             self._session.held_lease = HeldLease(
                 self._store,
                 self.session_id,
                 opened=self._session.open_ref,
                 session=self._session.ref,
                 taken=self._session.prefetch_again,
-                flush=flushing.flush_beside,
-                settle=flushing.settle_beside,
+                flush=self._leave_lease,
+                settle=self._settle_lease,
             )
         return SessionLease(self._session.held_lease, seconds, wait)
 
@@ -467,14 +467,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             PyMongoError: Something could not be stored. The manager stays open and keeps it: ``close()`` again later.
             UnstorableValueError: Something never can be. The manager is closed all the same.
         """
-        if not self._closed:
-            try:
-                self.flush()
-            except SessionNotFoundError:
-                self._outboxes.drop()
-                raise
-            finally:
-                self._close()
+        self._end(None)
 
     def __enter__(self) -> MongoDBSessionManager:
         """Return the manager; leaving ``with`` closes it."""
@@ -487,9 +480,13 @@ class MongoDBSessionManager(RepositorySessionManager):
         traceback: TracebackType | None,
     ) -> None:
         """Store what is unsaved and close."""
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         if not self._closed:
             try:
-                self._flushing().flush_beside(error)
+                with self._flushing.beside(error):
+                    self.flush()
             finally:
                 self._close()
 
@@ -506,8 +503,25 @@ class MongoDBSessionManager(RepositorySessionManager):
         """Store what is unsaved and close."""
         if not self._closed:
             try:
-                await self._flushing().settle_beside(error)
+                with self._flushing.beside(error):
+                    await self._flushing.settle()
             finally:
+                await self._executor.run(self._close)
+
+    def _leave_lease(self, error: BaseException | None) -> None:
+        try:
+            with self._flushing.beside(error):
+                self.flush()
+        finally:
+            if self._flushing.session_is_gone:
+                self._close()
+
+    async def _settle_lease(self, error: BaseException | None) -> None:
+        try:
+            with self._flushing.beside(error):
+                await self._flushing.settle()
+        finally:
+            if self._flushing.session_is_gone:
                 await self._executor.run(self._close)
 
     def _close(self) -> None:
@@ -521,13 +535,9 @@ class MongoDBSessionManager(RepositorySessionManager):
         if self.session_repository.owns_client:
             self._executor.close()
 
-    # Made when they are asked for: they know the manager, and it is not to be kept alive by what it holds itself.
-
     def _events(self) -> StrandsEvents:
+        # Made when it is asked for: it knows the manager, which is not to be kept alive by what it holds itself.
         return StrandsEvents(self._agents, self._orchestrators, self._behind, self._executor, self)
-
-    def _flushing(self) -> Flushing:
-        return Flushing(self._agents, self._outboxes, self._behind, self._executor, self._close)
 
     def __repr__(self) -> str:
         """Name the session; never the connection string."""

@@ -342,7 +342,7 @@ class MongoDBSessionRepository(StrandsRepository):
         """
         if session_id is not None:
             session_id = check_id(session_id, "session_id")
-        return self._store.search.index_all(session_id, rebuild=rebuild)
+        return self._store.indexer.index_all(session_id, rebuild=rebuild)
 
     def sweep(self, older_than_seconds: float = SWEEP_GRACE_SECONDS) -> int:
         """Remove what no session names any more: blobs, and history and search documents of sessions that are gone.

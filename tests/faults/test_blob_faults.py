@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
     from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
-pytestmark = pytest.mark.topology
-
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 
 
@@ -107,6 +105,7 @@ WRITES = {
 }
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_process_killed_before_or_after_any_command_about_blobs_loses_and_leaves_nothing(
     server: Any, place: Place, scenario: str
@@ -181,6 +180,7 @@ CUT: dict[str, tuple[Callable[[Place], None], list[str], bool]] = {
 CUTS_AT_A_TIME = 8
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("name", CUT)
 def test_a_connection_that_is_cut_at_any_command_about_blobs_loses_and_leaves_nothing(place: Place, name: str) -> None:
     act, expected, may_fail = CUT[name]
@@ -303,6 +303,7 @@ def two_turns(place: Place) -> None:
             agent(shown(f"{n}", n))
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_a_sweep_in_the_midst_of_a_turn_deletes_nothing(server: Any, place: Place, durability: str) -> None:
     def act(mine: Place) -> None:
@@ -338,6 +339,7 @@ def archive(place: Place) -> None:
 ARCHIVED = [text for n in range(4) for text in (f"{n}*", f"Re: {n}")]
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("order", ["archive in a sweep", "sweep in an archiving"])
 def test_a_sweep_while_messages_move_into_the_history_deletes_nothing(server: Any, place: Place, order: str) -> None:
     def sweep(mine: Place) -> int:
@@ -440,6 +442,7 @@ def test_a_session_that_is_begun_again_in_the_midst_of_a_write_loses_no_blob(
 # --- two writers ----------------------------------------------------------------------------------
 
 
+@pytest.mark.topology
 @both_durabilities
 def test_images_of_two_writers_are_kept_wherever_their_messages_came_to_stand(place: Place, durability: str) -> None:
     database = place.client[place.database]

@@ -60,8 +60,6 @@ if TYPE_CHECKING:
 
     from pymongo.database import Database
 
-pytestmark = pytest.mark.topology
-
 MOMENTS: tuple[Moment, Moment] = ("before it is run", "before its answer arrives")
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 
@@ -174,6 +172,7 @@ def killed(world: World, deed: str, action: str = "nothing") -> list[Killed]:
     return found
 
 
+@pytest.mark.topology
 def test_a_process_killed_at_any_command_of_an_archiving_loses_and_doubles_nothing(world: World) -> None:
     for one in killed(world, "archive"):
         found = gapless(stored(world.database, one.session_id))
@@ -182,6 +181,7 @@ def test_a_process_killed_at_any_command_of_an_archiving_loses_and_doubles_nothi
         world.next_process_takes_a_turn(one.session_id, CONVERSATION)
 
 
+@pytest.mark.topology
 def test_a_message_redacted_right_before_its_archiver_is_killed_is_gone_after_the_next_archiving(
     world: World,
 ) -> None:
@@ -232,6 +232,7 @@ def test_a_session_begun_again_before_its_archiver_is_killed_sees_nothing_of_the
         assert world.listed(one.session_id) == expected
 
 
+@pytest.mark.topology
 def test_a_redaction_killed_at_any_of_its_commands_and_done_again_leaves_its_text_in_no_collection(
     world: World,
 ) -> None:
@@ -264,6 +265,7 @@ def through_a_proxy(proxies: Any) -> Iterator[Callable[..., MongoClient[Any]]]:
         yield connect
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("retry", [True, False], ids=["driver retries", "driver does not retry"])
 def test_a_connection_cut_at_any_command_of_an_archiving_loses_and_doubles_nothing(
@@ -296,6 +298,7 @@ def test_a_connection_cut_at_any_command_of_an_archiving_loses_and_doubles_nothi
         world.next_process_takes_a_turn(session_id, [*CONVERSATION, *said("meanwhile")])
 
 
+@pytest.mark.topology
 @both_durabilities
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_message_of_unknown_outcome_is_stored_once_though_it_would_have_been_archived_meanwhile(
@@ -329,6 +332,7 @@ def test_a_message_of_unknown_outcome_is_stored_once_though_it_would_have_been_a
         assert texts(found.messages) == [*said("before"), "mine", *CONVERSATION, "Re: mine"]
 
 
+@pytest.mark.topology
 def test_a_repository_message_of_unknown_outcome_is_stored_once_though_it_was_archived_meanwhile(
     world: World, proxies: Any, through_a_proxy: Any
 ) -> None:
@@ -426,6 +430,7 @@ def test_turns_of_another_process_between_any_two_commands_of_an_archiver_are_ke
     world.next_process_takes_a_turn("s", [*CONVERSATION, *said("meanwhile")])
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("round_number", range(3))
 def test_archivers_that_cut_differently_and_writers_all_at_once_lose_and_double_nothing(
     world: World, round_number: int
@@ -465,6 +470,7 @@ def test_archivers_that_cut_differently_and_writers_all_at_once_lose_and_double_
     assert not stored(world.database).beyond
 
 
+@pytest.mark.topology
 def test_processes_that_archive_at_once_lose_and_double_nothing(world: World) -> None:
     script = """
 import sys
@@ -532,6 +538,7 @@ def test_a_message_redacted_between_any_two_commands_of_its_archiver_is_in_no_co
     world.next_process_takes_a_turn("s", REDACTED)
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("number", range(1, 12))
 def test_a_message_archived_between_any_two_commands_of_its_redaction_is_in_no_collection(
     world: World, number: int
@@ -557,6 +564,7 @@ def test_a_message_archived_between_any_two_commands_of_its_redaction_is_in_no_c
     world.next_process_takes_a_turn("s", REDACTED)
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("archiver_stops_at", [2, 3])
 @pytest.mark.parametrize("number", range(1, 8))
 def test_a_message_redacted_while_two_archivers_interleave_is_in_no_collection(
@@ -654,6 +662,7 @@ def test_an_archiver_does_not_adopt_a_segment_that_was_read_before_a_message_was
 # --- somebody deletes the session at the same time
 
 
+@pytest.mark.topology
 @pytest.mark.parametrize("number", COMMANDS)
 def test_a_session_deleted_between_any_two_commands_of_an_archiver_leaves_nothing(
     world: World, interrupted: Any, number: int

@@ -23,9 +23,8 @@ from support.sweeping import age_marks, sweep_blobs, swept_blobs
 from support.wire_proxy import Cut, WireProxy
 
 from mongodb_session_manager import BlobMissingError, MongoDBSessionError
-from mongodb_session_manager._model.encoding import blob_files, decode, to_bson
+from mongodb_session_manager._model.encoding import PendingBlobs, blob_files, decode, to_bson
 from mongodb_session_manager._model.limits import BLOB_CHUNK_BYTES
-from mongodb_session_manager._model.pending_blobs import PendingBlobs
 from mongodb_session_manager._model.related_shapes import BlobOwner
 from mongodb_session_manager._store.blobs import BlobStore
 
@@ -288,7 +287,7 @@ import sys
 from bson import ObjectId
 from pymongo import MongoClient
 from mongodb_session_manager._store.blobs import BlobStore
-from mongodb_session_manager._model.pending_blobs import PendingBlobs
+from mongodb_session_manager._model.encoding import PendingBlobs
 from mongodb_session_manager._model.encoding import encode
 
 uri, database_name, incarnation = sys.argv[1:]
@@ -389,7 +388,7 @@ def test_deleting_a_session_deletes_the_files_of_that_life_only(store: BlobStore
     neighbour = upload(store, b"e", of=owner("s10"))
     store.delete_session("s1", LIFE)
     assert left(files) == left(chunks) == {*blob_files(later), *blob_files(neighbour)}
-    store.delete_session("s1", None)
+    store.delete_session("s1", another_life)
     assert left(files) == left(chunks) == set(blob_files(neighbour))
 
 

@@ -25,7 +25,7 @@ from support.sweeping import swept
 
 from mongodb_session_manager import MongoDBSessionError, MongoDBSessionManager
 from mongodb_session_manager._model.archive_policy import ArchivePolicy
-from mongodb_session_manager._store.search_index import IndexingTask
+from mongodb_session_manager._store.indexing import IndexingTask
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def test_a_manager_that_goes_on_in_the_middle_of_a_restore_deletes_no_history(wo
     store = world.repository._store
 
     store.archiver.archive("s", session["incarnation"], "assistant", ArchivePolicy(4, 10**6, 2))
-    store.search.index(IndexingTask("s", session["incarnation"], "assistant"))
+    store.indexer.index(IndexingTask("s", session["incarnation"], "assistant"))
 
     world.database[SESSIONS].insert_one(session)
     assert world.content() == before

@@ -48,7 +48,7 @@ from mongodb_session_manager import (
     MongoDBSessionError,
     SessionNotFoundError,
 )
-from mongodb_session_manager._store.search_index import IndexingTask
+from mongodb_session_manager._store.indexing import IndexingTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -623,7 +623,7 @@ def test_a_deletion_at_any_command_of_an_indexer_leaves_nothing(world: World, st
 
 def feed(incarnation: Any) -> Any:
     def deed(client: Any, database_name: str, session_id: str) -> None:
-        repository_of(client, database_name)._store.search.index(IndexingTask(session_id, incarnation, "assistant"))
+        repository_of(client, database_name)._store.indexer.index(IndexingTask(session_id, incarnation, "assistant"))
 
     return deed
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,14 @@ from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.hooks import MessageAddedEvent
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
+from support.gates import Gate
+from support.waiting import eventually
 
 from mongodb_session_manager import (
     MongoDBSessionError,
     MongoDBSessionManager,
     MongoDBSessionManagerFactory,
+    MongoDBSessionRepository,
     SessionConflictError,
     SessionNotFoundError,
     UnstorableValueError,
@@ -447,3 +451,162 @@ def test_a_process_that_ends_stores_no_agent_that_was_asked_nothing_and_complain
     document = sessions.find_one({"_id": "s"})
     assert document is not None
     assert document["agents"] == {}
+
+
+@pytest.mark.slow
+def test_a_turn_that_is_under_way_at_a_fork_is_stored_once_and_by_the_parent(
+    server: Any, sessions: Collection[dict[str, Any]], database_name: str
+) -> None:
+    script = textwrap.dedent(
+        """
+        import os, sys, traceback, warnings
+        from offline_model import OfflineScriptedModel
+        from strands import Agent
+        from strands.hooks import MessageAddedEvent
+        from mongodb_session_manager import MongoDBSessionManager
+
+        warnings.filterwarnings("error", message="MongoClient opened before fork")  # A child that sends anything.
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of every fork beside threads.
+
+        def fork(event):
+            if event.message["role"] == "user":
+                child = os.fork()
+                if child == 0:
+                    try:
+                        manager.flush()
+                        os._exit(0)
+                    except BaseException:
+                        traceback.print_exc()
+                        sys.stderr.flush()
+                        os._exit(1)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        manager = MongoDBSessionManager("s", sys.argv[1], sys.argv[2], "sessions", durability="turn")
+        agent = Agent(
+            model=OfflineScriptedModel(["Hello."]), agent_id="a", session_manager=manager, callback_handler=None
+        )
+        agent.hooks.add_callback(MessageAddedEvent, fork)
+        agent("Hi.")
+        manager.close()
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, server.uri, database_name],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={"PYTHONPATH": "examples"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [message["content"][0]["text"] for message in stored(sessions)] == ["Hi.", "Hello."]
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def held(server: Any, database_name: str, gate: Gate) -> Iterator[MongoDBSessionManager]:
+    """A manager whose uploads can be held."""
+    held_client: MongoClient[dict[str, Any]]
+    with (
+        MongoClient(server.uri, event_listeners=[gate]) as held_client,
+        MongoDBSessionManager("s", client=held_client, database_name=database_name, collection_name="sessions") as held,
+    ):
+        yield held
+
+
+PICTURE, LARGER = b"picture" * 30_000, b"larger!" * 40_000
+
+
+@pytest.mark.slow
+def test_a_picture_that_is_redacted_while_it_is_uploaded_lies_in_no_collection(
+    held: MongoDBSessionManager, gate: Gate, client: MongoClient[dict[str, Any]], database_name: str
+) -> None:
+    asking = agent(held)
+    held.flush()
+
+    async def redact() -> None:
+        held.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, asking)
+
+    with ThreadPoolExecutor() as threads:
+        with gate.holding("insert") as uploading:
+            threads.submit(held.append_message, {"role": "user", "content": [image(PICTURE)]}, asking)
+            uploading.wait()
+            asyncio.run(redact())
+        held.flush()
+    assert [message["content"] for message in stored(client[database_name]["sessions"])] == [[{"text": "[redacted]"}]]
+    assert client[database_name]["sessions_blobs.files"].count_documents({}) == 0
+    assert client[database_name]["sessions_blobs.chunks"].count_documents({}) == 0
+
+
+@pytest.mark.slow
+def test_a_message_that_is_replaced_while_its_picture_is_uploaded_can_be_read_at_any_moment(
+    held: MongoDBSessionManager, gate: Gate, client: MongoClient[dict[str, Any]], database_name: str
+) -> None:
+    asking = agent(held)
+    held.flush()
+    repository = MongoDBSessionRepository(client=client, database_name=database_name, collection_name="sessions")
+
+    def shown() -> Any:
+        (message,) = repository.list_messages("s", "a")
+        return message.message["content"][0]["image"]["source"]["bytes"]
+
+    def say(content: bytes) -> None:
+        message: Any = {"role": "user", "content": [image(content)], "tracking_id": "t"}
+        asking.messages[:] = [message]
+        held.append_message(message, asking)
+
+    async def say_more() -> None:
+        say(LARGER)
+
+    with ThreadPoolExecutor() as threads:
+        with gate.holding("insert") as uploading:
+            threads.submit(say, PICTURE)
+            uploading.wait()
+            asyncio.run(say_more())
+            with gate.holding("insert") as uploading_more:
+                uploading.released.set()
+                uploading_more.wait()
+                assert shown() == PICTURE
+        held.flush()
+    assert shown() == LARGER
+
+
+@pytest.mark.slow
+def test_a_manager_that_is_forgotten_in_an_outage_is_still_stored_when_its_factory_is_closed(
+    server: Any, client: MongoClient[dict[str, Any]], database_name: str, sessions: Collection[dict[str, Any]]
+) -> None:
+    recorder = CommandRecorder()
+    factory = MongoDBSessionManagerFactory(
+        server.uri, database_name, "sessions", appname=APP_NAME, event_listeners=[recorder]
+    )
+    outage = contextlib.ExitStack()
+
+    async def handle() -> None:
+        manager = factory.create_session_manager("s")
+        asking = agent(manager)
+        await asyncio.to_thread(manager.flush)
+        outage.enter_context(fail_command(client, "update", app_name=APP_NAME, error_code=2))
+        manager.append_message({"role": "user", "content": [{"text": "Important."}]}, asking)
+
+    async def serve() -> None:
+        await handle()
+        gc.collect()
+        await asyncio.to_thread(eventually, lambda: recorder.commands.failures)
+
+    with outage:
+        asyncio.run(serve())
+        gc.collect()
+
+    def closed() -> bool:
+        """The attempt that failed may not be over yet."""
+        with contextlib.suppress(OperationFailure):
+            factory.close()
+            return True
+        return False
+
+    eventually(closed)
+    assert [message["content"] for message in stored(sessions)] == [[{"text": "Important."}]]

@@ -53,7 +53,7 @@ class Request:
 
     @property
     def _life(self) -> str | None:
-        life = self._manager._incarnation
+        life = self._manager._session.incarnation
         return None if life is None else str(life)
 
     def _attempt(self, kind: str, act: Callable[[], object]) -> Exception | None:

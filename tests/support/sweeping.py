@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mongodb_session_manager._store.blob_sweep import BlobSweep
 from mongodb_session_manager._store.upkeep import Failures
 
 if TYPE_CHECKING:
-    from mongodb_session_manager._store.blobs import BlobStore, Named
+    from mongodb_session_manager._store.blob_sweep import Named
+    from mongodb_session_manager._store.blobs import BlobStore
     from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 
@@ -23,15 +25,15 @@ def swept_blobs(store: BlobStore, named: Named, **options: Any) -> int:
     return removed + sweep_blobs(store, named, **options)
 
 
-def sweep_blobs(store: BlobStore, named: Named, **options: Any) -> int:
+def sweep_blobs(store: BlobStore, named: Named, grace_seconds: float = 24 * 3600) -> int:
     failures = Failures()
-    removed = store.sweep(named, failures, **options)
+    removed = BlobSweep(store, grace_seconds).run(named, failures)
     failures.tell("the sweep could not do all")
     return removed
 
 
 def age_marks(store: BlobStore, days: int = 2) -> None:
     """Let the marks of blobs be older."""
-    for collection in (store._files, store._chunks):
+    for collection in (store.files, store.chunks):
         age = {"$subtract": ["$orphaned_at", days * 24 * 3600 * 1000]}
         collection.update_many({"orphaned_at": {"$exists": True}}, [{"$set": {"orphaned_at": age}}])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from pymongo.errors import PyMongoError
 
 from .._agents.unit_of_work import AgentWork
 from .._model.limits import INDEXED_BATCHES_BEHIND_A_TURN
-from .._store.search_index import IndexingTask
+from .._store.indexing import IndexingTask
 from .._store.session_store import SessionStore
 from ..errors import MongoDBSessionError, described
 from ..telemetry import traced
@@ -40,13 +40,13 @@ class BehindTurns:
         self._archive_if_due(work)
         self._index_if_due(work)
 
-    def wait_for(self, works: list[AgentWork]) -> Iterator[Future[None]]:
+    def wait_for(self, works: Callable[[], list[AgentWork]]) -> Iterator[Future[None]]:
         """Begin what is due for those agents, and yield all that is under way, twice: for then more may be due."""
         for _ in range(2):
-            for work in works:
+            for work in works():
                 if not work.unsent:
                     self.begin(work)
-            for work in works:
+            for work in works():
                 archiving, work.archiving = work.archiving, None
                 indexing, work.indexing = work.indexing, None
                 yield from (under_way for under_way in (archiving, indexing) if under_way is not None)
@@ -102,10 +102,10 @@ class BehindTurns:
             batches=INDEXED_BATCHES_BEHIND_A_TURN,
         )
         try:
-            self.store.search.index(task)
+            done = self.store.indexer.index(task)
         except (PyMongoError, MongoDBSessionError) as error:
             # The messages themselves are stored, and it stays due.
             logger.warning("session_id=<%s>, error=<%s> | not indexed", session.session_id, described(error))
         else:
-            if task.complete:
+            if done.complete:
                 work.indexed = message_count

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .._agents.outbox import Sending
-from .._client.executor import Executor, settle
+from .._client.executor import settle
 from ..errors import SessionNotFoundError
 from .agents import ManagedAgents
 from .behind_turns import BehindTurns
@@ -22,15 +23,13 @@ class Flushing:
         agents: Its agents.
         outboxes: Its outboxes.
         behind: What runs behind its turns.
-        executor: Threads of its client.
-        close: Closes the manager, when its session is gone.
+        session_is_gone: Whether the session was deleted, or has expired, before everything was stored.
     """
 
     agents: ManagedAgents
     outboxes: Outboxes
     behind: BehindTurns
-    executor: Executor
-    close: Callable[[], None]
+    session_is_gone: bool = False
 
     def flush(self) -> None:
         """Store everything, and wait until it is stored; raise one of the errors of what could not be."""
@@ -41,7 +40,7 @@ class Flushing:
             except Exception as error:
                 # The others are waited for as well; one error stands for all, each keeps its own unit of work.
                 failure = failure or error
-        for under_way in self.behind.wait_for(self.agents.works()):
+        for under_way in self.behind.wait_for(self.agents.works):
             under_way.result()
         if failure is not None:
             raise failure
@@ -54,29 +53,20 @@ class Flushing:
                 await sending.settle()
             except Exception as error:
                 failure = failure or error
-        for under_way in self.behind.wait_for(self.agents.works()):
+        for under_way in self.behind.wait_for(self.agents.works):
             await settle(under_way)
         if failure is not None:
             raise failure
 
-    def flush_beside(self, error: BaseException | None) -> None:
-        """Flush; if an error is on its way already, a failure becomes a note of it."""
+    @contextmanager
+    def beside(self, error: BaseException | None) -> Iterator[None]:
+        """If an error is on its way already, make a failure in the block a note of it."""
         try:
-            self.flush()
+            yield
         except Exception as failure:
-            if self._is_gone(failure):
-                self.close()
-            if error is None:
-                raise
-            add_note(error, failure)
-
-    async def settle_beside(self, error: BaseException | None) -> None:
-        """Do the same on an event loop."""
-        try:
-            await self.settle()
-        except Exception as failure:
-            if self._is_gone(failure):
-                await self.executor.run(self.close)
+            if isinstance(failure, SessionNotFoundError):
+                self.outboxes.drop()  # Nothing of it can ever be stored.
+                self.session_is_gone = True
             if error is None:
                 raise
             add_note(error, failure)
@@ -86,10 +76,3 @@ class Flushing:
         refused = self.agents.stage()
         sendings = [outbox.send() for outbox in self.outboxes]
         return [sending for sending in sendings if sending is not None], refused
-
-    def _is_gone(self, failure: Exception) -> bool:
-        """Return whether the session is gone; then nothing that is unsent can ever be stored, and it is forgotten."""
-        if not isinstance(failure, SessionNotFoundError):
-            return False
-        self.outboxes.drop()
-        return True

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from pymongo.errors import PyMongoError
 
 from .._model.limits import LEASE_POLL_SECONDS
-from .._statements.leases import renew_lease
+from .._statements.changes import renew_lease
 from .._statements.sessions import SessionRef
 from .._store.session_store import SessionStore
 from ..errors import MongoDBSessionError, SessionBusyError

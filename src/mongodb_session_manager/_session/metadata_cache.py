@@ -113,8 +113,6 @@ class SessionMetadataCache:
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
         self._counts.clear()
-        if self._memory is not None:
-            self._memory.reset()
 
 
 def memory_for(owner: object, cache: SessionMetadataCache) -> MetadataMemory:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from bson import ObjectId
 
+from .._client.forks import each_in_child
 from .._model.limits import MAX_CACHED_METADATA_BYTES
 from .._store.session_reads import MetadataAsRead
 from .._store.session_store import SessionStore
@@ -53,6 +54,7 @@ class MetadataMemory:
         self._counts = counts
         self._watches = watches
         self.reset()
+        _memories.add(self)
 
     def reset(self) -> None:
         """Forget everything in a forked child. None of the parent's threads is there, and one may hold the lock."""
@@ -191,3 +193,6 @@ class MetadataMemory:
             if watcher is not None:
                 watcher.join()
         self.forget_all()
+
+
+_memories: weakref.WeakSet[MetadataMemory] = each_in_child(MetadataMemory.reset)

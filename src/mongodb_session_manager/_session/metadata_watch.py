@@ -15,7 +15,7 @@ from .._model.limits import (
     WATCH_JOIN_SECONDS,
     WATCH_LONGEST_PAUSE_SECONDS,
 )
-from .._store.server_codes import WATCHING_REFUSED
+from .._store.sending import WATCHING_REFUSED
 from .._store.session_store import SessionStore
 from ..errors import described
 
@@ -96,7 +96,7 @@ class MetadataWatcher:
                     while stream.alive and not self._ended.is_set():
                         if (event := stream.try_next()) is not None:
                             self._forget(event.get("documentKey", {}).get("_id"))
-                        elif self._memory() is None:
+                        if self._memory() is None:
                             return
                         pause = 0.0
             except Exception as error:  # Whatever it is: a thread that ended would never tell of a change again.

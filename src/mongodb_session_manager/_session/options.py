@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from .._model.archive_policy import ArchivePolicy
 from .._model.expiry import check_ttl
-from .._model.keys import check_name
-from .._model.pending_blobs import check_threshold
+from .._model.keys import check_int, check_name
 from ..errors import shown
 from .hooks import FeedbackHook, MetadataHook, check_hook
 
@@ -69,7 +68,7 @@ class Settings:
         if not isinstance(self.index_messages, bool):
             raise TypeError(f"index_messages must be True or False, not {shown(self.index_messages)}")
         policy = ArchivePolicy(self.archive_after_messages, self.archive_after_bytes, self.archive_block)
-        check_threshold(self.blob_threshold_bytes)
+        check_int(self.blob_threshold_bytes, "blob_threshold_bytes", 1)
         name = self.application_name
         found = {
             "ttl": check_ttl(self.ttl_hours),

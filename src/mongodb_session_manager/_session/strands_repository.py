@@ -11,13 +11,12 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from .._model import documents
 from .._model.documents import Document, MongoDBSessionAgent
-from .._model.encoding import decode, encode, from_bson, to_bson
+from .._model.encoding import PendingBlobs, decode, encode, from_bson, to_bson
 from .._model.expiry import first_expiry
 from .._model.keys import check_id, check_message_id, check_name, encode_key
 from .._model.limits import BLOB_THRESHOLD_BYTES
 from .._model.metrics import Totals
-from .._model.pending_blobs import PendingBlobs
-from .._statements import commits, multi_agent_states
+from .._statements import changes, commits
 from .._statements.reading import check_page
 from .._statements.rewrites import Rewrite
 from .._statements.sessions import SessionRef, not_expired
@@ -122,7 +121,11 @@ class StrandsRepository(SessionRepository):
         if exists is not None and self._store.reads.read_agent_data(session.session_id, key) != decode(
             from_bson(to_bson(data)), blobs.contents
         ):
-            raise SessionConflictError(f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}")
+            raise SessionConflictError(
+                f"session_id={session_id!r} has an agent_id={session_agent.agent_id!r}",
+                session_id=session_id,
+                agent_id=session_agent.agent_id,
+            )
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> MongoDBSessionAgent | None:
         """Return an agent with its state, model and system prompt, or None if there is none; never its messages."""
@@ -147,17 +150,19 @@ class StrandsRepository(SessionRepository):
         session = self._store.related.upload(session, key, None, blobs)
         moment = now()
         fields["updated_at"] = documents.to_iso(moment)
-        if (
-            self._store.changes.guarded(
-                session,
-                lambda session, found: commits.agent_fields(session, key, fields, found["changes"], moment),
-                commits.agent_projection(key),
-                lambda found: not found["exists"],
-                agent_keys=[key],
+        missing = self._store.changes.guarded(
+            session,
+            lambda session, found: commits.agent_fields(session, key, fields, found["changes"], moment),
+            commits.agent_projection(key),
+            lambda found: not found["exists"],
+            agent_keys=[key],
+        )
+        if missing is not None:
+            raise AgentNotFoundError(
+                f"session_id={session_id!r} has no agent_id={session_agent.agent_id!r}",
+                session_id=session_id,
+                agent_id=session_agent.agent_id,
             )
-            is not None
-        ):
-            raise AgentNotFoundError(f"session_id={session_id!r} has no agent_id={session_agent.agent_id!r}")
         session_agent.updated_at = fields["updated_at"]
 
     # --- messages ---------------------------------------------------------------------------------------------------
@@ -193,6 +198,7 @@ class StrandsRepository(SessionRepository):
         message.totals = Totals()
         message.totals.add_message(starts_turn=False)
         append = commits.Commit(key, [message], first_message_id=message_id, gap_allowed=True)
+        append.start()
         self._store.messages.commit(session, append)
         session_message.created_at = documents.to_iso(created_at)
         session_message.updated_at = documents.to_iso(updated_at)
@@ -277,10 +283,8 @@ class StrandsRepository(SessionRepository):
         session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
         missing = self._store.changes.guarded(
             session,
-            lambda session, found: multi_agent_states.multi_agent(
-                session, multi_agent_id, state, found["changes"], now()
-            ),
-            multi_agent_states.multi_agent_projection(multi_agent_id),
+            lambda session, found: changes.multi_agent(session, multi_agent_id, state, found["changes"], now()),
+            changes.multi_agent_projection(multi_agent_id),
             lambda found: found["changes"] is None,
         )
         if missing is not None:

@@ -1,4 +1,4 @@
-"""Feedbacks: appended once, about what is there, while there is room."""
+"""Feedbacks: each is appended once, only about an agent or message that is there, and only while there is room."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .._model.documents import Document
 from .._model.limits import MAX_EMBEDDED_FEEDBACK_BYTES, MAX_EMBEDDED_FEEDBACKS
 from .commits import append_projection
-from .expressions import messages_of, number_at
+from .expressions import array_at, count_of, for_each_message, is_object, messages_of, number_at
 from .sessions import SessionRef, Update
 
 FEEDBACKS = "$feedbacks"
@@ -29,13 +29,13 @@ class MessageLink(NamedTuple):
     def exists(self) -> Document:
         """Return the expression for whether the session has it, as far as its document tells: false if archived."""
         agent = f"$agents.{self.agent_key}"
-        is_there: Document = {"$eq": [{"$type": agent}, "object"]}
+        is_there = is_object(agent)
         if self.message_id is None:
             return is_there
-        count, messages = f"{agent}.message_count", messages_of(agent)
-        ids = {"$map": {"input": messages, "as": "m", "in": "$$m.message_id"}}
+        count = f"{agent}.message_count"
+        ids = for_each_message(messages_of(agent), "$$m.message_id")
         # As many messages as ids were given out: each id is one, wherever it is. A repository's ids may have gaps.
-        gapless = {"$eq": [count, {"$add": [number_at(f"{agent}.archived_count"), {"$size": messages}]}]}
+        gapless = {"$eq": [count, count_of(agent)]}
         counted = {"$and": [{"$gt": [number_at(count), self.message_id]}, gapless]}
         return {"$and": [is_there, {"$or": [counted, {"$in": [self.message_id, ids]}]}]}
 
@@ -43,9 +43,9 @@ class MessageLink(NamedTuple):
 def add_feedback(
     session: SessionRef, feedback: Document, link: MessageLink | None, count: int, now: datetime
 ) -> Update:
-    """Return the update that appends one feedback, if there are so many before it, archived ones included.
+    """Return the update that appends one feedback: if there are ``count`` before it, archived ones included.
 
-    And if there is room, and what it is about is there.
+    It also asks for room, and for what the feedback is about.
     """
     conditions: list[Document] = [{"$eq": [_feedback_count(), count]}, {"$not": _FEEDBACKS_ARE_FULL}]
     if link is not None:
@@ -56,25 +56,29 @@ def add_feedback(
 def feedback_projection(feedback: Document, link: MessageLink | None) -> Document:
     """Return the projection that tells whether a feedback is stored, and if not, why.
 
-    Either there is no room for it, or what it is about is not ``linked``.
+    It yields, beside what ``append_projection`` says of the message that the feedback is about:
+
+    - ``count``: how many feedbacks the session has, archived ones included;
+    - ``archived``: how many of them are archived;
+    - ``stored``: whether this very feedback is embedded;
+    - ``full``: whether there is no room for another before some are archived;
+    - ``linked``: whether what it is about is there; false also where that is archived and the ids have gaps.
     """
-    position: Document = {}
+    about: Document = {}
     if link is not None:
-        # Of the agent alone it says as much; no message has the id -1.
-        position = append_projection(link.agent_key, -1 if link.message_id is None else link.message_id)
-    commit_ids = {"$cond": [{"$isArray": "$feedbacks.commit_id"}, "$feedbacks.commit_id", []]}
+        # No message has the id -1: where the feedback is about an agent, only what is said of the agent counts.
+        about = append_projection(link.agent_key, -1 if link.message_id is None else link.message_id)
     return {
-        **position,
+        **about,
         "count": _feedback_count(),
         "archived": number_at("$feedbacks_archived"),
-        "stored": {"$in": [feedback["commit_id"], commit_ids]},
+        "stored": {"$in": [feedback["commit_id"], array_at("$feedbacks.commit_id")]},
         "full": _FEEDBACKS_ARE_FULL,
         "linked": {"$literal": True} if link is None else link.exists(),
     }
 
 
-EMBEDDED_FEEDBACKS: Document = {"$cond": [{"$isArray": "$feedbacks"}, "$feedbacks", []]}
-
+EMBEDDED_FEEDBACKS: Document = array_at("$feedbacks")
 
 _FEEDBACKS_ARE_FULL: Document = {
     "$or": [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .._model.documents import Document
 from .._model.expiry import NOT_EXPIRED
-from .expressions import EACH_AGENT
+from .expressions import EACH_AGENT, agent_with_key, is_object, object_at
 from .feedback import FEEDBACKS
-from .sweeping import says_whose
+from .sweeping import look_up_session, says_whose
 
 
 def pipeline(sessions: str, history: str) -> list[Document]:
@@ -22,32 +22,23 @@ def pipeline(sessions: str, history: str) -> list[Document]:
         {"$unwind": "$agent"},
         {"$unwind": "$agent.v.messages"},
         # Whatever else somebody has put there is no message.
-        {"$match": {"$expr": {"$eq": [{"$type": "$agent.v.messages"}, "object"]}}},
+        {"$match": {"$expr": is_object("$agent.v.messages")}},
         {"$replaceWith": _message("$_id", "$$ROOT", "$agent", "$agent.v.messages")},
     ]
-    mine = {"$filter": {"input": EACH_AGENT, "as": "a", "cond": {"$eq": ["$$a.k", "$$key"]}}}
     session: list[Document] = [
         {"$match": {"$expr": {"$and": [{"$eq": ["$incarnation", "$$incarnation"]}, NOT_EXPIRED]}}},
-        {"$project": {"application_name": 1, "session_type": 1, "agent": {"$first": mine}}},
+        {"$project": {"application_name": 1, "session_type": 1, "agent": agent_with_key("$$key")}},
         # A segment counts as soon as its session says so.
         {"$match": {"$expr": {"$lt": ["$$first", "$agent.v.archived_count"]}}},
         {"$project": {"agent.v.messages": 0}},
     ]
+    names = {"incarnation": "$_id.incarnation", "key": "$_id.agent", "first": "$_id.first"}
     archived: list[Document] = [
         {"$match": {"_id.agent": {"$ne": FEEDBACKS}, "$expr": says_whose("$_id", "first")}},
-        {
-            "$lookup": {
-                "from": sessions,
-                "localField": "_id.session",
-                "foreignField": "_id",
-                "let": {"incarnation": "$_id.incarnation", "key": "$_id.agent", "first": "$_id.first"},
-                "pipeline": session,
-                "as": "session",
-            }
-        },
+        look_up_session(sessions, names, session, "session"),
         {"$unwind": "$session"},
         {"$unwind": "$messages"},
-        {"$match": {"$expr": {"$eq": [{"$type": "$messages"}, "object"]}}},
+        {"$match": {"$expr": is_object("$messages")}},
         {"$replaceWith": _message("$_id.session", "$session", "$session.agent", "$messages")},
     ]
     return [*embedded, {"$unionWith": {"coll": history, "pipeline": archived}}]
@@ -64,11 +55,9 @@ def _message(session_id: str, session: str, agent: str, message: str) -> Documen
                 "agent_id": {"$ifNull": [f"{agent}.v.agent_data.agent_id", f"{agent}.k"]},
                 "model": f"{agent}.v.agent_data.model",
             },
-            # Older documents keep role and content in `message`, also of what was redacted.
-            *(
-                {"$cond": [{"$eq": [{"$type": older}, "object"]}, older, {}]}
-                for older in (f"{message}.message", f"{message}.redact_message")
-            ),
+            # Older documents keep role and content in `message`, and in `redact_message` where it was redacted.
+            object_at(f"{message}.message"),
+            object_at(f"{message}.redact_message"),
             message,
         ]
     }

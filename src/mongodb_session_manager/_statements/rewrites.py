@@ -1,4 +1,4 @@
-"""A change of messages that are stored, where they stand: a redaction, for instance; and metrics that come late."""
+"""Rewrites: which stored messages are meant, what replaces parts of them in place; and metrics that come late."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from datetime import datetime
 from typing import Any
 
 from bson import ObjectId
+from typing_extensions import NotRequired
 
 from .._model.documents import Document
 from .._model.metrics import Totals, summed
-from .commits import agent_projection
-from .expressions import counter_is, messages_of, number_at
-from .interventions import intervention, list_interventions
-from .searching import indexing_standing
+from .commits import agent_projection, intervention, list_interventions
+from .expressions import array_at, counter_is, messages_of, messages_that, number_at
+from .searching import IndexingStanding, indexing_standing
 from .sessions import SessionRef, Update
 
 
 @dataclass
 class Rewrite:
-    """What replaces parts of a stored message, where it stands, and perhaps of its copies.
+    """What replaces parts of a stored message in place, and perhaps of its copies.
 
     Attributes:
         key: The agent's key in the document.
         message_id: The message's id.
         body: Fields to replace; what it does not name (times, metrics, ids) is kept.
-        tracking_id: Which message it is, where that is known: another one under this ``message_id``, as there may be
-            after the store went back to an earlier state, is left alone.
-        copies: Whether every message with this ``tracking_id`` is meant: a retried prompt may stand there twice.
+        tracking_id: The message's tracking id, if known. A message with this ``message_id`` and another tracking id is
+            left alone: there may be one after the database was restored to an earlier state.
+        copies: Whether every message with this ``tracking_id`` is meant: a retried prompt may be stored twice.
         guardrail_event: An intervention to list in the session, once.
         unnamed: Files that the messages have named before; found while they are replaced.
     """
@@ -42,7 +42,7 @@ class Rewrite:
     unnamed: set[ObjectId] = field(default_factory=set)
 
     def condition(self, prefix: str = "") -> Document:
-        """Return the condition that the messages meet which are meant, on their fields, with a prefix."""
+        """Return the condition on a message's fields, named with this prefix, that is true of the messages meant."""
         if self.tracking_id is None:
             return {f"{prefix}message_id": self.message_id}
         nameless: Document = {f"{prefix}message_id": self.message_id, f"{prefix}tracking_id": None}
@@ -58,19 +58,42 @@ class Rewrite:
             nameless = {"$and": [is_there, {"$eq": [{"$ifNull": ["$$m.tracking_id", None]}, None]}]}
             tracked: Document = {"$eq": ["$$m.tracking_id", {"$literal": self.tracking_id}]}
             is_there = {"$or": [tracked if self.copies else {"$and": [tracked, is_there]}, nameless]}
-        return {"$filter": {"input": messages, "as": "m", "cond": is_there}}
+        return messages_that(messages, is_there)
 
 
-def rewrite(session: SessionRef, work: Rewrite, standing: Mapping[str, Any], now: datetime) -> Update:
+class RewriteStanding(IndexingStanding):
+    """What ``rewrite_projection`` yields.
+
+    Attributes:
+        exists: Whether there is such an agent.
+        changes: How often its record was changed.
+        message_count: The agent's ``next_message_id``.
+        stored_count: How many messages it has, archived and embedded.
+        archived_count: How many of them are archived.
+        messages: Those embedded messages that are meant, as they are stored.
+        listed: Whether the intervention is listed in the session already; absent without one.
+    """
+
+    exists: bool
+    changes: int
+    message_count: int
+    stored_count: int
+    archived_count: int
+    messages: list[Document]
+    listed: NotRequired[bool]
+
+
+def rewrite(session: SessionRef, work: Rewrite, standing: RewriteStanding, now: datetime) -> Update:
     """Return the update that replaces parts of messages in the session document, as they were just read.
 
-    Where the message is archived, it says who may replace it there: the next number of ``edits`` is this writer's.
+    It comes first for archived messages, too: it takes the next number of ``edits`` for this writer, and so decides
+    who may replace them there.
 
     Args:
         session: Whose.
         work: What is replaced, of which messages.
-        standing: How things stand, as ``rewrite_projection`` has it. They must still stand so: nobody has changed,
-            appended or archived a message since, and nobody has begun to copy messages into the search.
+        standing: How things stand. They must still stand so: since then nobody has changed, appended or archived a
+            message, and nobody has begun to index the conversation.
         now: The messages' new ``updated_at``.
     """
     agent = f"agents.{work.key}"
@@ -78,10 +101,12 @@ def rewrite(session: SessionRef, work: Rewrite, standing: Mapping[str, Any], now
     changes, array_filters = _rewriting(f"{agent}.messages", work, message_ids, standing["edits"] + 1, now)
     changes["$set"][f"{agent}.updated_at"] = now
     changes["$inc"] = {f"{agent}.edits": 1, f"{agent}.rewrites": 1}
-    conditions: Document = {f"{agent}.message_count": standing["message_count"]}
-    for name in ("edits", "archived_count"):
-        conditions.update(counter_is(f"{agent}.{name}", standing[name]))
-    conditions[f"{agent}.indexed"] = {"$exists": "indexed" in standing}
+    conditions: Document = {
+        f"{agent}.message_count": standing["message_count"],
+        **counter_is(f"{agent}.edits", standing["edits"]),
+        **counter_is(f"{agent}.archived_count", standing["archived_count"]),
+        f"{agent}.indexed": {"$exists": "indexed" in standing},
+    }
     if work.guardrail_event is not None:
         conditions["guardrail_events.id"] = {"$ne": work.guardrail_event["id"]}
         list_interventions(changes, [intervention(work.key, work.message_id, work.guardrail_event)])
@@ -89,7 +114,7 @@ def rewrite(session: SessionRef, work: Rewrite, standing: Mapping[str, Any], now
 
 
 def rewrite_projection(work: Rewrite) -> Document:
-    """Return the projection of how things stand for ``rewrite``, with the messages that are meant, as stored."""
+    """Return the projection of how things stand for ``rewrite``, a ``RewriteStanding``."""
     agent = f"$agents.{work.key}"
     projection = {
         **agent_projection(work.key),
@@ -98,21 +123,22 @@ def rewrite_projection(work: Rewrite) -> Document:
         "messages": work.found_in(messages_of(agent)),
     }
     if work.guardrail_event is not None:
-        ids = {"$cond": [{"$isArray": "$guardrail_events.id"}, "$guardrail_events.id", []]}
-        projection["listed"] = {"$in": [work.guardrail_event["id"], ids]}
+        projection["listed"] = {"$in": [work.guardrail_event["id"], array_at("$guardrail_events.id")]}
     return projection
 
 
 def rewrite_in_segment(
     segment: Document, work: Rewrite, message_ids: Sequence[int], edit: int, now: datetime
 ) -> Update:
-    """Return the update of a segment that replaces parts of messages in it; those that were replaced later stay."""
-    changes, array_filters = _rewriting("messages", work, message_ids, edit, now)
-    return Update({"_id": segment}, changes, array_filters)
+    """Return the update of a segment that replaces parts of messages in it.
+
+    A message that was replaced by a later edit than this one stays as it is.
+    """
+    return Update({"_id": segment}, *_rewriting("messages", work, message_ids, edit, now))
 
 
 def left_by_rewriting(messages: Iterable[Document], body: Mapping[str, Any]) -> list[Document]:
-    """Return what is left of messages, as they were before, of which these parts were replaced."""
+    """Return what a rewrite with this body leaves of each message; the messages as they were before it."""
     gone = {*body, "message", "extra"}
     return [{k: v for k, v in message.items() if k not in gone} for message in messages]
 
@@ -140,7 +166,7 @@ def late_metrics(
     now: datetime,
     before: Document | None = None,
 ) -> Update:
-    """Return the update that gives a stored message its metrics, once: in the place of none, or of those ``before``."""
+    """Return the update that gives a stored message its metrics, once: if it has none, or those ``before``."""
     agent = f"agents.{key}"
     lacking = {"message_id": message_id, "event_loop_metrics": {"$exists": False} if before is None else before}
     increments, maxima = summed([totals], f"{agent}.usage.")

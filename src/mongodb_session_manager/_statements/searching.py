@@ -1,19 +1,19 @@
-"""Search documents, and how far they have come."""
+"""Search documents: what is read to make them, how they are put, and how the session document says how far they go."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from datetime import datetime
 
 from bson import ObjectId
+from typing_extensions import NotRequired, TypedDict
 
 from .._model.documents import Document
 from .._model.keys import check_id, check_text, exact_text
 from .._model.limits import INT32_MAX
+from .._model.shapes import IndexingProgress
 from ..errors import shown
-from .expressions import EACH_AGENT, archived_count_of, array_at, each_message, messages_of, whole_at
-from .related_expiry import RELATED_EXPIRY, as_promised
-from .sessions import Update
+from .expressions import EACH_AGENT, archived_count_of, array_at, for_each_message, is_object, messages_of, whole_at
+from .sessions import RELATED_EXPIRY, Update, as_promised
 
 
 def search_conditions(
@@ -42,13 +42,48 @@ def search_conditions(
     return conditions
 
 
-def indexing_standing(key: str) -> Document:
-    """Return the projection of how far an agent's messages can be found, and of what has been changed in them.
+class IndexingStanding(TypedDict):
+    """What ``indexing_standing`` yields.
 
-    It yields ``incarnation``, ``application_name``, ``edits``, ``rewrites`` (how often messages were replaced) and
-    ``indexed``: absent, or ``count``, the position from which on nothing is known to be found, and the ``rewrites``
-    that are known to have reached the search.
+    Attributes:
+        incarnation: The incarnation of the session.
+        parts_expire_at: Until when its related documents are kept, UTC; absent where they have no expiry.
+        parts_moving_to: Until when somebody is just making them live, UTC; absent where nobody does.
+        application_name: The application of the session; absent where none was given.
+        edits: How often stored messages of the agent were changed.
+        rewrites: How often stored messages of it were replaced.
+        indexed: The mark of an indexer, see ``IndexingProgress``; absent where none was there yet.
     """
+
+    incarnation: ObjectId
+    parts_expire_at: NotRequired[datetime]
+    parts_moving_to: NotRequired[datetime]
+    application_name: NotRequired[str]
+    edits: int
+    rewrites: int
+    indexed: NotRequired[IndexingProgress]
+
+
+class UnindexedMessages(IndexingStanding):
+    """What ``unindexed_projection`` yields.
+
+    Attributes:
+        message_count: The agent's ``next_message_id``; 0 where it is no count.
+        total: How many messages the agent has, archived and embedded.
+        archived_count: How many of them are archived; None where that is no count. The key itself is absent where
+            there is no such agent.
+        messages: The text of the next embedded messages; none as long as archived ones come first. None for what is
+            no message.
+    """
+
+    message_count: int
+    total: int
+    archived_count: int | None
+    messages: list[Document | None]
+
+
+def indexing_standing(key: str) -> Document:
+    """Return the projection of how far an agent's messages are in the search, an ``IndexingStanding``."""
     agent = f"$agents.{key}"
     return {
         **RELATED_EXPIRY,
@@ -60,15 +95,11 @@ def indexing_standing(key: str) -> Document:
 
 
 def unindexed_projection(key: str, limit: int) -> Document:
-    """Return the projection of what an indexer needs: how things stand and the text of the next embedded messages.
-
-    Beside ``indexing_standing`` that is ``message_count``, ``total`` (how many messages there are), ``archived_count``
-    (None where it is no number; absent without the agent) and ``messages``.
-    """
+    """Return the projection of what an indexer needs, an ``UnindexedMessages``; at most ``limit`` of them."""
     agent = f"$agents.{key}"
     start, archived = whole_at(f"{agent}.indexed.count"), whole_at(f"{agent}.archived_count")
-    position = {"$min": [INT32_MAX, {"$max": [0, {"$subtract": [start, archived]}]}]}
-    page = {"$slice": [messages_of(agent), position, limit]}
+    skip = {"$min": [INT32_MAX, {"$max": [0, {"$subtract": [start, archived]}]}]}
+    page = {"$slice": [messages_of(agent), skip, limit]}
     return {
         **indexing_standing(key),
         "message_count": whole_at(f"{agent}.message_count"),
@@ -78,16 +109,16 @@ def unindexed_projection(key: str, limit: int) -> Document:
     }
 
 
-def unindexed_in_segment_projection(position: int) -> Document:
-    """Return the projection of the text of a segment's messages from a position of the conversation on."""
+def unindexed_in_segment_projection(offset: int) -> Document:
+    """Return the projection of the text of a segment's messages, from an offset of the conversation on."""
     messages = array_at("$messages")
-    rest = {"$slice": [messages, {"$subtract": [position, "$_id.first"]}, {"$max": [1, {"$size": messages}]}]}
+    rest = {"$slice": [messages, {"$subtract": [offset, "$_id.first"]}, {"$max": [1, {"$size": messages}]}]}
     return {"messages": _texts(rest)}
 
 
 def _texts(messages: Document) -> Document:
-    """Return the expression for messages of which only blocks of text are left; null for what is none."""
-    # The latter two: in older documents, which keep what was redacted.
+    """Return the expression for these messages with only their blocks of text; null for what is no message."""
+    # The last two: in older documents, which keep the original of what was redacted.
     content: Document = {"$ifNull": ["$$m.content", "$$m.redact_message.content", "$$m.message.content"]}
     has_text = {"$ne": [{"$type": "$$b.text"}, "missing"]}
     blocks = {"$filter": {"input": content, "as": "b", "cond": has_text}}
@@ -98,13 +129,14 @@ def _texts(messages: Document) -> Document:
         "created_at": "$$m.created_at",
         "content": {"$cond": [{"$isArray": content}, texts, content]},
     }
-    return each_message(messages, {"$cond": [{"$eq": [{"$type": "$$m"}, "object"]}, message, None]})
+    return for_each_message(messages, {"$cond": [is_object("$$m"), message, None]})
 
 
 def begin_indexing(session_id: str, incarnation: ObjectId, key: str) -> Update:
     """Return the update that says that an agent's messages will be indexed, from the first one on.
 
-    It comes before any of them is read: whoever changes one from here on knows that it may be in the search.
+    It is sent before any of them is read: whoever changes a message after it knows that the old text may be in the
+    search.
     """
     agent = f"agents.{key}"
     indexed = {"count": {"$literal": 0}, "rewrites": whole_at(f"${agent}.rewrites")}
@@ -112,10 +144,17 @@ def begin_indexing(session_id: str, incarnation: ObjectId, key: str) -> Update:
     return Update(which, [{"$set": {f"{agent}.indexed": indexed}}])
 
 
-def indexed(session_id: str, key: str, standing: Mapping[str, Any], stop: int) -> Update:
-    """Return the update that says that the messages up to a position are in the search, if nobody has said more.
+def indexed(session_id: str, key: str, standing: IndexingStanding, stop: int) -> Update:
+    """Return the update that says that the first ``stop`` messages are in the search.
 
-    And if they expire with the parts of the session, as these did when it was read.
+    It matches only while ``indexed`` and the expiry of related documents are as they were read: so nobody has indexed
+    further meanwhile, and what was put there expires with the session.
+
+    Args:
+        session_id: The session.
+        key: The agent's key.
+        standing: How things stood when the messages were read.
+        stop: How many messages, from the first one on.
     """
     agent = f"agents.{key}"
     which = as_promised(session_id, standing)
@@ -124,7 +163,7 @@ def indexed(session_id: str, key: str, standing: Mapping[str, Any], stop: int) -
 
 
 def rewrite_indexed(session_id: str, incarnation: ObjectId, key: str, rewrites: int) -> Update:
-    """Return the update that says that the latest of so many rewrites has reached the search, as all before."""
+    """Return the update that says that all of so many rewrites are in the search, if only the last one was not."""
     agent = f"agents.{key}"
     which: Document = {"_id": session_id, "incarnation": incarnation}
     which.update({f"{agent}.rewrites": rewrites, f"{agent}.indexed.rewrites": rewrites - 1})
@@ -132,31 +171,33 @@ def rewrite_indexed(session_id: str, incarnation: ObjectId, key: str, rewrites: 
 
 
 def put_search_document(document: Document, *, wins_ties: bool) -> Update:
-    """Return the upsert of a search document, which leaves one alone that was made after more ``edits``.
+    """Return the upsert of a search document; where there is one already, that with more ``edits`` stays.
 
     Args:
         document: The document.
-        wins_ties: Whether it takes the place of one with as many edits.
+        wins_ties: Whether it replaces one with as many ``edits``.
     """
     is_newer = {"$gt" if wins_ties else "$gte": ["$edits", document["edits"]]}
     # A pipeline, so that the filter is the _id alone: a filter by edits would insert where nothing matched.
     found: Document = {"$cond": [is_newer, "$$ROOT", {"$literal": document}]}
     if "expires_at" in document:
-        # It may have been put when the parts of its session were to go sooner.
+        # The one that stays may have been made when the session was to expire sooner.
         found = {"$mergeObjects": [found, {"expires_at": {"$max": ["$expires_at", document["expires_at"]]}}]}
     return Update({"_id": document["_id"]}, [{"$replaceWith": found}])
 
 
 def behind_projection() -> Document:
-    """Return the projection of which agents have messages that the search does not have, or not as they are now.
+    """Return the projection of which agents have messages that are not in the search, or not as they are now.
 
-    Of each agent it yields its ``key``, whether it is ``behind`` and whether it has the counters of an ``adopted`` one.
+    It yields ``incarnation`` (absent in an older document, or what another program has put there) and ``agents``. Of
+    each agent ``{key, adopted, behind}``: whether it has the counters that an older document lacks, and whether it has
+    such messages.
     """
     agent = "$$a.v"
     total = {"$add": [whole_at(f"{agent}.archived_count"), {"$size": messages_of(agent)}]}
-    has_other_ones = {"$ne": [whole_at(f"{agent}.indexed.count"), total]}
-    has_old_ones = {"$ne": [whole_at(f"{agent}.indexed.rewrites"), whole_at(f"{agent}.rewrites")]}
+    has_others = {"$ne": [whole_at(f"{agent}.indexed.count"), total]}
+    has_changed = {"$ne": [whole_at(f"{agent}.indexed.rewrites"), whole_at(f"{agent}.rewrites")]}
     counters = [{"$ne": [{"$type": f"{agent}.{name}"}, "missing"]} for name in ("archived_count", "message_count")]
-    found = {"key": "$$a.k", "adopted": {"$and": counters}, "behind": {"$or": [has_other_ones, has_old_ones]}}
-    agents = {"$filter": {"input": EACH_AGENT, "as": "a", "cond": {"$eq": [{"$type": agent}, "object"]}}}
+    found = {"key": "$$a.k", "adopted": {"$and": counters}, "behind": {"$or": [has_others, has_changed]}}
+    agents = {"$filter": {"input": EACH_AGENT, "as": "a", "cond": is_object(agent)}}
     return {"incarnation": 1, "agents": {"$map": {"input": agents, "as": "a", "in": found}}}

@@ -1,49 +1,46 @@
-"""What is orphaned, of all sessions."""
+"""Which related documents are orphaned: their incarnation is over, or their segment can never be committed."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .._model.documents import Document
-from .expressions import EACH_AGENT, is_whole
+from .expressions import agent_with_key, is_whole
 
 
 def says_whose(path: str, number: str, *otherwise: str) -> Document:
-    """Return the expression for whether a path says whose something is, in the types in which that is written here.
+    """Return the expression for whether a related document was written by this library.
 
-    What says so in others, or not at all, is somebody else's.
+    It was, if it says to which session, incarnation and agent it belongs, in the types that are written here.
 
     Args:
-        path: ``"$_id"`` of a part of a session, ``"$metadata"`` of a file.
-        number: Its field that is a number.
-        otherwise: Types that this may have instead.
+        path: Where it says so: ``"$_id"``, or ``"$metadata"`` of a file.
+        number: The field there that is a number.
+        otherwise: Other types that this field may have.
     """
-    types = {
-        "session": ["string"],
-        "incarnation": ["objectId"],
-        "agent": ["string"],
-        number: ["int", "long", "double", *otherwise],
-    }
+    numbers = ["int", "long", "double", *otherwise]
+    types = {"session": ["string"], "incarnation": ["objectId"], "agent": ["string"], number: numbers}
     return {"$and": [{"$in": [{"$type": f"{path}.{name}"}, allowed]} for name, allowed in types.items()]}
 
 
 def may_be_incarnation(incarnation: Any) -> Document:
     """Return the expression for whether a session document is, or may be, that of this incarnation of the session.
 
-    One whose incarnation is none any more (an export has made a text of it, say) does not tell.
+    It may be where its ``incarnation`` is no ObjectId any more: an export may have made a text of it.
     """
     does_not_tell = {"$not": [{"$in": [{"$type": "$incarnation"}, ["objectId", "missing", "null"]]}]}
     return {"$or": [{"$eq": ["$incarnation", incarnation]}, does_not_tell]}
 
 
 def incarnations_to_sweep(sessions: str, number: str) -> list[Document]:
-    """Return the pipeline on related documents that yields incarnations that seem over, or have a marked document.
+    """Return the pipeline on related documents that yields the incarnations of sessions that need a look.
 
-    Each is ``{_id: {session, incarnation}, over, marked}``.
+    Of each ``{_id: {session, incarnation}, over, marked}``: whether it seems over, else one of its documents has a mark
+    that may have to go; and whether one of them has a mark.
 
     Args:
         sessions: Name of the collection of the session documents.
-        number: The field of a part's ``_id`` that is a number.
+        number: The field of the related documents' ``_id`` that is a number.
     """
     alive: list[Document] = [{"$match": {"$expr": may_be_incarnation("$$incarnation")}}, {"$project": {"_id": 1}}]
     return [
@@ -54,14 +51,17 @@ def incarnations_to_sweep(sessions: str, number: str) -> list[Document]:
                 "marked": {"$max": {"$ne": [{"$type": "$orphaned_at"}, "missing"]}},
             }
         },
-        _look_up_session(sessions, {"incarnation": "$_id.incarnation"}, alive),
+        look_up_session(sessions, {"incarnation": "$_id.incarnation"}, alive, "found"),
         {"$project": {"marked": 1, "over": {"$eq": ["$found", []]}}},
         {"$match": {"$or": [{"over": True}, {"marked": True}]}},
     ]
 
 
 def stale_segments(sessions: str) -> list[Document]:
-    """Return the pipeline on segments that yields ``{_id, edits}`` of those that nobody can commit any more."""
+    """Return the pipeline on segments that yields those that were never committed, and that nobody can commit any more.
+
+    Of each ``{_id, edits}``: the agent's ``edits`` when its messages were read.
+    """
     names = {"incarnation": "$_id.incarnation", "key": "$_id.agent", "first": "$_id.first", "edits": "$edits"}
     stale: list[Document] = [
         {"$match": {"$expr": _outdated("$$incarnation", "$$key", "$$first", "$$edits")}},
@@ -69,40 +69,35 @@ def stale_segments(sessions: str) -> list[Document]:
     ]
     return [
         {"$match": {"$expr": says_whose("$_id", "first")}},
-        _look_up_session(sessions, names, stale),
+        look_up_session(sessions, names, stale, "found"),
         {"$match": {"found": {"$ne": []}}},
         {"$project": {"edits": 1}},
     ]
 
 
-def outdates(segment: Document, edits: int) -> Document:
+def outdates(segment: Document) -> Document:
     """Return the expression for whether a session is such that nobody can commit this segment any more."""
-    return _outdated(segment["incarnation"], {"$literal": segment["agent"]}, segment["first"], edits)
+    of = segment["_id"]
+    return _outdated(of["incarnation"], {"$literal": of["agent"]}, of["first"], segment["edits"])
 
 
 def _outdated(incarnation: Any, key: Any, first: Any, edits: Any) -> Document:
-    mine = {"$first": {"$filter": {"input": EACH_AGENT, "as": "a", "cond": {"$eq": ["$$a.k", key]}}}}
     archived, edits_now = "$$mine.v.archived_count", "$$mine.v.edits"
     # Not committed, and a message was edited since it was read. Numbers sort before what is none.
     numbers = [is_whole(number) for number in (edits, archived, edits_now)]
     uncommitted = {"$and": [*numbers, {"$gte": [first, archived]}, {"$lt": [edits, edits_now]}]}
-    return {
-        "$and": [
-            {"$eq": ["$incarnation", incarnation]},
-            {"$let": {"vars": {"mine": mine}, "in": uncommitted}},
-        ]
-    }
+    is_outdated = {"$let": {"vars": {"mine": agent_with_key(key)}, "in": uncommitted}}
+    return {"$and": [{"$eq": ["$incarnation", incarnation]}, is_outdated]}
 
 
-def _look_up_session(sessions: str, names: Document, pipeline: list[Document]) -> Document:
-    """Return the stage that makes ``found`` of the session of a part: what the pipeline leaves of its document."""
-    return {
-        "$lookup": {
-            "from": sessions,
-            "localField": "_id.session",
-            "foreignField": "_id",
-            "let": names,
-            "pipeline": pipeline,
-            "as": "found",
-        }
-    }
+def look_up_session(sessions: str, names: Document, pipeline: list[Document], into: str) -> Document:
+    """Return the stage that puts the session of a related document, as the pipeline leaves it, into an array.
+
+    Args:
+        sessions: Name of the collection of the session documents.
+        names: What the pipeline sees of the related document, as ``$$name``.
+        pipeline: What is read of the session document.
+        into: The field of the array; it stays empty where there is no such session, or the pipeline drops it.
+    """
+    by_id = {"from": sessions, "localField": "_id.session", "foreignField": "_id"}
+    return {"$lookup": {**by_id, "let": names, "pipeline": pipeline, "as": into}}

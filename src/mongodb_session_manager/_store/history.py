@@ -1,8 +1,8 @@
-"""The older part of conversations: segments in a collection beside the sessions. Sends commands about those only.
+"""The history: segments in a collection beside the sessions, read, rewritten, inserted, deleted and swept.
 
-A segment holds the messages that follow one another from a position on, exactly as they were embedded. It is inserted
-once and never replaced; it counts as soon as the session document says so (``archived_count``). Positions count
-messages; a ``message_id`` may be higher, where the ids that were given to a repository have gaps.
+A segment holds consecutive messages, exactly as they were embedded; ``first`` in its ``_id`` is the offset of the first
+of them. It is inserted once and never replaced; it counts as soon as the session document says so (``archived_count``).
+An offset counts messages; a ``message_id`` may be higher, where the ids that were given to a repository have gaps.
 
 The order of the fields in ``_id`` makes MongoDB's own index on it the one that finds segments: by session, incarnation,
 agent, offset of the first message.
@@ -23,15 +23,15 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary
 
 from .._model.documents import Document
+from .._model.encoding import from_bson
 from .._model.foreign import name_of
-from .._model.limits import INT64_MAX
-from .._statements import feedback as feedback_statements
-from .._statements import related_expiry, rewrites, searching, session_listing, sweeping, totals
-from .._statements import segments as segments_statements
+from .._model.related_shapes import SegmentId
+from .._statements import reading, rewrites, searching, segments, session_headers, sessions, sweeping
+from .._statements.feedback import FEEDBACKS
 from .._statements.rewrites import Rewrite
-from ..errors import BlobMissingError, HistoryIncompleteError
+from ..errors import HistoryIncompleteError
+from .blobs import BlobStore
 from .indexes import EXPIRY_INDEX, ensure_indexes
-from .reading import Reader
 from .related_collection import Holds, RelatedCollection
 from .sending import attempts, is_there, until_known
 from .upkeep import Failures, Orphans
@@ -42,46 +42,39 @@ class History(RelatedCollection):
 
     Args:
         sessions: The collection of the session documents.
-        reader: Decodes what is read.
+        blobs: The large parts of messages; decodes what holds them.
     """
 
     number = "first"
 
-    def __init__(self, sessions: Collection[Document], reader: Reader) -> None:
-        self.collection: Collection[Document] = sessions.database.get_collection(
-            f"{sessions.name}_history",
-            codec_options=sessions.codec_options,
-            read_preference=sessions.read_preference,
-        )
+    def __init__(self, sessions: Collection[Document], blobs: BlobStore) -> None:
+        super().__init__(sessions, "history")
         self._raw: Collection[RawBSONDocument] = self.collection.with_options(
             codec_options=sessions.codec_options.with_options(document_class=RawBSONDocument)
         )
         self._raw_majority = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
-        self._reader = reader
+        self._blobs = blobs
 
     def read(self, session_id: str, incarnation: ObjectId, key: str, start: int, stop: int) -> list[Document]:
-        """Return the messages from position ``start`` up to ``stop``, decoded; reads only the segments they are in.
+        """Return the messages from offset ``start`` up to ``stop``, decoded; reads only the segments they are in.
 
         Raises:
             HistoryIncompleteError: They are not all there; perhaps the session was deleted meanwhile.
         """
-
-        def where(first: int) -> Document:
-            return segments_statements.segment_id(session_id, incarnation, key, first)
-
-        page = segments_statements.segment_page_projection(start, stop)
-        plain = key == feedback_statements.FEEDBACKS
-        begin, rest = {"$gte": where(0), "$lte": where(start)}, {"$gt": where(start), "$lt": where(stop)}
-        segments = self._find({"_id": begin}, page, newest_first=True, limit=1, plain=plain)
-        if segments and segments[0]["_id"]["first"] + segments[0]["count"] < stop:
-            segments += self._find({"_id": rest}, page, plain=plain)
-        messages = [message for segment in segments for message in segment["messages"]]
+        page = segments.segment_page_projection(start, stop)
+        read = partial(self._find, session_id, projection=page, plain=key == FEEDBACKS)
+        up_to = segments.segments_up_to(session_id, incarnation, key, start)
+        found: list[Document] = read({"_id": up_to}, newest=True)
+        if found and found[0]["_id"]["first"] + found[0]["count"] < stop:
+            after, before = (segments.segment_id(session_id, incarnation, key, first) for first in (start, stop))
+            found += read({"_id": {"$gt": after, "$lt": before}})
+        messages = [message for segment in found for message in segment["messages"]]
         if len(messages) != stop - start:
             raise _incomplete(session_id, incarnation, key, start, stop, len(messages))
         return messages
 
     def ratings(self, session_id: str, incarnation: ObjectId, stop: int, agent_id: str | None) -> list[Any]:
-        """Return the ratings of the archived feedbacks, up to position ``stop``; None for one without.
+        """Return the ratings of the archived feedbacks, up to offset ``stop``; None for one without.
 
         Args:
             session_id: The session.
@@ -92,25 +85,22 @@ class History(RelatedCollection):
         Raises:
             HistoryIncompleteError: They are not all there; perhaps the session was deleted meanwhile.
         """
-        begin, end = (
-            segments_statements.segment_id(session_id, incarnation, feedback_statements.FEEDBACKS, first)
-            for first in (0, stop)
-        )
-        projection = totals.segment_ratings_projection(agent_id)
-        segments = self._find({"_id": {"$gte": begin, "$lt": end}}, projection, plain=True)
-        found = sum(segment["count"] for segment in segments)
-        if found != stop:
-            raise _incomplete(session_id, incarnation, feedback_statements.FEEDBACKS, 0, stop, found)
-        return [rating for segment in segments for rating in segment["ratings"]]
+        begin, end = (segments.segment_id(session_id, incarnation, FEEDBACKS, first) for first in (0, stop))
+        projection = reading.segment_ratings_projection(agent_id)
+        found: list[Document] = self._find(session_id, {"_id": {"$gte": begin, "$lt": end}}, projection, plain=True)
+        feedbacks = sum(segment["count"] for segment in found)
+        if feedbacks != stop:
+            raise _incomplete(session_id, incarnation, FEEDBACKS, 0, stop, feedbacks)
+        return [rating for segment in found for rating in segment["ratings"]]
 
     def read_message(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Document | None:
         """Return one message, decoded, or None if no segment has it."""
-        for segment in self._covering(session_id, incarnation, key, message_id):
-            found = self._find({"_id": segment}, segments_statements.segment_message_projection(message_id))
-            if found and found[0]["messages"]:
-                message: Document = found[0]["messages"][0]
-                return message
-        return None
+        segment_id = self._covering(session_id, incarnation, key, message_id)
+        if segment_id is None:
+            return None
+        found = self._find(session_id, {"_id": segment_id}, segments.segment_message_projection(message_id))
+        messages: list[Document] = found[0]["messages"] if found else []
+        return messages[0] if messages else None
 
     def has(self, session_id: str, incarnation: ObjectId, work: Rewrite) -> bool:
         """Return whether a segment has a message that is meant to be replaced."""
@@ -119,7 +109,7 @@ class History(RelatedCollection):
     def rewrite(
         self, session_id: str, incarnation: ObjectId, work: Rewrite, edit: int, moment: datetime
     ) -> tuple[list[Document], bool]:
-        """Replace parts of messages in the segments that have them, committed or not: all are looked at.
+        """Rewrite messages in all segments that have them, committed or not.
 
         Args:
             session_id: The session.
@@ -129,60 +119,58 @@ class History(RelatedCollection):
             moment: Their new ``updated_at``.
 
         Returns:
-            The messages that it replaced parts of, as they were stored, and whether an indexer has read one of them.
+            The messages as they were stored before, and whether an indexer has read one of them.
         """
         found: list[Document] = []
         indexed = False
         held = {"messages": work.found_in("$messages")}
         for segment in list(self.collection.find(_holding(session_id, incarnation, work), held)):
             message_ids = [message["message_id"] for message in segment["messages"]]
-            update = rewrites.rewrite_in_segment(segment["_id"], work, message_ids, edit, moment)
-            options: Any = {"array_filters": update.array_filters}
-            until_known(partial(self.collection.update_one, update.filter, update.update, **options))
+            which, changes, array_filters = rewrites.rewrite_in_segment(segment["_id"], work, message_ids, edit, moment)
+            until_known(partial(self.collection.update_one, which, changes, array_filters=array_filters))
             found += segment["messages"]
-            # Asked behind the change: an indexer leaves its mark before it reads.
+            # Read after the change: an indexer leaves its mark before it reads.
             mark = self.collection.find_one({"_id": segment["_id"]}, {"indexed": 1})
             indexed = indexed or "indexed" in (mark or {})
         return found, indexed
 
     def has_feedback(self, session_id: str, incarnation: ObjectId, feedback: Document) -> bool:
         """Return whether a segment has this very feedback, which its ``commit_id`` tells."""
-        which = _segments_of(session_id, incarnation, feedback_statements.FEEDBACKS)
-        which["messages.commit_id"] = feedback["commit_id"]
+        of_session = segments.segments_up_to(session_id, incarnation, FEEDBACKS)
+        which = {"_id": of_session, "messages.commit_id": feedback["commit_id"]}
         return self.collection.find_one(which, {"_id": 1}) is not None
 
-    def read_to_index(self, session_id: str, incarnation: ObjectId, key: str, position: int) -> list[Document]:
-        """Return the text of the messages from a position to the end of the segment that has it, and mark the segment.
+    def read_to_index(self, session_id: str, incarnation: ObjectId, key: str, offset: int) -> list[Document | None]:
+        """Return the text of the messages from an offset to the end of the segment that has it, and mark the segment.
 
-        The mark comes before what is returned was read: whoever changes a message in it later knows that the old text
-        may be in the search.
+        The mark is there before the text is read: whoever changes a message in it later knows that the old text may be
+        in the search.
 
         Raises:
             HistoryIncompleteError: No segment has it.
         """
-        low, high = (segments_statements.segment_id(session_id, incarnation, key, first) for first in (0, position))
-        which: Document = {"_id": {"$gte": low, "$lte": high}}
-        projection = {**searching.unindexed_in_segment_projection(position), "indexed": 1}
-        for _ in attempts(f"session_id={session_id!r}: a segment could not be read"):
+        which: Document = {"_id": segments.segments_up_to(session_id, incarnation, key, offset)}
+        projection = {**searching.unindexed_in_segment_projection(offset), "indexed": 1}
+        for _ in attempts(f"session_id={session_id!r}: a segment could not be read", session_id):
             found = self.collection.find_one(which, projection, sort=[("_id", -1)])
             if found is None or not found["messages"]:
                 break
             if "indexed" in found:
-                messages: list[Document] = found["messages"]
+                messages: list[Document | None] = found["messages"]
                 return messages
             which = {"_id": found["_id"]}
             until_known(partial(self.collection.update_one, which, {"$set": {"indexed": True}}))
-        raise _incomplete(session_id, incarnation, key, position, position + 1, 0)
+        raise _incomplete(session_id, incarnation, key, offset, offset + 1, 0)
 
-    def first_user_texts(self, segments: Sequence[Document]) -> dict[str, Any]:
+    def first_user_texts(self, segment_ids: Sequence[SegmentId]) -> dict[str, Any]:
         """Return the first user text of each of these segments, by session id, cut, as it is stored: one command.
 
         Args:
-            segments: Their ``_id``, one for each session.
+            segment_ids: One for each session.
         """
-        if not segments:
+        if not segment_ids:
             return {}
-        found = self.collection.find({"_id": {"$in": list(segments)}}, session_listing.SEGMENT_PROJECTION)
+        found = self.collection.find({"_id": {"$in": list(segment_ids)}}, session_headers.SEGMENT_PROJECTION)
         return {segment["_id"]["session"]: segment["text"] for segment in found}
 
     def insert(self, segment: Mapping[str, Any]) -> bool:
@@ -197,10 +185,10 @@ class History(RelatedCollection):
             return False  # Or it is this one, and only the answer to the first attempt was lost.
         return True
 
-    def standing(self, segment_id: Document, expires_at: datetime | None) -> Document | None:
-        """Return ``{count, edits}`` of a segment, or None if there is none; it expires no sooner than this."""
+    def standing(self, segment_id: SegmentId, expires_at: datetime | None) -> Document | None:
+        """Let a segment expire no sooner than this; return its ``count`` and ``edits``, or None if there is none."""
         if expires_at is not None:
-            until_known(lambda: self.collection.update_one({"_id": segment_id}, related_expiry.keep_until(expires_at)))
+            until_known(lambda: self.collection.update_one({"_id": segment_id}, sessions.keep_until(expires_at)))
         return self.collection.find_one({"_id": segment_id}, {"_id": 0, "count": 1, "edits": 1})
 
     def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> bool:
@@ -210,108 +198,94 @@ class History(RelatedCollection):
             ensure_indexes(self.collection, [EXPIRY_INDEX])
         return there_were
 
-    def delete(self, segment_ids: Sequence[Document]) -> None:
-        """Delete segments that the caller has inserted and nobody has committed."""
+    def delete(self, segment_ids: Sequence[SegmentId]) -> None:
+        """Delete segments that the caller has inserted and that nobody has committed."""
         until_known(lambda: self.collection.delete_many({"_id": {"$in": list(segment_ids)}}))
 
-    def delete_stale(self, segment_id: Document, edits: int) -> None:
-        """Delete a segment that was read at this many edits and can never be committed any more."""
+    def delete_stale(self, segment_id: SegmentId, edits: int) -> None:
+        """Delete a segment whose messages were read at this many ``edits`` and that can never be committed any more."""
         self.collection.delete_one({"_id": segment_id, "edits": edits})
 
-    def _covering(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> Iterator[Document]:
-        """Yield the ``_id`` of the segment whose messages reach over this id."""
-        # No message stands at a position above its id, and where ids have no gaps, none below it. With gaps: halve.
-        low = 0
-        high = position = message_id
+    def _covering(self, session_id: str, incarnation: ObjectId, key: str, message_id: int) -> SegmentId | None:
+        """Return the ``_id`` of the segment whose lowest id is not above this one and whose highest not below; or None.
+
+        The offset of a message is never above its id. Where ids have no gaps both are the same, and the first look
+        finds the segment; otherwise the range of possible offsets is halved at each look.
+        """
+        low, high = 0, message_id
+        offset = message_id
         while low <= high:
-            begin, end = (
-                segments_statements.segment_id(session_id, incarnation, key, first) for first in (0, position)
-            )
-            which = {"_id": {"$gte": begin, "$lte": end}}
-            found = self._find(which, segments_statements.segment_bounds(), newest_first=True, limit=1)
+            which = {"_id": segments.segments_up_to(session_id, incarnation, key, offset)}
+            found: list[Document] = self._find(session_id, which, segments.segment_bounds(), newest=True)
             if not found or (last_id := found[0].get("last_id", -1)) < message_id:
-                low = position + 1
+                low = offset + 1
             elif found[0].get("first_id", -1) <= message_id <= last_id:
-                yield found[0]["_id"]
-                return
+                covering: SegmentId = found[0]["_id"]
+                return covering
             else:
                 high = found[0]["_id"]["first"] - 1
-            position = (low + high) // 2
+            offset = (low + high) // 2
+        return None
 
-    def raw_segments_covering(
+    def raw_segment_covering(
         self, session_id: str, incarnation: ObjectId, key: str, message_id: int
-    ) -> Iterator[RawBSONDocument]:
-        """Yield the segment whose messages reach over this id, as it is stored."""
-        for segment_id in self._covering(session_id, incarnation, key, message_id):
-            if (segment := self._raw_majority.find_one({"_id": segment_id})) is not None:
-                yield segment
+    ) -> RawBSONDocument | None:
+        """Return the segment in which a message with this id would lie, as it is stored; None if there is none."""
+        segment_id = self._covering(session_id, incarnation, key, message_id)
+        return None if segment_id is None else self._raw_majority.find_one({"_id": segment_id})
 
     def raw_segments(self, session_id: str, incarnation: ObjectId, key: str) -> Iterator[RawBSONDocument]:
         """Yield all segments of an agent as they are stored."""
-        which = _segments_of(session_id, incarnation, key)
+        which = {"_id": segments.segments_up_to(session_id, incarnation, key)}
         with self._raw_majority.find(which, sort=[("_id", 1)]) as found:
             yield from found
 
     def sweep(
-        self, sessions: str, holds: Holds, grace_seconds: float, failures: Failures, *, but: Sequence[Document] = ()
+        self, sessions: str, holds: Holds, grace_seconds: float, failures: Failures, *, but: Sequence[SegmentId] = ()
     ) -> int:
-        """Delete, besides, what archivers that died have left and nobody can commit any more.
+        """Sweep as well segments that archivers have left when they died, and that nobody can commit any more.
 
-        A message was edited since.
+        A message in them was edited since it was read.
         """
         orphans = Orphans(self.collection, grace_seconds)
-        stale: list[Document] = [*but]
+        stale: list[SegmentId] = [*but]
         deleted = 0
         with self._majority().aggregate(sweeping.stale_segments(sessions), allowDiskUse=True) as found:
             for segment in found:
                 stale.append(segment["_id"])
                 with failures.of(segment["_id"]["session"]):
-                    deleted += self._sweep_stale(orphans, holds, segment)
+                    is_stale = partial(holds, segment["_id"]["session"], sweeping.outdates(segment))
+                    # Its `edits` are in the filter: a segment that takes its place meanwhile is another one.
+                    deleted += orphans.sweep_together(segment, is_stale, marked=True)
         return deleted + super().sweep(sessions, holds, grace_seconds, failures, but=stale)
-
-    @staticmethod
-    def _sweep_stale(orphans: Orphans, holds: Holds, segment: Document) -> int:
-        outdates = sweeping.outdates(segment["_id"], segment["edits"])
-        return orphans.settle_all(segment, lambda: holds(segment["_id"]["session"], outdates), marked=True)
 
     def _find(
         self,
+        session_id: str,
         query: Document,
-        projection: Mapping[str, Any] | None = None,
+        projection: Mapping[str, Any],
         *,
-        newest_first: bool = False,
-        limit: int = 0,
+        newest: bool = False,
         plain: bool = False,
     ) -> list[Document]:
-        decode = self._reader.plain if plain else self._reader.decode
-        missing: ObjectId | None = None
-        for _ in attempts("archived messages could not be read"):
-            found = self._raw.find(query, projection, sort=[("_id", -1 if newest_first else 1)], limit=limit)
-            try:
-                return [decode(document) for document in found]
-            except BlobMissingError as error:
-                if error.file_id == missing:
-                    raise
-                missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.
-        raise AssertionError  # `attempts` never ends without an error.
-
-
-def _segments_of(session_id: str, incarnation: ObjectId, key: str) -> Document:
-    """Return the filter of all segments of an agent, or of the feedbacks."""
-    low, high = (segments_statements.segment_id(session_id, incarnation, key, first) for first in (0, INT64_MAX))
-    return {"_id": {"$gte": low, "$lte": high}}
+        """Return segments, or only the newest one, as the projection yields them, decoded unless they are plain."""
+        find = partial(self._raw.find, query, projection, sort=[("_id", -1 if newest else 1)], limit=int(newest))
+        if plain:
+            return [from_bson(document.raw) for document in find()]
+        return self._blobs.decoded(find, f"session_id={session_id!r}: archived messages", session_id)
 
 
 def _holding(session_id: str, incarnation: ObjectId, work: Rewrite) -> Document:
     """Return the filter of the segments that have a message that is meant to be replaced."""
-    return {**_segments_of(session_id, incarnation, work.key), "messages": {"$elemMatch": work.condition()}}
+    of_agent = segments.segments_up_to(session_id, incarnation, work.key)
+    return {"_id": of_agent, "messages": {"$elemMatch": work.condition()}}
 
 
 def _incomplete(
     session_id: str, incarnation: ObjectId, key: str, start: int, stop: int, found: int
 ) -> HistoryIncompleteError:
     """Return the error for messages, or feedbacks, of which only so many were found."""
-    agent_id = None if key == feedback_statements.FEEDBACKS else name_of(key)
+    agent_id = None if key == FEEDBACKS else name_of(key)
     missing = max(1, stop - start - found)  # Or there are more than there should be, and it is not known which.
     return HistoryIncompleteError(
         session_id, agent_id, first=start, last=stop - 1, missing=missing, incarnation=incarnation

@@ -6,7 +6,6 @@ Nothing expires without the index for it, though; what has expired is not shown 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +13,8 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure, PyMongoError
 
-from .._client.forks import in_child
 from ..errors import described
-from .server_codes import INDEX_REFUSED, UNAUTHORIZED
+from .sending import INDEX_REFUSED, UNAUTHORIZED
 
 logger = logging.getLogger(__name__)
 
@@ -31,34 +29,33 @@ EXPIRY_INDEX = IndexModel(
 
 
 def ensure_indexes(collection: Collection[Any], indexes: Sequence[IndexModel]) -> bool:
-    """Make the indexes of a collection; return whether that is settled: they are there, or refused for good.
+    """Make the indexes of a collection; return whether that is done: they are there, or refused for good.
 
-    One command, and none if this process has settled the same indexes before. Where the server refuses them, each is
-    tried by itself: one that stands in the way of another of the application's own does not keep off the others.
+    One command, and none if this process has done it before. Where the server refuses them, each is tried by itself:
+    one that conflicts with an index of the application's own must not prevent the others.
     """
     mine = _names(collection, indexes)
-    with _lock:
-        if mine in _ensured:
-            return True
-        _ensured.add(mine)
-    settled = True
+    # Without a lock: two threads that come here at once send the command twice, which changes nothing.
+    if mine in _ensured:
+        return True
+    _ensured.add(mine)
+    done = True
     try:
         collection.create_indexes(list(indexes))
     except PyMongoError as error:
         code = error.code if isinstance(error, OperationFailure) else None
         if isinstance(error, OperationFailure) and code != UNAUTHORIZED and len(indexes) > 1:
             each = [ensure_indexes(collection, [index]) for index in indexes]
-            settled = all(each)
+            done = all(each)
         else:
-            settled = code in INDEX_REFUSED
+            done = code in INDEX_REFUSED
             logger.warning("collection=<%s>, error=<%s> | indexes not created", collection.full_name, described(error))
-    with _lock:
-        if settled:
-            # Under the name as well that it has now: the connection has told which servers there are.
-            _ensured.add(_names(collection, indexes))
-        else:
-            _ensured.discard(mine)
-    return settled
+    if done:
+        # Under the name as well that it has now: the connection has told which servers there are.
+        _ensured.add(_names(collection, indexes))
+    else:
+        _ensured.discard(mine)
+    return done
 
 
 def _names(collection: Collection[Any], indexes: Sequence[IndexModel]) -> _Names:
@@ -70,11 +67,3 @@ def _names(collection: Collection[Any], indexes: Sequence[IndexModel]) -> _Names
 _Names = tuple[frozenset[Any], str, tuple[str, ...]]
 
 _ensured: set[_Names] = set()
-_lock = threading.Lock()
-
-
-@in_child
-def _after_fork_in_child() -> None:
-    # A thread of the parent may have held the lock, and is not here to let it go.
-    global _lock
-    _lock = threading.Lock()

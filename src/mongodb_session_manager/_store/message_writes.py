@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 
 from bson import ObjectId
 from pymongo.errors import WriteError
@@ -14,15 +15,14 @@ from .._model.encoding import blob_files
 from .._model.keys import decode_key
 from .._statements import commits, rewrites
 from .._statements.commits import Commit
-from .._statements.rewrites import Rewrite
+from .._statements.rewrites import Rewrite, RewriteStanding
 from .._statements.sessions import SessionRef
 from ..errors import AgentNotFoundError, MessageNotFoundError, SessionConflictError
 from .history import History
 from .related_documents import RelatedDocuments
 from .search_index import SearchIndex
-from .sending import attempts
-from .server_codes import NOT_A_LIST_OR_NUMBER
-from .session_commands import SessionCommands, now, pin_incarnation
+from .sending import NOT_A_LIST_OR_NUMBER, attempts
+from .session_commands import SessionCommands, now
 from .session_reads import SessionReads
 
 
@@ -60,14 +60,14 @@ class MessageWrites:
             AgentNotFoundError: The session does not have the agent, or not any more.
             SessionBusyError: Another process holds the session's lease, or the writer's own has run out.
         """
-        for times in attempts(_named(session, work.key)):
+        for times in attempts(_named(session, work.key), session.session_id):
             if times or session.incarnation is None:
                 needed = commits.append_projection(work.key, work.first_message_id or 0)
                 standing = self.commands.standing(session, needed, [work.key])
-                if self._is_stored(session, work, standing):
+                if self._is_stored(session, work, standing.found):
                     return
                 self.related.see_to_expiry(session, standing)
-                session = pin_incarnation(session, standing)
+                session = session.pinned(standing.incarnation)
             try:
                 if self.commands.update(commits.commit(session, work, now())):
                     return
@@ -78,19 +78,19 @@ class MessageWrites:
                 for message in events:  # Another program keeps something of that name; the commit is what counts.
                     message.guardrail_events = ()
 
-    def _is_stored(self, session: SessionRef, work: Commit, standing: Document) -> bool:
+    def _is_stored(self, session: SessionRef, work: Commit, found: Document) -> bool:
         """Return whether nothing of a commit is left to send; else make it fit how the session stands."""
         where, first = _named(session, work.key), work.first_message_id or 0
         session_id, agent_id = session.session_id, decode_key(work.key)
-        if work.messages and self.reads.commit_id_at(session, work.key, first, standing) == work.commit_id:
+        if work.messages and self.reads.commit_id_at(session, work.key, first, found) == work.commit_id:
             return True  # It had arrived: only its answer was lost.
-        if not standing["exists"]:
+        if not found["exists"]:
             if work.creates is None:
                 raise _no_agent(session, work.key)
             return False
         work.creates = None  # Another writer came first and has decided how the agent began.
-        work.changes = int(standing["changes"])
-        message_count = standing["message_count"]
+        work.changes = int(found["changes"])
+        message_count = found["message_count"]
         if work.is_behind(message_count):
             if not work.rebase:
                 raise SessionConflictError(
@@ -116,14 +116,15 @@ class MessageWrites:
         """
         session_id, where = session.session_id, _named(session, work.key)
         agent_id = decode_key(work.key)
-        for _ in attempts(f"{where}: message_id={work.message_id} could not be replaced"):
+        for _ in attempts(f"{where}: message_id={work.message_id} could not be replaced", session_id):
             standing = self.commands.standing(session, rewrites.rewrite_projection(work), [work.key])
-            if not standing["exists"]:
+            found, here = cast(RewriteStanding, standing.found), session.pinned(standing.incarnation)
+            if not found["exists"]:
                 raise _no_agent(session, work.key)
-            if standing.get("listed"):
+            if found.get("listed"):
                 work.guardrail_event = None  # It had arrived: only its answer was lost. The rest may be done again.
-            replaced: list[Document] = standing["messages"]
-            if not replaced and not self.history.has(session_id, standing["incarnation"], work):
+            replaced = found["messages"]
+            if not replaced and not self.history.has(session_id, found["incarnation"], work):
                 raise MessageNotFoundError(
                     f"{where} has no message_id={work.message_id}, or another message has this id",
                     session_id=session_id,
@@ -134,19 +135,20 @@ class MessageWrites:
             self.related.see_to_expiry(session, standing)
             try:
                 # The session document is changed first: it decides who may make a change.
-                if self.commands.update(rewrites.rewrite(pin_incarnation(session, standing), work, standing, moment)):
+                if self.commands.update(rewrites.rewrite(here, work, found, moment)):
                     break
             except WriteError as error:
                 if error.code not in NOT_A_LIST_OR_NUMBER or work.guardrail_event is None:
                     raise
                 work.guardrail_event = None  # As in `commit`.
         # An archiver may hold a copy of an embedded message that it has yet to commit.
-        edit = int(standing["edits"]) + 1
-        archived, read_to_index = self.history.rewrite(session_id, standing["incarnation"], work, edit, moment)
+        edit = int(found["edits"]) + 1
+        archived, read_to_index = self.history.rewrite(session_id, found["incarnation"], work, edit, moment)
         work.unnamed |= _unnamed(archived, work.body)
-        if "indexed" in standing or read_to_index:
-            self.search.rewrite(session_id, work.key, replaced + archived, work.body, standing)
-        self.related.delete_blobs(work.unnamed)
+        if "indexed" in found or read_to_index:
+            self.search.rewrite(session_id, work, replaced + archived, found)
+        # Nothing names these any more. Where the process dies before this, a sweep finds them.
+        self.commands.blobs.delete(work.unnamed)
 
 
 def _unnamed(messages: Sequence[Document], body: Document) -> set[ObjectId]:

@@ -1,4 +1,4 @@
-"""What goes through all sessions at once: how it deletes, and what one spoilt session may do to it.
+"""How a sweep deletes what is orphaned, and how work on all sessions goes on where one session fails.
 
 A sweep finds what nobody needs by reading several collections, and they may be in the midst of a restore: then history
 seems orphaned whose session document comes a minute later. So there is one rule for everything that a sweep deletes,
@@ -15,15 +15,13 @@ from bson.errors import BSONError
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, OperationFailure
 
+from .._model.documents import Document
 from .._model.limits import MAX_SHOWN_SESSIONS
 from ..errors import MongoDBSessionError, described, shown
-from .server_codes import UNAUTHORIZED
+from .sending import UNAUTHORIZED
 
-Filter = dict[str, Any]
-
-
-_MARKED: Filter = {"orphaned_at": {"$exists": True}}
-_UNMARKED: Filter = {"orphaned_at": {"$not": {"$type": "date"}}}
+_MARKED: Document = {"orphaned_at": {"$exists": True}}
+_UNMARKED: Document = {"orphaned_at": {"$not": {"$type": "date"}}}
 
 
 class Orphans:
@@ -38,20 +36,20 @@ class Orphans:
     """
 
     def __init__(
-        self, collection: Collection[Any], grace_seconds: float, delete: Callable[[Filter], int] | None = None
+        self, collection: Collection[Any], grace_seconds: float, delete: Callable[[Document], int] | None = None
     ) -> None:
         self._collection = collection
         self._delete = delete or (lambda which: collection.delete_many(which).deleted_count)
         since = {"$subtract": ["$$NOW", round(grace_seconds * 1000)]}
-        self._due: Filter = {"orphaned_at": {"$type": "date"}, "$expr": {"$lte": ["$orphaned_at", since]}}
+        self._due: Document = {"orphaned_at": {"$type": "date"}, "$expr": {"$lte": ["$orphaned_at", since]}}
 
-    def settle(self, which: Filter, orphaned: Callable[[], Filter | None], *, marked: bool) -> int:
+    def sweep(self, which: Document, orphaned: Callable[[], Document | None], *, marked: bool) -> int:
         """Delete what was marked long enough ago, mark what was not, and take the mark off what is orphaned no more.
 
         Args:
             which: The documents.
             orphaned: Returns, for certain, the filter of those of them that are orphaned now; None: none is. It is
-                asked right before anything is deleted.
+                called right before anything is deleted.
             marked: Whether one of them had a mark when they were found. Without one, nothing is deleted.
 
         Returns:
@@ -72,13 +70,13 @@ class Orphans:
             self._collection.update_many({"$and": back}, {"$unset": {"orphaned_at": ""}})
         return deleted
 
-    def settle_all(self, which: Filter, orphaned: Callable[[], bool], *, marked: bool) -> int:
-        """Do the same with documents that are orphaned all together or not at all."""
-        return self.settle(which, lambda: which if orphaned() else None, marked=marked)
+    def sweep_together(self, which: Document, orphaned: Callable[[], bool], *, marked: bool) -> int:
+        """Do the same with documents of which all are orphaned, or none: ``orphaned`` returns whether they are."""
+        return self.sweep(which, lambda: which if orphaned() else None, marked=marked)
 
 
 class Failures:
-    """Errors of single sessions: each ends the work on that session only, and is told when all others are done."""
+    """Errors of single sessions: each ends the work on its session only, and is raised when all others are done."""
 
     def __init__(self) -> None:
         self._sessions: dict[str, None] = {}
@@ -86,7 +84,7 @@ class Failures:
 
     @contextmanager
     def of(self, session_id: str) -> Iterator[None]:
-        """Keep an error of the work on one session. What no other session would be spared is raised at once."""
+        """Keep an error of the work on one session. An error that every other session would meet is raised at once."""
         try:
             yield
         except (MongoDBSessionError, OperationFailure, DocumentTooLarge, BSONError) as error:
@@ -107,9 +105,9 @@ class Failures:
         if self._first is None:
             return
         named = ", ".join(map(shown, list(self._sessions)[:MAX_SHOWN_SESSIONS]))
-        more = (
-            f" and {len(self._sessions) - MAX_SHOWN_SESSIONS} more" if len(self._sessions) > MAX_SHOWN_SESSIONS else ""
-        )
+        others = len(self._sessions) - MAX_SHOWN_SESSIONS
+        more = f" and {others} more" if others > 0 else ""
         raise MongoDBSessionError(
-            f"{what} of session_id={named}{more}; all others are done. The first error: {described(self._first)}"
+            f"{what} of session_id={named}{more}; all others are done. The first error: {described(self._first)}",
+            session_id=next(iter(self._sessions)) if len(self._sessions) == 1 else None,
         ) from self._first
