@@ -99,14 +99,8 @@ def test_a_form_that_leaves_agent_and_message_empty_gives_feedback_on_the_sessio
     [
         ({"message_id": 1}, InvalidIdentifierError),
         ({"agent_id": None, "message_id": 1}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": -1}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": "1"}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": True}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": 1.0}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": 2**63}, InvalidIdentifierError),
-        ({"agent_id": "a/b", "message_id": 1}, InvalidIdentifierError),
-        ({"agent_id": "", "message_id": 1}, InvalidIdentifierError),
-        ({"agent_id": {"$gt": ""}, "message_id": 1}, InvalidIdentifierError),
+        *(({"agent_id": "assistant", "message_id": n}, InvalidIdentifierError) for n in (-1, "1", True, 1.0, 2**63)),
+        *(({"agent_id": a, "message_id": 1}, InvalidIdentifierError) for a in ("a/b", "", {"$gt": ""})),
         ({"agent_id": 7, "message_id": 1}, TypeError),
     ],
 )

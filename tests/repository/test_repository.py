@@ -861,13 +861,14 @@ def test_a_date_in_metadata_is_stored_as_a_date(session: Repository, app: Applic
 ILLEGAL_KEYS = ["$x", "", "a..b", "a\0b", ".a", "a.", ".", "a.$b", "a.$", "$", "a.$[]", "\ud800"]
 
 
-@pytest.mark.parametrize("key", ILLEGAL_KEYS, ids=ascii)
+@pytest.mark.parametrize("key", [*ILLEGAL_KEYS, 1, None, b"a", ("a",)], ids=ascii)
 def test_an_illegal_metadata_key_is_refused_before_any_command_is_sent(
-    key: str, conversation: Repository, commands: Commands
+    key: Any, conversation: Repository, commands: Commands
 ) -> None:
-    with pytest.raises(ValueError, match="metadata"):
+    error = ValueError if isinstance(key, str) else (TypeError, ValueError)
+    with pytest.raises(error, match="metadata"):
         conversation.update_metadata("s", {"legal": 1, key: 2})
-    with pytest.raises(ValueError, match="metadata"):
+    with pytest.raises(error, match="metadata"):
         conversation.delete_metadata("s", ["legal", key])
     assert commands == []
     assert_same(conversation.get_metadata("s"), {"metadata": {}})
@@ -883,17 +884,6 @@ def test_an_illegal_key_inside_a_metadata_value_is_refused_before_any_command_is
 ) -> None:
     with pytest.raises(ValueError, match="metadata"):
         conversation.update_metadata("s", {"field": value})
-    assert commands == []
-
-
-@pytest.mark.parametrize("key", [1, None, b"a", ("a",)], ids=repr)
-def test_a_metadata_key_that_is_no_string_is_refused_before_any_command_is_sent(
-    key: Any, conversation: Repository, commands: Commands
-) -> None:
-    with pytest.raises((TypeError, ValueError)):
-        conversation.update_metadata("s", {key: 1})
-    with pytest.raises((TypeError, ValueError)):
-        conversation.delete_metadata("s", [key])
     assert commands == []
 
 

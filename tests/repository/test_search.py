@@ -526,18 +526,15 @@ def killed(world: World, deed: str, action: str, state: str) -> list[Killed]:
     with tempfile.NamedTemporaryFile() as file:
         file.write(bson.encode(world.template(state)))
         file.flush()
-        return _killed([world.uri, world.database.name, deed, action, file.name])
-
-
-def _killed(arguments: list[str]) -> list[Killed]:
-    done = subprocess.run(
-        [sys.executable, "-m", "support.search_script", *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+        arguments = [world.uri, world.database.name, deed, action, file.name]
+        done = subprocess.run(
+            [sys.executable, "-m", "support.search_script", *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=True,
+        )
     found = [Killed(**json.loads(line)) for line in done.stdout.splitlines()]
     assert [one.command for one in found[-2:]] == ["", ""]
     assert len(found) > 6, "hardly anything was killed"
