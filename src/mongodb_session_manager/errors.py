@@ -78,11 +78,7 @@ class MongoDBSessionError(SessionException):
     """
 
     def __init__(
-        self,
-        *args: object,
-        session_id: str | None = None,
-        agent_id: str | None = None,
-        message_id: int | None = None,
+        self, *args: object, session_id: str | None = None, agent_id: str | None = None, message_id: int | None = None
     ) -> None:
         super().__init__(*args)
         self.session_id = session_id

@@ -281,6 +281,27 @@ def test_with_raise_a_message_whose_answer_was_lost_is_no_conflict_with_itself(
     assert texts(stored_messages(database)) == ["one", "Re: one"]
 
 
+def test_a_message_that_has_moved_behind_others_is_not_doubled_when_it_is_sent_again_after_an_error(
+    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+) -> None:
+    """It is looked for where it was sent to, not where the conversation was thought to end."""
+    other = talker(process())
+    other("before")
+    proxy = proxies()
+    manager = process(uri=proxy.uri)
+    one = talker(manager)
+    other("other")
+    # The first update does not match; the second does, behind the other's turn, and nobody hears of it.
+    proxy.cut(Cut("update", "before its answer arrives", number=2, times=None))
+    with pytest.raises(AutoReconnect):
+        manager.append_message(by_hand("one"), one)
+    proxy.heal()
+
+    manager.flush()
+
+    assert texts(stored_messages(database)) == ["before", "Re: before", "other", "Re: other", "one"]
+
+
 class Picture:
     """A graph as far as a repository sees it."""
 

@@ -178,6 +178,19 @@ def test_a_redaction_is_not_taken_back_by_an_earlier_change(world: World, turns:
     assert texts(world.there.list_messages("s", "assistant", limit=1)) == ["REDACTED"]
 
 
+# What a living process has put there too late it repairs; nobody repairs what arrives long after.
+@pytest.mark.parametrize("held", [1, 2, 3], ids=["begun", "put", "noted"])
+def test_what_was_redacted_since_is_not_brought_back_into_the_search(world: World, held: int) -> None:
+    world.there.index_messages()  # Makes the text index, which takes longer than the late client waits.
+    world.conversation()
+    with world.hold("update", held):
+        world.late.index_messages()
+        world.there.update_message("s", "assistant", SessionMessage(by_hand("REDACTED"), 0))
+
+    found = {one["_id"]["message"]: one["text"] for one in world.database.sessions_search.find()}
+    assert found == {0: "REDACTED", 1: "Re: prompt 0"}
+
+
 def test_a_deletion_deletes_no_session_that_was_begun_after_it(world: World) -> None:
     world.conversation()
     with world.hold("delete"):

@@ -16,9 +16,9 @@ from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 from support.blobs import THRESHOLD, said, shown, talker
 from support.commands import CommandRecorder
-from support.crash_script import crashes
 from support.gates import Gate
 from support.histories import HISTORY, NEVER, SESSIONS, SMALL, Interruption, by_hand, manager_of, stored
+from support.killed import crashes
 from support.snapshots import keep, put_back
 from support.waiting import eventually
 from support.wire_proxy import Cut, WireProxy
@@ -315,6 +315,22 @@ def test_what_a_manager_writes_after_the_end_of_its_session_is_refused_and_bring
         agent("still there?")
     with pytest.raises(SessionNotFoundError):
         manager.lease(5).__enter__()
+    with pytest.raises(SessionNotFoundError):
+        manager.close()
+    assert document(database) == before
+
+
+@both_durabilities
+def test_a_turn_after_the_end_is_refused_though_the_parts_of_the_session_are_kept_for_longer(
+    database: Database[Any], opened: Callable[..., MongoDBSessionManager], durability: str
+) -> None:
+    manager = opened(index_messages=False, durability=durability)
+    agent = talker(manager)
+    agent("hello")
+    database[SESSIONS].update_one({}, {"$set": {"expires_at": utc_now()}})
+    before = document(database)
+    with pytest.raises(Exception, match="expired"):
+        agent("still there?")
     with pytest.raises(SessionNotFoundError):
         manager.close()
     assert document(database) == before
@@ -754,7 +770,7 @@ def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leave
         database[name].update_many({}, {"$set": {"expires_at": now + timedelta(hours=1)}})
     keep(database)
     killed = []
-    for crash in crashes("expiry_crash_script", server.uri, database.name):
+    for crash in crashes(server.uri, database.name, "a turn that moves parts on"):
         killed.append(crash.command)
         assert_parts_outlive(database)
         with opened() as manager:

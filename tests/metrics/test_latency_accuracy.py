@@ -181,11 +181,14 @@ def test_the_time_from_start_timing_is_that_to_the_answer(manager: MongoDBSessio
     assert held.ended_at - started - ROUNDING_MS <= stored <= now_ms() - began + ROUNDING_MS
 
 
-def test_a_latency_that_the_provider_reports_is_stored_as_it_was_reported(manager: MongoDBSessionManager) -> None:
+@pytest.mark.parametrize("reported", [3, 4321], ids=["less than was measured", "more than was measured"])
+def test_a_latency_that_the_provider_reports_is_stored_as_it_was_reported(
+    manager: MongoDBSessionManager, reported: int
+) -> None:
     held = Held()
-    model = HeldModel([ScriptedReply(text="Well.", latency_ms=4321)], [held])
+    model = HeldModel([ScriptedReply(text="Well.", latency_ms=reported)], [held])
     held_turn(Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None), [held])
-    assert latencies(manager) == [4321]
+    assert latencies(manager) == [reported]
 
 
 def test_storing_takes_no_part_in_the_latency(client: MongoClient[dict[str, Any]], database_name: str) -> None:

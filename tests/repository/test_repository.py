@@ -18,7 +18,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 from support.application import NOWHERE, Application
 from support.commands import Commands
 from support.equality import assert_same
-from support.histories import SESSIONS, at_rest
+from support.histories import SESSIONS, at_rest, repository_of
 from support.repositories import (
     MultiAgent,
     a_message,
@@ -1194,7 +1194,7 @@ def test_a_document_with_almost_nothing_in_it_never_makes_a_session_unopenable(
 @pytest.mark.slow
 def test_an_update_whose_answer_was_lost_is_applied(conversation: Repository, app: Application, proxies: Any) -> None:
     proxy = proxies()
-    unlucky = Repository(client=app.new_client(proxy.uri), database_name=app.database.name, collection_name=SESSIONS)
+    unlucky = repository_of(app.new_client(proxy.uri), app.database.name)
     conversation.create_multi_agent("s", MultiAgent("graph", {"status": "old"}))
     for update in (
         lambda: unlucky.update_agent("s", an_agent(state={"status": "new"})),

@@ -1,17 +1,13 @@
 """What was said is found, what was redacted or deleted is not, and a turn pays for neither.
 
 An indexer that copies messages into the search is stopped and killed at each of its commands while others redact and
-delete (`support/search_script.py`), and so is a redaction while others feed.
+delete (`support/killed.py`), and so is a redaction while others feed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
-import subprocess
-import sys
 import tempfile
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +21,21 @@ from pymongo import MongoClient
 from strands import tool
 from strands.types.session import SessionMessage
 from support.application import Application, both_durabilities
-from support.archiver_script import CONVERSATION, PROMPTS, REDACTED, SECRET, Killed, converse, delete, redact
+from support.deeds import (
+    CONVERSATION,
+    PROMPTS,
+    REDACTED,
+    SEARCH,
+    SECRET,
+    STATES,
+    archive,
+    converse,
+    delete,
+    index,
+    put_session,
+    redact,
+    session_in_state,
+)
 from support.histories import (
     HISTORY,
     SESSIONS,
@@ -33,13 +43,14 @@ from support.histories import (
     Interruption,
     at_rest,
     by_hand,
+    repository_of,
     said,
     stored,
     talker,
     texts,
 )
+from support.killed import Crash, crashes
 from support.repositories import a_message, begin
-from support.search_script import SEARCH, STATES, archive, index, put_session, repository_of, session_in_state
 from support.sweeping import swept
 
 from mongodb_session_manager import (
@@ -521,22 +532,12 @@ def test_a_prompt_that_was_tried_again_is_redacted_wherever_it_is_found(world: W
     assert world.found("redacted") == ["[redacted]", "[redacted]"]
 
 
-def killed(world: World, deed: str, action: str, state: str) -> list[Killed]:
+def killed(world: World, deed: str, action: str, state: str) -> list[Crash]:
     """What became of each process that was killed, and last of those that were not."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(bson.encode(world.template(state)))
         file.flush()
-        arguments = [world.uri, world.database.name, deed, action, file.name]
-        done = subprocess.run(
-            [sys.executable, "-m", "support.search_script", *arguments],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=300,
-            check=True,
-        )
-    found = [Killed(**json.loads(line)) for line in done.stdout.splitlines()]
-    assert [one.command for one in found[-2:]] == ["", ""]
+        found = list(crashes(world.uri, world.database.name, f"{deed} what is in the file", action, file.name))
     assert len(found) > 6, "hardly anything was killed"
     return found
 

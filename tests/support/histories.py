@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -9,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
-from offline_model import OfflineScriptedModel
+from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient, monitoring
-from strands import Agent
+from strands import Agent, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 
-from mongodb_session_manager import MongoDBSessionManager
+from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from pymongo.database import Database
 
@@ -48,14 +49,47 @@ def manager_of(
     )
 
 
+def repository_of(client: MongoClient[Any], database_name: str) -> MongoDBSessionRepository:
+    return MongoDBSessionRepository(client=client, database_name=database_name, collection_name=SESSIONS)
+
+
 def talker(manager: MongoDBSessionManager, window: int = 4, **options: Any) -> Agent:
     """An agent that repeats what it hears and keeps so many messages live."""
     defaults: dict[str, Any] = {
         "agent_id": "assistant",
+        "model": OfflineScriptedModel(echo),
         "conversation_manager": SlidingWindowConversationManager(window_size=window),
     }
+    return Agent(session_manager=manager, callback_handler=None, **{**defaults, **options})
+
+
+@tool
+def look_up(word: str) -> str:
+    """Look something up."""
+    return f"{word}: found"
+
+
+def answer(messages: Any) -> Any:
+    """The echo of what was heard; or a tool call, or a refusal, where it is asked for one."""
+    heard = messages[-1]["content"][0]
+    if "toolResult" in heard:
+        return "Found."
+    if heard["text"] == "look it up":
+        return ToolCall("look_up", {"word": "fish"})
+    if "secret" in heard["text"]:
+        return ScriptedReply(text="I cannot.", redact_user="[redacted]")
+    return f"Re: {heard['text']}"
+
+
+def tool_talker(manager: MongoDBSessionManager, **options: Any) -> Agent:
+    """An agent that can look things up, and refuses to speak of secrets."""
     return Agent(
-        model=OfflineScriptedModel(echo), session_manager=manager, callback_handler=None, **{**defaults, **options}
+        model=OfflineScriptedModel(answer),
+        agent_id="assistant",
+        tools=[look_up],
+        session_manager=manager,
+        callback_handler=None,
+        **options,
     )
 
 
@@ -67,6 +101,17 @@ def texts(messages: Iterable[Any]) -> list[str]:
 
 def by_hand(text: str, role: str = "user") -> Any:
     return {"role": role, "content": [{"text": text}]}
+
+
+@dataclass
+class StandIn:
+    """A graph as far as a repository sees it."""
+
+    state: dict[str, Any]
+    id: str = "graph"
+
+    def serialize_state(self) -> dict[str, Any]:
+        return self.state
 
 
 @dataclass(frozen=True)
@@ -158,11 +203,15 @@ class Interruption(monitoring.CommandListener):
 
     Attributes:
         commands: names of the commands that were sent since then.
+        acted: whether it came to that.
         error: what the interruption raised; PyMongo swallows it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, moment: str = "started", number: int = 1) -> None:
+        self.moment = moment
+        self.number = number
         self.commands: list[str] = []
+        self.acted = False
         self.error: BaseException | None = None
         self._lock = threading.Lock()
         self._moment = ""
@@ -175,6 +224,17 @@ class Interruption(monitoring.CommandListener):
             self.commands.clear()
             self._moment, self._left, self._act = moment, number, act
 
+    def at_its_command(self, act: Callable[[], object]) -> None:
+        """Interrupt at the command that it was made for."""
+        self.arm(self.moment, self.number, act)
+
+    def disarm(self) -> None:
+        """Interrupt no more; raise what the interruption raised."""
+        with self._lock:
+            self._moment = ""
+        if self.error is not None:
+            raise self.error
+
     def _at(self, moment: str) -> None:
         with self._lock:
             if moment != self._moment:
@@ -182,6 +242,7 @@ class Interruption(monitoring.CommandListener):
             self._left -= 1
             hit = self._left == 0
         if hit:
+            self.acted = True
             try:
                 self._act()
             except BaseException as error:
@@ -198,6 +259,21 @@ class Interruption(monitoring.CommandListener):
 
     def failed(self, event: monitoring.CommandFailedEvent) -> None:
         self._at("succeeded")
+
+
+def interruptions(uri: str, moment: str = "started") -> Iterator[tuple[MongoClient[Any], Interruption]]:
+    """Yield clients, the first to be interrupted at its first command, and so on, until one did not send so many.
+
+    The loop says what with `at_its_command`, and from where on commands are counted.
+    """
+    for number in itertools.count(1):
+        interruption = Interruption(moment, number)
+        client: MongoClient[Any]
+        with MongoClient(uri, event_listeners=[interruption]) as client:
+            yield client, interruption
+            interruption.disarm()
+        if not interruption.acted:
+            return
 
 
 def lay_out(database: Database[Any], ids: list[int], blocks: list[int], session_id: str = "s", removed: int = 0) -> int:
