@@ -9,7 +9,7 @@ import pytest
 from bson import Decimal128
 from strands.types.session import SessionMessage
 from support.gates import Gate
-from support.histories import HISTORY, SESSIONS, Interruption, by_hand, manager_of, talker
+from support.histories import HISTORY, Interruption, by_hand, manager_of, talker
 
 from mongodb_session_manager import DamagedSessionError, HistoryIncompleteError
 
@@ -109,17 +109,17 @@ def test_a_message_of_an_agent_with_a_damaged_count_is_read_or_the_damage_is_nam
 
 @pytest.mark.parametrize("archived", [0, 2])
 def test_a_count_below_the_messages_that_are_there_is_told_and_gives_no_id_out_twice(
-    repository: MongoDBSessionRepository, client: MongoClient[Any], database_name: str, archived: int
+    talked: Application, archived: int
 ) -> None:
-    manager = manager_of(client, database_name)
+    repository, manager = talked.repository, talked.manager()
     agent = talker(manager)
     embedded = repository.collection.find_one({})["agents"]["assistant"]["messages"][archived:]  # type: ignore[index]
     fewer = {"agents.assistant.archived_count": archived, "agents.assistant.messages": embedded}
     repository.collection.update_one({}, {"$set": fewer})
-    damage(repository, 3)
+    damage(talked, 3)
     before = repository.collection.find_one({})
     writes: list[Callable[[], Any]] = [
-        lambda: talker(manager_of(client, database_name)),
+        lambda: talker(talked.manager()),
         lambda: manager.append_message(by_hand("three"), agent),
         lambda: repository.create_message("s", "assistant", SessionMessage(by_hand("three"), 3)),
     ]
@@ -134,15 +134,13 @@ def test_a_count_below_the_messages_that_are_there_is_told_and_gives_no_id_out_t
 # A range of numbers matches both of them, and `$set` would make a counter of what was damaged.
 @pytest.mark.parametrize("value", [2.5, [2]], ids=repr)
 def test_a_count_that_is_damaged_right_before_a_message_is_appended_is_told_and_left_as_it_is(
-    repository: MongoDBSessionRepository, server: Any, database_name: str, value: Any
+    talked: Application, value: Any
 ) -> None:
-    meanwhile = Interruption()
-    own: MongoClient[dict[str, Any]]
-    with MongoClient(server.uri, event_listeners=[meanwhile]) as own:
-        watched = MongoDBSessionRepository(client=own, database_name=database_name, collection_name=SESSIONS)
-        meanwhile.arm("started", 2, lambda: damage(repository, value))
-        with pytest.raises(DamagedSessionError):
-            watched.create_message("s", "assistant", SessionMessage(by_hand("three"), 50))
+    meanwhile, repository = Interruption(), talked.repository
+    watched = talked.process(meanwhile).session_repository
+    meanwhile.arm("started", 2, lambda: damage(talked, value))
+    with pytest.raises(DamagedSessionError):
+        watched.create_message("s", "assistant", SessionMessage(by_hand("three"), 50))
     assert meanwhile.error is None
     assert meanwhile.commands[:2] == ["find", "update"]
 

@@ -442,23 +442,23 @@ def test_a_holder_whose_lease_ran_out_does_not_end_the_lease_of_the_next(app: Ap
 
 
 def test_a_holder_whose_lease_ran_out_stores_nothing_while_the_next_one_holds_it(
-    process: Process, client: MongoClient[Any], database: Database[Any]
+    app: Application,
 ) -> None:
     """The next one has stored nothing yet: only the token tells the writes of the one before from his."""
-    talker(process())("before")
-    slow, quick = process(), process()
+    app.agent(app.process())("before")
+    slow, quick = app.process(), app.process()
 
     def work_too_long() -> None:
         with slow.lease(0.2) as lease:
-            agent = talker(slow)
-            wait_until_past(client, lease_of(database)["expires_at"])
+            agent = app.agent(slow)
+            wait_until_past(app, lease_of(app)["expires_at"])
             with quick.lease(60):
-                held = lease_of(database)
+                held = lease_of(app)
                 for write in (lambda: lease.renew(3600), lambda: agent("late"), slow.flush):
                     with pytest.raises(SessionBusyError, match="run out"):
                         write()
-                assert lease_of(database) == held
-                assert stored(database) == ["before", "Re: before"]
+                assert lease_of(app) == held
+                assert [text for _, text in app.dialogue()] == ["before", "Re: before"]
 
     with pytest.raises(SessionBusyError, match="run out"):  # Leaving is refused as well.
         work_too_long()
