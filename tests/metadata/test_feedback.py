@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.gates import Gate
-from support.histories import SESSIONS, SMALL, talker
+from support.histories import SESSIONS, SMALL, repository_of, talker
 from support.repositories import a_message, an_agent
 
 from mongodb_session_manager import (
@@ -99,14 +99,8 @@ def test_a_form_that_leaves_agent_and_message_empty_gives_feedback_on_the_sessio
     [
         ({"message_id": 1}, InvalidIdentifierError),
         ({"agent_id": None, "message_id": 1}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": -1}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": "1"}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": True}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": 1.0}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": 2**63}, InvalidIdentifierError),
-        ({"agent_id": "a/b", "message_id": 1}, InvalidIdentifierError),
-        ({"agent_id": "", "message_id": 1}, InvalidIdentifierError),
-        ({"agent_id": {"$gt": ""}, "message_id": 1}, InvalidIdentifierError),
+        *(({"agent_id": "assistant", "message_id": n}, InvalidIdentifierError) for n in (-1, "1", True, 1.0, 2**63)),
+        *(({"agent_id": a, "message_id": 1}, InvalidIdentifierError) for a in ("a/b", "", {"$gt": ""})),
         ({"agent_id": 7, "message_id": 1}, TypeError),
     ],
 )
@@ -231,7 +225,7 @@ def test_feedback_on_a_message_that_was_deleted_while_it_was_looked_for_is_not_g
     with_gaps(app)._store.archiver.make_room("s", 16 * 1024 * 1024)
     gate = Gate()
     slow = app.new_client(event_listeners=[gate])
-    repository = MongoDBSessionRepository(client=slow, database_name=app.database.name, collection_name=SESSIONS)
+    repository = repository_of(slow, app.database.name)
     with ThreadPoolExecutor(1) as threads:
         with contextlib.ExitStack() as held:
             read = held.enter_context(gate.holding("find"))

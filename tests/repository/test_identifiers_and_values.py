@@ -14,7 +14,7 @@ from strands import Agent
 from strands.types.session import SessionAgent, SessionMessage
 from support.application import Application
 from support.equality import assert_same
-from support.histories import SESSIONS, texts
+from support.histories import SESSIONS, repository_of, texts
 from support.repositories import MultiAgent, a_message, a_session, agent_of, an_agent, begin, message_of
 
 from mongodb_session_manager import (
@@ -599,9 +599,7 @@ def test_options_of_a_borrowed_client_do_not_change_what_is_read(conversation: R
     conversation.add_feedback("s", {"rating": "up"})
     results = []
     for options in ({}, {"tz_aware": False, "document_class": RawBSONDocument}, {"tz_aware": True}):
-        repository = Repository(
-            client=app.new_client(**options), database_name=app.database.name, collection_name=SESSIONS
-        )
+        repository = repository_of(app.new_client(**options), app.database.name)
         message, agent = message_of(repository), agent_of(repository)
         assert_same(message.message, message_with(value).message)
         assert_same(agent.state, value)
@@ -679,14 +677,12 @@ def test_a_text_larger_than_a_document_is_refused_and_the_session_stays_usable(c
 
 
 def test_a_message_of_many_small_values_that_no_document_holds_is_refused_by_size_before_anything_is_sent(
-    app: Application,
+    conversation: Repository, app: Application
 ) -> None:
-    repository = app.repository
-    app.recorder.clear()
     refused = r"message_id=4 message has 19289015 bytes; at most 15728640 can be stored"
-    with pytest.raises(UnstorableValueError, match=refused):
-        repository.create_message("s1", "assistant", message_with([0.5] * 1_200_000, 4))
-    assert app.recorder.names == []
+    with app.recorder.recording() as commands, pytest.raises(UnstorableValueError, match=refused):
+        conversation.create_message("s", "a", message_with([0.5] * 1_200_000, 4))
+    assert commands == []
 
 
 class Text(str):

@@ -18,7 +18,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 from support.application import NOWHERE, Application
 from support.commands import Commands
 from support.equality import assert_same
-from support.histories import SESSIONS, at_rest
+from support.histories import SESSIONS, at_rest, repository_of
 from support.repositories import (
     MultiAgent,
     a_message,
@@ -861,13 +861,14 @@ def test_a_date_in_metadata_is_stored_as_a_date(session: Repository, app: Applic
 ILLEGAL_KEYS = ["$x", "", "a..b", "a\0b", ".a", "a.", ".", "a.$b", "a.$", "$", "a.$[]", "\ud800"]
 
 
-@pytest.mark.parametrize("key", ILLEGAL_KEYS, ids=ascii)
+@pytest.mark.parametrize("key", [*ILLEGAL_KEYS, 1, None, b"a", ("a",)], ids=ascii)
 def test_an_illegal_metadata_key_is_refused_before_any_command_is_sent(
-    key: str, conversation: Repository, commands: Commands
+    key: Any, conversation: Repository, commands: Commands
 ) -> None:
-    with pytest.raises(ValueError, match="metadata"):
+    error = ValueError if isinstance(key, str) else (TypeError, ValueError)
+    with pytest.raises(error, match="metadata"):
         conversation.update_metadata("s", {"legal": 1, key: 2})
-    with pytest.raises(ValueError, match="metadata"):
+    with pytest.raises(error, match="metadata"):
         conversation.delete_metadata("s", ["legal", key])
     assert commands == []
     assert_same(conversation.get_metadata("s"), {"metadata": {}})
@@ -883,17 +884,6 @@ def test_an_illegal_key_inside_a_metadata_value_is_refused_before_any_command_is
 ) -> None:
     with pytest.raises(ValueError, match="metadata"):
         conversation.update_metadata("s", {"field": value})
-    assert commands == []
-
-
-@pytest.mark.parametrize("key", [1, None, b"a", ("a",)], ids=repr)
-def test_a_metadata_key_that_is_no_string_is_refused_before_any_command_is_sent(
-    key: Any, conversation: Repository, commands: Commands
-) -> None:
-    with pytest.raises((TypeError, ValueError)):
-        conversation.update_metadata("s", {key: 1})
-    with pytest.raises((TypeError, ValueError)):
-        conversation.delete_metadata("s", [key])
     assert commands == []
 
 
@@ -1204,7 +1194,7 @@ def test_a_document_with_almost_nothing_in_it_never_makes_a_session_unopenable(
 @pytest.mark.slow
 def test_an_update_whose_answer_was_lost_is_applied(conversation: Repository, app: Application, proxies: Any) -> None:
     proxy = proxies()
-    unlucky = Repository(client=app.new_client(proxy.uri), database_name=app.database.name, collection_name=SESSIONS)
+    unlucky = repository_of(app.new_client(proxy.uri), app.database.name)
     conversation.create_multi_agent("s", MultiAgent("graph", {"status": "old"}))
     for update in (
         lambda: unlucky.update_agent("s", an_agent(state={"status": "new"})),
