@@ -261,6 +261,7 @@ def test_the_same_arguments_give_the_same_client() -> None:
     assert MongoDBConnectionPool.get_client() is client
 
 
+@pytest.mark.slow
 def test_other_arguments_neither_close_the_client_in_use_nor_hand_it_out(server: Any) -> None:
     client = MongoDBConnectionPool.initialize(server.uri)
 
@@ -373,6 +374,7 @@ def test_many_threads_leave_figures_that_add_up(server: Any) -> None:
     assert done["open"] == done["created"] - done["closed"]
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_connection_that_breaks_in_use_is_no_longer_counted_as_open(server: Any, client: MongoClient[Any]) -> None:
     watched = MongoDBConnectionPool.initialize(server.uri, minPoolSize=0, appname="breaks", retryReads=False)
@@ -498,6 +500,7 @@ def test_figures_do_not_wait_for_a_server_that_is_away() -> None:
 # --- credentials
 
 
+@pytest.mark.slow
 def test_no_error_log_or_figure_shows_a_credential(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     uri = "mongodb://lovelace:s3cret@127.0.0.1:9/"

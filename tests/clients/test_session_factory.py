@@ -207,6 +207,7 @@ def test_after_open_building_the_agent_sends_nothing(factories: Factories) -> No
     assert sent.on(SESSIONS).names == ["find"]
 
 
+@pytest.mark.slow
 def test_open_takes_one_id_or_none(factories: Factories) -> None:
     factory = factories()
     talk(asyncio.run(factory.open("s", agent_id="assistant")), agent_id="assistant")
@@ -214,6 +215,7 @@ def test_open_takes_one_id_or_none(factories: Factories) -> None:
     assert asyncio.run(factory.open("s")).get_message_count("assistant") == 2
 
 
+@pytest.mark.slow
 def test_the_event_loop_goes_on_while_a_session_is_opened(factories: Factories, client: MongoClient[Any]) -> None:
     async def ticks_while_opening() -> int:
         opening = asyncio.ensure_future(factory.open("s", agent_id="a"))
@@ -230,6 +232,7 @@ def test_the_event_loop_goes_on_while_a_session_is_opened(factories: Factories, 
         assert asyncio.run(ticks_while_opening()) > 2  # one, if it stood still
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_read_error_while_opening_is_an_error_never_an_empty_conversation(
     factories: Factories, client: MongoClient[Any]
@@ -256,6 +259,7 @@ def test_ids_that_cannot_be_used_are_refused_before_anything_is_sent() -> None:
 # --- closing
 
 
+@pytest.mark.slow
 def test_two_factories_with_different_options_live_side_by_side_and_close_only_themselves(
     factories: Factories,
 ) -> None:

@@ -129,6 +129,7 @@ def test_many_blocks_of_64_mb_in_all_come_back(store: BlobStore) -> None:
     assert fetched(store, upload(store, *data)) == data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"", "", b"\0", "\ud800" * 40, "é\udfff𝄞" * 100_000])
 def test_binaries_and_texts_of_every_kind_come_back(store: BlobStore, data: bytes | str) -> None:
     value = upload(store, data)
@@ -137,6 +138,7 @@ def test_binaries_and_texts_of_every_kind_come_back(store: BlobStore, data: byte
     assert_same(fetched(store, value), [data])
 
 
+@pytest.mark.slow
 @pytest.mark.new_database
 def test_a_file_says_whose_it_is_before_it_has_a_chunk(watched: BlobStore, recorder: CommandRecorder) -> None:
     with recorder.recording() as commands:
@@ -509,6 +511,7 @@ def test_a_sweep_of_many_files_asks_each_owner_for_a_thousand_at_a_time(
     assert left(files) == left(chunks) == set(blob_files(kept))
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_ended_half_way_is_finished_by_the_next(store: BlobStore, files: Any, chunks: Any) -> None:
     owners = [owner(f"s{number}") for number in range(4)]
     kept, *_ = [upload(store, b"%d" % n, b"%d!" % n, of=of) for n, of in enumerate(owners)]

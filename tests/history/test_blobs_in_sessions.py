@@ -637,6 +637,7 @@ def test_redacting_the_latest_message_deletes_its_images_and_no_others(app: Appl
     assert_only_named_files_are_left(app.database)
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_what_a_redaction_leaves_of_a_message_keeps_its_blobs(app: Application, durability: str) -> None:
     """Role and content are replaced; the message's metadata stays, and with it what is large in it."""

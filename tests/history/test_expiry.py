@@ -249,6 +249,7 @@ def test_every_write_of_a_repository_is_an_activity(
     assert_parts_outlive(database)
 
 
+@pytest.mark.slow
 def test_a_cache_of_metadata_shows_nothing_of_a_session_past_its_time(
     client: MongoClient[Any], database: Database[Any]
 ) -> None:
@@ -864,6 +865,7 @@ def test_after_any_sequence_of_processes_with_any_ttl_no_live_session_loses_a_pa
         assert_parts_outlive(database)
 
 
+@pytest.mark.slow
 def test_indexes_that_let_mongodb_remove_what_has_expired(
     database: Database[Any], opened: Callable[..., MongoDBSessionManager]
 ) -> None:

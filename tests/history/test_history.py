@@ -211,6 +211,7 @@ def leave_async_with(manager: MongoDBSessionManager) -> None:
     asyncio.run(leave())
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 @pytest.mark.parametrize("ending", [flush, close, leave_with, leave_async_with])

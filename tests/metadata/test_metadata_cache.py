@@ -176,6 +176,7 @@ def test_beyond_its_limit_the_cache_gives_up_what_was_not_used_for_longest(proce
     assert (here.stats["entries"], here.stats["evictions"]) == (2, 2)
 
 
+@pytest.mark.slow
 def test_what_another_process_has_written_is_seen_when_the_time_is_over(process: Any) -> None:
     here, there = process(cache(ttl_seconds=0.2)), process()
     there.manager().update_metadata({"n": 1})

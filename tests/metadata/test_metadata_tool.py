@@ -134,6 +134,7 @@ def test_a_key_and_one_below_it_can_be_read_at_once_and_one_in_quotes(manager: M
     assert [json.loads(text) for _, text in (both, quoted)] == [{"a": {"b": 1}, "a.b": 1}, {"c": 2}]
 
 
+@pytest.mark.slow
 def test_metadata_written_as_text_is_understood(manager: MongoDBSessionManager) -> None:
     ((status, _),) = asked(manager, {"action": "set", "metadata": '{"topic": "fish", "n.m": [1, null]}'})
 

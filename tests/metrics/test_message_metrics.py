@@ -436,6 +436,7 @@ def test_a_model_call_that_was_retried_is_counted_once(app: Application, durabil
     assert app.record()["usage"]["turns"] == 2
 
 
+@pytest.mark.slow
 def test_the_latency_of_a_retried_call_is_that_of_the_call_that_answered(app: Application) -> None:
     # Twelve chunks with a pause before each: the refused call takes at least 240 ms.
     refused = ScriptedReply(text="x" * 24 * 9, error=ModelThrottledException("slow down"), chunk_delay=0.02)

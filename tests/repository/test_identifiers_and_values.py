@@ -166,6 +166,7 @@ class Liar(str):
         return "another/../one"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("identifier", [Kind.SUPPORT, Liar("support")], ids=["enum", "liar"])
 def test_an_id_that_is_the_member_of_an_enum_names_what_its_value_names(

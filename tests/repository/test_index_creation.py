@@ -139,6 +139,7 @@ def test_a_failure_to_create_an_index_is_logged_and_the_repository_works(
     assert repository.session_exists("s")
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.parametrize("failure", [{"close_connection": True, "error_code": None}, {"error_code": 1}])
 def test_indexes_that_could_not_be_created_are_created_by_the_next_repository(app: Application, failure: Any) -> None:

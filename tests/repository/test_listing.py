@@ -221,6 +221,7 @@ def test_filters_hold_on_every_page(repository: Repository, sessions: Any) -> No
         assert listed(repository, **asked, limit=2, newest_first=False, sort_by=sort_by) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent_id", ["support.v2", "100%", "%2E", "$feedbacks", "$x", "a b", "агент"])
 def test_an_agent_is_found_whatever_its_name_in_newer_documents_and_in_older_ones(
     repository: Repository, app: Application, sessions: Any, agent_id: str
@@ -478,6 +479,7 @@ TITLES: list[tuple[str, dict[str, Any], str | None]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("agents", "title"), [t[1:] for t in TITLES], ids=[t[0] for t in TITLES])
 def test_the_title_is_the_beginning_of_what_the_user_wrote_first(
     repository: Repository, sessions: Any, agents: dict[str, Any], title: str | None

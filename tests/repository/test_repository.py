@@ -135,6 +135,7 @@ def test_a_repository_needs_a_connection_string_or_a_client() -> None:
         Repository(database_name="chat_db")
 
 
+@pytest.mark.slow
 def test_unacknowledged_writes_are_refused_because_they_could_lose_messages() -> None:
     with pytest.raises(ValueError, match="w=0"):
         Repository(NOWHERE, w=0)
@@ -142,6 +143,7 @@ def test_unacknowledged_writes_are_refused_because_they_could_lose_messages() ->
         Repository(client=client)
 
 
+@pytest.mark.slow
 def test_an_async_client_is_refused_with_the_reason() -> None:
     client: Any = AsyncMongoClient(NOWHERE, connect=False)
     with pytest.raises(TypeError, match="AsyncMongoClient"):
@@ -151,6 +153,7 @@ def test_an_async_client_is_refused_with_the_reason() -> None:
 # --- sessions -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_new_session_is_one_readable_document(repository: Repository, app: Application) -> None:
     session = a_session()
@@ -168,6 +171,7 @@ def test_a_new_session_is_one_readable_document(repository: Repository, app: App
     assert_same(document, {"_id": "s", "session_id": "s", "session_type": "chat", "schema_version": 1, **empty})
 
 
+@pytest.mark.slow
 def test_a_session_is_read_as_it_was_created(repository: Repository) -> None:
     created = repository.create_session(a_session())
     read: Any = repository.read_session("s")
@@ -1118,6 +1122,7 @@ def test_fields_that_the_library_does_not_know_survive_every_write(repository: R
     assert [message.get("unknown") for message in agent["messages"]] == [unknown, unknown, None]
 
 
+@pytest.mark.slow
 def test_content_blocks_that_nobody_knows_yet_are_readable(repository: Repository, app: Application) -> None:
     content = [{"hologram": {"depth": 3}}, {"text": "Hello!"}]
     app.database[SESSIONS].insert_one(legacy_document({"message_id": 1, "role": "user", "content": content}))

@@ -166,6 +166,7 @@ def test_what_was_said_is_found_once_the_manager_is_flushed(world: World, durabi
     assert world.found("green kettle") == said("a refund for the blue kettle", "and a green one")
 
 
+@pytest.mark.slow
 def test_words_phrases_and_exclusions_are_mongodbs_and_conditions_narrow_them(world: World) -> None:
     for session_id, application in (("one", "shop"), ("two", "bank")):
         with world.manager(session_id, application_name=application) as manager:
@@ -228,6 +229,7 @@ def test_of_a_long_text_the_beginning_is_found_and_one_in_gridfs_keeps_nothing_f
     assert world.found("end") == ["begin and end"]
 
 
+@pytest.mark.slow
 @pytest.mark.new_database
 def test_the_factory_searches_as_well(world: World) -> None:
     factory = world.factory(index_messages=True)

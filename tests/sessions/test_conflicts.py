@@ -239,6 +239,7 @@ def test_a_prompt_that_is_tried_again_while_it_is_redacted_keeps_its_text_nowher
 # --- raise: tell, and keep
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_with_raise_a_conflict_is_told_and_reload_goes_on_from_what_is_stored(
     app: Application, durability: Any

@@ -162,6 +162,7 @@ async def consume(agent: Agent, prompt: Any) -> None:
 # --- turns
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 def test_everybody_elses_stream_goes_on_while_a_turn_is_stored(service: Service, durability: Any) -> None:
@@ -175,6 +176,7 @@ def test_everybody_elses_stream_goes_on_while_a_turn_is_stored(service: Service,
     assert len(service.dialogue()) == 4
 
 
+@pytest.mark.slow
 def test_a_whole_request_from_open_to_close_never_holds_up_the_loop(service: Service) -> None:
     service.agent(service.manager(), "Hello.")("Hello?")
 
@@ -203,6 +205,7 @@ def test_the_first_request_of_a_process_and_of_a_session_does_not_hold_up_the_lo
     assert_the_loop_went_on(commands, ["createIndexes", "find", "update", "update", "update"])
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_a_guardrails_redaction_in_a_stream_does_not_hold_up_the_loop(service: Service, durability: Any) -> None:
     agent = service.agent(service.manager(durability=durability), ScriptedReply(text="No.", redact_user="[removed]"))
@@ -248,6 +251,7 @@ def test_four_agents_of_one_manager_one_of_them_redacted_hold_up_neither_the_loo
     assert service.dialogue("agent 3") == [("user", "[removed]"), ("assistant", "No.")]
 
 
+@pytest.mark.slow
 def test_a_graph_and_a_swarm_are_stored_without_holding_up_the_loop(service: Service) -> None:
     graph, swarm = graph_of(service.manager("graph")), swarm_of(service.manager("swarm"))
 
@@ -264,6 +268,7 @@ def test_a_graph_and_a_swarm_are_stored_without_holding_up_the_loop(service: Ser
 # --- methods that are called on the loop
 
 
+@pytest.mark.slow
 def test_messages_appended_by_hand_on_the_loop_are_on_their_way_and_nobody_waits(service: Service) -> None:
     manager = service.manager()
     agent = service.agent(manager)
@@ -281,6 +286,7 @@ def test_messages_appended_by_hand_on_the_loop_are_on_their_way_and_nobody_waits
     assert service.dialogue() == [("user", "one"), ("assistant", "two")]
 
 
+@pytest.mark.slow
 def test_a_redaction_by_hand_on_the_loop_is_on_its_way_and_nobody_waits(service: Service) -> None:
     manager = service.manager()
     agent = service.agent(manager, "my secret")
@@ -296,6 +302,7 @@ def test_a_redaction_by_hand_on_the_loop_is_on_its_way_and_nobody_waits(service:
     assert service.dialogue() == [("user", "Tell me"), ("assistant", "[removed]")]
 
 
+@pytest.mark.slow
 def test_sync_agent_on_the_loop_is_on_its_way_and_nobody_waits(service: Service) -> None:
     manager = service.manager()
     agent = service.agent(manager, "Hello.")
@@ -312,6 +319,7 @@ def test_sync_agent_on_the_loop_is_on_its_way_and_nobody_waits(service: Service)
     assert service.record()["agent_data"]["state"] == {"cart": ["bread"] * 1_000}
 
 
+@pytest.mark.slow
 def test_the_streaming_example_of_the_documentation_never_holds_up_the_loop(service: Service) -> None:
     manager = service.manager()
     agent = service.agent(manager, "Fine, and how are you today, my friend?")
@@ -357,6 +365,7 @@ def test_a_lease_is_taken_waited_for_and_given_back_without_holding_up_the_loop(
 # --- what settles
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_message_that_was_on_its_way_when_its_request_was_cancelled_is_stored_before_the_cancellation_leaves(
     service: Service,

@@ -64,6 +64,7 @@ def test_a_second_process_is_told_at_once_that_the_session_is_taken_and_for_how_
         assert 500 < raised.value.retry_after <= 600
 
 
+@pytest.mark.slow
 def test_a_second_process_waits_as_long_as_it_said_before_it_gives_up(app: Application) -> None:
     with app.process().lease(600):
         began = time.monotonic()
@@ -72,6 +73,7 @@ def test_a_second_process_waits_as_long_as_it_said_before_it_gives_up(app: Appli
         assert 0.3 <= time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_process_that_waits_gets_the_lease_when_it_is_given_back(app: Application) -> None:
     waiter = app.process()
@@ -89,6 +91,7 @@ def test_a_process_that_waits_gets_the_lease_when_it_is_given_back(app: Applicat
     assert got_it.is_set()
 
 
+@pytest.mark.slow
 def test_in_async_code_a_second_process_is_told_at_once_and_a_waiting_one_gets_it(app: Application) -> None:
     one, other = app.process(), app.process()
     ticks = 0
@@ -427,6 +430,7 @@ def test_a_lease_that_has_run_out_lets_its_holder_store_nothing_more_but_keeps_w
     assert texts(app.messages()) == ["meanwhile", "Re: meanwhile", "late"]
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_holder_whose_lease_ran_out_does_not_end_the_lease_of_the_next(app: Application) -> None:
     slow, quick = app.process(), app.process()
@@ -584,6 +588,7 @@ def test_the_lease_is_given_back_also_when_what_is_unsaved_cannot_be_stored(app:
     assert texts(app.messages()) == ["hi", "Re: hi"]
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_taker_that_is_cancelled_does_not_keep_the_others_out(app: Application) -> None:
     app.agent(app.process())
@@ -610,6 +615,7 @@ def test_a_taker_that_is_cancelled_does_not_keep_the_others_out(app: Application
         pass
 
 
+@pytest.mark.slow
 def test_a_waiting_taker_that_is_cancelled_does_not_take_it_later(app: Application) -> None:
     holder, waiter = app.process(), app.process()
 

@@ -143,6 +143,7 @@ def test_no_repr_error_or_log_line_shows_the_password(caplog: pytest.LogCaptureF
 # --- the session, without naming it
 
 
+@pytest.mark.slow
 def test_metadata_can_be_written_before_there_is_a_session_or_an_agent_and_stays(app: Application) -> None:
     manager = app.manager()
     assert manager.get_metadata() == {}
@@ -312,6 +313,7 @@ def test_leaving_with_stores_what_an_unfinished_turn_has_collected_also_when_an_
     assert app.dialogue()[0] == ("user", "Hello?")
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 def test_what_could_not_be_stored_is_kept_and_stored_by_a_later_close(app: Application, durability: Any) -> None:
@@ -991,6 +993,7 @@ def test_a_message_redacted_in_a_later_process_is_in_no_collection_and_keeps_its
     assert app.record()["usage"] == before["usage"]
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_a_redaction_on_a_running_loop_is_stored_before_anything_that_follows(
     app: Application, durability: Any

@@ -95,6 +95,7 @@ def test_state_that_cannot_be_stored_keeps_no_message_from_being_stored(app: App
     assert app.record("other")["agent_data"]["state"] == {"seen": 1}
 
 
+@pytest.mark.slow
 def test_an_image_appended_by_hand_is_not_taken_for_another_one(app: Application) -> None:
     opened = app.process()
     talker = agent(opened)
@@ -145,6 +146,7 @@ def test_a_manager_that_holds_what_can_never_be_stored_says_so_once_and_is_close
         opened.list_agents()
 
 
+@pytest.mark.slow
 def test_a_message_carries_the_time_at_which_it_was_added_not_that_of_its_commit(app: Application) -> None:
     opened = app.process(durability="turn")
     agent(opened, ScriptedReply(text="A long answer in many pieces", chunk_delay=0.05))("How long?")

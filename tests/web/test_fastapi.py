@@ -267,6 +267,7 @@ def test_a_client_of_ones_own_is_not_closed_and_its_commands_are_counted(
 # --- the request's session
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/plain", "/stream", "/synchronous", "/leased"])
 def test_a_session_goes_on_in_the_next_request(service: Service, browser: httpx.Client, path: str) -> None:
     service.baton.allowed = len(WORDS)
@@ -276,6 +277,7 @@ def test_a_session_goes_on_in_the_next_request(service: Service, browser: httpx.
     assert [role for role, _ in stored] == ["user", "assistant"] * 2
 
 
+@pytest.mark.slow
 def test_what_changed_after_the_turn_is_stored_at_the_end_of_the_request(
     service: Service, browser: httpx.Client
 ) -> None:
@@ -428,6 +430,7 @@ def test_words_arrive_one_by_one_and_the_session_stays_open_until_the_last(
     eventually(lambda: figure(browser, closed) == 1)
 
 
+@pytest.mark.slow
 def test_a_turn_with_tools_streams_and_is_stored_as_without_a_web_server(
     service: Service, browser: httpx.Client
 ) -> None:
@@ -773,6 +776,7 @@ def test_the_figures_are_what_happened(service: Service, browser: httpx.Client) 
     assert figure(browser, "mongodb_session_pool_check_outs_total") >= 3
 
 
+@pytest.mark.slow
 def test_commands_that_fail_are_counted_as_such(browser: httpx.Client, client: Any) -> None:
     with fail_command(client, "ping", app_name=APP_NAME, error_code=8000):
         assert browser.get("/health/ready").status_code == 503
@@ -780,6 +784,7 @@ def test_commands_that_fail_are_counted_as_such(browser: httpx.Client, client: A
     assert figure(browser, count, command="ping", outcome="failed") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accept", "media_type"),
     [
