@@ -319,13 +319,13 @@ def test_a_new_session_costs_at_most_one_command_more_than_an_existing_one(
     assert shop.request(durability, "Hello?", "Hello.", session_id="new") == expected
 
 
-@pytest.mark.parametrize(("durability", "writes"), [("message", 2), ("turn", 1)])
+@costs(["find", "update", "update"], ["find", "update"])
 def test_a_new_agent_in_an_existing_session_costs_no_command_of_its_own(
-    shop: Shop, durability: Any, writes: int
+    shop: Shop, durability: Any, expected: list[str]
 ) -> None:
     shop.stored_conversation()
 
-    assert shop.request(durability, "Hello?", "Hello.", agent_id="b") == ["find", *["update"] * writes]
+    assert shop.request(durability, "Hello?", "Hello.", agent_id="b") == expected
     assert shop.session()["agent_ids"] == ["a", "b"]
 
 
@@ -384,10 +384,7 @@ def test_opening_a_session_that_does_not_exist_begins_it_with_one_command_more(s
 
 @pytest.mark.slow
 def test_the_bytes_read_on_resume_depend_on_the_window_and_not_on_the_length_of_the_conversation(shop: Shop) -> None:
-    # 50 turns by the library itself, with the default window of 40 messages; then the same session, 50 times as long.
-    shop.stored_conversation("short", turns=50)
-    long = grown(shop.session("short"), "long", messages=5_000)
-    shop.database.sessions.insert_one(long)
+    store_short_and_long(shop)
 
     read = {}
     for session_id in ("short", "long"):
@@ -404,9 +401,7 @@ def test_the_bytes_read_on_resume_depend_on_the_window_and_not_on_the_length_of_
 @pytest.mark.slow
 def test_a_long_conversation_that_is_resumed_goes_on_where_it_ended(shop: Shop) -> None:
     # What shows that the long session of the test above is one that the library itself would have written.
-    shop.stored_conversation("short", turns=50)
-    long = grown(shop.session("short"), "long", messages=5_000)
-    shop.database.sessions.insert_one(long)
+    store_short_and_long(shop)
 
     agent = shop.agent(shop.manager("long", archive_after_messages=10_000, archive_after_bytes=10**8), "Yes.")
     assert shop.sent_by(agent, "And?") == ["update"] * 2  # The window moves, too.
@@ -489,6 +484,12 @@ def sets(commands: Commands) -> list[dict[str, Any]]:
     return [
         update["u"].get("$set", {}) for command in commands.named("update") for update in command.command["updates"]
     ]
+
+
+def store_short_and_long(shop: Shop) -> None:
+    """Store 50 turns, by the library itself; and the same session, 50 times as long."""
+    shop.stored_conversation("short", turns=50)
+    shop.database.sessions.insert_one(grown(shop.session("short"), "long", messages=5_000))
 
 
 def grown(session: dict[str, Any], session_id: str, messages: int) -> dict[str, Any]:

@@ -86,33 +86,22 @@ TRACE: dict[str, Any] = {
         ]
     },
 }
+
+
+def fired(policy: str, type_: str, action: str = "BLOCKED", source: str = "input", **more: Any) -> dict[str, Any]:
+    """What is stored of a policy that fired."""
+    return {"policy": policy, "type": type_, "action": action, "source": source, **more}
+
+
 POLICIES = [
-    {"policy": "topicPolicy", "type": "DENY", "name": "Sales to children", "action": "BLOCKED", "source": "input"},
-    {"policy": "contentPolicy", "type": "VIOLENCE", "action": "BLOCKED", "confidence": "HIGH", "source": "input"},
-    {"policy": "wordPolicy", "type": "CUSTOM", "action": "BLOCKED", "source": "input"},
-    {"policy": "wordPolicy", "type": "PROFANITY", "action": "NONE", "source": "input"},
-    {
-        "policy": "sensitiveInformationPolicy",
-        "type": "CREDIT_DEBIT_CARD_NUMBER",
-        "action": "BLOCKED",
-        "source": "input",
-    },
-    {"policy": "sensitiveInformationPolicy", "type": "NAME", "action": "ANONYMIZED", "source": "input"},
-    {
-        "policy": "sensitiveInformationPolicy",
-        "type": "REGEX",
-        "name": "booking code",
-        "action": "BLOCKED",
-        "source": "input",
-    },
-    {
-        "policy": "contextualGroundingPolicy",
-        "type": "GROUNDING",
-        "action": "BLOCKED",
-        "score": 0.25,
-        "threshold": 0.5,
-        "source": "output",
-    },
+    fired("topicPolicy", "DENY", name="Sales to children"),
+    fired("contentPolicy", "VIOLENCE", confidence="HIGH"),
+    fired("wordPolicy", "CUSTOM"),
+    fired("wordPolicy", "PROFANITY", "NONE"),
+    fired("sensitiveInformationPolicy", "CREDIT_DEBIT_CARD_NUMBER"),
+    fired("sensitiveInformationPolicy", "NAME", "ANONYMIZED"),
+    fired("sensitiveInformationPolicy", "REGEX", name="booking code"),
+    fired("contextualGroundingPolicy", "GROUNDING", source="output", score=0.25, threshold=0.5),
 ]
 KNOWN = {"guardrail_id": "gr5h8vq2", "guardrail_version": "3", "policies": POLICIES}
 BLOCKED = ScriptedReply(text="I cannot.", redact_user=REDACTED, guardrail_trace=TRACE)

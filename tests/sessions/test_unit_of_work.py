@@ -56,6 +56,11 @@ def stored_but_not_told(app: Application) -> Iterator[None]:
         client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
+def assert_forgotten(manager: weakref.ref[MongoDBSessionManager]) -> None:
+    gc.collect()
+    assert manager() is None
+
+
 class KeepsADate(SlidingWindowConversationManager):
     """A conversation manager whose state cannot be stored."""
 
@@ -72,8 +77,7 @@ def test_a_manager_whose_window_moved_is_forgotten_when_nobody_holds_it(app: App
     opened.close()
     forgotten = weakref.ref(opened)
     del opened, talker
-    gc.collect()
-    assert forgotten() is None
+    assert_forgotten(forgotten)
 
 
 @pytest.mark.slow
@@ -203,8 +207,7 @@ def test_a_manager_whose_agent_was_refused_is_forgotten_when_nobody_holds_it(app
         agent(opened, agent_id="b", messages=[by_hand(date(2026, 1, 1))])
     forgotten = weakref.ref(opened)
     del opened
-    gc.collect()
-    assert forgotten() is None
+    assert_forgotten(forgotten)
 
 
 @pytest.mark.topology
@@ -283,8 +286,7 @@ def test_a_request_that_builds_an_agent_and_asks_it_nothing_keeps_no_manager_in_
     talker.state.set("seen", 1)
     forgotten = weakref.ref(opened)
     del opened, talker
-    gc.collect()
-    assert forgotten() is None
+    assert_forgotten(forgotten)
 
 
 @pytest.mark.slow
@@ -298,8 +300,7 @@ def test_an_agent_that_is_never_asked_keeps_no_manager_in_memory_whose_other_age
     assert opened.list_agents() == ["a"]
     forgotten = weakref.ref(opened)
     del opened, asked, spare
-    gc.collect()
-    assert forgotten() is None
+    assert_forgotten(forgotten)
 
 
 def test_a_factory_is_closed_at_once_though_sessions_are_gone_in_which_nobody_was_asked(app: Application) -> None:
