@@ -235,7 +235,7 @@ class StoreOfSmallBlobs(MongoStore):
             self.session_id,
             client=next(self.clients),
             database_name=self.database_name,
-            collection_name=self.collection_name,
+            collection_name="sessions",
             durability=self.durability,
             blob_threshold_bytes=1,
         )
