@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -59,6 +59,7 @@ class MongoStore:
     durability: Literal["message", "turn"]
     stack: ExitStack
     session_id: str = "s"
+    collection_name: str = field(default=SESSIONS, init=False)
 
     def manager(self) -> MongoDBSessionManager:
         made = manager_of(next(self.clients), self.database_name, self.session_id, durability=self.durability)
@@ -66,7 +67,7 @@ class MongoStore:
 
     def orchestrator_state(self, orchestrator_id: str) -> dict[str, Any] | None:
         repository = MongoDBSessionRepository(
-            client=next(self.clients), database_name=self.database_name, collection_name=SESSIONS
+            client=next(self.clients), database_name=self.database_name, collection_name=self.collection_name
         )
         return repository.read_multi_agent(self.session_id, orchestrator_id)
 
