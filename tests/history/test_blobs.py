@@ -549,5 +549,6 @@ def test_a_sweep_whose_connection_was_lost_is_finished_by_the_next(
     assert left(files) == left(chunks) == set()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_nothing_does_nothing(store: BlobStore) -> None:
     assert swept_blobs(store, nothing_named) == 0

@@ -672,6 +672,7 @@ def test_what_was_redacted_before_it_is_archived_stays_redacted(service: Service
     assert service.listed() == ["[redacted]", *said(*prompts(8))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "same_process",
     [

@@ -285,6 +285,7 @@ def test_a_list_of_keys_that_is_none_is_refused_rather_than_allowing_or_forbiddi
 # --- what it tells of errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "says"),
     [

@@ -115,6 +115,7 @@ def test_a_provider_that_reports_nothing_is_helped(app: Application) -> None:
     assert metrics(app)[1][:3] == (0, 45, 45)
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_in_a_turn_with_tools_the_message_that_calls_them_takes_it(app: Application, durability: Any) -> None:
     manager = app.manager(durability=durability)

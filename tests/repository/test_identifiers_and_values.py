@@ -102,6 +102,7 @@ UNUSABLE += ["x" * 5_000_000, "/" * 5_000_000, "\n" * 5_000_000]
 # --- ids that are refused -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(("identifiers", "error"), [(NO_STRINGS, TypeError), (UNUSABLE, InvalidIdentifierError)])
 def test_an_id_that_is_no_string_or_unusable_is_refused_in_a_line_before_any_command_is_sent(
@@ -195,6 +196,7 @@ def talker(app: Application, manager: Any = None, agent_id: str = "a", **options
     return app.agent(manager, lambda _: "Yes.", agent_id=agent_id, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [Kind.SUPPORT, Liar("support")], ids=["enum", "liar"])
 def test_a_session_whose_names_are_members_of_enums_is_stored_found_and_resumed_by_their_values(
     text: Any, repository: Repository, app: Application
@@ -511,6 +513,7 @@ def test_a_value_in_the_state_of_a_multi_agent_comes_back_exactly_as_it_was(valu
     assert_same(repository.read_multi_agent("s", "graph"), {"updated": value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", EVERY_VALUE)
 def test_a_value_in_a_rewritten_message_comes_back_exactly_as_it_was(value: Any, conversation: Repository) -> None:
     conversation.create_message("s", "a", a_message())
@@ -677,6 +680,7 @@ def test_a_text_larger_than_a_document_is_refused_and_the_session_stays_usable(c
     assert said(conversation) == ["goes on"]
 
 
+@pytest.mark.slow
 def test_a_message_of_many_small_values_that_no_document_holds_is_refused_by_size_before_anything_is_sent(
     conversation: Repository, app: Application
 ) -> None:

@@ -105,6 +105,7 @@ def converse(app: Application, session_id: str, *prompts: Any, agent_id: str = "
 # --- paging
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sort_by", ["created_at", "updated_at"])
 @pytest.mark.parametrize("newest_first", [True, False], ids=["newest first", "oldest first"])
 @pytest.mark.parametrize("limit", [1, 3, 7, 100])

@@ -135,6 +135,7 @@ def test_tokens_per_model_over_the_view_are_those_that_the_agents_count(
     assert set(counted) == {"model.v1", "model.v2"}
 
 
+@pytest.mark.slow
 def test_a_segment_that_is_not_committed_is_not_shown(
     repository: Repository, app: Application, database: Any, client: Any
 ) -> None:

@@ -1021,6 +1021,7 @@ def test_the_first_message_appended_to_an_older_document_goes_behind_what_is_the
     assert ids_of(legacy.list_messages("s", "a")) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("message_id", [1, 2])
 def test_a_message_never_overwrites_one_of_an_older_document(
     message_id: int, legacy: Repository, app: Application
@@ -1140,6 +1141,7 @@ NOT_OURS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", NOT_OURS, ids=repr)
 def test_what_others_wrote_never_makes_a_session_unopenable(value: Any, legacy: Repository, app: Application) -> None:
     spoilt = {

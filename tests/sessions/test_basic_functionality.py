@@ -62,6 +62,7 @@ def document_of(database: Database[Any], session_id: str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_the_quick_start_leaves_one_document_in_the_documented_shape(
     server: Any, database: Database[Any], database_name: str
 ) -> None:

@@ -167,6 +167,7 @@ def test_four_processes_that_append_to_one_agent_lose_and_double_nothing(app: Ap
     assert stored != sorted(stored, key=lambda text: text.split()[0]), "the processes ran one after the other"
 
 
+@pytest.mark.slow
 def test_a_redaction_hits_its_own_message_when_another_process_has_appended_in_between(app: Application) -> None:
     other = app.agent(app.process())
 
@@ -183,6 +184,7 @@ def test_a_redaction_hits_its_own_message_when_another_process_has_appended_in_b
     assert texts(stored_messages(app)) == said
 
 
+@pytest.mark.slow
 def test_a_redaction_after_a_restore_leaves_the_turn_of_the_other_process_alone(app: Application) -> None:
     other = app.agent(app.process())
     one = app.agent(app.process(), lambda _: other("other's question") and "one's answer")
@@ -197,6 +199,7 @@ def test_a_redaction_after_a_restore_leaves_the_turn_of_the_other_process_alone(
     assert texts(stored_messages(app)) == ["one's question", "other's question", "[redacted]", "one's answer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("turns", "update"), [(1, 2), (8, 3)], ids=["embedded", "archived"])
 def test_of_two_redactions_at_the_same_moment_the_one_that_ends_last_stays(
     app: Application, turns: int, update: int
@@ -327,6 +330,7 @@ def assert_no_tool_result_is_cut_off(messages: Any) -> None:
         assert all(result["status"] == "success" for result in results)
 
 
+@pytest.mark.slow
 def test_tool_turns_that_two_processes_interleave_are_each_restored_in_one_piece(app: Application) -> None:
     meeting = threading.Barrier(2)
 

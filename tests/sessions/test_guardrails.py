@@ -210,6 +210,7 @@ def test_nothing_that_a_policy_matched_is_stored_or_ever_sent_besides_the_prompt
     assert [word for word in MATCHES if commands.carry(word)] == (in_the_prompt if durability == "message" else [])
 
 
+@pytest.mark.slow
 @reads_traces
 @both_durabilities
 def test_an_answer_that_a_guardrail_has_masked_or_blocked_is_recorded_without_a_redaction(

@@ -446,6 +446,7 @@ def test_a_holder_whose_lease_ran_out_does_not_end_the_lease_of_the_next(app: Ap
         assert_others_are_kept_out(app)
 
 
+@pytest.mark.slow
 def test_a_holder_whose_lease_ran_out_stores_nothing_while_the_next_one_holds_it(app: Application) -> None:
     # The next one has stored nothing yet: only the token tells the writes of the one before from his.
     app.agent(app.process())("before")

@@ -144,6 +144,7 @@ def test_metadata_can_be_written_before_there_is_a_session_or_an_agent_and_stays
     assert app.dialogue() == [("user", "Hello?"), ("assistant", "Hello.")]
 
 
+@pytest.mark.slow
 def test_deleting_metadata_removes_what_is_named_and_nothing_else(app: Application) -> None:
     manager = app.manager()
     manager.update_metadata({"token": SECRET, "keep": 1, "nested": {"gone": 1, "stays": 2}})
@@ -267,6 +268,7 @@ async def inside(manager: MongoDBSessionManager, kind: str, work: Callable[[], A
 with_and_async_with = pytest.mark.parametrize("kind", ["with", "async with"])
 
 
+@pytest.mark.slow
 @with_and_async_with
 def test_leaving_with_or_async_with_closes_the_managers_own_client(app: Application, kind: str) -> None:
     manager = create_mongodb_session_manager("s", app.uri, app.database.name)
@@ -322,6 +324,7 @@ def test_what_could_not_be_stored_is_kept_and_stored_by_a_later_close(app: Appli
     assert app.dialogue()[2:] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_failure_at_the_end_of_with_is_raised_and_close_can_be_called_again(app: Application) -> None:
     manager = app.manager()
@@ -799,6 +802,7 @@ OLDER_MESSAGES = {
 }
 
 
+@pytest.mark.slow
 @both_durabilities
 @pytest.mark.parametrize("form", OLDER_MESSAGES)
 def test_a_session_stored_in_an_older_form_is_resumed_continued_and_kept(

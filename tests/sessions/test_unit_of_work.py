@@ -111,6 +111,7 @@ def test_an_image_appended_by_hand_is_not_taken_for_another_one(app: Application
     assert images == [b"one", b"two", b"three", b"four"]
 
 
+@pytest.mark.slow
 def test_a_conversation_appended_by_hand_does_not_swallow_the_next_question(app: Application) -> None:
     opened = app.process()
     talker = agent(opened)

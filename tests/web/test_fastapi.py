@@ -227,6 +227,7 @@ def test_ones_own_lifespan_runs_inside(new_app: Callable[..., FastAPI]) -> None:
     assert seen == ["begins", "ends"]
 
 
+@pytest.mark.slow
 def test_a_lifespan_that_fails_leaves_no_factory_open(new_app: Callable[..., FastAPI]) -> None:
     made: list[Any] = []
 
