@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pymongo
 import pytest
-from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
+from offline_model import OfflineScriptedModel
 from pymongo import MongoClient, monitoring
 from pymongo.errors import AutoReconnect, NetworkTimeout, OperationFailure, PyMongoError, WriteConcernError
-from strands import Agent, tool
+from strands import Agent
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
+from support.histories import by_hand, texts
+from support.histories import tool_talker as talker
 from support.waiting import eventually
 from support.wire_proxy import Cut, Moment, WireProxy
 
@@ -50,44 +52,6 @@ APP_NAME = "in trouble"
 OPTIONS: dict[str, Any] = {"appname": APP_NAME, "heartbeatFrequencyMS": 500, "retryWrites": False}
 # Refused by the server and of no use to send again; so it is told at once.
 UNAUTHORIZED = 13
-
-
-@tool
-def look_up(word: str) -> str:
-    """Look something up."""
-    return f"{word}: found"
-
-
-def answer(messages: Any) -> Any:
-    """What the model says: the echo of what it heard; or a tool call, or a refusal, where it is asked for one."""
-    heard = messages[-1]["content"][0]
-    if "toolResult" in heard:
-        return "Found."
-    if heard["text"] == "look it up":
-        return ToolCall("look_up", {"word": "fish"})
-    if "secret" in heard["text"]:
-        return ScriptedReply(text="I cannot.", redact_user="[redacted]")
-    return f"Re: {heard['text']}"
-
-
-def talker(manager: MongoDBSessionManager, **options: Any) -> Agent:
-    return Agent(
-        model=OfflineScriptedModel(answer),
-        agent_id="assistant",
-        tools=[look_up],
-        session_manager=manager,
-        callback_handler=None,
-        **options,
-    )
-
-
-def by_hand(text: str) -> Any:
-    return {"role": "user", "content": [{"text": text}]}
-
-
-def texts(messages: Any) -> list[str]:
-    """What each message says; a tool's use and result as such."""
-    return [block.get("text") or next(iter(block)) for message in messages for block in message["content"]]
 
 
 def stored_messages(database: Database[Any], session_id: str = "s") -> list[dict[str, Any]]:
