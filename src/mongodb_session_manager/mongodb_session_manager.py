@@ -29,7 +29,7 @@ from ._session.metadata_tool import metadata_tool
 from ._session.options import Durability, FeedbackHook, MetadataHook, OnConflict, Settings, call_hook, check_on_conflict
 from ._session.orchestrators import Orchestrators
 from ._session.outboxes import Outboxes
-from ._session.strands_events import StrandsEvents
+from ._session.strands_events import StrandsEvents, has_guardrail
 from .errors import AgentNotFoundError, SessionNotFoundError
 from .mongodb_session_repository import RepositoryOfManagers
 from .telemetry import Observer
@@ -160,7 +160,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             InvalidIdentifierError: The agent's id cannot be used.
         """
         self._agents.initialize(agent, self._fix_broken_tool_use)
-        self._events().watch_guardrail(agent)
+        if has_guardrail(agent):
+            self._events().watch_guardrail(agent)
 
     def append_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
         """Store a message. Strands stores its messages by itself; this is for messages of your own.

@@ -18,6 +18,7 @@ from .._store.session_commands import now
 from .._store.session_store import SessionStore
 from ..errors import MessageNotFoundError
 from .conversation import Conversation
+from .outbox import Operation
 
 logger = logging.getLogger(__name__)
 
@@ -53,24 +54,18 @@ class QueuedCommit(Commit):
 
 
 @dataclass(eq=False)
-class RewriteOperation:
+class RewriteOperation(Operation):
     """A change of a message that is stored, or will be before this is sent.
 
     Attributes:
         message: Which message.
         work: What is replaced; its ``message_id`` is known when it is sent.
         blobs: What of it is too large for the session document.
-        started: As for every operation.
     """
 
     message: TrackedMessage
     work: Rewrite
     blobs: PendingBlobs | None = None
-    started: bool = False
-
-    def start(self) -> None:
-        """Take note that it is sent."""
-        self.started = True
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Rewrite the message where it stands."""
@@ -93,7 +88,7 @@ class RewriteOperation:
 
 
 @dataclass(eq=False)
-class LateMetricsOperation:
+class LateMetricsOperation(Operation):
     """The metrics of a message that was stored without them, or with a part of them: those ``before``."""
 
     key: str
@@ -101,11 +96,6 @@ class LateMetricsOperation:
     metrics: Document
     totals: Totals
     before: Document | None = None
-    started: bool = False
-
-    def start(self) -> None:
-        """Take note that it is sent."""
-        self.started = True
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the metrics, unless the message has some by now."""

@@ -27,10 +27,11 @@ class Operation(Protocol):
         started: Whether it was ever sent; then it may be stored, whatever was heard of it.
     """
 
-    started: bool
+    started: bool = False
 
     def start(self) -> None:
         """Take note that it is sent. Called under the outbox's lock, before each attempt."""
+        self.started = True
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store it; an error means that it is to be sent again.

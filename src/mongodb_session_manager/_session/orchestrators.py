@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._agents.outbox import Outbox, OutboxOwner, Sending
+from .._agents.outbox import Operation, Outbox, OutboxOwner, Sending
 from .._model.documents import check_size
 from .._model.encoding import PendingBlobs, encode, fingerprint
 from .._model.keys import check_id
@@ -16,16 +16,12 @@ from .managed_session import ManagedSession
 
 
 @dataclass(eq=False)
-class _StateOperation:
+class _StateOperation(Operation):
     """The state of a graph or swarm, as a whole."""
 
     work: OrchestratorWork
     state: Any
     blobs: PendingBlobs
-    started: bool = False
-
-    def start(self) -> None:
-        self.started = True
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         store.related.upload(session, "", None, self.blobs)

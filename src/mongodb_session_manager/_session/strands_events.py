@@ -70,10 +70,9 @@ class StrandsEvents:
         """Follow an agent, graph or swarm."""
         self._register(registry, _CALLBACKS)
 
-    def watch_guardrail(self, agent: Any) -> None:
-        """Look in the stream of a model that has a guardrail for what the guardrail says."""
-        if InvokeModelStage is not None and isinstance(agent, Agent) and _guardrail_of(agent.model):
-            agent.add_middleware(InvokeModelStage, self._watch_model)
+    def watch_guardrail(self, agent: Agent) -> None:
+        """Look in the stream of the agent's model for what its guardrail says."""
+        agent.add_middleware(InvokeModelStage, self._watch_model)
 
     def _register(self, registry: HookRegistry, callbacks: _Callbacks) -> None:
         for event_type, callback, order in callbacks:
@@ -161,6 +160,11 @@ class StrandsEvents:
 async def _settle(sending: Sending | None) -> None:
     if sending is not None:
         await sending.settle()
+
+
+def has_guardrail(agent: Any) -> bool:
+    """Return whether the agent's model has a guardrail whose words can be found in its stream."""
+    return InvokeModelStage is not None and isinstance(agent, Agent) and bool(_guardrail_of(agent.model))
 
 
 def _guardrail_of(model: Any) -> dict[str, Any]:
