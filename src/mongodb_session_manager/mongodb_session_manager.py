@@ -196,7 +196,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             TypeError: The ``tracking_id`` of ``redact_message`` is no text. Nothing was changed.
         """
         follower = self._agents.follower(agent)
-        if follower.redact_latest(redact_message):
+        if follower.redact_latest(redact_message, agent):
             wait_unless_in_loop(follower.work.send())
 
     def record_guardrail_trace(self, trace: Mapping[str, Any], agent: Any) -> None:

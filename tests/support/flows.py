@@ -514,7 +514,7 @@ FLOWS: dict[str, Flow] = {
     "pinned_messages": flow(
         agent_with(conversation_manager=lambda: SlidingWindowConversationManager(window_size=4, pin_first=1)),
         *(say(f"Question {n}", f"Answer {n}") for n in range(5)),
-        lost="Strands restores the newest messages by their number; it does not know that an old one stays",
+        lost_by_strands="it restores the newest messages by their number; it does not know that an old one stays",
     ),
     # The context overflows, the older messages are summarized; twice.
     "summarizing": flow(
@@ -541,7 +541,7 @@ FLOWS: dict[str, Flow] = {
         agent_with(long_report, conversation_manager=lambda: SlidingWindowConversationManager(window_size=20)),
         say("Report", ToolCall("long_report", {"lines": 200}), FULL, "Long."),
         THANKS,
-        lost="the window shortens what the model sees; what is stored is the original",
+        lost_by_strands="the window shortens what the model sees; what is stored is the original",
     ),
     # A guardrail replaces what the user said; the conversation goes on.
     "redaction_of_the_user": flow(

@@ -5,12 +5,14 @@ All of this runs on the agent's event loop, so all of it is cheap, and nothing h
 
 from __future__ import annotations
 
+import threading
 import uuid
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bson import ObjectId
 from strands.hooks import AfterModelCallEvent
 from strands.types.content import Message
 
@@ -25,8 +27,9 @@ from ..errors import MongoDBSessionError
 from ..telemetry import Observer
 from .answer_costs import AnswerCosts
 from .interventions import Interventions
+from .live_conversation import Slot
 from .metrics_override import MetricsOverride
-from .record import agent_fields, give_tracking_id, session_agent, trims_by_itself
+from .record import agent_fields, give_tracking_id, session_agent
 from .restore import restore
 from .tool_calls import ToolCalls
 from .turns import Turns, is_interrupted
@@ -65,7 +68,7 @@ class AgentFollower:
     _agent: Callable[[], Any] = staticmethod(lambda: None)
     # Appended by hand: the user's message that Strands is about to append.
     _expected: Expected | None = None
-    _window_settings: Document | None = None
+    _follows_an_agent = False
 
     def __init__(
         self, work: AgentWork, *, by_turn: bool, override: MetricsOverride, observer: Observer | None = None
@@ -73,7 +76,9 @@ class AgentFollower:
         self.work = work
         self.guardrail = Interventions(work)
         self._conversation = work.conversation
-        self._known = work.conversation.messages
+        self._live = work.conversation.live
+        # The application may append by hand, or flush, in another thread than the agent's.
+        self._lock = threading.RLock()
         self._by_turn = by_turn
         self._turns = Turns()
         self._costs = AnswerCosts(work.conversation.key, override, observer)
@@ -85,28 +90,22 @@ class AgentFollower:
 
     def created_with_session(self, agent: Any) -> None:
         """Take note that the agent was stored together with a new session, as it is."""
-        self._known.restored(range(len(agent.messages)), agent.messages)
-        self._conversation.next_message_id = self._conversation.embedded.count = len(agent.messages)
+        count = len(agent.messages)
+        self._live.restored(list(range(count)), agent.messages, count - 1 if count else None, exact=False)
+        self._conversation.next_message_id = self._conversation.embedded.count = count
         self._follow_new(agent)
 
     def create(self, agent: Any) -> None:
         """Put a new agent, and the messages it was built with, into the next commit."""
         blobs = PendingBlobs(self.work.blob_threshold)
         self.work.create(documents.agent_data(session_agent(agent), blobs), blobs)
-        for message in agent.messages:
-            give_tracking_id(message)
-            self._append(message, agent, from_agent=False)
+        self._live.look(agent)
+        self._log_fresh(agent)
         self._follow_new(agent)
 
-    def restore(
-        self,
-        agent: Any,
-        stored: StoredAgent,
-        read_from: Callable[[int], list[Document]],
-        repair: Callable[[list[Message]], list[Message]],
-    ) -> None:
+    def restore(self, agent: Any, stored: StoredAgent, repair: Callable[[list[Message]], list[Message]]) -> None:
         """Make the agent what is stored of it; see ``restore``."""
-        self._turns.last_id = restore(self.work, agent, stored, read_from, repair)
+        self._turns.last_id = restore(self.work, agent, stored, repair)
         self._follow(agent)
 
     def _follow_new(self, agent: Any) -> None:
@@ -116,6 +115,7 @@ class AgentFollower:
 
     def _follow(self, agent: Any) -> None:
         self._agent = weakref.ref(agent)
+        self._follows_an_agent = True
         self._costs.follow(agent)
 
     # --- turns and calls --------------------------------------------------------------------------------------------
@@ -132,7 +132,6 @@ class AgentFollower:
         self.guardrail.forget()
         if not self._turns.is_running(agent) and not is_interrupted(agent):
             self._tool_calls.forget()
-        self._known.prune(agent.messages)
         return error
 
     def waits(self, agent: Any) -> bool:
@@ -164,49 +163,67 @@ class AgentFollower:
     # --- messages ---------------------------------------------------------------------------------------------------
 
     def message_added(self, message: Message, agent: Any, *, by_hand: bool = False) -> None:
-        """Stage a message that was added to the live conversation, unless it is known."""
-        tracking_id = message.get("tracking_id")
-        if known := self._known.with_id(tracking_id):
-            # Whatever is in the conversation as often as it is stored was appended before, or is a continuation: a
-            # longer message in its place, under its id. A prompt that is tried again is in it once more.
-            live = sum(1 for other in agent.messages if other.get("tracking_id") == tracking_id)
-            if 0 < live <= len(known):
-                if known[-1].source is not message:
-                    self._replace(known[-1], message)
-                return
-        if self._expected is not None and message["role"] == "user":
-            expected, self._expected = self._expected, None
-            refused = expected.tracked.commit is None and expected.tracked.message_id is None
-            if not refused and _is_same(expected, message):
-                self._recognise(expected, message)
-                return
-        # Outside a turn Strands appends what tells of a direct call of a tool; no user has said it.
-        self._append(message, agent, from_agent=True, is_said=by_hand or self._turns.is_running(agent))
+        """Stage a message that was added to the live conversation; every event appends, but for what is known here."""
+        with self._lock:
+            self._live.look(agent)
+            self._log_fresh(agent, before=message)
+            slot = self._live.slot_of(message)
+            if slot is not None and not slot.fresh:
+                if slot.copied and (tracked := self._tracked(slot)) is not None:
+                    # A continuation: it is longer than what stood there.
+                    slot.copied, slot.form, slot.logged_form = False, None, None
+                    self._replace(tracked, message)
+                    return
+                if by_hand or slot.by_hand:
+                    slot.by_hand = False  # It was logged as this very occurrence.
+                    return
+                slot = self._live.occurs_again(message)
+            if self._expected is not None and message["role"] == "user":
+                expected, self._expected = self._expected, None
+                refused = expected.tracked.commit is None and expected.tracked.message_id is None
+                if not refused and _is_same(expected, message):
+                    self._recognise(expected, message)
+                    return
+            # Outside a turn Strands appends what tells of a direct call of a tool; no user has said it.
+            is_said = by_hand or self._turns.is_running(agent)
+            self._append(message, agent, from_agent=True, is_said=is_said, slot=slot)
+            if by_hand and slot is not None:
+                slot.by_hand = True
 
-    def message_updated(self, tracking_id: str, message: Message) -> None:
+    def message_updated(self, tracking_id: str, message: Message, agent: Any) -> None:
         """Stage the replacement of a message: a transcript that is complete now."""
-        if known := self._known.with_id(tracking_id):
-            self._replace(known[-1], message)
+        with self._lock:
+            self._live.look(agent)
+            if known := self._live.with_id(tracking_id):
+                if (slot := self._live.slot_of(message)) is not None:
+                    slot.copied, slot.form, slot.logged_form = False, None, None
+                self._replace(known[-1], message)
 
     def append_by_hand(self, message: Message, agent: Any) -> None:
         """Stage a message of the application's own, unless Strands has appended it or is about to."""
-        if any(message is live for live in agent.messages):
-            self.message_added(message, agent, by_hand=True)
-            if message["role"] == "assistant":
-                self._correct(message)
-            return
-        last, self._known.last = self._known.last, None  # As in `_append`.
+        with self._lock:
+            if any(message is live for live in agent.messages):
+                self.message_added(message, agent, by_hand=True)
+                if message["role"] == "assistant":
+                    self._correct(message)
+                return
+            self._live.look(agent)
+            self._append_note(message, agent)
+
+    def _append_note(self, message: Message, agent: Any) -> None:
+        last, self._live.last = self._live.last, None  # As in `_append`.
         body, size, blobs = self._body(message)
         text = documents.message_text(message)
         role = message["role"]
         only_text = text and all("text" in block for block in body["content"])
         if role == "assistant" and only_text and self._has_said(text):
-            self._known.last = last
+            self._live.last = last
             self._correct(self._said[-1] if text == documents.message_text(self._said[-1]) else None)
             return
         # Strands gives each message such an id when it appends it; the two will be one message.
         body["tracking_id"] = body.get("tracking_id") or str(uuid.uuid4())
-        body["turn_id"] = self._turns.of_message_by_hand(role)
+        in_cycle = self._live.waits_for_results()
+        body["turn_id"] = ObjectId() if in_cycle else self._turns.of_message_by_hand(role)
         carries_results = documents.has_tool_result(message)
         calls = self._tool_calls.carried_by(message, agent.messages) if carries_results else []
         answer = None
@@ -217,7 +234,9 @@ class AgentFollower:
                 body["event_loop_metrics"] = answer.metrics
         starts_turn = role == "user" and not carries_results
         totals = self._costs.growth(starts_turn=starts_turn, answer=answer, calls=calls)
+        self._log_fresh(agent)
         tracked = self.work.append(body, size, message, totals, blobs)
+        self._live.note(tracked)
         if role == "user":
             self._said = []
             self._expected = Expected(tracked, text, body)
@@ -225,15 +244,32 @@ class AgentFollower:
             self._expected = None
             answer.tracked = tracked
 
-    def redact_latest(self, redact_message: Message) -> bool:
+    def _log_fresh(self, agent: Any, before: Message | None = None) -> None:
+        """Log what was appended to the live conversation without an event; only what comes before a message."""
+        for slot in self._live.fresh(before):
+            give_tracking_id(slot.message)
+            self._append(slot.message, agent, from_agent=False, slot=slot)
+
+    def _tracked(self, slot: Slot) -> TrackedMessage | None:
+        if isinstance(slot.ref, int):
+            slot.ref = TrackedMessage(slot.ref, slot.message, slot.message.get("tracking_id"))
+        return slot.ref
+
+    def redact_latest(self, redact_message: Message, agent: Any) -> bool:
         """Replace the content of the message that was appended last; return whether that is to be sent now.
 
         Raises:
             MongoDBSessionError: The agent has no message, or its latest was refused and is stored nowhere.
             TypeError: The ``tracking_id`` is no text.
         """
+        with self._lock:
+            return self._redact_latest(redact_message, agent)
+
+    def _redact_latest(self, redact_message: Message, agent: Any) -> bool:
         tracking_id = check_tracking_id(redact_message)
-        latest = self._known.last
+        self._live.look(agent)
+        self._log_fresh(agent)  # Strands' latest may be a guidance that it has told of by no event.
+        latest = self._live.last
         if latest is None:
             agent_id = self._conversation.agent_id
             raise MongoDBSessionError(
@@ -251,13 +287,16 @@ class AgentFollower:
             "guardrail_event": event,
         }
         # A prompt that was tried again may stand in the conversation twice, under one tracking id.
-        same = self._known.with_id(tracking_id)
+        same = self._live.with_id(tracking_id)
         if same and latest not in same:
             # Strands means its own latest message; behind that stands one that was appended by hand.
             latest = same[-1]
         # So may a message that was appended by hand twice; each time it got an id of its own.
-        same = [*same, *self._known.made_of(redact_message), *self._known.made_of(latest.source)]
+        same = [*same, *self._live.made_of(redact_message), *self._live.made_of(latest.source)]
         copies = {id(other): other for other in same if other is not latest}.values()
+        for redacted in [*copies, latest]:
+            self._live.redacted(redacted)
+            self.work.hold_nothing_of(redacted)
         # One redaction, one event in the session, however often the message stands in the conversation.
         to_send = [
             self.work.change(redacted, body, copies=True, guardrail_event=event if redacted is latest else None)
@@ -265,9 +304,13 @@ class AgentFollower:
         ]
         return any(to_send)
 
-    def _append(self, message: Message, agent: Any, *, from_agent: bool, is_said: bool = False) -> None:
+    def _append(
+        self, message: Message, agent: Any, *, from_agent: bool, is_said: bool = False, slot: Slot | None = None
+    ) -> None:
         # A message that is refused here is the latest all the same: no other is to be redacted in its place.
-        self._known.last = None
+        self._live.last = None
+        if slot is not None:
+            slot.fresh = False
         body, size, blobs = self._body(message)
         role = message["role"]
         carries_results = documents.has_tool_result(message)
@@ -287,7 +330,11 @@ class AgentFollower:
             self._said = []
         calls = self._tool_calls.carried_by(message, agent.messages) if from_agent and carries_results else []
         totals = self._costs.growth(starts_turn=begins_turn and is_said, answer=answer, calls=calls)
+        if not from_agent and self._follows_an_agent:
+            body["origin"] = "context"
         tracked = self.work.append(body, size, message, totals, blobs, event)
+        if slot is not None:
+            self._live.log(slot, tracked)
         if answer is not None:
             answer.tracked = tracked
 
@@ -325,6 +372,7 @@ class AgentFollower:
         message["tracking_id"] = body["tracking_id"]
         before = fingerprint(documents.text_blocks(expected.tracked.source["content"]))
         expected.tracked.source = message
+        self._live.is_live_now(expected.tracked, message)
         self._turns.join(body["turn_id"])
         if fingerprint(documents.text_blocks(message["content"])) != before:
             self._replace(expected.tracked, message)
@@ -332,20 +380,22 @@ class AgentFollower:
     # --- the agent's record and late metrics ------------------------------------------------------------------------
 
     def stage_agent(self, agent: Any) -> None:
-        """Stage what has changed in the agent's record."""
-        fields = agent_fields(agent)
-        riding = None
-        if trims_by_itself(agent):
-            settings = {**fields["conversation_manager_state"], "removed_message_count": None}
-            if settings == self._window_settings:
-                # Only the window may have moved: `restore` moves it again. That is not worth a command.
-                riding = "conversation_manager_state"
-            self._window_settings = settings
-        self.work.stage(fields, riding)
-        self.work.look_at_state(agent.state)
+        """Stage what has changed in the agent's record and in what is live."""
+        with self._lock:
+            is_over = not self._turns.is_running(agent)
+            self._live.look(agent)
+            if is_over:
+                self._log_fresh(agent)
+            fields = agent_fields(agent)
+            marks = self.work.fields.changed(fields)
+            # The state of the conversation manager and the view are written together: those of two writers do not fit.
+            archived = self._conversation.embedded.archived
+            due = self._live.to_store(agent, archived, is_due="conversation_manager_state" in marks, is_over=is_over)
+            self.work.stage(fields, marks, due)
+            self.work.look_at_state(agent.state)
 
     def stage_agent_if_alive(self) -> None:
-        """Stage what has changed in the agent's record since its last event, if the agent is still there."""
+        """Stage what has changed in the agent since its last event, if the agent is still there."""
         agent = self._agent()
         if agent is not None:
             self.stage_agent(agent)

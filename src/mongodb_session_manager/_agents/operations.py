@@ -34,7 +34,8 @@ class QueuedCommit(Commit):
         """Store it behind the messages that are there now, or where it was first sent to."""
         conversation = self.conversation
         if self.first_message_id is None:
-            self.first_message_id, self.changes = conversation.next_message_id, conversation.changes
+            self.first_message_id = self.expected_id = conversation.next_message_id
+            self.changes, self.rewrites = conversation.changes, conversation.rewrites
         self._make_room(store, session)
         for blobs in self.blobs:
             store.related.upload(session, self.key, None, blobs)
@@ -60,11 +61,13 @@ class RewriteOperation(Operation):
     Attributes:
         message: Which message.
         work: What is replaced; its ``message_id`` is known when it is sent.
+        conversation: What is known of the agent's stored conversation.
         blobs: What of it is too large for the session document.
     """
 
     message: TrackedMessage
     work: Rewrite
+    conversation: Conversation
     blobs: PendingBlobs | None = None
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
@@ -85,6 +88,8 @@ class RewriteOperation(Operation):
                 session.session_id,
                 self.message.message_id,
             )
+        if self.work.rewrites == self.conversation.rewrites + 1:  # Else somebody else has replaced one as well.
+            self.conversation.rewrites = self.work.rewrites
 
 
 @dataclass(eq=False)

@@ -12,19 +12,16 @@ from strands.agent.state import AgentState
 from strands.types.content import Message
 from strands.types.session import SessionAgent
 
-from .._model import documents
+from .._model import documents, live_view
 from .._model.documents import Document, StoredAgent
 from .._model.turns import turns_interleave, turns_together
+from .live_conversation import LiveConversation, Slot
 from .record import trims_by_itself
 from .unit_of_work import AgentWork
 
 
 def restore(
-    work: AgentWork,
-    agent: Any,
-    stored: StoredAgent,
-    read_from: Callable[[int], list[Document]],
-    repair: Callable[[list[Message]], list[Message]],
+    work: AgentWork, agent: Any, stored: StoredAgent, repair: Callable[[list[Message]], list[Message]]
 ) -> ObjectId | None:
     """Make the agent what is stored of it, the way Strands' own session managers do.
 
@@ -32,17 +29,15 @@ def restore(
         work: The agent's unit of work: takes note of what is stored.
         agent: The agent.
         stored: What is stored of it.
-        read_from: Reads the stored messages from an offset on, where the window begins too late.
         repair: Strands' repair of tool uses without results.
 
     Returns:
         The turn of its last message.
     """
     assert stored.agent_data is not None
-    last_turn_id: ObjectId | None = None
     conversation = work.conversation
     conversation.next_message_id, conversation.changes = stored.message_count, stored.changes
-    conversation.embedded = stored.embedded
+    conversation.embedded, conversation.rewrites = stored.embedded, stored.rewrites
     state, manager_state, internal_state = documents.states(stored.agent_data)
     agent.state = _agent_state(state)
     # Strands' own way; only the internal state counts.
@@ -56,27 +51,15 @@ def restore(
     )
     as_stored.initialize_internal_state(agent)
     prepended: list[Message] = []
-    offset = 0
-    if isinstance(agent, Agent):
-        if manager_state:
-            prepended = agent.conversation_manager.restore_from_session(manager_state) or []
-        offset = max(0, agent.conversation_manager.removed_message_count)
-    if offset < stored.window_offset:
-        # A conversation manager of one's own begins earlier than its stored state says.
-        window = read_from(offset)
-    else:
-        window = stored.window[offset - stored.window_offset :]
-    messages: list[Message] = []
-    if window:
-        messages, last_turn_id = _restored(work, window, offset, _interrupted(internal_state))
+    if isinstance(agent, Agent) and manager_state.get("__name__") == type(agent.conversation_manager).__name__:
+        prepended = agent.conversation_manager.restore_from_session(manager_state) or []
+    rows = _rows(agent, stored, prepended, manager_state)
+    interrupted = _interrupted(internal_state)
+    if interrupted is not None or turns_interleave(rows):
+        rows = [row for run in _runs(rows) for row in _together(run, interrupted)]
+    last_turn_id = rows[-1]["turn_id"] if rows else None
     if not (isinstance(agent, Agent) and agent.model.stateful):
-        agent.messages = prepended + messages
-        if agent.messages:
-            if trims_by_itself(agent):
-                # As at the end of the last turn, which may have moved the window and stored nothing after that.
-                agent.conversation_manager.apply_management(agent)
-            if documents.have_tool_blocks(agent.messages):
-                agent.messages = repair(agent.messages)
+        _make_live(conversation.live, agent, stored, rows, repair)
     work.fields.stored_state(agent.state, state)
     known: Document = {"conversation_manager_state": manager_state, "_internal_state": internal_state}
     for name in ("model", "system_prompt"):
@@ -86,19 +69,89 @@ def restore(
     return last_turn_id
 
 
-def _restored(
-    work: AgentWork, window: list[Document], offset: int, interrupted: str | None
-) -> tuple[list[Message], ObjectId | None]:
-    """Return the live messages of a stored window that begins at ``offset``, and the last one's turn."""
-    order = None
-    if interrupted is not None or turns_interleave(window):
-        order = turns_together(window, interrupted)
-    last_turn_id = window[-1 if order is None else order[-1]].get("turn_id")
-    message_ids, messages = documents.to_messages(window, offset)
-    if order is not None:
-        message_ids, messages = [message_ids[index] for index in order], [messages[index] for index in order]
-    work.conversation.messages.restored(message_ids, messages)
-    return messages, last_turn_id
+def _rows(agent: Any, stored: StoredAgent, prepended: list[Message], manager_state: Document) -> list[Document]:
+    """Return what is live, oldest first.
+
+    Of each ``{slot, message, turn_id, tracking_id}``: its place as in ``LiveConversation``, the stored message
+    (decoded) or the live one, and the turn; of what is in no log that of the message before it.
+    """
+    view = stored.live
+    if view is None:
+        removed = stored.message_count - len(stored.window)
+        logged = {message.get("message_id", removed + index): message for index, message in enumerate(stored.window)}
+        found: list[Any] = [*prepended, *logged]
+    else:
+        logged = {message["message_id"]: message for message in stored.window}
+        found = list(live_view.places(view, logged))
+    # The very objects that the conversation manager has, so that they are known again.
+    in_state = agent.conversation_manager.get_state() if isinstance(agent, Agent) else {}
+    rows: list[Document] = []
+    turn_id: Any = None
+    for place in found:
+        slot: int | Slot
+        if isinstance(place, dict):
+            message: Any = place if view is None else in_state.get(place["state"], manager_state.get(place["state"]))
+            if not isinstance(message, dict):
+                continue
+            is_kept = view is not None and in_state.get(place["state"]) is message
+            slot = Slot(message, state=place["state"] if is_kept else None)  # type: ignore[arg-type]
+        elif view is not None and (held := live_view.held_form(view, place)) is not None:
+            message = documents.to_messages([held])[0]
+            slot = Slot(message, place if isinstance(place, int) else None).as_held()
+        else:
+            message, slot = logged[place], place
+            turn_id = message.get("turn_id")
+        rows.append({"slot": slot, "message": message, "turn_id": turn_id, "tracking_id": message.get("tracking_id")})
+    return rows
+
+
+def _runs(rows: list[Document]) -> list[list[Document]]:
+    """Return the stretches of what is live in which messages are in the order of the log.
+
+    Only there may turns of two writers interleave: any other order is what a writer has seen live.
+    """
+    runs: list[list[Document]] = [[]]
+    highest = -1
+    for row in rows:
+        ref = row["slot"].ref if isinstance(row["slot"], Slot) else row["slot"]
+        if isinstance(ref, int):
+            if ref < highest:
+                runs.append([])
+            highest = ref
+        runs[-1].append(row)
+    return runs
+
+
+def _together(run: list[Document], interrupted: str | None) -> list[Document]:
+    return [run[index] for index in turns_together(run, interrupted)]
+
+
+def _make_live(
+    live: LiveConversation,
+    agent: Any,
+    stored: StoredAgent,
+    rows: list[Document],
+    repair: Callable[[list[Message]], list[Message]],
+) -> None:
+    messages: list[Message] = []
+    for row in rows:
+        slot = row["slot"]
+        if isinstance(slot, Slot):
+            messages.append(slot.message)
+        else:
+            messages += documents.to_messages([row["message"]])
+    agent.messages = messages
+    is_exact = stored.live is not None and stored.live.get("at") == stored.message_count
+    newest = stored.message_count - 1 if stored.message_count else None
+    live.restored([row["slot"] for row in rows], messages, newest, exact=is_exact)
+    if not messages:
+        return
+    if trims_by_itself(agent) and not is_exact:
+        # As at the end of the last turn, which may have moved the window and stored nothing after that.
+        agent.conversation_manager.apply_management(agent)
+    if documents.have_tool_blocks(agent.messages):
+        agent.messages = repair(agent.messages)
+    live.was_made(agent)
 
 
 def _interrupted(internal_state: Document) -> str | None:

@@ -11,14 +11,16 @@ from typing import Any
 from bson import ObjectId
 
 from .._model.documents import STATES, Document, check_size
-from .._model.encoding import PendingBlobs, blob_markers, encode, to_bson
+from .._model.encoding import PendingBlobs, blob_markers, encode, size_in_bson, to_bson
 from .._model.limits import MAX_COMMIT_BYTES
 from .._model.metrics import Totals
 from .._statements.commits import TrackedMessage
+from .._statements.live import LiveView
 from .._statements.rewrites import Rewrite
 from .._store.session_commands import now
 from .._store.session_store import SessionStore
 from .conversation import Conversation
+from .live_conversation import Due
 from .operations import QueuedCommit, RewriteOperation
 from .outbox import Operation, Outbox, OutboxOwner
 from .staged_fields import StagedFields
@@ -55,8 +57,9 @@ class AgentWork(Outbox):
         self.blob_threshold = blob_threshold
         self.fields = StagedFields()
         self._rebase = rebase
-        # Fields that wait for a commit that is made anyway.
+        # Fields, and a view, that wait for a commit that is made anyway.
         self._riding: Document = {}
+        self._riding_view: tuple[LiveView, Due] | None = None
 
     @property
     def waiting_bytes(self) -> int:
@@ -78,7 +81,7 @@ class AgentWork(Outbox):
     ) -> TrackedMessage:
         """Put a message of ``size`` bytes, besides its blobs, into the next commit."""
         body["created_at"] = datetime.now(timezone.utc)
-        message = TrackedMessage(None, source, body.get("tracking_id"))
+        message = TrackedMessage(None, source, body.get("tracking_id"), follows=self.conversation.live.follows())
         message.body, message.totals, message.blobs = body, totals, blobs
         if guardrail_event is not None:
             message.guardrail_events = (guardrail_event,)
@@ -86,7 +89,7 @@ class AgentWork(Outbox):
             message.commit = commit = self._open_commit(size)
             commit.messages.append(message)
             commit.bytes += size
-        self.conversation.messages.appended(message)
+        self.conversation.live.appended(message)
         self._fill()
         return message
 
@@ -133,7 +136,7 @@ class AgentWork(Outbox):
                     unnamed = before.uploaded - (message.blobs.uploaded if message.blobs is not None else set())
             key = self.conversation.key
             work = Rewrite(key, -1, body, message.tracking_id, copies, guardrail_event, unnamed)
-            self.queue.append(RewriteOperation(message, work, blobs))
+            self.queue.append(RewriteOperation(message, work, self.conversation, blobs))
         self._fill()
         return True
 
@@ -181,29 +184,40 @@ class AgentWork(Outbox):
             commit.bytes += len(to_bson(agent_data))
         self._fill()
 
-    def stage(self, fields: Mapping[str, Any], riding: str | None = None) -> None:
-        """Put those fields of the agent's record into the next commit whose content has changed.
+    def stage(self, fields: Mapping[str, Any], marks: dict[str, bytes], due: Due | None = None) -> None:
+        """Put fields of the agent's record, and its live view, into the next commit.
 
         Args:
             fields: The fields, as they are now.
-            riding: Name of a field that is not worth a commit of its own: it waits for one that is made anyway.
+            marks: The fingerprints of those that have changed.
+            due: What is live, if that is to be stored; the state of the conversation manager goes with it.
         """
-        marks = self.fields.changed(fields)
-        if not marks:
+        manager_state = "conversation_manager_state"
+        names = [*marks, *([manager_state] if due is not None and manager_state in fields else [])]
+        if not names and due is None:
             return
+        conversation, where = self.conversation, f"agent_id={self.conversation.agent_id!r} "
         changed: Document = {}
         # Each commit uploads its own, for those of another may be gone.
         blobs = PendingBlobs(self.blob_threshold)
         size = 0
-        for name in marks:
+        for name in dict.fromkeys(names):
             changed[name] = encode(fields[name], name, blobs)
-            size += check_size({name: changed[name]}, f"agent_id={self.conversation.agent_id!r} {name}")
+            size += check_size({name: changed[name]}, where + name)
+        view = None
+        if due is not None:
+            removed = fields.get(manager_state, {}).get("removed_message_count", 0)
+            view = conversation.view(due, removed, where + "live message", blobs)
+            size += sum(size_in_bson(held.body) for held in view.held)
         # All or nothing: what is refused above leaves the others to be found changed again.
         self.fields.staged(marks)
-        waits = changed.keys() == {riding} and not blobs.blobs
-        changed["updated_at"] = now().isoformat()
+        waits = due is not None and due.rides and set(changed) <= {manager_state} and not blobs.blobs
+        if changed:
+            changed["updated_at"] = now().isoformat()
         with self.lock:
             self._riding.update(changed)
+            if view is not None and due is not None:
+                self._riding_view = view, due
             if waits and self._waiting_commit() is None:
                 return
             commit = self._open_commit(size)
@@ -212,6 +226,16 @@ class AgentWork(Outbox):
             if blobs.blobs:
                 commit.blobs += (blobs,)
         self._fill()
+
+    def hold_nothing_of(self, message: TrackedMessage) -> None:
+        """Take what waits of a message in another form out of the views: it was redacted."""
+        with self.lock:
+            for operation in self.queue:
+                if isinstance(operation, QueuedCommit) and not operation.started and operation.view is not None:
+                    operation.view = operation.view.without(message)
+            if self._riding_view is not None:
+                view, due = self._riding_view
+                self._riding_view = view.without(message), due
 
     def look_at_state(self, state: Any) -> None:
         """Note whether the agent's state may have changed; cheap enough for an event loop."""
@@ -242,6 +266,7 @@ class AgentWork(Outbox):
         """Forget what is queued and what has changed."""
         self.fields.changed_state = None
         self._riding.clear()
+        self._riding_view = None
         super().drop()
 
     def _waiting_commit(self) -> QueuedCommit | None:
@@ -257,6 +282,9 @@ class AgentWork(Outbox):
         if self._riding:
             commit.fields.update(self._riding)
             self._riding.clear()
+        if self._riding_view is not None:
+            (commit.view, due), self._riding_view = self._riding_view, None
+            self.conversation.live.stored(due)
         return commit
 
     def _has_work(self) -> bool:
@@ -264,7 +292,7 @@ class AgentWork(Outbox):
 
     def _prepare(self) -> None:
         if state := self.fields.take_state():
-            self.stage(state)
+            self.stage(state, self.fields.changed(state))
 
     def _after_fork(self) -> None:
         super()._after_fork()
@@ -278,16 +306,15 @@ class AgentWork(Outbox):
         if not isinstance(operation, QueuedCommit):
             return False
         commit, messages = operation, operation.messages
-        if commit.fields and (messages or commit.creates is not None):
-            self.fields.forget(commit.fields)
-            commit.fields = {}
+        if (commit.fields or commit.view) and (messages or commit.creates is not None):
+            self._forget_fields(commit)
             return True
         if commit.creates is not None and any(commit.creates[name] for name in STATES):
             self.fields.forget(STATES)
             commit.creates = {**commit.creates, **{name: {} for name in STATES}}
             commit.blobs = ()
             return True
-        self.fields.forget(commit.fields)
+        self._forget_fields(commit)
         with self.lock:
             if len(messages) > 1:
                 rest = QueuedCommit(self.conversation, commit.rebase, messages[1:])
@@ -297,9 +324,17 @@ class AgentWork(Outbox):
                 self.queue.insert(1, rest)
                 return True
             _give_up(messages)
-            self.conversation.messages.refused(messages)
+            self.conversation.live.refused(messages)
             commit.messages = []
             return bool(messages) and commit.creates is not None
+
+    def _forget_fields(self, commit: QueuedCommit) -> None:
+        """Give up what a commit was to store besides messages; it will be found changed again."""
+        self.fields.forget(commit.fields)
+        commit.fields = {}
+        if commit.view is not None:
+            commit.view = None
+            self.conversation.live.lost()
 
 
 def _only_begins_an_agent(operation: Operation) -> bool:

@@ -61,40 +61,26 @@ class Embedded:
     Attributes:
         archived: How many messages were archived before.
         count: How many are embedded.
-        bytes: Their size, and that of the agent's record.
-        removed: How many messages of the conversation are no longer live, as it is stored.
-        tried: ``removed`` when archiving last found too few bytes for a segment.
+        bytes: Their size.
     """
 
     archived: int = 0
     count: int = 0
     bytes: int = 0
-    removed: int = 0
-    tried: int = -1
 
     @classmethod
     def of(cls, agent: Mapping[str, Any]) -> Embedded:
-        """Return what a projection tells in ``archived_count``, ``embedded``, ``bytes`` and ``removed``."""
-        archived, removed = int(agent["archived_count"]), max(0, int(agent["removed"]))
-        return cls(archived, int(agent["embedded"]), int(agent["bytes"]), removed)
+        """Return what a projection tells in ``archived_count``, ``embedded`` and ``bytes``."""
+        return cls(int(agent["archived_count"]), int(agent["embedded"]), int(agent["bytes"]))
 
     def due(self, policy: ArchivePolicy, document_bytes: int) -> bool:
-        """Return whether there is a segment to be made of messages that are no longer live."""
-        removable = min(self.removed - self.archived, self.count)
-        if removable < 1:
-            return False
-        if not self.grown(policy, document_bytes):
-            return False
-        if removable >= policy.block:
-            return True
-        # Their bytes may suffice: that is worth a look each time when about a segment's bytes have become removable.
-        estimated = (self.removed - max(self.tried, self.archived)) * (self.bytes // max(1, self.count))
-        return estimated >= policy.segment_bytes
+        """Return whether so much is embedded that the oldest messages should leave; whether they are live counts not.
 
-    def grown(self, policy: ArchivePolicy, document_bytes: int) -> bool:
-        """Return whether so much is embedded that some of it should leave."""
-        return (
+        The newest one stays.
+        """
+        grown = (
             self.count >= policy.after_messages
             or self.bytes >= policy.after_bytes
             or document_bytes >= policy.document_bytes
         )
+        return grown and self.count > 1 and (self.count >= policy.block or self.bytes >= policy.segment_bytes)

@@ -63,15 +63,18 @@ class StoredAgent:
         agent_data: The stored ``agent_data``, decoded; None if the session has no such agent.
         message_count: The next ``message_id``.
         changes: How often its record was changed.
-        window_offset: The offset of ``window[0]``: how many messages of the conversation come before it.
-        window: The stored messages from there on, oldest first, decoded.
+        rewrites: How often the content of one of its stored messages was replaced.
+        live: Its live view as it is stored; None if it has none that counts.
+        window: The logged messages that are live, decoded: those that the view names and does not hold, or else all
+            from ``removed_message_count`` on. Oldest first.
         embedded: What of it lies in the session document.
     """
 
     agent_data: Document | None
     message_count: int = 0
     changes: int = 0
-    window_offset: int = 0
+    rewrites: int = 0
+    live: Any = None
     window: list[Document] = field(default_factory=list)
     embedded: Embedded = field(default_factory=Embedded)
 
@@ -329,21 +332,18 @@ def to_message(stored: Mapping[str, Any]) -> Message:
     return message  # type: ignore[no-any-return]
 
 
-def to_messages(window: list[Document], offset: int) -> tuple[list[int], list[Message]]:
-    """Return the ids of the stored messages (decoded) of a window, and the live messages of an agent that they are.
+def to_messages(window: Iterable[Document]) -> list[Message]:
+    """Return stored messages (decoded) as the live messages of an agent.
 
-    Args:
-        window: Stored messages. They are used up: one that has nothing else to tell becomes the live message itself.
-        offset: How many messages of the conversation come before: the id of the first where it has none.
+    They are used up: one that has nothing else to tell becomes the live message itself.
     """
-    message_ids: list[int] = []
     messages: list[Message] = []
     for stored in window:
-        message_ids.append(stored.pop("message_id", offset + len(messages)))
-        stored.pop("turn_id", None)
+        for name in ("message_id", "turn_id", "of"):
+            stored.pop(name, None)
         plain = stored.keys() <= _MESSAGE_FIELDS and "role" in stored and type(stored.get("content")) is list
         messages.append(stored if plain else to_message(stored))  # type: ignore[arg-type]
-    return message_ids, messages
+    return messages
 
 
 def to_session_message(stored: Mapping[str, Any]) -> SessionMessage:

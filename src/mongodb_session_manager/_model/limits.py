@@ -125,8 +125,14 @@ EARLY_COMMIT_BYTES = 8 * 1024 * 1024
 MAX_COMMIT_BYTES = 15 * 1024 * 1024
 """A message that would make a commit larger than this begins the next one: MongoDB takes 16 MB in an update."""
 
-KEPT_BEYOND_LIVE = 100
-"""A manager looks which messages it can forget when it knows twice the live ones and this many more."""
+KEPT_BEYOND_LIVE = 1_000
+"""A manager remembers this many messages that have left the live conversation: a snapshot may bring them back."""
+
+MAX_HELD_ARCHIVED = 8
+"""As many live messages that lie in the history are held in the view, so that a restore needs no second read."""
+
+MAX_HELD_ARCHIVED_BYTES = 4 * 1024
+"""Larger ones are read from the history: what is held is sent with each view."""
 
 AT_EXIT_SECONDS = 30
 """How long the end of the interpreter may be held up to store what is unsent."""

@@ -158,6 +158,10 @@ class StoredMessage(TypedDict):
         commit_id: Of the commit that stored it, on the first message of each. Missing: it is another, or was stored by
             a repository.
         event_loop_metrics: What it cost. Missing: it is no answer of a model, or its provider reports nothing.
+        origin: ``"context"``: it was appended to the live conversation, and Strands told no event of it. Missing: it
+            was said in a turn, or handed to the manager.
+        parent: The ``message_id`` of the message that it followed when it was said; null: none. Missing: the one
+            before it in the log.
         edit: The number of the last change of its content among the agent's ``edits``. Missing: it was never replaced.
         redact_message: What it was replaced by. Missing: it was not redacted.
         guardrail_event: The last intervention of a guardrail in it. Missing: there was none.
@@ -174,6 +178,8 @@ class StoredMessage(TypedDict):
     turn_id: NotRequired[ObjectId]
     commit_id: NotRequired[ObjectId]
     event_loop_metrics: NotRequired[MessageMetrics]
+    origin: NotRequired[Literal["context"]]
+    parent: NotRequired[int | None]
     edit: NotRequired[int]
     redact_message: NotRequired[Redaction]
     guardrail_event: NotRequired[GuardrailEvent]
@@ -278,6 +284,58 @@ class AgentRecord(TypedDict):
     updated_at: str
 
 
+class StateField(TypedDict):
+    """A live message that the conversation manager keeps in its state, such as a summary.
+
+    Attributes:
+        state: The field of ``conversation_manager_state`` that has it.
+    """
+
+    state: str
+
+
+class HeldMessage(TypedDict):
+    """A live message that is in no log, or the live form of one that is logged otherwise.
+
+    Attributes:
+        role: As in ``StoredMessage``, as are the next four.
+        content: Strands' content blocks.
+        tracking_id: Missing: it came without one.
+        metadata: Missing: nothing.
+        extra: Missing: none.
+        of: The ids of the logged messages whose content blocks it has. Missing: none but those of its own.
+    """
+
+    role: str
+    content: Encoded
+    tracking_id: NotRequired[str]
+    metadata: NotRequired[Encoded]
+    extra: NotRequired[Encoded]
+    of: NotRequired[list[int]]
+
+
+class LiveViewDocument(TypedDict):
+    """Which messages of the log are live, in which order and form.
+
+    Attributes:
+        tail: Each logged message with this ``message_id`` or a higher one is live, behind ``before``.
+        before: What is live before the tail, oldest first: ``[first, last]`` ids of the log, names in ``held``, or
+            fields of the conversation manager's state. Missing: nothing.
+        held: Live messages that are not as they are logged: by their ``message_id`` as text, or by a name such as
+            ``"x0"`` if they are in no log. Missing: none.
+        at: While the agent's ``message_count`` is this, a restored sliding window is not trimmed: the application holds
+            more than the window. Missing: it is trimmed, as it is after each turn.
+        removed: The ``removed_message_count`` that was stored with it. Where the conversation manager's state has
+            another one now, a program that knows no views has moved the window, and the view does not count.
+    """
+
+    tail: int
+    before: NotRequired[list[list[int] | str | StateField]]
+    held: NotRequired[dict[str, HeldMessage]]
+    at: NotRequired[int]
+    removed: int
+
+
 class IndexingProgress(TypedDict):
     """How much of an agent's conversation can be searched.
 
@@ -304,6 +362,7 @@ class StoredAgentDocument(TypedDict):
         changes: How often the agent record was changed. Missing: never since that is counted.
         indexed: How much of it can be searched. Missing: it was never indexed.
         usage: Its running totals.
+        live: Its live view. Missing: every message from ``removed_message_count`` on is live.
         messages: The embedded messages, oldest first.
     """
 
@@ -317,6 +376,7 @@ class StoredAgentDocument(TypedDict):
     changes: NotRequired[int]
     indexed: NotRequired[IndexingProgress]
     usage: UsageTotals
+    live: NotRequired[LiveViewDocument]
     messages: list[StoredMessage]
 
 

@@ -12,7 +12,6 @@ from .._agents.follower import AgentFollower
 from .._agents.metrics_override import MetricsOverride
 from .._agents.outbox import OutboxOwner, wait_unless_in_loop
 from .._agents.unit_of_work import AgentWork
-from .._model.documents import Document, StoredAgent
 from .._model.keys import check_id, encode_key, exact_text
 from .._store.session_store import SessionStore
 from ..errors import AgentNotFoundError, MongoDBSessionError, SessionNotFoundError, shown
@@ -106,7 +105,7 @@ class ManagedAgents:
             elif stored.agent_data is None:
                 follower.create(agent)
             else:
-                self._restore(follower, agent, stored, repair)
+                follower.restore(agent, stored, repair)
             self._followers[agent_id] = follower
             if agent.messages and stored.agent_data is None:
                 wait_unless_in_loop(follower.work.send())
@@ -140,7 +139,7 @@ class ManagedAgents:
             )
         work.drop()
         fresh = self._new_follower(agent_id, key)
-        self._restore(fresh, agent, stored, repair)
+        fresh.restore(agent, stored, repair)
         self._followers[agent_id] = fresh
 
     def stage(self) -> MongoDBSessionError | None:
@@ -158,10 +157,3 @@ class ManagedAgents:
         conversation = Conversation(agent_id, key, self._session.document)
         work = AgentWork(conversation, settings.blob_threshold_bytes, settings.rebase, self._store, self._owner)
         return AgentFollower(work, by_turn=settings.by_turn, override=self.override, observer=self._observer)
-
-    def _restore(self, follower: AgentFollower, agent: Any, stored: StoredAgent, repair: Repair) -> None:
-        def read_from(offset: int) -> list[Document]:
-            key = follower.work.conversation.key
-            return self._store.reads.list_messages(self._session.session_id, key, offset, None)
-
-        follower.restore(agent, stored, read_from, repair)

@@ -52,7 +52,7 @@ class BehindTurns:
                 yield from (under_way for under_way in (archiving, indexing) if under_way is not None)
 
     def _archive_if_due(self, work: AgentWork) -> None:
-        """Begin to archive in a thread what has left the live conversation, if there is enough of it."""
+        """Begin to archive the oldest messages in a thread, if there are enough of them."""
         session, embedded = self.session, work.conversation.embedded
         under_way = work.archiving is not None and not work.archiving.done()
         due = session.related_should_expire or embedded.due(self.settings.archive_policy, session.document.bytes)
@@ -79,7 +79,6 @@ class BehindTurns:
             embedded = conversation.embedded
             left.count += embedded.count - before.count
             left.bytes += embedded.bytes - before.bytes
-            left.removed = max(left.removed, embedded.removed)
             conversation.embedded = left
 
     def _index_if_due(self, work: AgentWork) -> None:

@@ -106,7 +106,7 @@ class StrandsEvents:
 
     async def _message_updated(self, event: MessageUpdatedEvent) -> None:
         follower = self._follower(event.agent)
-        follower.message_updated(event.tracking_id, event.message)
+        follower.message_updated(event.tracking_id, event.message, event.agent)
         if not follower.waits(event.agent):
             await self._commit(follower, event.agent)
 

@@ -15,6 +15,7 @@ from .._model.keys import decode_key
 from .._model.limits import MAX_GUARDRAIL_EVENTS
 from .._model.metrics import Totals, summed
 from .expressions import count_of, counter_is, for_each_message, messages_of, messages_with_id, number_at
+from .live import LiveView
 from .sessions import SessionRef, Update
 
 
@@ -31,6 +32,8 @@ class TrackedMessage:
         totals: While it waits: what it adds to the agent's running totals.
         guardrail_events: While it waits: what is to be listed of it in the session.
         commit: While it waits: what carries it.
+        follows: While it waits: the logged message that it follows, in a tuple, ``(None,)`` if it follows none. Empty:
+            the one before it in the log.
     """
 
     message_id: int | None
@@ -41,6 +44,7 @@ class TrackedMessage:
     totals: Totals | None = None
     guardrail_events: tuple[Document, ...] = ()
     commit: Commit | None = None
+    follows: tuple[Any, ...] = ()
 
 
 @dataclass(eq=False)
@@ -52,8 +56,11 @@ class Commit:
         messages: The new messages, oldest first.
         creates: The agent's whole ``agent_data`` if the agent is not stored yet, else None.
         fields: Fields of ``agent_data`` that have changed since the agent was created or read, encoded.
-        blobs: What of ``creates`` and ``fields`` is too large for the session document.
+        blobs: What of ``creates``, ``fields`` and ``view`` is too large for the session document.
+        view: The agent's live view, if it has changed.
+        rewrites: The agent's ``rewrites`` as far as the writer knows; it guards a view that has copies of messages.
         first_message_id: The ``message_id`` of the first message; it guards the update. None until it is sent.
+        expected_id: The ``message_id`` that the first message was to have, before other writers took it.
         gap_allowed: Whether messages may be missing before ``first_message_id``: the caller has chosen it.
         rebase: Whether to append behind what other writers have stored meanwhile.
         changes: The agent's ``changes`` as far as the writer knows; it guards an update that appends nothing.
@@ -71,7 +78,10 @@ class Commit:
     creates: Document | None = None
     fields: Document = field(default_factory=dict)
     blobs: tuple[PendingBlobs, ...] = ()
+    view: LiveView | None = None
+    rewrites: int = 0
     first_message_id: int | None = None
+    expected_id: int | None = None
     gap_allowed: bool = False
     rebase: bool = False
     changes: int = 0
@@ -91,35 +101,64 @@ class Commit:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to send."""
-        return not (self.messages or self.fields or self.creates is not None)
+        return not (self.messages or self.fields or self.view or self.creates is not None)
 
     def is_behind(self, message_count: float) -> bool:
         """Return whether other writers have stored messages under its ids, or it leaves a gap that it may not leave."""
         first = self.first_message_id or 0
         return bool(self.messages) and first != message_count and not (self.gap_allowed and message_count < first)
 
+    def id_of(self, message: Any) -> int | None:
+        """Return the id of a logged message, stored or in this commit; None if it was refused."""
+        if not isinstance(message, TrackedMessage):
+            return int(message)
+        if message.message_id is None and message in self.messages:
+            return (self.first_message_id or 0) + self.messages.index(message)
+        return message.message_id
+
+    def live_document(self) -> Document | None:
+        """Return the view as it is stored; None if the commit carries none."""
+        first = self.first_message_id or 0
+        others = {first: self.others} if self.messages else {}
+        return None if self.view is None else self.view.document(self.id_of, first, others)
+
+    @property
+    def others(self) -> range:
+        """The ids that other writers took before the first message."""
+        first = self.first_message_id or 0
+        return range(first if self.expected_id is None else self.expected_id, first)
+
 
 def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
     """Return the update that stores everything in ``work``, or nothing of it."""
+    live = work.live_document()
     if work.creates is None and not work.messages:
-        return agent_fields(session, work.key, work.fields, work.changes, now)
+        return agent_fields(session, work.key, work.fields, work.changes, now, live, _as_not_redacted(work))
     first = work.first_message_id or 0
     messages: list[Document] = []
     events: list[Document] = []
     for message_id, (new, body) in enumerate(zip(work.messages, work.bodies, strict=True), first):
         times = body.get("created_at", now), body.get("updated_at", now)
         messages.append(message_document(message_id, body, *times))
+        if new.follows and (parent := None if new.follows[0] is None else work.id_of(new.follows[0])) != message_id - 1:
+            messages[-1]["parent"] = parent
         events += [intervention(work.key, message_id, event) for event in new.guardrail_events]
     if messages:
         messages[0]["commit_id"] = work.commit_id
     that = None
+    agent = f"agents.{work.key}"
     if work.creates is not None:
         update, conditions = _begin_agent(work, work.creates, messages, now)
     elif work.gap_allowed:
         update, conditions = _append(work, messages, now, {"$gte": 0, "$lte": first}, first + len(messages))
-        that = _is_count(f"$agents.{work.key}.message_count")
+        that = _is_count(f"${agent}.message_count")
     else:
         update, conditions = _append(work, messages, now, first)
+    if live is not None and work.creates is not None:
+        update["$set"][agent]["live"] = live
+    elif live is not None:
+        update["$set"][f"{agent}.live"] = live
+        conditions.update(_as_not_redacted(work))
     if events:
         list_interventions(update, events)
     return session.write(now, update, conditions, that=that)
@@ -148,7 +187,7 @@ def _append(
         increments[f"{agent}.message_count"] = len(messages)
     else:
         changed[f"{agent}.message_count"] = message_count
-    if work.fields:
+    if work.fields or work.view is not None:
         increments[f"{agent}.changes"] = 1
     update: Document = {"$set": changed, "$push": {f"{agent}.messages": {"$each": messages}}, "$inc": increments}
     if maxima:
@@ -166,12 +205,38 @@ def _is_count(field: str) -> Document:
     return {"$and": [is_number, {"$eq": [{"$mod": [number_at(field), 1]}, 0]}]}
 
 
-def agent_fields(session: SessionRef, key: str, fields: Mapping[str, Any], changes: int, now: datetime) -> Update:
-    """Return the update that replaces fields of a stored agent, once: only while its ``changes`` are as given."""
+def _as_not_redacted(work: Commit) -> Document:
+    """Return the condition that no message was replaced since the copies in a commit's view were made."""
+    has_copies = work.view is not None and work.view.has_copies
+    return counter_is(f"agents.{work.key}.rewrites", work.rewrites) if has_copies else {}
+
+
+def agent_fields(
+    session: SessionRef,
+    key: str,
+    fields: Mapping[str, Any],
+    changes: int,
+    now: datetime,
+    live: Document | None = None,
+    conditions: Mapping[str, Any] | None = None,
+) -> Update:
+    """Return the update that replaces fields of a stored agent, once: only while its ``changes`` are as given.
+
+    Args:
+        session: Whose.
+        key: The agent's key.
+        fields: The fields of its record.
+        changes: Its ``changes``, as they were read.
+        now: Its new ``updated_at``.
+        live: Its new live view; None: that stays.
+        conditions: What must be true besides.
+    """
     agent = f"agents.{key}"
     changed: Document = {f"{agent}.updated_at": now}
     changed.update({f"{agent}.agent_data.{name}": value for name, value in fields.items()})
-    is_as_known = {agent: {"$exists": True}, **counter_is(f"{agent}.changes", changes)}
+    if live is not None:
+        changed[f"{agent}.live"] = live
+    is_as_known = {agent: {"$exists": True}, **counter_is(f"{agent}.changes", changes), **(conditions or {})}
     return session.write(now, {"$set": changed, "$inc": {f"{agent}.changes": 1}}, is_as_known)
 
 
@@ -181,6 +246,7 @@ def agent_projection(key: str) -> Document:
     return {
         "exists": {"$eq": [{"$type": agent}, "object"]},
         "changes": number_at(f"{agent}.changes"),
+        "rewrites": number_at(f"{agent}.rewrites"),
         "message_count": f"{agent}.message_count",
         "stored_count": count_of(agent),
     }

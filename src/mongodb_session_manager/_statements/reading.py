@@ -23,6 +23,7 @@ from .expressions import (
     switch,
 )
 from .feedback import EMBEDDED_FEEDBACKS
+from .live import counts, is_live
 
 # --- when it is opened -----------------------------------------------------------------------------------------------
 
@@ -39,10 +40,11 @@ _WINDOW_FIELDS = {
 
 
 def open_projection(agent_keys: Sequence[str]) -> Document:
-    """Return the projection that reads a session's ``incarnation`` and the live windows of some of its agents.
+    """Return the projection that reads a session's ``incarnation`` and what is live of some of its agents.
 
-    The window begins at the agent's ``removed_message_count``: a conversation manager has taken the messages before
-    it out of the live conversation. So the bytes read depend on the window, not on the length of the conversation.
+    ``window`` are the embedded messages that the live view names. Where there is no view, it begins at the agent's
+    ``removed_message_count``: a conversation manager has taken the messages before it out of the live conversation. So
+    the bytes read depend on what is live, not on the length of the conversation.
     """
     return {
         "incarnation": 1,
@@ -58,21 +60,27 @@ def _agent_window(key: str) -> Document:
     agent = f"$agents.{key}"
     # The offset is not negative: a negative one counts from the end. A length of 0 would be an error.
     window = {"$slice": ["$$messages", "$$skip", {"$max": [1, {"$size": "$$messages"}]}]}
+    removed = number_at(f"{agent}.{REMOVED}")
+    has_view = counts(agent, removed)
+    named = messages_that("$$messages", is_live(agent))
     opened = {
         "agent_data": f"{agent}.agent_data",
         "message_count": f"{agent}.message_count",
         "changes": number_at(f"{agent}.changes"),
+        "rewrites": number_at(f"{agent}.rewrites"),
         "archived_count": "$$archived",
         "removed": "$$removed",
         "embedded": {"$size": "$$messages"},
-        "bytes": {"$bsonSize": agent},
-        "window": for_each_message(window, _WINDOW_FIELDS),
+        "bytes": {"$bsonSize": {"m": "$$messages"}},
+        "live": {"$cond": [has_view, f"{agent}.live", "$$REMOVE"]},
+        "first_id": {"$first": "$$messages.message_id"},
+        "window": for_each_message({"$cond": [has_view, named, window]}, _WINDOW_FIELDS),
     }
     skip = {"$max": [0, {"$subtract": ["$$removed", "$$archived"]}]}
     read = {
         "messages": messages_of(agent),
         "archived": number_at(f"{agent}.archived_count"),
-        "removed": number_at(f"{agent}.{REMOVED}"),
+        "removed": removed,
     }
     window_of = {"$let": {"vars": read, "in": {"$let": {"vars": {"skip": skip}, "in": opened}}}}
     return {"$cond": [is_object(agent), window_of, None]}

@@ -14,6 +14,7 @@ from .._model.documents import Document
 from .._model.metrics import Totals, summed
 from .commits import agent_projection, intervention, list_interventions
 from .expressions import array_at, counter_is, messages_of, messages_that, number_at
+from .live import held_with
 from .searching import IndexingStanding, indexing_standing
 from .sessions import SessionRef, Update
 
@@ -31,6 +32,7 @@ class Rewrite:
         copies: Whether every message with this ``tracking_id`` is meant: a retried prompt may be stored twice.
         guardrail_event: An intervention to list in the session, once.
         unnamed: Files that the messages have named before; found while they are replaced.
+        rewrites: The agent's ``rewrites`` once it is done; 0 before.
     """
 
     key: str
@@ -40,6 +42,7 @@ class Rewrite:
     copies: bool = False
     guardrail_event: Document | None = None
     unnamed: set[ObjectId] = field(default_factory=set)
+    rewrites: int = 0
 
     def condition(self, prefix: str = "") -> Document:
         """Return the condition on a message's fields, named with this prefix, that is true of the messages meant."""
@@ -71,6 +74,7 @@ class RewriteStanding(IndexingStanding):
         stored_count: How many messages it has, archived and embedded.
         archived_count: How many of them are archived.
         messages: Those embedded messages that are meant, as they are stored.
+        held: What the live view holds of them: its name ``k`` and what is held, ``v``.
         listed: Whether the intervention is listed in the session already; absent without one.
     """
 
@@ -80,6 +84,7 @@ class RewriteStanding(IndexingStanding):
     stored_count: int
     archived_count: int
     messages: list[Document]
+    held: list[Document]
     listed: NotRequired[bool]
 
 
@@ -101,6 +106,7 @@ def rewrite(session: SessionRef, work: Rewrite, standing: RewriteStanding, now: 
     changes, array_filters = _rewriting(f"{agent}.messages", work, message_ids, standing["edits"] + 1, now)
     changes["$set"][f"{agent}.updated_at"] = now
     changes["$inc"] = {f"{agent}.edits": 1, f"{agent}.rewrites": 1}
+    changes["$unset"].update({f"{agent}.live.held.{held['k']}": "" for held in standing["held"]})
     conditions: Document = {
         f"{agent}.message_count": standing["message_count"],
         **counter_is(f"{agent}.edits", standing["edits"]),
@@ -121,6 +127,7 @@ def rewrite_projection(work: Rewrite) -> Document:
         **indexing_standing(work.key),
         "archived_count": number_at(f"{agent}.archived_count"),
         "messages": work.found_in(messages_of(agent)),
+        "held": held_with(agent, work.message_id, work.tracking_id),
     }
     if work.guardrail_event is not None:
         projection["listed"] = {"$in": [work.guardrail_event["id"], array_at("$guardrail_events.id")]}

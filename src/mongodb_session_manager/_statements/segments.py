@@ -10,7 +10,15 @@ from bson import MaxKey, MinKey, ObjectId
 from .._model.documents import Document
 from .._model.limits import INT64_MAX
 from .._model.related_shapes import SegmentId
-from .expressions import REMOVED, array_at, for_each_agent, for_each_message, messages_of, messages_with_id, number_at
+from .expressions import (
+    array_at,
+    for_each_agent,
+    for_each_message,
+    messages_of,
+    messages_that,
+    messages_with_id,
+    number_at,
+)
 from .feedback import EMBEDDED_FEEDBACKS, FEEDBACKS
 from .sessions import RELATED_EXPIRY, Update, as_promised
 
@@ -56,6 +64,17 @@ def segment_message_projection(message_id: int) -> Document:
     return {"messages": messages_with_id("$messages", message_id)}
 
 
+def has_ids(first: int, stop: int) -> Document:
+    """Return the condition that a segment has messages with ids from ``first`` up to ``stop``."""
+    return {"messages": {"$elemMatch": {"message_id": {"$gte": first, "$lt": stop}}}}
+
+
+def segment_ids_projection(first: int, stop: int) -> Document:
+    """Return the projection of a segment's ``messages`` to those with ids from ``first`` up to ``stop``."""
+    within = {"$and": [{"$gte": ["$$m.message_id", first]}, {"$lt": ["$$m.message_id", stop]}]}
+    return {"messages": messages_that("$messages", within)}
+
+
 # --- archiving ------------------------------------------------------------------------------------------------------
 
 
@@ -66,16 +85,14 @@ def block_projection(key: str, block: int) -> Document:
 
     - ``bytes``: the size of the session document;
     - ``messages``: the oldest embedded messages, at most ``block`` of them;
-    - ``agent``: ``archived_count`` and ``edits`` (absent in an older document), ``removed`` (how many messages are no
-      longer live, archived ones included), ``embedded`` (how many there are) and ``bytes`` (their size, with that of
-      the agent's record).
+    - ``agent``: ``archived_count`` and ``edits`` (absent in an older document), ``embedded`` (how many messages there
+      are) and ``bytes`` (their size).
     """
     if key == FEEDBACKS:
         archived, size, messages = number_at("$feedbacks_archived"), {"$size": EMBEDDED_FEEDBACKS}, EMBEDDED_FEEDBACKS
         embedded: Document = {
             "archived_count": archived,
             "edits": {"$literal": 0},  # Nobody edits a feedback.
-            "removed": {"$add": [archived, size]},
             "embedded": size,
             "bytes": {"$bsonSize": {"f": EMBEDDED_FEEDBACKS}},
         }
@@ -85,9 +102,8 @@ def block_projection(key: str, block: int) -> Document:
         embedded = {
             "archived_count": f"{agent}.archived_count",
             "edits": f"{agent}.edits",
-            "removed": number_at(f"{agent}.{REMOVED}"),
             "embedded": {"$size": messages},
-            "bytes": {"$ifNull": [{"$bsonSize": f"{agent}"}, 0]},
+            "bytes": {"$bsonSize": {"m": messages}},
         }
     size_of_all = {"$bsonSize": "$$ROOT"}
     return {**RELATED_EXPIRY, "bytes": size_of_all, "agent": embedded, "messages": {"$slice": [messages, block]}}

@@ -114,17 +114,13 @@ class Archiver:
                 count = count or len(messages)
                 if not count:
                     return 0, standing
-            else:
-                standing.tried = standing.removed
-                grown = standing.grown(policy, int(found["bytes"]))
-                if not grown or count is None or count > standing.removed - standing.archived:
-                    return 0, standing
+            elif count is None or count >= standing.count or not standing.due(policy, int(found["bytes"])):
+                return 0, standing
             moved = self._move(session_id, found, key, messages[:count], mine)
             if moved:
                 standing.archived += moved
                 standing.count -= moved
                 standing.bytes -= sum(len(message.raw) for message in messages[:moved])
-                standing.tried = -1
                 return moved, standing
         return 0, Embedded()
 

@@ -73,6 +73,12 @@ class History(RelatedCollection):
             raise _incomplete(session_id, incarnation, key, start, stop, len(messages))
         return messages
 
+    def read_between(self, session_id: str, incarnation: ObjectId, key: str, first: int, stop: int) -> list[Document]:
+        """Return the messages with ids from ``first`` up to ``stop``, decoded, where a conversation's ids have gaps."""
+        which = {"_id": segments.segments_up_to(session_id, incarnation, key), **segments.has_ids(first, stop)}
+        found: list[Document] = self._find(session_id, which, segments.segment_ids_projection(first, stop))
+        return [message for segment in found for message in segment["messages"]]
+
     def ratings(self, session_id: str, incarnation: ObjectId, stop: int, agent_id: str | None) -> list[Any]:
         """Return the ratings of the archived feedbacks, up to offset ``stop``; None for one without.
 

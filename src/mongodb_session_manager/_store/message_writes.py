@@ -90,6 +90,9 @@ class MessageWrites:
             return False
         work.creates = None  # Another writer came first and has decided how the agent began.
         work.changes = int(found["changes"])
+        if work.view is not None and work.rewrites != (rewrites := int(found["rewrites"])):
+            # A message was redacted meanwhile, and a copy of it may be among those that the view holds.
+            work.view, work.rewrites = work.view.without_copies(), rewrites
         message_count = found["message_count"]
         if work.is_behind(message_count):
             if not work.rebase:
@@ -131,7 +134,7 @@ class MessageWrites:
                     agent_id=agent_id,
                     message_id=work.message_id,
                 )
-            work.unnamed |= _unnamed(replaced, work.body)
+            work.unnamed |= _unnamed(replaced, work.body) | blob_files([held["v"] for held in found["held"]]).keys()
             self.related.see_to_expiry(session, standing)
             try:
                 # The session document is changed first: it decides who may make a change.
@@ -141,6 +144,7 @@ class MessageWrites:
                 if error.code not in NOT_A_LIST_OR_NUMBER or work.guardrail_event is None:
                     raise
                 work.guardrail_event = None  # As in `commit`.
+        work.rewrites = int(found["rewrites"]) + 1
         # An archiver may hold a copy of an embedded message that it has yet to commit.
         edit = int(found["edits"]) + 1
         archived, read_to_index = self.history.rewrite(session_id, found["incarnation"], work, edit, moment)

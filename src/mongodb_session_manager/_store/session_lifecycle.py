@@ -9,6 +9,7 @@ from functools import partial
 from bson import ObjectId
 from pymongo.errors import DuplicateKeyError
 
+from .._model import live_view
 from .._model.archive_policy import Embedded
 from .._model.documents import Document, StoredAgent, check_message_count
 from .._model.expiry import EXPIRED
@@ -87,18 +88,37 @@ class SessionLifecycle:
             opened = OpenedSession(document["incarnation"], int(document["bytes"]), related_expire, {})
             for key, agent in zip(agent_keys, found, strict=True):
                 stored = opened.agents[key] = _stored_agent(agent)
-                start, stop = stored.embedded.removed, stored.embedded.archived
-                if start < stop:  # The live window reaches into the history.
-                    stored.window_offset = start
-                    try:
-                        stored.window[:0] = self.history.read(session_id, opened.incarnation, key, start, stop)
-                    except HistoryIncompleteError:
-                        if not self.commands.is_over(session_id, opened.incarnation):
-                            raise
-                        break  # It was deleted in between.
+                try:
+                    self._read_archived(session_id, opened.incarnation, key, agent, stored)
+                except HistoryIncompleteError:
+                    if not self.commands.is_over(session_id, opened.incarnation):
+                        raise
+                    break  # It was deleted in between.
             else:
                 return opened
         raise AssertionError  # `attempts` never ends without an error.
+
+    def _read_archived(
+        self, session_id: str, incarnation: ObjectId, key: str, found: Document | None, stored: StoredAgent
+    ) -> None:
+        """Read what is live of an agent and lies in the history."""
+        archived = stored.embedded.archived
+        if found is None or not archived:
+            return
+        if stored.live is None:
+            removed = max(0, int(found["removed"]))
+            if removed < archived:
+                stored.window[:0] = self.history.read(session_id, incarnation, key, removed, archived)
+            return
+        first_id = found.get("first_id", stored.message_count)
+        held = {int(name) for name in stored.live.get("held", {}) if name.isdecimal()}
+        gapless = archived + stored.embedded.count == stored.message_count
+        for first, last in live_view.ranges(stored.live, stored.message_count):
+            last = min(last, first_id - 1)
+            if first <= last and not held.issuperset(range(first, last + 1)):
+                read = self.history.read if gapless else self.history.read_between
+                messages = read(session_id, incarnation, key, first, last + 1)
+                stored.window += [message for message in messages if message["message_id"] not in held]
 
     def insert(self, document: Document) -> None:
         """Insert a new session document, in the place of one that has expired, too.
@@ -190,12 +210,12 @@ def _has_counters(session_id: str, key: str, agent: Document | None) -> bool:
 def _stored_agent(found: Document | None) -> StoredAgent:
     if found is None:
         return StoredAgent(agent_data=None)
-    embedded = Embedded.of(found)
     return StoredAgent(
         agent_data=found.get("agent_data", {}),
         message_count=int(found["message_count"]),
         changes=int(found["changes"]),
-        window_offset=max(embedded.removed, embedded.archived),
+        rewrites=int(found["rewrites"]),
+        live=found.get("live"),
         window=found["window"],
-        embedded=embedded,
+        embedded=Embedded.of(found),
     )
