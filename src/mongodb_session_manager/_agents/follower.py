@@ -207,12 +207,21 @@ class AgentFollower:
                 if message["role"] == "assistant":
                     self._correct(message)
                 return
+            last, self._live.last = self._live.last, None  # As in `_append`.
+        body, size, blobs = self._body(message)  # Not under the lock: it takes time.
+        with self._lock:
             self._live.look(agent)
-            self._append_note(message, agent)
+            self._append_note(message, agent, body, size, blobs, last)
 
-    def _append_note(self, message: Message, agent: Any) -> None:
-        last, self._live.last = self._live.last, None  # As in `_append`.
-        body, size, blobs = self._body(message)
+    def _append_note(
+        self,
+        message: Message,
+        agent: Any,
+        body: Document,
+        size: int,
+        blobs: PendingBlobs | None,
+        last: TrackedMessage | None,
+    ) -> None:
         text = documents.message_text(message)
         role = message["role"]
         only_text = text and all("text" in block for block in body["content"])
