@@ -19,10 +19,9 @@ from ._model.archive_policy import ArchivePolicy
 from ._model.limits import BLOB_THRESHOLD_BYTES
 from ._session.metadata_cache import MetadataCacheStats, MetadataMemory, SessionMetadataCache
 from ._session.options import Durability, FeedbackHook, MetadataHook, OnConflict, Settings
-from ._session.outboxes import unsent_on
+from ._session.outboxes import flush_managers_on
 from ._statements.session_listing import SessionPage
 from ._store.search_index import MessageHit
-from .errors import SessionNotFoundError
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager
 from .mongodb_session_repository import RepositoryOfManagers
@@ -319,7 +318,7 @@ class MongoDBSessionManagerFactory:
         if self.closed:
             return
         if isinstance(self._source, OwnedClient) and (client := self._source.client_if_made) is not None:
-            _flush_managers_on(client)
+            flush_managers_on(client)
             executor_of(client).close(wait=True)  # Archiving that is under way ends first.
         if self._memory is not None:
             self._memory.end()  # Managers of a borrowed client may go on; they ask the database.
@@ -353,20 +352,6 @@ class _BorrowedClient:
 
     def close(self) -> None:
         self.closed = True
-
-
-def _flush_managers_on(client: MongoClient[Any]) -> None:
-    """Store what managers with this very client have not stored; the first failure is raised after all tried."""
-    failure: Exception | None = None
-    for outboxes in unsent_on(client):
-        try:
-            outboxes.flush()
-        except Exception as error:
-            if isinstance(error, SessionNotFoundError):
-                outboxes.drop()  # Told once; another attempt to close need not fail over it.
-            failure = failure or error
-    if failure is not None:
-        raise failure
 
 
 def initialize_global_factory(

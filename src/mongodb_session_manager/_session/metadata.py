@@ -89,14 +89,17 @@ class SessionMetadata:
     Attributes:
         session: The session.
         stored: The metadata of all sessions of the collection.
-        hook: Called instead of each operation, if it is not None.
-        session_manager: Whose hook it is.
+        session_manager: The manager, for the hook that is called instead of each operation.
     """
 
     session: ManagedSession
     stored: StoredMetadata
-    hook: MetadataHook | None
     session_manager: Any
+
+    @property
+    def hook(self) -> MetadataHook | None:
+        """What is called instead of each operation, if anything is."""
+        return self.session.settings.metadata_hook
 
     def get(self) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist; whatever the hook makes of that.

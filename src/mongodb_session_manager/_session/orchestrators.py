@@ -52,15 +52,11 @@ class Orchestrators:
 
     Attributes:
         session: The session they belong to.
-        store: Where it is kept.
         owner: Who is told what their outboxes do.
-        blob_threshold: From how many bytes on a binary becomes a blob.
     """
 
     session: ManagedSession
-    store: SessionStore
     owner: OutboxOwner
-    blob_threshold: int
     _works: dict[str, OrchestratorWork] = field(default_factory=dict, init=False)
 
     def works(self) -> list[OrchestratorWork]:
@@ -71,7 +67,7 @@ class Orchestrators:
         """Read what is stored of a graph or swarm; begin the session if there is none."""
         multi_agent_id = check_id(source.id, "multi_agent_id")
         self.session.ensure_open()
-        return self.store.reads.read_multi_agent(self.session.session_id, multi_agent_id)
+        return self.session.store.reads.read_multi_agent(self.session.session_id, multi_agent_id)
 
     def begin(self, source: Any, stored: MultiAgentAsRead) -> Sending | None:
         """Restore a graph or swarm from what was read; or stage its state, where nothing is stored."""
@@ -90,7 +86,7 @@ class Orchestrators:
         state = source.serialize_state()
         mark = fingerprint(state, where)
         if mark != work.staged:
-            blobs = PendingBlobs(self.blob_threshold)
+            blobs = PendingBlobs(self.session.settings.blob_threshold_bytes)
             stored = encode(state, where, blobs)
             check_size({"state": stored}, where)
             work.staged = mark
@@ -100,5 +96,5 @@ class Orchestrators:
     def _work(self, source: Any) -> OrchestratorWork:
         multi_agent_id = check_id(source.id, "multi_agent_id")
         if multi_agent_id not in self._works:
-            self._works[multi_agent_id] = OrchestratorWork(multi_agent_id, self.store, self.owner)
+            self._works[multi_agent_id] = OrchestratorWork(multi_agent_id, self.session.store, self.owner)
         return self._works[multi_agent_id]
