@@ -233,7 +233,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     @property
     def session(self) -> Session:  # type: ignore[override]
         """The session's header. Reads it; begins the session if there is none."""
-        self._session.ensure_open()
+        self._session.open_ref()
         session = self.session_repository.read_session(self.session_id)
         if session is None:
             raise self._session.is_gone()

@@ -56,14 +56,10 @@ class ManagedSession:
         return SessionRef(self.session_id, self.incarnation, self.lease_token, self.settings.ttl)
 
     def open_ref(self) -> SessionRef:
-        """Return the same, of a session that is opened now if it was not before."""
-        self.ensure_open()
-        return self.ref()
-
-    def ensure_open(self) -> None:
-        """Open or begin the session, if that is not done."""
+        """Return the same; open or begin the session first, if that is not done."""
         if self.incarnation is None:
             self.open([], None)
+        return self.ref()
 
     def prefetch(self, agent_ids: Iterable[str]) -> None:
         """Open the session and read the windows of these agents; building each of them then sends nothing."""

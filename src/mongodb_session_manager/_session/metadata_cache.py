@@ -43,7 +43,7 @@ class MetadataMemory:
     Threads may share it.
 
     Args:
-        owner: The factory. Where nobody holds it any more, another one may take the cache.
+        owner: The factory. Where nobody holds it any more, another one may take the cache. None: there is none yet.
         max_entries: How many sessions' metadata are held.
         ttl_seconds: For how many seconds after it was read a value may be served.
         watches: Whether changes by other processes are learned of from change streams.
@@ -51,9 +51,9 @@ class MetadataMemory:
     """
 
     def __init__(
-        self, owner: object, max_entries: int, ttl_seconds: float, counts: Counter[str], *, watches: bool
+        self, owner: object | None, max_entries: int, ttl_seconds: float, counts: Counter[str], *, watches: bool
     ) -> None:
-        self._owner: weakref.ref[object] | None = weakref.ref(owner)
+        self._owner = None if owner is None else weakref.ref(owner)
         self._max_entries = max_entries
         self._ttl_seconds = ttl_seconds
         self._counts = counts
@@ -250,21 +250,20 @@ class SessionMetadataCache:
         self._ttl_seconds = ttl_seconds
         self._watches = watch
         self._counts: Counter[str] = Counter()
-        self._memory: MetadataMemory | None = None
+        self._memory = self._new_memory(None)
         self._lock = threading.Lock()
         _caches.add(self)
 
     def stats(self) -> MetadataCacheStats:
         """Return how often the cache could answer, and how full it is."""
-        entries, watching = (0, 0) if self._memory is None else self._memory.sizes()
+        entries, watching = self._memory.sizes()
         counts = {name: self._counts[name] for name in MetadataCacheStats.__annotations__}
         now = {"entries": entries, "max_entries": self._max_entries, "watching": watching}
         return cast("MetadataCacheStats", counts | now)
 
     def clear(self) -> None:
         """Forget all metadata, for example after it was changed by a program that does not use this library."""
-        if self._memory is not None:
-            self._memory.forget()
+        self._memory.forget()
 
     def __repr__(self) -> str:
         """Name the limits."""
@@ -278,14 +277,14 @@ class SessionMetadataCache:
         """
         with self._lock:
             former = self._memory
-            if former is not None and former.owned:
+            if former.owned:
                 raise ValueError("a SessionMetadataCache serves one factory at a time: make one for each")
-            self._memory = MetadataMemory(
-                owner, self._max_entries, self._ttl_seconds, self._counts, watches=self._watches
-            )
-        if former is not None:
-            former.end()
+            self._memory = self._new_memory(owner)
+        former.end()
         return self._memory
+
+    def _new_memory(self, owner: object | None) -> MetadataMemory:
+        return MetadataMemory(owner, self._max_entries, self._ttl_seconds, self._counts, watches=self._watches)
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()

@@ -46,6 +46,18 @@ class OrchestratorWork(Outbox):
         self.multi_agent_id = multi_agent_id
 
 
+def encoded_state(multi_agent_id: str, state: Any, blobs: PendingBlobs) -> Any:
+    """Return what is stored of the state of a graph or swarm; ``blobs`` takes what is too large for its document.
+
+    Raises:
+        UnstorableValueError: It holds a value that cannot be stored, or is too large.
+    """
+    where = f"multi_agent_id={multi_agent_id!r} state"
+    encoded = encode(state, where, blobs)
+    check_size({"state": encoded}, where)
+    return encoded
+
+
 @dataclass(eq=False)
 class Orchestrators:
     """The graphs and swarms of one manager.
@@ -66,8 +78,8 @@ class Orchestrators:
     def read(self, source: Any) -> MultiAgentAsRead:
         """Read what is stored of a graph or swarm; begin the session if there is none."""
         multi_agent_id = check_id(source.id, "multi_agent_id")
-        self.session.ensure_open()
-        return self.session.store.reads.read_multi_agent(self.session.session_id, multi_agent_id)
+        session = self.session.open_ref()
+        return self.session.store.reads.read_multi_agent(session.session_id, multi_agent_id)
 
     def begin(self, source: Any, stored: MultiAgentAsRead) -> Sending | None:
         """Restore a graph or swarm from what was read; or stage its state, where nothing is stored."""
@@ -82,15 +94,12 @@ class Orchestrators:
     def stage(self, source: Any) -> Sending | None:
         """Begin to store the state of a graph or swarm, if it has changed; return what to wait for."""
         work = self._work(source)
-        where = f"multi_agent_id={work.multi_agent_id!r} state"
         state = source.serialize_state()
-        mark = fingerprint(state, where)
+        mark = fingerprint(state, f"multi_agent_id={work.multi_agent_id!r} state")
         if mark != work.staged:
             blobs = PendingBlobs(self.session.settings.blob_threshold_bytes)
-            stored = encode(state, where, blobs)
-            check_size({"state": stored}, where)
+            work.put(_StateOperation(work, encoded_state(work.multi_agent_id, state, blobs), blobs))
             work.staged = mark
-            work.put(_StateOperation(work, stored, blobs))
         return work.send()
 
     def _work(self, source: Any) -> OrchestratorWork:
