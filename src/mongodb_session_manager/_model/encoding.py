@@ -61,9 +61,7 @@ _CANONICAL_MARSHAL = 2
 class _Int64AsInt(TypeDecoder):
     """PyMongo returns 64-bit integers as ``Int64``, a subclass of ``int``; users store and expect ``int``."""
 
-    @property
-    def bson_type(self) -> Any:
-        return Int64
+    bson_type = Int64
 
     def transform_bson(self, value: Any) -> Any:
         return int(value)
@@ -289,9 +287,9 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
                 raise _Unstorable(f"it has {size} bytes; at most {limits.MAX_TEXT_BYTES} can be stored")
             return _marker("text", value, 0, blobs)
         return value if value.isascii() else _encode_text(value)
+    if depth >= limits.MAX_ENCODED_DEPTH and (kind is dict or kind is list):
+        return {MARKER: "bson", "value": to_bson({"value": _encode(value, 0, None)})}
     if kind is dict:
-        if depth >= limits.MAX_ENCODED_DEPTH:
-            return _encode_deep(value)
         encoded: dict[Any, Any] = {}
         short = _ANY_LENGTH if blobs is None else blobs.text_threshold
         for key, inner in value.items():
@@ -317,8 +315,6 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
                 raise
         return encoded
     if kind is list:
-        if depth >= limits.MAX_ENCODED_DEPTH:
-            return _encode_deep(value)
         items = []
         for item in value:
             try:
@@ -379,10 +375,6 @@ def _encode_text(text: str) -> Any:
     except UnicodeEncodeError:
         return {MARKER: "str", "value": text.encode("utf-8", "surrogatepass")}
     return text
-
-
-def _encode_deep(value: Any) -> dict[str, Any]:
-    return {MARKER: "bson", "value": to_bson({"value": _encode(value, 0, None)})}
 
 
 def _decode_marked(kind: Any, document: dict[str, Any], blobs: Mapping[ObjectId, bytes] | None) -> Any:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Coroutine
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from pymongo.errors import PyMongoError
 
@@ -25,8 +25,6 @@ from .._statements.changes import renew_lease
 from ..errors import MongoDBSessionError, SessionBusyError
 from .managed_session import ManagedSession
 from .outboxes import add_note
-
-T = TypeVar("T")
 
 
 class SessionLease:
@@ -99,12 +97,13 @@ class SessionLease:
     async def __aenter__(self) -> SessionLease:
         """Take the lease without holding up the event loop."""
         deadline = self._begin()
+        run = self._session.store.commands.executor.run
         try:
-            while (pause := await self._run(partial(self._attempt, deadline))) is not None:
+            while (pause := await run(partial(self._attempt, deadline))) is not None:
                 await asyncio.sleep(pause)
         except BaseException as error:
             # It may have been taken, whatever was heard of it, and nobody will leave it.
-            await self._run(partial(self._release, error))
+            await run(partial(self._release, error))
             raise
         return self
 
@@ -115,10 +114,8 @@ class SessionLease:
         try:
             await self._settle(error)
         finally:
-            await self._run(partial(self._release, error or sys.exc_info()[1]))
-
-    async def _run(self, call: Callable[[], T]) -> T:
-        return await self._session.store.commands.executor.run(call)
+            release = partial(self._release, error or sys.exc_info()[1])
+            await self._session.store.commands.executor.run(release)
 
     def _begin(self) -> float:
         """Return until when to try. A second lease inside the first is refused: leaving it would end the first.

@@ -242,7 +242,7 @@ class SessionMetadataCache:
             raise ValueError(f"max_entries must be at least 1, not {max_entries}")
         if not isinstance(ttl_seconds, (int, float)) or isinstance(ttl_seconds, bool):
             raise TypeError(f"ttl_seconds must be a number, not {type(ttl_seconds).__name__}")
-        if not (math.isfinite(ttl_seconds) and ttl_seconds > 0):
+        if not 0 < ttl_seconds < math.inf:
             raise ValueError(f"ttl_seconds must be finite and above 0, not {ttl_seconds}")
         if not isinstance(watch, bool):
             raise TypeError(f"watch must be a bool, not {type(watch).__name__}")

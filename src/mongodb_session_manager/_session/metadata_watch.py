@@ -96,9 +96,8 @@ class MetadataWatcher:
                 refused = isinstance(error, OperationFailure) and error.code in WATCHING_REFUSED
                 # After the end: the client was closed meanwhile. And once for each loss, not for each attempt after it.
                 if not self._ended.is_set() and (refused or not told):
-                    outcome = "not watched: only the time limit of the cache holds"
-                    if not refused:
-                        outcome = "watching is interrupted"
+                    ended = "not watched: only the time limit of the cache holds"
+                    outcome = ended if refused else "watching is interrupted"
                     logger.warning("collection=<%s>, error=<%s> | %s", self._place, described(error), outcome)
                     told = True
                 if refused:
