@@ -317,12 +317,8 @@ class MongoDBSessionManager(RepositorySessionManager):
                     agent_id=agent_id,
                 ) from error
 
-        if self._settings.feedback_hook is None:
-            add(feedback)
-        else:
-            given = check_feedback(feedback)
-            names: Any = {"session_manager": self, "feedback": given}
-            call_hook(self._settings.feedback_hook, "feedback_hook", add, "add", self.session_id, **names)
+        given = check_feedback(feedback)
+        call_hook(self._settings.feedback_hook, "feedback_hook", add, "add", self, feedback=given)
 
     def get_feedbacks(self) -> list[dict[str, Any]]:
         """Return the session's feedbacks, oldest first, each with its ``created_at``."""

@@ -20,7 +20,7 @@ from .._store.session_store import SessionStore
 from ..errors import UnstorableValueError
 from .managed_session import ManagedSession
 from .metadata_cache import MetadataMemory
-from .options import MetadataHook, call_hook
+from .options import call_hook
 
 
 class StoredMetadata:
@@ -93,11 +93,6 @@ class SessionMetadata:
     stored: StoredMetadata
     session_manager: Any
 
-    @property
-    def hook(self) -> MetadataHook | None:
-        """What is called instead of each operation, if anything is."""
-        return self.session.settings.metadata_hook
-
     def get(self) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist; whatever the hook makes of that.
 
@@ -105,9 +100,7 @@ class SessionMetadata:
             TypeError: The hook returned no dictionary.
         """
         read = partial(self.stored.read, self.session.session_id, self.session.incarnation)
-        if self.hook is None:
-            return read()
-        found = self._call(self.hook, read, "get")
+        found = self._call(read, "get")
         if not isinstance(found, dict):
             raise TypeError(f"metadata_hook returned {type(found).__name__} for 'get': it must return a dict")
         return found
@@ -136,12 +129,9 @@ class SessionMetadata:
             store(checked)
             done.extend(checked)
 
-        if self.hook is None:
-            original(given)
-        else:
-            self._call(self.hook, original, action, **{name: check(given)})
+        self._call(original, action, **{name: check(given)})
         return done
 
-    def _call(self, hook: MetadataHook, original: Callable[..., Any], action: str, **given: Any) -> Any:
-        given["session_manager"] = self.session_manager
-        return call_hook(hook, "metadata_hook", original, action, self.session.session_id, **given)
+    def _call(self, original: Callable[..., Any], action: str, **given: Any) -> Any:
+        hook = self.session.settings.metadata_hook
+        return call_hook(hook, "metadata_hook", original, action, self.session_manager, **given)

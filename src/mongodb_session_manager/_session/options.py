@@ -132,13 +132,26 @@ def check_hook(hook: object, name: str) -> None:
             raise TypeError(f"{name} must be a plain function, not an async one: its callers do not await")
 
 
-def call_hook(hook: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a hook and return what it returns.
+def call_hook(
+    hook: Callable[..., Any] | None, name: str, original: Callable[..., Any], action: str, manager: Any, **given: Any
+) -> Any:
+    """Call a hook of a manager in place of an operation, and return what it returns; without one, the operation.
+
+    Args:
+        hook: The hook; None: there is none.
+        name: Its name, for the error.
+        original: The operation.
+        action: The operation's name, for the hook.
+        manager: The manager.
+        **given: What the operation is given, under the name by which the hook gets it.
 
     Raises:
-        TypeError: That would have to be awaited, as behind a ``lambda`` around an ``async`` function: it never runs.
+        TypeError: What it returns would have to be awaited, as behind a ``lambda`` around an ``async`` function: it
+            never runs.
     """
-    returned = hook(*args, **kwargs)
+    if hook is None:
+        return original(*given.values())
+    returned = hook(original, action, manager.session_id, session_manager=manager, **given)
     if inspect.isawaitable(returned):
         if inspect.iscoroutine(returned):
             returned.close()  # Else Python warns that nobody awaited it.
