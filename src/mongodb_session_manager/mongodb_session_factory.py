@@ -384,14 +384,9 @@ def initialize_global_factory(
         pymongo.errors.ConfigurationError: As for `MongoDBSessionManagerFactory`.
     """
     global _global
-    arguments = {
-        **kwargs,
-        "connection_string": connection_string,
-        "database_name": database_name,
-        "collection_name": collection_name,
-        # By identity: two clients of one server compare equal.
-        "client": None if client is None else id(client),
-    }
+    # By identity: two clients of one server compare equal.
+    borrowed = None if client is None else id(client)
+    arguments = connection_string, database_name, collection_name, borrowed, kwargs
     with _global_lock:
         if _global is None or _global[0].closed:
             factory = MongoDBSessionManagerFactory(connection_string, database_name, collection_name, client, **kwargs)
@@ -431,7 +426,7 @@ def close_global_factory() -> None:
 _PARAMETERS = {"metadata_fields", *Settings.names()}
 
 # The factory, perhaps closed, and the arguments it was made from.
-_global: tuple[MongoDBSessionManagerFactory, dict[str, Any]] | None = None
+_global: tuple[MongoDBSessionManagerFactory, tuple[Any, ...]] | None = None
 _global_lock = threading.Lock()
 
 
