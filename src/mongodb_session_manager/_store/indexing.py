@@ -124,7 +124,10 @@ class Indexer:
                 messages = _sound(batch.messages, batch.offset)
                 put = self.search.put(task.session_id, task.key, messages, batch.standing)
                 batches += 1
-                if self._advance(task, batch):
+                stop = batch.offset + len(batch.messages)
+                advanced = searching.indexed(task.session_id, task.key, batch.standing, stop)
+                # If it does not match, somebody else has said so of some.
+                if not batch.messages or self.commands.update(advanced):
                     looked_at += len(batch.messages)
                     if batch.is_last:
                         return IndexingResult(looked_at, complete=True)
@@ -170,13 +173,6 @@ class Indexer:
                 raise _IncarnationIsOverError from None
             raise
         return _Batch(standing, start, messages, is_last=False)
-
-    def _advance(self, task: IndexingTask, batch: _Batch) -> bool:
-        """Say that the messages of a batch are in the search; return False if somebody else has said so of some."""
-        if not batch.messages:
-            return True
-        stop = batch.offset + len(batch.messages)
-        return self.commands.update(searching.indexed(task.session_id, task.key, batch.standing, stop))
 
     def index_all(self, session_id: str | None = None, *, rebuild: bool = False) -> int:
         """Index what is not in the search yet, of one session or of all; return how many messages were looked at.

@@ -10,7 +10,7 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 
 from .._model.encoding import PendingBlobs
-from .._model.expiry import FOREVER, expiry_of_new_related, related_kept_until, related_needed_until
+from .._model.expiry import FOREVER, NOT_EXPIRED, expiry_of_new_related, related_kept_until, related_needed_until
 from .._model.related_shapes import BlobOwner
 from .._statements import sessions
 from .._statements.sessions import SessionRef, Standing
@@ -107,12 +107,7 @@ class RelatedDocuments:
         if not blobs.blobs:
             return session
         incarnation = session.incarnation or self.commands.standing(session).incarnation
-        owner: BlobOwner = {
-            "session": session.session_id,
-            "incarnation": incarnation,
-            "agent": key,
-            "message": message_id,
-        }
+        owner = BlobOwner(session=session.session_id, incarnation=incarnation, agent=key, message=message_id)
         self.commands.blobs.upload(blobs, owner)
         if session.ttl is not None:
             self._keep_as_long_as_promised(session, incarnation, blobs.uploaded)
@@ -124,13 +119,13 @@ class RelatedDocuments:
         Whoever prolongs that promise announces it first, and leaves alone what has no expiry yet. So the promise is
         read again once the files have their expiry: if it is still the same, whoever prolongs it later finds them.
         """
-        which = sessions.of_incarnation(session.session_id, incarnation)
+        which = {"_id": session.session_id, "incarnation": incarnation, "$expr": NOT_EXPIRED}
         kept: datetime | None = None
         for _ in attempts(f"session_id={session.session_id!r}: its blobs could not be kept", session.session_id):
             standing = self.commands.find_raw(which, {"parts_expire_at": 1, "parts_moving_to": 1})
             if standing is None:
                 self.commands.blobs.delete(file_ids)
-                self.commands.explain(session, {})
+                self.commands.standing(session)
                 raise has_expired(session)
             until = expiry_of_new_related(standing)
             if until == kept:
