@@ -14,12 +14,11 @@ from .._model.expiry import FOREVER, NOT_EXPIRED, expiry_of_new_related, related
 from .._model.related_shapes import BlobOwner
 from .._statements import sessions
 from .._statements.sessions import SessionRef, Standing
-from .blob_sweep import BlobSweep
 from .history import History
 from .search_index import SearchIndex
 from .sending import attempts
 from .session_commands import SessionCommands, has_expired, now
-from .upkeep import Failures
+from .upkeep import BlobSweep, Failures
 
 
 @dataclass(eq=False)
@@ -151,7 +150,7 @@ class RelatedDocuments:
     def _named(
         self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]
     ) -> set[ObjectId]:
-        """Return those of these files that the session still names; see ``blob_sweep.Named``."""
+        """Return those of these files that the session still names; see ``upkeep.Named``."""
         document = self.commands.find_raw({"_id": session_id, "incarnation": incarnation}, {})
         if document is None:
             return set() if self.commands.is_over(session_id, incarnation) else set(files)

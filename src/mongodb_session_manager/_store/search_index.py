@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from bson import ObjectId
 from pymongo import TEXT, IndexModel, UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
@@ -35,7 +34,7 @@ from .._statements import searching, sweeping
 from .._statements.rewrites import Rewrite, left_by_rewriting
 from .._statements.searching import IndexingStanding
 from ..errors import MongoDBSessionError
-from .indexes import EXPIRY_INDEX
+from .indexes import EXPIRY_INDEX, ensured, known_as
 from .related_collection import RelatedCollection
 from .sending import INDEX_NOT_FOUND, until_known
 from .session_commands import SessionCommands
@@ -79,12 +78,12 @@ class SearchIndex(RelatedCollection):
 
     def ensure_index(self, *, again: bool = False) -> None:
         """Create the text index, once per process and collection; perhaps again, in case that was dropped."""
-        mine = frozenset(self._commands.client.topology_description.server_descriptions()), self.collection.full_name
-        if mine in _ensured and not again:
-            return
         # No language: conversations are in many, and no word is too common to be looked for.
-        self.collection.create_indexes([IndexModel([("text", TEXT)], default_language="none"), EXPIRY_INDEX])
-        _ensured.add(mine)
+        wanted = [IndexModel([("text", TEXT)], default_language="none"), EXPIRY_INDEX]
+        mine = known_as(self.collection, wanted)
+        if again or mine not in ensured:
+            self.collection.create_indexes(wanted)
+            ensured.add(mine)
 
     # --- search documents -------------------------------------------------------------------------------------------
 
@@ -179,26 +178,20 @@ class SearchIndex(RelatedCollection):
                     "index_messages=True, and call the repository's index_messages() for what there is already",
                     session_id=conditions.get("session_id"),
                 ) from error
-            alive = self._alive(found)
-            hits += [hit for document in found if _incarnation_of(document) in alive and (hit := _hit(document))]
+            hits += [hit for document in self._alive(found) if (hit := _hit(document))]
             if len(hits) >= limit or len(found) < page:
                 break
             # Documents of sessions that are gone took the places of others.
             skipped, page = skipped + page, min(2 * page, max(limit, MAX_HITS_AT_ONCE))
         return hits[:limit]
 
-    def _alive(self, found: Sequence[Document]) -> set[tuple[str, ObjectId]]:
-        """Return which incarnations are not over, of those that the documents belong to."""
+    def _alive(self, found: Sequence[Document]) -> list[Document]:
+        """Return those search documents whose incarnation is not over."""
         ids = list({document["_id"]["session"] for document in found})
         query = {"_id": {"$in": ids}, "incarnation": {"$type": "objectId"}, "$expr": NOT_EXPIRED}
         sessions = self._commands.collection.find(query, {"incarnation": 1}) if ids else ()
-        alive = ((session["_id"], session["incarnation"]) for session in sessions)
-        # An array with an ObjectId in it matches as well.
-        return {(session_id, incarnation) for session_id, incarnation in alive if isinstance(incarnation, ObjectId)}
-
-
-def _incarnation_of(document: Document) -> tuple[str, ObjectId]:
-    return document["_id"]["session"], document["_id"]["incarnation"]
+        alive = {session["_id"]: session["incarnation"] for session in sessions}
+        return [one for one in found if alive.get(one["_id"]["session"]) == one["_id"]["incarnation"]]
 
 
 def _hit(document: Document) -> MessageHit | None:
@@ -225,6 +218,3 @@ def message_id_of(stored: Any) -> int | None:
     if isinstance(stored, float) and stored.is_integer():
         stored = int(stored)
     return stored if is_count(stored) else None
-
-
-_ensured: set[tuple[frozenset[Any], str]] = set()
