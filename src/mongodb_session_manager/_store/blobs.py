@@ -209,8 +209,7 @@ class BlobStore:
 
     def server_time(self) -> datetime:
         """Return the time of the server's clock."""
-        answer = self.files.database.command("hello", codec_options=CODEC_OPTIONS)
-        moment: datetime = answer["localTime"]
+        moment: datetime = self.files.database.command("hello", codec_options=CODEC_OPTIONS)["localTime"]
         return moment
 
     def _upload(self, blob: Blob, owner: BlobOwner) -> None:
