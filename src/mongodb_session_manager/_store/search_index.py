@@ -402,7 +402,7 @@ class Indexer:
 def _hit(document: Document) -> MessageHit | None:
     """Return a search document as a hit; None if it is none that was written here."""
     texts: dict[str, Any] = {name: document.get(name) for name in ("session_id", "agent_id", "role", "text")}
-    message_id, created_at = message_id_of(document["_id"]["message"]), document.get("created_at")
+    message_id, created_at = _message_id_of(document["_id"]["message"]), document.get("created_at")
     if message_id is None or not all(isinstance(text, str) for text in texts.values()):
         return None
     return MessageHit(
@@ -413,22 +413,22 @@ def _hit(document: Document) -> MessageHit | None:
     )
 
 
-def is_count(stored: Any) -> bool:
+def _is_count(stored: Any) -> bool:
     """Return whether a stored value is a whole number that can be a count or an id."""
     return isinstance(stored, int) and not isinstance(stored, bool) and 0 <= stored <= limits.INT64_MAX
 
 
-def message_id_of(stored: Any) -> int | None:
+def _message_id_of(stored: Any) -> int | None:
     """Return a stored ``message_id``, which a shell may have written as floating point; None for what is none."""
     if isinstance(stored, float) and stored.is_integer():
         stored = int(stored)
-    return stored if is_count(stored) else None
+    return stored if _is_count(stored) else None
 
 
 def _well_formed(standing: UnindexedMessages) -> IndexingProgress | None:
     """Return what an agent's record says of the search, or None if it says nothing that was written here."""
     indexed = standing.get("indexed")
-    if not isinstance(indexed, dict) or not (is_count(indexed.get("count")) and is_count(indexed.get("rewrites"))):
+    if not isinstance(indexed, dict) or not (_is_count(indexed.get("count")) and _is_count(indexed.get("rewrites"))):
         return None
     return indexed if indexed["count"] <= standing["total"] else None
 
@@ -441,6 +441,6 @@ def _sound(messages: Iterable[Document | None], offset: int) -> Iterator[Documen
     for index, message in enumerate(messages, offset):
         if message is None or not isinstance(message.get("role", ""), str):
             continue
-        message_id = message_id_of(message.get("message_id", index))
+        message_id = _message_id_of(message.get("message_id", index))
         if message_id is not None:
             yield {**message, "message_id": message_id}
