@@ -25,7 +25,7 @@ from support.sweeping import swept
 
 from mongodb_session_manager import MongoDBSessionError, MongoDBSessionManager
 from mongodb_session_manager._model.archive_policy import ArchivePolicy
-from mongodb_session_manager._store.indexing import IndexingTask
+from mongodb_session_manager._store.search_index import IndexingTask
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:

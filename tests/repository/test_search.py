@@ -59,7 +59,7 @@ from mongodb_session_manager import (
     MongoDBSessionError,
     SessionNotFoundError,
 )
-from mongodb_session_manager._store.indexing import IndexingTask
+from mongodb_session_manager._store.search_index import IndexingTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mongodb_session_manager._store.blob_sweep import BlobSweep
-from mongodb_session_manager._store.upkeep import Failures
+from mongodb_session_manager._store.upkeep import BlobSweep, Failures
 
 if TYPE_CHECKING:
-    from mongodb_session_manager._store.blob_sweep import Named
     from mongodb_session_manager._store.blobs import BlobStore
+    from mongodb_session_manager._store.upkeep import Named
     from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 

@@ -11,7 +11,7 @@ from pymongo.errors import PyMongoError
 
 from .._agents.unit_of_work import AgentWork
 from .._model.limits import INDEXED_BATCHES_BEHIND_A_TURN
-from .._store.indexing import IndexingTask
+from .._store.search_index import IndexingTask
 from ..errors import MongoDBSessionError, described
 from ..telemetry import traced
 from .managed_session import ManagedSession
