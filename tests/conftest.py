@@ -13,7 +13,7 @@ from support.chromium import MISSING
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-pytest_plugins = ["fixtures.servers", "fixtures.databases", "fixtures.proxies"]
+pytest_plugins = ["fixtures.servers", "fixtures.databases", "fixtures.applications", "fixtures.proxies"]
 
 # No deadlines: a machine that is busy is not a failure of the code under test.
 settings.register_profile("dev", max_examples=100, deadline=None)

@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pymongo
 import pytest
-from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
+from offline_model import OfflineScriptedModel
 from pymongo import MongoClient, monitoring
 from pymongo.errors import AutoReconnect, NetworkTimeout, OperationFailure, PyMongoError, WriteConcernError
-from strands import Agent, tool
+from strands import Agent
+from strands.types.session import SessionAgent, SessionMessage
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
+from support.histories import StandIn, by_hand, gapless, manager_of, said, stored, texts
+from support.histories import tool_talker as talker
 from support.waiting import eventually
 from support.wire_proxy import Cut, Moment, WireProxy
 
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pymongo.database import Database
+
+    Proxies = Callable[[], WireProxy]
 
 pytestmark = pytest.mark.topology
 
@@ -52,58 +57,14 @@ OPTIONS: dict[str, Any] = {"appname": APP_NAME, "heartbeatFrequencyMS": 500, "re
 UNAUTHORIZED = 13
 
 
-@tool
-def look_up(word: str) -> str:
-    """Look something up."""
-    return f"{word}: found"
-
-
-def answer(messages: Any) -> Any:
-    """What the model says: the echo of what it heard; or a tool call, or a refusal, where it is asked for one."""
-    heard = messages[-1]["content"][0]
-    if "toolResult" in heard:
-        return "Found."
-    if heard["text"] == "look it up":
-        return ToolCall("look_up", {"word": "fish"})
-    if "secret" in heard["text"]:
-        return ScriptedReply(text="I cannot.", redact_user="[redacted]")
-    return f"Re: {heard['text']}"
-
-
-def talker(manager: MongoDBSessionManager, **options: Any) -> Agent:
-    return Agent(
-        model=OfflineScriptedModel(answer),
-        agent_id="assistant",
-        tools=[look_up],
-        session_manager=manager,
-        callback_handler=None,
-        **options,
-    )
-
-
-def by_hand(text: str) -> Any:
-    return {"role": "user", "content": [{"text": text}]}
-
-
-def texts(messages: Any) -> list[str]:
-    """What each message says; a tool's use and result as such."""
-    return [block.get("text") or next(iter(block)) for message in messages for block in message["content"]]
-
-
 def stored_messages(database: Database[Any], session_id: str = "s") -> list[dict[str, Any]]:
     """The stored conversation, after a look at what must be true of it whatever has happened."""
-    document = database.sessions.find_one({"_id": session_id})
-    assert document is not None
-    agent = document["agents"]["assistant"]
-    messages = agent["messages"]
-    assert [message["message_id"] for message in messages] == list(range(len(messages)))
-    assert agent["message_count"] == len(messages)
+    found = gapless(stored(database, session_id))
     # Running totals ride with the messages, so what is counted twice was sent twice.
-    assert agent["usage"].get("messages", 0) == len(messages)
-    tokens = [message["event_loop_metrics"]["accumulated_usage"] for message in messages if "metadata" in message]
-    models = agent["usage"].get("models", {}).values()
-    assert sum(model["totalTokens"] for model in models) == sum(t["totalTokens"] for t in tokens)
-    return messages
+    tokens = [one["event_loop_metrics"]["accumulated_usage"] for one in found.messages if "metadata" in one]
+    models = found.agent["usage"].get("models", {}).values()
+    assert sum(model["totalTokens"] for model in models) == sum(each["totalTokens"] for each in tokens)
+    return found.messages
 
 
 @dataclass(frozen=True)
@@ -127,9 +88,7 @@ class Processes:
             uri or self.uri, **{**OPTIONS, **dict(client_options), "event_listeners": listeners}
         )
         self.stack.enter_context(client)
-        return MongoDBSessionManager(
-            session_id, client=client, database_name=self.database_name, collection_name="sessions", **options
-        )
+        return manager_of(client, self.database_name, session_id, **options)
 
 
 @pytest.fixture
@@ -186,7 +145,7 @@ def append_by_hand(manager: MongoDBSessionManager) -> None:
 def redact_by_hand(manager: MongoDBSessionManager) -> None:
     agent = talker(manager)
     agent("one")
-    manager.redact_latest_message({"role": "assistant", "content": [{"text": "[redacted]"}]}, agent)
+    manager.redact_latest_message(by_hand("[redacted]", "assistant"), agent)
 
 
 WRITINGS = {
@@ -210,7 +169,7 @@ WRITINGS = {
 
 @pytest.mark.parametrize("writing", WRITINGS.values(), ids=WRITINGS.keys())
 def test_a_broken_connection_loses_nothing_and_doubles_nothing(
-    writing: Writing, process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+    writing: Writing, process: Processes, proxies: Proxies, database: Database[Any]
 ) -> None:
     def run(number: int, moment: Moment, retry_writes: bool) -> tuple[str, list[str]]:
         session_id = f"{number} {moment} {retry_writes}"
@@ -239,7 +198,7 @@ def test_a_broken_connection_loses_nothing_and_doubles_nothing(
 
 @both_durabilities
 def test_a_message_whose_answer_was_lost_is_not_doubled_behind_what_others_stored_meanwhile(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], durability: str
+    process: Processes, proxies: Proxies, database: Database[Any], durability: str
 ) -> None:
     other = talker(process())
     proxy = proxies()
@@ -257,7 +216,7 @@ def test_a_message_whose_answer_was_lost_is_not_doubled_behind_what_others_store
 
 
 def test_a_message_that_never_arrived_is_appended_behind_what_others_stored_meanwhile(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+    process: Processes, proxies: Proxies, database: Database[Any]
 ) -> None:
     other = talker(process())
     proxy = proxies()
@@ -270,7 +229,7 @@ def test_a_message_that_never_arrived_is_appended_behind_what_others_stored_mean
 
 
 def test_with_raise_a_message_whose_answer_was_lost_is_no_conflict_with_itself(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+    process: Processes, proxies: Proxies, database: Database[Any]
 ) -> None:
     proxy = proxies()
     one = talker(process(uri=proxy.uri, on_conflict="raise"))
@@ -282,7 +241,7 @@ def test_with_raise_a_message_whose_answer_was_lost_is_no_conflict_with_itself(
 
 
 def test_a_message_that_has_moved_behind_others_is_not_doubled_when_it_is_sent_again_after_an_error(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+    process: Processes, proxies: Proxies, database: Database[Any]
 ) -> None:
     """It is looked for where it was sent to, not where the conversation was thought to end."""
     other = talker(process())
@@ -302,17 +261,6 @@ def test_a_message_that_has_moved_behind_others_is_not_doubled_when_it_is_sent_a
     assert texts(stored_messages(database)) == ["before", "Re: before", "other", "Re: other", "one"]
 
 
-class Picture:
-    """A graph as far as a repository sees it."""
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.id = "graph"
-        self._state = state
-
-    def serialize_state(self) -> dict[str, Any]:
-        return self._state
-
-
 SINGLE_WRITES: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object], str, Any]] = {
     # name: (the write, the path of what it changes, what stands there afterwards)
     "metadata": (lambda m, _: m.update_metadata({"topic": "fish"}), "metadata", {"topic": "fish"}),
@@ -324,44 +272,32 @@ SINGLE_WRITES: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object],
         ["up"],
     ),
     "repository-message": (
-        lambda m, _: m.session_repository.create_message("s", "assistant", session_message("new", 1)),
+        lambda m, _: m.session_repository.create_message("s", "assistant", SessionMessage(by_hand("new"), 1)),
         "agents.assistant.messages.message_id",
         [0, 1],
     ),
     "repository-update": (
-        lambda m, _: m.session_repository.update_message("s", "assistant", session_message("new", 0)),
+        lambda m, _: m.session_repository.update_message("s", "assistant", SessionMessage(by_hand("new"), 0)),
         "agents.assistant.messages.content",
         [[{"text": "new"}]],
     ),
     "repository-agent": (
-        lambda m, _: m.session_repository.create_agent("s", session_agent("other")),
+        lambda m, _: m.session_repository.create_agent("s", SessionAgent("other", {}, {})),
         "agents.other.messages",
         [],
     ),
     "graph": (
-        lambda m, _: m.session_repository.create_multi_agent("s", Picture({"status": "new"})),
+        lambda m, _: m.session_repository.create_multi_agent("s", StandIn({"status": "new"})),
         "multi_agents.graph.state",
         {"status": "new"},
     ),
 }
 
 
-def session_message(text: str, message_id: int) -> Any:
-    from strands.types.session import SessionMessage
-
-    return SessionMessage(message=by_hand(text), message_id=message_id)
-
-
-def session_agent(agent_id: str) -> Any:
-    from strands.types.session import SessionAgent
-
-    return SessionAgent(agent_id=agent_id, state={}, conversation_manager_state={})
-
-
 @pytest.mark.parametrize("name", SINGLE_WRITES)
 @at_both_moments
 def test_a_single_write_whose_connection_broke_is_stored_once_and_is_no_error(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], name: str, moment: Moment
+    process: Processes, proxies: Proxies, database: Database[Any], name: str, moment: Moment
 ) -> None:
     write, path, expected = SINGLE_WRITES[name]
     proxy = proxies()
@@ -377,84 +313,53 @@ def test_a_single_write_whose_connection_broke_is_stored_once_and_is_no_error(
     assert found == {"found": expected}
 
 
-def test_metrics_that_come_late_are_counted_once_when_their_answer_is_lost(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+@pytest.mark.parametrize("timed", [False, True])
+def test_tokens_that_come_late_are_counted_once_when_their_answer_is_lost(
+    process: Processes, proxies: Proxies, database: Database[Any], timed: bool
 ) -> None:
     proxy = proxies()
     manager = process(uri=proxy.uri)
     agent = talker(manager)
     manager.append_message(by_hand("before"), agent)
-    manager.append_message({"role": "assistant", "content": [{"text": "by hand"}]}, agent)
+    if timed:
+        manager.start_timing()
+    manager.append_message(by_hand("by hand", "assistant"), agent)
     agent.event_loop_metrics.accumulated_usage.update(inputTokens=3, outputTokens=4, totalTokens=7)
     proxy.cut(Cut("update", "before its answer arrives"))
 
     manager.sync_agent(agent)
 
     assert proxy.cut_commands == ["update"]
-    usage = database.sessions.find_one({})["agents"]["assistant"]["usage"]  # type: ignore[index]
-    (model,) = usage["models"].values()
+    (model,) = stored(database).agent["usage"]["models"].values()
     assert (model["inputTokens"], model["outputTokens"], model["totalTokens"], model["calls"]) == (3, 4, 7, 1)
-
-
-def test_tokens_that_come_late_to_a_timed_answer_are_counted_once_when_their_answer_is_lost(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
-) -> None:
-    proxy = proxies()
-    manager = process(uri=proxy.uri)
-    agent = talker(manager)
-    manager.append_message(by_hand("before"), agent)
-    manager.start_timing()
-    manager.append_message({"role": "assistant", "content": [{"text": "by hand"}]}, agent)
-    agent.event_loop_metrics.accumulated_usage.update(inputTokens=3, outputTokens=4, totalTokens=7)
-    proxy.cut(Cut("update", "before its answer arrives"))
-
-    manager.sync_agent(agent)
-
-    assert proxy.cut_commands == ["update"]
-    usage = database.sessions.find_one({})["agents"]["assistant"]["usage"]  # type: ignore[index]
-    (model,) = usage["models"].values()
-    assert (model["inputTokens"], model["outputTokens"], model["totalTokens"], model["calls"]) == (3, 4, 7, 1)
-    assert model["latency"]["count"] == 1
+    assert model.get("latency", {}).get("count", 0) == timed
 
 
 # --- a database that stays away
 
 
-def keep_by_flush(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
-    manager.flush()
-    return ()
-
-
-def keep_by_close(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
-    manager.close()
-    return ()
-
-
-def keep_by_next_turn(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
-    agent("next")
-    return ("next", "Re: next")
-
-
-def keep_by_sync(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
-    manager.sync_agent(agent)
-    return ()
-
-
-def keep_by_leaving(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
+def leave(manager: MongoDBSessionManager) -> None:
     with manager:
         pass
-    return ()
 
 
-KEEPERS = [keep_by_flush, keep_by_close, keep_by_next_turn, keep_by_sync, keep_by_leaving]
+# What stores what could not be stored, and what it says itself.
+KEEPERS: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object], list[str]]] = {
+    "flush": (lambda manager, _: manager.flush(), []),
+    "close": (lambda manager, _: manager.close(), []),
+    "next turn": (lambda _, agent: agent("next"), said("next")),
+    "sync": (lambda manager, agent: manager.sync_agent(agent), []),
+    "leaving": (lambda manager, _: leave(manager), []),
+}
 
 
 @both_durabilities
 def test_a_turn_that_cannot_be_stored_is_an_error_and_is_stored_later_once_however(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], durability: Any
+    process: Processes, proxies: Proxies, database: Database[Any], durability: Any
 ) -> None:
-    def run(moment: Moment, keep: Callable[[MongoDBSessionManager, Agent], tuple[str, ...]]) -> None:
-        session_id = f"{moment} {keep.__name__}"
+    def run(moment: Moment, keeper: str) -> None:
+        keep, more = KEEPERS[keeper]
+        session_id = f"{moment} {keeper}"
         proxy = proxies()
         manager = process(session_id, proxy.uri, durability=durability)
         agent = talker(manager)
@@ -467,12 +372,12 @@ def test_a_turn_that_cannot_be_stored_is_an_error_and_is_stored_later_once_howev
         assert len(proxy.cut_commands) >= 4, "it gave up at once"
         proxy.heal()
 
-        said = keep(manager, agent)
+        keep(manager, agent)
 
         # With "message" the turn ended at its first write, before the model was asked.
-        expected = ["before", "Re: before", "hi", *(["Re: hi"] if durability == "turn" else []), *said]
+        expected = [*said("before"), "hi", *(["Re: hi"] if durability == "turn" else []), *more]
         assert texts(stored_messages(database, session_id)) == expected, session_id
-        if keep not in (keep_by_close, keep_by_leaving):
+        if keeper not in ("close", "leaving"):
             agent("last")
             manager.close()
             assert texts(stored_messages(database, session_id)) == [*expected, "last", "Re: last"], session_id
@@ -483,7 +388,7 @@ def test_a_turn_that_cannot_be_stored_is_an_error_and_is_stored_later_once_howev
 
 @at_both_moments
 def test_a_message_that_is_redacted_while_it_cannot_be_stored_leaves_its_text_nowhere(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], moment: Moment
+    process: Processes, proxies: Proxies, database: Database[Any], moment: Moment
 ) -> None:
     proxy = proxies()
     manager = process(uri=proxy.uri)
@@ -492,7 +397,7 @@ def test_a_message_that_is_redacted_while_it_cannot_be_stored_leaves_its_text_no
     with pytest.raises(AutoReconnect):
         manager.append_message(by_hand("a secret"), agent)
     with pytest.raises(AutoReconnect):
-        manager.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, agent)
+        manager.redact_latest_message(by_hand("[redacted]"), agent)
     proxy.heal()
 
     manager.flush()
@@ -502,7 +407,7 @@ def test_a_message_that_is_redacted_while_it_cannot_be_stored_leaves_its_text_no
 
 
 def test_opening_a_session_while_the_database_is_away_is_an_error_and_never_an_empty_conversation(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+    process: Processes, proxies: Proxies, database: Database[Any]
 ) -> None:
     talker(process())("before")
     proxy = proxies()
@@ -520,34 +425,33 @@ def test_opening_a_session_while_the_database_is_away_is_an_error_and_never_an_e
 
 
 # https://github.com/mongodb/specifications, retryable writes: NotWritablePrimary, PrimarySteppedDown,
-# InterruptedDueToReplStateChange
-@pytest.mark.parametrize("code", [10107, 189, 11602])
+# InterruptedDueToReplStateChange; and a connection that the server closes.
+@pytest.mark.parametrize(
+    "fault", [{"error_code": 10107}, {"error_code": 189}, {"error_code": 11602}, {"close_connection": True}], ids=str
+)
 @both_durabilities
-def test_a_server_that_is_no_longer_the_primary_costs_no_message(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int
+def test_a_server_that_is_no_longer_the_primary_or_hangs_up_costs_no_message(
+    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, fault: dict[str, Any]
 ) -> None:
     recorder = CommandRecorder()
     agent = talker(process(listener=recorder, durability=durability))
 
-    with fail_command(client, "update", app_name=APP_NAME, error_code=code, times=1):
+    with fail_command(client, "update", app_name=APP_NAME, times=1, **fault):
         agent("hi")
 
     assert len(recorder.commands.failures) == 1
-    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+    assert texts(stored_messages(database)) == said("hi")
 
 
-@both_durabilities
-def test_a_connection_that_the_server_closes_costs_no_message(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str
-) -> None:
-    recorder = CommandRecorder()
-    agent = talker(process(listener=recorder, durability=durability))
+def retryable_writes_or_skip(server: Any) -> None:
+    if server.kind != "replica_set":
+        pytest.skip("a standalone server has no retryable writes")
 
-    with fail_command(client, "update", app_name=APP_NAME, close_connection=True, times=1):
-        agent("hi")
 
-    assert len(recorder.commands.failures) == 1
-    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+def replicate_too_late(client: MongoClient[Any], error: dict[str, Any]) -> None:
+    """The next update is run, and its answer says that others do not have it yet."""
+    data = {"failCommands": ["update"], "appName": APP_NAME, "writeConcernError": error}
+    client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
 
 
 def test_a_turn_that_was_stored_but_not_replicated_in_time_is_told_and_not_stored_again(
@@ -555,15 +459,13 @@ def test_a_turn_that_was_stored_but_not_replicated_in_time_is_told_and_not_store
 ) -> None:
     manager = process(durability="turn")
     agent = talker(manager)
-    error = {"code": 64, "codeName": "WriteConcernFailed", "errmsg": "waiting for replication timed out"}
-    data = {"failCommands": ["update"], "appName": APP_NAME, "writeConcernError": error}
-    client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
+    replicate_too_late(client, {"code": 64, "errmsg": "waiting for replication timed out"})
     with pytest.raises(WriteConcernError):
         agent("hi")
 
     agent("ho")
 
-    assert texts(stored_messages(database)) == ["hi", "Re: hi", "ho", "Re: ho"]
+    assert texts(stored_messages(database)) == said("hi", "ho")
 
 
 # The spec for retryable writes lists more of them; no server labels them for a command without a transaction number.
@@ -572,14 +474,13 @@ def test_a_turn_that_was_stored_but_not_replicated_in_time_is_told_and_not_store
 def test_an_error_of_the_network_behind_the_server_costs_no_turn(
     process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int, server: Any
 ) -> None:
-    if server.kind != "replica_set":
-        pytest.skip("a standalone server has no retryable writes")
+    retryable_writes_or_skip(server)
     agent = talker(process(durability=durability, client_options={"retryWrites": True}))
 
     with fail_command(client, "update", app_name=APP_NAME, error_code=code, times=1):
         agent("hi")
 
-    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+    assert texts(stored_messages(database)) == said("hi")
 
 
 @pytest.mark.parametrize("code", [91, 189, 262, 11602])
@@ -587,23 +488,19 @@ def test_an_error_of_the_network_behind_the_server_costs_no_turn(
 def test_a_primary_that_steps_down_before_others_have_the_commit_costs_no_turn(
     process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int, server: Any
 ) -> None:
-    if server.kind != "replica_set":
-        pytest.skip("a standalone server has no retryable writes")
+    retryable_writes_or_skip(server)
     agent = talker(process(durability=durability, client_options={"retryWrites": True}))
-    error = {"code": code, "errmsg": "interrupted", "errInfo": {"writeConcern": {}}}
-    data = {"failCommands": ["update"], "appName": APP_NAME, "writeConcernError": error}
-    client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
+    replicate_too_late(client, {"code": code, "errmsg": "interrupted", "errInfo": {"writeConcern": {}}})
 
     agent("hi")
 
-    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+    assert texts(stored_messages(database)) == said("hi")
 
 
 def test_a_change_of_state_that_arrives_late_does_not_undo_a_newer_one(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], server: Any
+    process: Processes, proxies: Proxies, database: Database[Any], server: Any
 ) -> None:
-    if server.kind != "replica_set":
-        pytest.skip("a standalone server has no retryable writes")
+    retryable_writes_or_skip(server)
     proxy, all_else_is_stored = proxies(), threading.Event()
     manager = process(uri=proxy.uri, client_options={"retryWrites": True, "socketTimeoutMS": 500})
     agent = talker(manager)
@@ -681,8 +578,7 @@ def test_a_primary_that_is_killed_in_the_midst_of_turns_loses_nothing_that_was_a
 
         plain: MongoClient[Any] = stack.enter_context(MongoClient(server.uri))
         for writer, turns in acknowledged.items():
-            expected = [text for n in range(turns) for text in (f"{n}", f"Re: {n}")]
-            assert texts(stored_messages(plain["test"], writer)) == expected
+            assert texts(stored_messages(plain["test"], writer)) == said(*map(str, range(turns)))
             assert texts(talker(process(writer)).messages) == texts(agents[writer].messages)
 
 
@@ -802,6 +698,18 @@ class Watch(monitoring.CommandListener):
         self.failed_after_seconds = max(self.failed_after_seconds, event.duration_micros / 1e6)
 
 
+async def cancel_a_turn(agent: Agent, watch: Watch, times: int = 1) -> None:
+    """Cancel a turn as soon as it sends an update; an impatient canceller changes nothing."""
+    turn = asyncio.create_task(agent.invoke_async("hi"))
+    await asyncio.to_thread(watch.sent.wait, 30)
+    for _ in range(times):
+        turn.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    assert watch.under_way == 0
+
+
 @both_durabilities
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_cancelled_turn_leaves_when_its_commit_has_settled(
@@ -812,23 +720,13 @@ def test_a_cancelled_turn_leaves_when_its_commit_has_settled(
     agent = talker(manager)
     watch.sent.clear()
 
-    async def cancel_it() -> None:
-        turn = asyncio.create_task(agent.invoke_async("hi"))
-        await asyncio.to_thread(watch.sent.wait, 30)
-        for _ in range(times):  # an impatient canceller changes nothing
-            turn.cancel()
-            await asyncio.sleep(0)
-        with pytest.raises(asyncio.CancelledError):
-            await turn
-        assert watch.under_way == 0
-
     with fail_command(client, "update", app_name=APP_NAME, block_ms=300):
-        asyncio.run(cancel_it())
+        asyncio.run(cancel_a_turn(agent, watch, times))
 
-    said = ["hi"] if durability == "message" else ["hi", "Re: hi"]
-    assert texts(stored_messages(database)) == said
+    expected = ["hi"] if durability == "message" else said("hi")
+    assert texts(stored_messages(database)) == expected
     agent("ho")
-    assert texts(stored_messages(database)) == [*said, "ho", "Re: ho"]
+    assert texts(stored_messages(database)) == [*expected, *said("ho")]
 
 
 def test_a_cancelled_turn_whose_commit_failed_keeps_it_for_the_next(
@@ -839,15 +737,8 @@ def test_a_cancelled_turn_whose_commit_failed_keeps_it_for_the_next(
     agent = talker(manager)
     watch.sent.clear()
 
-    async def cancel_it() -> None:
-        turn = asyncio.create_task(agent.invoke_async("hi"))
-        await asyncio.to_thread(watch.sent.wait, 30)
-        turn.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await turn
-
     with fail_command(client, "update", app_name=APP_NAME, block_ms=100, error_code=UNAUTHORIZED):
-        asyncio.run(cancel_it())
+        asyncio.run(cancel_a_turn(agent, watch))
 
     agent("ho")
     assert texts(stored_messages(database)) == ["hi", "ho", "Re: ho"]
@@ -879,7 +770,7 @@ def test_the_callers_deadline_reaches_the_commit(
     # Of the command alone: a busy machine takes its time for everything else.
     assert watch.failed_after_seconds < 3.5, "the commit waited for the server, not for the caller's deadline"
     manager.flush()
-    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+    assert texts(stored_messages(database)) == said("hi")
 
 
 # --- the end of the process
@@ -941,7 +832,7 @@ def test_a_turn_that_was_not_stored_when_the_process_ends_is_stored_at_its_end(
 
 
 def test_a_turn_that_is_lost_at_the_end_of_the_process_is_at_least_told(
-    proxies: Callable[[], WireProxy], database: Database[Any], database_name: str
+    proxies: Proxies, database: Database[Any], database_name: str
 ) -> None:
     proxy = proxies()
     with unfinished(f"{proxy.uri}&retryWrites=false", database_name) as running:

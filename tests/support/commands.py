@@ -68,6 +68,10 @@ class Commands(list[RecordedCommand]):
         """Those about the collection."""
         return Commands(command for command in self if command.collection == collection)
 
+    def carry(self, text: str) -> bool:
+        """Whether any of them has the text in it."""
+        return any(text.encode() in bson.encode(command.command, codec_options=_ENCODING) for command in self)
+
     @property
     def request_bytes(self) -> int:
         return sum(command.request_bytes for command in self)
