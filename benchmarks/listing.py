@@ -205,6 +205,7 @@ def appends(world: World, rounds: int) -> tuple[Samples, Samples]:
             message = TrackedMessage(None, None, None)
             message.body = dict(body)
             work = Commit(key, [message], first_message_id=position)
+            work.start()
             reference = SessionRef(document["_id"], document["incarnation"])
             taken = timed(lambda r=repository, w=work, s=reference: r._store.messages.commit(s, w))  # type: ignore[misc]
             positions[name, document["_id"]] += 1

@@ -12,13 +12,11 @@ from ._model.metrics_summary import (
     TokenCounts,
     ToolMetrics,
 )
-from ._session.hooks import FeedbackHook, MetadataHook
 from ._session.lease import SessionLease
 from ._session.metadata_cache import MetadataCacheStats, SessionMetadataCache
-from ._session.options import Durability, OnConflict
-from ._statements.listing_cursor import SortBy
+from ._session.options import Durability, FeedbackHook, MetadataHook, OnConflict
 from ._statements.session_headers import SessionHeader
-from ._statements.session_listing import SessionPage
+from ._statements.session_listing import SessionPage, SortBy
 from ._store.search_index import MessageHit
 from .errors import (
     AgentNotFoundError,

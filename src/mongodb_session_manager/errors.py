@@ -78,14 +78,9 @@ class MongoDBSessionError(SessionException):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        session_id: str | None = None,
-        agent_id: str | None = None,
-        message_id: int | None = None,
+        self, *args: object, session_id: str | None = None, agent_id: str | None = None, message_id: int | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(*args)
         self.session_id = session_id
         self.agent_id = agent_id
         self.message_id = message_id

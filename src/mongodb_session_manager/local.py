@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ._local.mongod import REPLICA_SET, LocalMongoDBError, ask, command, find_mongod, options, version_of, wait_for
-from ._local.nodes import KeeperProcess, LocalNode
-from ._local.replica_set import form_replica_set
+from ._local.nodes import KeeperProcess, LocalNode, form_replica_set
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +47,6 @@ class LocalMongoDB:
     """
 
     kind: Literal["standalone", "replica_set", "external"]
-    nodes: tuple[LocalNode, ...]
 
     def __init__(
         self,
@@ -76,7 +74,7 @@ class LocalMongoDB:
         self._parameters = dict(parameters or {})
         self._external_uri = os.environ.get("MONGODB_URI", "")
         self.kind = "external" if self._external_uri else "replica_set" if self._members else "standalone"
-        self.nodes = ()
+        self.nodes: tuple[LocalNode, ...] = ()
         self._keeper: KeeperProcess | None = None
         self._version: str | None = None
 

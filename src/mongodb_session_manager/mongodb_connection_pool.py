@@ -26,33 +26,29 @@ class OwnedClient:
     Args:
         connection_string: As for ``open_client``, which is called at once.
         **options: As for ``open_client``.
+
+    Attributes:
+        closed: Whether `close` was called, here or in the process this one was forked from.
     """
 
     def __init__(self, connection_string: str, **options: Any) -> None:
         self._connection_string = connection_string
-        self._options = dict(options)
+        self._options = options
         self._lock = threading.Lock()
-        self._client: MongoClient[dict[str, Any]] | None = None
         self._report: PoolReport | None = None
-        self._closed = False
-        self._make()
+        self.closed = False
+        self._made()
         _owned.add(self)
 
     @property
     def client(self) -> MongoClient[dict[str, Any]]:
         """The client of this process. After `close`, the closed one."""
-        client = self._client
-        return self._make()[0] if client is None else client
+        return self._made().client
 
     @property
     def client_if_made(self) -> MongoClient[dict[str, Any]] | None:
         """The client of this process, or None where it has not been needed since the fork."""
-        return self._client
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called, here or in the process this one was forked from."""
-        return self._closed
+        return None if self._report is None else self._report.client
 
     def made_from(self, connection_string: str, options: dict[str, Any]) -> bool:
         """Return whether these are the arguments of this client. Case does not count in option names."""
@@ -60,30 +56,29 @@ class OwnedClient:
 
     def stats(self) -> PoolStats:
         """Return the state of the connections. Waits for no database; see `PoolReport.read`."""
-        report = self._report
-        return (self._make()[1] if report is None else report).read()
+        return self._made().read()
 
     def close(self) -> None:
         """Close the client. Does nothing the second time."""
         with self._lock:
-            self._closed = True
-            if self._client is not None:
-                self._client.close()
+            self.closed = True
+            if self._report is not None:
+                self._report.client.close()
 
-    def _make(self) -> tuple[MongoClient[dict[str, Any]], PoolReport]:
+    def _made(self) -> PoolReport:
+        if (report := self._report) is not None:
+            return report
         with self._lock:
-            if self._client is None or self._report is None:
-                if self._closed:
+            if self._report is None:
+                if self.closed:
                     raise RuntimeError("this client was closed before this process needed it")
-                self._client = open_client(self._connection_string, self._options, shared=True)
-                self._report = PoolReport(self._client)
-            return self._client, self._report
+                self._report = PoolReport(open_client(self._connection_string, self._options, shared=True))
+            return self._report
 
     def _reset_after_fork(self) -> None:
         self._lock = threading.Lock()
-        if not self._closed:
+        if not self.closed:
             # PyMongo has cut the inherited client loose from the parent's connections, for those who hold it.
-            self._client = None
             self._report = None
 
 

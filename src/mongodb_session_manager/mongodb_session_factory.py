@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from types import TracebackType
+from typing import Any, cast
+
+from pymongo import MongoClient
 
 from ._client.clients import check_client
 from ._client.executor import executor_of
@@ -13,26 +17,16 @@ from ._client.forks import in_child
 from ._client.pool_statistics import PoolReport, PoolStats
 from ._model.archive_policy import ArchivePolicy
 from ._model.limits import BLOB_THRESHOLD_BYTES
-from ._session.metadata_cache import MetadataCacheStats, SessionMetadataCache, memory_for
-from ._session.metadata_memory import MetadataMemory
-from ._session.options import Settings
+from ._session.metadata_cache import MetadataCacheStats, MetadataMemory, SessionMetadataCache
+from ._session.options import Durability, FeedbackHook, MetadataHook, OnConflict, Settings
 from ._session.outboxes import unsent_on
+from ._statements.session_listing import SessionPage
+from ._store.search_index import MessageHit
 from .errors import SessionNotFoundError
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager
 from .mongodb_session_repository import RepositoryOfManagers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from types import TracebackType
-
-    from pymongo import MongoClient
-
-    from ._session.hooks import FeedbackHook, MetadataHook
-    from ._session.options import Durability, OnConflict
-    from ._statements.session_listing import SessionPage
-    from ._store.search_index import MessageHit
-    from .telemetry import Observer
+from .telemetry import Observer
 
 
 class MongoDBSessionManagerFactory:
@@ -118,7 +112,7 @@ class MongoDBSessionManagerFactory:
         self._repositories: dict[tuple[Any, ...], RepositoryOfManagers] = {}
         try:
             if metadata_cache is not None:
-                self._memory = memory_for(self, metadata_cache)
+                self._memory = metadata_cache._given_to(self)
             # What no manager would take is refused when the application starts, not at the first request.
             self._settings = Settings.among(locals())
             self.create_session_manager("defaults")
@@ -145,11 +139,7 @@ class MongoDBSessionManagerFactory:
         return self._source.closed
 
     def create_session_manager(
-        self,
-        session_id: str,
-        database_name: str | None = None,
-        collection_name: str | None = None,
-        **kwargs: Any,
+        self, session_id: str, database_name: str | None = None, collection_name: str | None = None, **kwargs: Any
     ) -> MongoDBSessionManager:
         """Make the manager of one session. Sends nothing: the first use reads the session.
 
@@ -277,16 +267,11 @@ class MongoDBSessionManagerFactory:
             UnstorableValueError: A value to compare with is none that MongoDB knows.
         """
         repository = self._repository(database_name, collection_name, self._metadata_fields, self._settings.ttl_hours)
-        repository.store.ensure_indexes(expiring=self._settings.ttl is not None)
+        repository._ensure_indexes()
         return repository.list_sessions(**filters)
 
     def search_messages(
-        self,
-        text: str,
-        *,
-        database_name: str | None = None,
-        collection_name: str | None = None,
-        **conditions: Any,
+        self, text: str, *, database_name: str | None = None, collection_name: str | None = None, **conditions: Any
     ) -> list[MessageHit]:
         """Return the messages in which a text is found, of all sessions; see the repository's ``search_messages``.
 
@@ -331,12 +316,12 @@ class MongoDBSessionManagerFactory:
                 what was unstored is given up; or it was written by somebody else with ``on_conflict="raise"``, and
                 the manager's ``reload`` gives it up.
         """
-        if isinstance(self._source, OwnedClient) and not self._source.closed:
-            client = self._source.client_if_made
-            if client is not None:
-                _flush_managers_on(client)
-                executor_of(client).close(wait=True)  # Archiving that is under way ends first.
-        if self._memory is not None and not self._source.closed:
+        if self.closed:
+            return
+        if isinstance(self._source, OwnedClient) and (client := self._source.client_if_made) is not None:
+            _flush_managers_on(client)
+            executor_of(client).close(wait=True)  # Archiving that is under way ends first.
+        if self._memory is not None:
             self._memory.end()  # Managers of a borrowed client may go on; they ask the database.
         self._source.close()
 
@@ -345,10 +330,7 @@ class MongoDBSessionManagerFactory:
         return self
 
     def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the factory."""
         self.close()
@@ -367,10 +349,7 @@ class _BorrowedClient:
     def __init__(self, client: MongoClient[Any]) -> None:
         self.client = client
         self.closed = False
-        self._report = PoolReport(client)
-
-    def stats(self) -> PoolStats:
-        return self._report.read()
+        self.stats = PoolReport(client).read
 
     def close(self) -> None:
         self.closed = True
@@ -382,10 +361,9 @@ def _flush_managers_on(client: MongoClient[Any]) -> None:
     for outboxes in unsent_on(client):
         try:
             outboxes.flush()
-        except SessionNotFoundError as error:
-            outboxes.drop()  # Told once; another attempt to close need not fail over it.
-            failure = failure or error
         except Exception as error:
+            if isinstance(error, SessionNotFoundError):
+                outboxes.drop()  # Told once; another attempt to close need not fail over it.
             failure = failure or error
     if failure is not None:
         raise failure
@@ -460,19 +438,14 @@ def close_global_factory() -> None:
         pymongo.errors.PyMongoError: As for `MongoDBSessionManagerFactory.close`. The factory stays the global one.
         MongoDBSessionError: Likewise.
     """
-    global _global
-    current = _global
-    if current is not None:
-        current[0].close()
-        with _global_lock:
-            if _global is current:
-                _global = None
+    if _global is not None:
+        _global[0].close()
 
 
 # What may be other for one manager than for all of the factory.
 _PARAMETERS = {"metadata_fields", *Settings.names()}
 
-# The factory, and the arguments it was made from.
+# The factory, perhaps closed, and the arguments it was made from.
 _global: tuple[MongoDBSessionManagerFactory, dict[str, Any]] | None = None
 _global_lock = threading.Lock()
 

@@ -21,14 +21,12 @@ from ._model.limits import BLOB_THRESHOLD_BYTES
 from ._model.metrics_summary import MetricsSummary, ModelPrice
 from ._session.agents import ManagedAgents
 from ._session.behind_turns import BehindTurns
-from ._session.feedback import add_feedback
 from ._session.flushing import Flushing
-from ._session.hooks import FeedbackHook, MetadataHook, call_hook
 from ._session.lease import HeldLease, SessionLease
 from ._session.managed_session import ManagedSession
 from ._session.metadata import SessionMetadata
 from ._session.metadata_tool import metadata_tool
-from ._session.options import Durability, OnConflict, Settings, check_on_conflict
+from ._session.options import Durability, FeedbackHook, MetadataHook, OnConflict, Settings, call_hook, check_on_conflict
 from ._session.orchestrators import Orchestrators
 from ._session.outboxes import Outboxes
 from ._session.strands_events import StrandsEvents
@@ -134,7 +132,7 @@ class MongoDBSessionManager(RepositorySessionManager):
     ) -> None:
         self.session_id = session_id
         self.session_repository: RepositoryOfManagers = repository
-        store = repository.store
+        store = repository._store
         self._settings = settings
         self._observer = observer
         self._store = store
@@ -280,7 +278,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _metadata(self) -> SessionMetadata:
         return SessionMetadata(
-            self._session, self.session_repository.metadata, self._settings.metadata_hook, session_manager=self
+            self._session, self.session_repository._metadata, self._settings.metadata_hook, session_manager=self
         )
 
     def get_metadata_tool(
@@ -320,7 +318,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             about_agent = check_feedback(feedback).get("agent_id") is not None
             session = self._session.ref if about_agent else self._session.open_ref
             try:
-                add_feedback(self._store, self.session_id, session, feedback)
+                self.session_repository._append_feedback(self.session_id, session, feedback)
             except SessionNotFoundError as error:
                 if not about_agent or self._session.incarnation is not None:
                     raise
@@ -455,8 +453,8 @@ class MongoDBSessionManager(RepositorySessionManager):
                 opened=self._session.open_ref,
                 session=self._session.ref,
                 taken=self._session.prefetch_again,
-                flush=self._flushing.flush_beside,
-                settle=self._flushing.settle_beside,
+                flush=self._leave_lease,
+                settle=self._settle_lease,
             )
         return SessionLease(self._session.held_lease, seconds, wait)
 
@@ -474,10 +472,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         return self
 
     def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Store what is unsaved and close."""
         self._end(error)
@@ -485,7 +480,8 @@ class MongoDBSessionManager(RepositorySessionManager):
     def _end(self, error: BaseException | None) -> None:
         if not self._closed:
             try:
-                self._flushing.flush_beside(error)
+                with self._flushing.beside(error):
+                    self.flush()
             finally:
                 self._close()
 
@@ -494,16 +490,30 @@ class MongoDBSessionManager(RepositorySessionManager):
         return self
 
     async def __aexit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Store what is unsaved and close."""
         if not self._closed:
             try:
-                await self._flushing.settle_beside(error)
+                with self._flushing.beside(error):
+                    await self._flushing.settle()
             finally:
+                await self._executor.run(self._close)
+
+    def _leave_lease(self, error: BaseException | None) -> None:
+        try:
+            with self._flushing.beside(error):
+                self.flush()
+        finally:
+            if self._flushing.session_is_gone:
+                self._close()
+
+    async def _settle_lease(self, error: BaseException | None) -> None:
+        try:
+            with self._flushing.beside(error):
+                await self._flushing.settle()
+        finally:
+            if self._flushing.session_is_gone:
                 await self._executor.run(self._close)
 
     def _close(self) -> None:
@@ -514,7 +524,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._closed = True
         self._outboxes.closed()
         self.session_repository.close()
-        if self.session_repository.owns_client:
+        if self.session_repository._owns_client:
             self._executor.close()
 
     def _events(self) -> StrandsEvents:

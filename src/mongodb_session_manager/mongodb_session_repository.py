@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
 
 from ._client.clients import open_client
+from ._model import keys
 from ._model.documents import Document, check_storable
 from ._model.expiry import check_ttl
-from ._model.keys import (
-    check_id,
-    check_metadata,
-    check_metadata_fields,
-    check_metadata_paths,
-    check_text,
-    exact_text,
-)
 from ._model.limits import DEFAULT_PAGE, SWEEP_GRACE_SECONDS
 from ._model.metrics_summary import MetricsSummary, ModelPrice, check_prices, summarise
-from ._session import feedback as feedbacks
-from ._session.metadata_memory import MetadataMemory
-from ._session.stored_metadata import StoredMetadata
+from ._session.metadata import StoredMetadata
+from ._session.metadata_cache import MetadataMemory
 from ._session.strands_repository import StrandsRepository
 from ._statements import session_listing
-from ._statements.listing_cursor import SortBy
+from ._statements.feedback import MessageLink
 from ._statements.searching import search_conditions
-from ._statements.session_listing import SessionPage
+from ._statements.session_listing import SessionPage, SortBy
+from ._statements.sessions import SessionRef
 from ._store.search_index import MessageHit
+from ._store.session_commands import now
 from ._store.session_store import SessionStore
 
 
@@ -78,10 +73,10 @@ class MongoDBSessionRepository(StrandsRepository):
         ttl_hours: float | None = None,
         **kwargs: Any,
     ) -> None:
-        fields = check_metadata_fields(metadata_fields)
+        fields = keys.check_metadata_fields(metadata_fields)
         # Other collections are named after this one. (What is no text, PyMongo refuses.)
         database_name, collection_name = (
-            exact_text(name) if isinstance(name, str) else name for name in (database_name, collection_name)
+            keys.exact_text(name) if isinstance(name, str) else name for name in (database_name, collection_name)
         )
         ttl = check_ttl(ttl_hours)
         self._owns_client = client is None
@@ -207,11 +202,11 @@ class MongoDBSessionRepository(StrandsRepository):
                 than 4 MB; or the session's metadata has more than 4 MB already.
         """
         session = self._ref(session_id)
-        self._metadata.update(session.session_id, lambda: session, check_metadata(metadata))
+        self._metadata.update(session.session_id, lambda: session, keys.check_metadata(metadata))
 
     def get_metadata(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}``, or ``{}`` if the session does not exist."""
-        return self._metadata.get(check_id(session_id, "session_id"))
+        return self._metadata.get(keys.check_id(session_id, "session_id"))
 
     def delete_metadata(self, session_id: str, metadata_keys: list[str]) -> None:
         """Remove metadata fields of a session and leave the others; those that are not there are no error.
@@ -220,7 +215,7 @@ class MongoDBSessionRepository(StrandsRepository):
             SessionNotFoundError: There is no such session.
             InvalidIdentifierError: As for ``update_metadata``.
         """
-        self._metadata.delete(self._ref(session_id), check_metadata_paths(metadata_keys))
+        self._metadata.delete(self._ref(session_id), keys.check_metadata_paths(metadata_keys))
 
     # --- feedback ---------------------------------------------------------------------------------------------------
 
@@ -238,11 +233,11 @@ class MongoDBSessionRepository(StrandsRepository):
             UnstorableValueError: A value cannot be stored.
         """
         session = self._ref(session_id)
-        feedbacks.add_feedback(self._store, session.session_id, lambda: session, feedback)
+        self._append_feedback(session.session_id, lambda: session, feedback)
 
     def get_feedbacks(self, session_id: str) -> list[dict[str, Any]]:
         """Return a session's feedbacks, oldest first; ``[]`` if it has none or does not exist."""
-        found = self._store.reads.get_feedbacks(check_id(session_id, "session_id"))
+        found = self._store.reads.get_feedbacks(keys.check_id(session_id, "session_id"))
         return [{key: value for key, value in feedback.items() if key != "commit_id"} for feedback in found]
 
     # --- metrics ----------------------------------------------------------------------------------------------------
@@ -271,8 +266,8 @@ class MongoDBSessionRepository(StrandsRepository):
         """
         checked = check_prices(prices)
         if agent_id is not None:
-            agent_id = check_id(agent_id, "agent_id")
-        usages, ratings = self._store.reads.read_metrics(check_id(session_id, "session_id"), agent_id)
+            agent_id = keys.check_id(agent_id, "agent_id")
+        usages, ratings = self._store.reads.read_metrics(keys.check_id(session_id, "session_id"), agent_id)
         return summarise(usages, ratings, checked)
 
     # --- guardrails -------------------------------------------------------------------------------------------------
@@ -284,7 +279,7 @@ class MongoDBSessionRepository(StrandsRepository):
             The newest 100: ``{id, agent_id, message_id, role, action, created_at, stop_reason?, guardrail_id?,
             guardrail_version?, policies}``; see ``docs/guardrails.md``.
         """
-        return self._store.reads.get_guardrail_events(check_id(session_id, "session_id"))
+        return self._store.reads.get_guardrail_events(keys.check_id(session_id, "session_id"))
 
     # --- search -----------------------------------------------------------------------------------------------------
 
@@ -319,7 +314,7 @@ class MongoDBSessionRepository(StrandsRepository):
             MongoDBSessionError: Nothing was ever indexed.
         """
         conditions = search_conditions(session_id, agent_id, role, application_name, limit)
-        return self._store.search.search(check_text(text, "text"), limit, conditions)
+        return self._store.search.search(keys.check_text(text, "text"), limit, conditions)
 
     # --- for operators ----------------------------------------------------------------------------------------------
 
@@ -342,7 +337,7 @@ class MongoDBSessionRepository(StrandsRepository):
                 others can be found.
         """
         if session_id is not None:
-            session_id = check_id(session_id, "session_id")
+            session_id = keys.check_id(session_id, "session_id")
         return self._store.indexer.index_all(session_id, rebuild=rebuild)
 
     def sweep(self, older_than_seconds: float = SWEEP_GRACE_SECONDS) -> int:
@@ -389,6 +384,22 @@ class MongoDBSessionRepository(StrandsRepository):
         """
         return self._store.create_messages_view()
 
+    # --- what these and managers share ------------------------------------------------------------------------------
+
+    def _append_feedback(self, session_id: str, session: Callable[[], SessionRef], feedback: Mapping[str, Any]) -> None:
+        """Append a feedback; ``session`` is called, to open the session, when it is known to be storable."""
+        moment = now()
+        stored = {**keys.check_feedback(feedback), "created_at": moment, "commit_id": ObjectId()}
+        check_storable(stored, "feedback", session_id)
+        link = None
+        if stored.get("agent_id") is not None:
+            link = MessageLink(keys.encode_key(stored["agent_id"]), stored.get("message_id"))
+        self._store.changes.add_feedback(session(), stored, link, moment)
+
+    def _ensure_indexes(self) -> None:
+        """Create the indexes, once per process and collection. A failure is logged, not raised."""
+        self._store.ensure_indexes(expiring=self._ttl is not None)
+
     # --- the client -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -396,30 +407,11 @@ class MongoDBSessionRepository(StrandsRepository):
         if self._owns_client:
             self.client.close()
 
-    def _ensure_indexes(self) -> None:
-        """Create the indexes, once per process and collection. A failure is logged, not raised."""
-        self._store.ensure_indexes(expiring=self._ttl is not None)
-
 
 class RepositoryOfManagers(MongoDBSessionRepository):
     """What managers stand on. To make it sends nothing: they see to the indexes when they open their sessions."""
 
     _ensures_indexes_at_once = False
-
-    @property
-    def store(self) -> SessionStore:
-        """The sessions of the collection."""
-        return self._store
-
-    @property
-    def metadata(self) -> StoredMetadata:
-        """The metadata of the sessions."""
-        return self._metadata
-
-    @property
-    def owns_client(self) -> bool:
-        """Whether `close` closes the client."""
-        return self._owns_client
 
     def remember_in(self, memory: MetadataMemory) -> None:
         """Let managers read metadata from a factory's memory; whatever is written from here on keeps it true."""

@@ -6,12 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from opentelemetry.trace import Tracer, TracerProvider
     from pymongo.monitoring import CommandFailedEvent
 
@@ -76,29 +73,23 @@ def traced(name: str, attributes: Attributes, call: Callable[P, T], *args: P.arg
     """Call ``call`` with the arguments behind it, within a span if spans are enabled; return what it returns."""
     if _tracer is None:
         return call(*args, **kwargs)
-    with _span(_tracer, name, attributes):
-        return call(*args, **kwargs)
-
-
-_tracer: Tracer | None = None
-
-
-@contextmanager
-def _span(tracer: Tracer, name: str, attributes: Attributes) -> Iterator[None]:
     from opentelemetry.trace import Status, StatusCode
 
     # What an exception says names the session.
-    with tracer.start_as_current_span(
+    with _tracer.start_as_current_span(
         f"mongodb_session.{name}",
         attributes={f"mongodb_session.{key}": value for key, value in attributes.items()},
         record_exception=False,
         set_status_on_exception=False,
     ) as current:
         try:
-            yield
+            return call(*args, **kwargs)
         except BaseException as error:
             current.set_status(Status(StatusCode.ERROR, type(error).__name__))
             raise
+
+
+_tracer: Tracer | None = None
 
 
 def _without_the_servers_words(span: Any, event: CommandFailedEvent) -> None:

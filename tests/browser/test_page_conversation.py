@@ -6,8 +6,10 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from example_fastapi_streaming import COLLECTION, DATABASE
 from playwright.sync_api import expect
-from support.playground import BackendProcess, Playground, served_frontend
+from pymongo import MongoClient
+from support.playground import SECRET, BackendProcess, served_frontend
 from support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from support.chat_page import Chat
     from support.gated_model import Gate
+    from support.playground import Playground
 
     from browser.conftest import OpenBrowser
     from mongodb_session_manager.local import LocalMongoDB
@@ -22,12 +25,27 @@ if TYPE_CHECKING:
 COUNTED = " ".join(f"word{number}" for number in range(60))
 
 
+def begin_to_answer(chat: Chat, gate: Gate) -> None:
+    """Ask, and hold the answer after some words."""
+    gate.hold(after=3)
+    chat.send(f"repeat: {COUNTED}")
+    expect(chat.answer()).to_contain_text("word1")
+
+
+def assert_shown_again(chat: Chat, shown: list[str]) -> None:
+    """After a reload the page shows the same."""
+    chat.reload()
+    expect(chat.messages()).to_have_count(len(shown))
+    assert chat.texts() == shown
+
+
 def test_an_answer_is_seen_growing_while_the_model_still_speaks(chat: Chat, gate: Gate) -> None:
     gate.hold(after=3)
     chat.send(f"repeat: {COUNTED}")
     seen: list[str] = []
     for _ in range(5):
-        expect(chat.answer()).to_have_text(re.compile(rf"^{'.' * (len(seen[-1]) if seen else 0)}.+"))
+        known = len(seen[-1]) if seen else 0
+        expect(chat.answer()).to_have_text(re.compile(rf"^.{{{known}}}\s*\S"))
         assert gate.waiting.wait(30)
         # What has been let through is all that can be shown.
         seen.append(chat.answer().inner_text().strip())
@@ -50,10 +68,7 @@ def test_a_reload_shows_the_same_conversation_once(chat: Chat, playground: Playg
     assert "Your name is Ada." in shown[3]
     conversation = chat.stored_in_the_browser()
 
-    chat.reload()
-
-    expect(chat.messages()).to_have_count(len(shown))
-    assert chat.texts() == shown
+    assert_shown_again(chat, shown)
     assert [message.get_attribute("data-message-id") for message in chat.messages().all()] == ids
     assert chat.stored_in_the_browser() == conversation
     assert "Your name is Ada." in chat.ask("What is my name?").inner_text()
@@ -119,10 +134,7 @@ def test_retry_after_a_failure_asks_nothing_twice(midway: str, chat: Chat, playg
     expect(chat.get("retry")).to_be_hidden()
     stored = playground.stored_texts(chat.conversation_id, "user")
     assert stored == ["repeat: before", f"Fail{midway}"]
-    shown = chat.texts()
-    chat.reload()
-    expect(chat.messages()).to_have_count(len(shown))
-    assert chat.texts() == shown
+    assert_shown_again(chat, chat.texts())
 
 
 def test_a_question_left_without_an_answer_can_be_asked_again_after_a_reload(
@@ -166,9 +178,7 @@ def test_a_second_tab_is_told_to_wait_and_recovers(chat: Chat, gate: Gate, playg
     chat.ask("repeat: hello")
     other = chat.another_tab()
     expect(other.messages()).to_have_count(2)
-    gate.hold(after=3)
-    chat.send(f"repeat: {COUNTED}")
-    expect(chat.answer()).to_contain_text("word1")
+    begin_to_answer(chat, gate)
 
     with other.page.expect_response(lambda response: response.status == 409) as refused:
         other.send("repeat: from the second tab")
@@ -199,9 +209,7 @@ def test_a_question_that_another_tab_sees_answered_is_not_asked_again(
     chat: Chat, gate: Gate, playground: Playground
 ) -> None:
     chat.ask("repeat: hello")
-    gate.hold(after=3)
-    chat.send(f"repeat: {COUNTED}")
-    expect(chat.answer()).to_contain_text("word1")
+    begin_to_answer(chat, gate)
     other = chat.another_tab()
     expect(other.get("retry")).to_be_enabled()  # What it reads is a question without an answer.
     gate.open()
@@ -219,9 +227,7 @@ def test_what_was_refused_because_another_tab_was_faster_is_there_after_a_reload
     chat.watch.expect("status of 409")
     chat.ask("repeat: hello")
     other = chat.another_tab()
-    gate.hold(after=3)
-    chat.send(f"repeat: {COUNTED}")
-    expect(chat.answer()).to_contain_text("word1")
+    begin_to_answer(chat, gate)
     other.send("repeat: from the second tab")
     expect(other.get("retry")).to_be_visible()
     gate.open()
@@ -312,27 +318,30 @@ def test_thumbs_are_stored_with_the_message_and_shown_again(chat: Chat, playgrou
 
 @pytest.fixture
 def backend(standalone: LocalMongoDB) -> Iterator[BackendProcess]:
-    process = BackendProcess(standalone.uri)
+    process = BackendProcess(MONGODB_URI=standalone.uri, CHAT_SECRET=SECRET)
     yield process
-    process.stop()
+    process.end()
 
 
-def test_a_killed_backend_is_told_of_and_resumed(backend: BackendProcess, open_browser: OpenBrowser) -> None:
+def test_a_killed_backend_is_told_of_and_resumed(
+    backend: BackendProcess, open_browser: OpenBrowser, standalone: LocalMongoDB
+) -> None:
     with served_frontend(backend.port) as url:
-        backend.start(url, pace_ms=50)
-        chat = open_browser(url, f"http://127.0.0.1:{backend.port}")
+        backend.start("--frontend-origin", url, pace_ms=50)
+        chat = open_browser(url, backend.url)
         chat.ask("My name is Ada.")
         chat.watch.expect("net::ERR_")  # which of them depends on what was under way
         chat.send("Tell me a long story")
         expect(chat.answer()).to_contain_text("Once")
-        backend.kill()
+        backend.end()
         expect(chat.get("notice")).to_have_attribute("data-kind", "offline")
         expect(chat.get("stop")).to_be_hidden()
 
-        backend.start(url, pace_ms=0)
+        backend.start("--frontend-origin", url, pace_ms=0)
         expect(chat.get("notice")).to_be_hidden()
         # The turn that died keeps others out until its lease has run out: 20 s, which this test does not wait for.
-        backend.end_leases(chat.conversation_id)
+        with MongoClient(standalone.uri) as client:
+            client[DATABASE][COLLECTION].update_many({}, {"$unset": {"lease": 1}})
         chat.get("retry").click()
         expect(chat.answer()).to_contain_text("another hand.")
         chat.answered()
@@ -341,6 +350,4 @@ def test_a_killed_backend_is_told_of_and_resumed(backend: BackendProcess, open_b
         shown = chat.texts()
         assert shown[0::2] == ["My name is Ada.", "Tell me a long story", "What is my name?"]
         assert [text.count("Chapter 8.") for text in shown] == [0, 0, 0, 1, 0, 0]
-        chat.reload()
-        expect(chat.messages()).to_have_count(len(shown))
-        assert chat.texts() == shown
+        assert_shown_again(chat, shown)

@@ -266,18 +266,8 @@ def test_who_wants_no_motion_sees_none(open_browser: OpenBrowser, gate: Gate) ->
 def test_a_screen_reader_is_told_what_things_are(chat: Chat) -> None:
     expect(chat.get("messages")).to_have_attribute("role", "log")
     chat.ask("repeat: hello")
-    controls = (
-        "close",
-        "send",
-        "new-chat",
-        "conversations-toggle",
-        "details-toggle",
-        "theme",
-        "copy",
-        "thumb-up",
-        "input",
-    )
-    for control in controls:
+    toggles = ("conversations-toggle", "details-toggle")
+    for control in ("close", "send", "new-chat", "theme", "copy", "thumb-up", "input", *toggles):
         expect(chat.get(control).first).to_have_accessible_name(re.compile(r"\w{3}"))
-    for control in ("conversations-toggle", "details-toggle"):
+    for control in toggles:
         expect(chat.get(control)).to_have_attribute("aria-expanded", "false")

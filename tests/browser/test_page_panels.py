@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +42,6 @@ def test_conversations_are_listed_resumed_and_found_by_title_and_by_what_was_sai
     expect(chat.answer()).to_have_text("the walrus sings")
     expect(chat.ask("repeat: and on it goes")).to_have_text("and on it goes")
     assert chat.conversation_id == walrus
-
-    with chat.details():
-        chat.get("metadata-editor").fill(json.dumps({"title": "Ornithology"}))
-        chat.get("metadata-save").click()
-    show_list(chat)
-    expect(listed.first).to_contain_text("Ornithology")
-    search.fill("ornithology")
-    expect(listed).to_have_count(1)
-    expect(listed).to_have_attribute("data-id", walrus)
 
 
 def test_a_deleted_conversation_is_gone_everywhere(chat: Chat, playground: Playground) -> None:
@@ -143,10 +133,17 @@ def test_state_and_metadata_are_edited_and_stored(chat: Chat, playground: Playgr
     def state() -> Any:
         return playground.stored(chat.conversation_id)["agents"]["assistant"]["agent_data"]["state"]
 
+    def metadata() -> Any:
+        return playground.stored(chat.conversation_id)["metadata"]
+
+    def save(what: str, value: str) -> None:
+        chat.get(f"{what}-editor").fill(value)
+        if chat.get(f"{what}-save").is_enabled():
+            chat.get(f"{what}-save").click()
+
     chat.get("details-toggle").click()
     expect(chat.get("state-editor")).to_have_value(re.compile("Ada"))
-    chat.get("state-editor").fill('{"name": "Grace", "notes": ["sail"]}')
-    chat.get("state-save").click()
+    save("state", '{"name": "Grace", "notes": ["sail"]}')
     eventually(lambda: "Grace" in str(state()) and "sail" in str(state()), message="the state is stored")
     expect(chat.get("state-said")).to_have_text("Saved.")
     # The agent works with it.
@@ -154,29 +151,19 @@ def test_state_and_metadata_are_edited_and_stored(chat: Chat, playground: Playgr
 
     before = state()
     for invalid in ('{"name": ', "[1, 2]", ""):
-        chat.get("state-editor").fill(invalid)
-        if chat.get("state-save").is_enabled():
-            chat.get("state-save").click()
+        save("state", invalid)
         expect(chat.get("state-said")).not_to_be_empty()
         expect(chat.get("state-editor")).to_have_attribute("aria-invalid", "true")
         expect(chat.get("state-editor")).to_have_value(invalid)
         assert state() == before
 
-    chat.get("metadata-editor").fill('{"title": "Names", "plan": {"level": 2}}')
-    chat.get("metadata-save").click()
-
-    def metadata() -> Any:
-        return playground.stored(chat.conversation_id)["metadata"]
-
+    save("metadata", '{"title": "Names", "plan": {"level": 2}}')
     eventually(lambda: metadata() == {"title": "Names", "plan": {"level": 2}}, message="the metadata is stored")
     expect(chat.get("metadata-said")).to_have_text("Saved.")
-    chat.get("metadata-editor").fill('{"plan": {"level": 3}}')
-    chat.get("metadata-save").click()
+    save("metadata", '{"plan": {"level": 3}}')
     eventually(lambda: metadata() == {"plan": {"level": 3}}, message="what was left out is deleted")
     expect(chat.get("metadata-said")).to_have_text("Saved.")
-    chat.get("metadata-editor").fill("no JSON")
-    if chat.get("metadata-save").is_enabled():
-        chat.get("metadata-save").click()
+    save("metadata", "no JSON")
     expect(chat.get("metadata-editor")).to_have_attribute("aria-invalid", "true")
     assert metadata() == {"plan": {"level": 3}}
 

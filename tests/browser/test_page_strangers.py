@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from playwright.sync_api import expect
 
@@ -138,21 +138,7 @@ def test_titles_tool_results_state_and_metadata_stay_text(chat: Chat, playground
         assert_inert(chat)
 
 
-def ask_backend(chat: Chat, playground: Playground, method: str, path: str, session_id: str, body: Any = None) -> Any:
-    """Ask from within a page, with its cookie, for somebody else's conversation."""
-    return chat.page.evaluate(
-        """async ([url, method, session, body]) => {
-            const response = await fetch(url, {
-                method, credentials: 'include', body: body === null ? undefined : JSON.stringify(body),
-                headers: {'X-Session-ID': session, 'Content-Type': 'application/json'},
-            })
-            return {status: response.status, text: await response.text()}
-        }""",
-        [playground.backend_url + path, method, session_id, body],
-    )
-
-
-def test_two_browsers_know_nothing_of_each_other(open_browser: OpenBrowser, playground: Playground) -> None:
+def test_two_browsers_know_nothing_of_each_other(open_browser: OpenBrowser) -> None:
     first, second = open_browser(), open_browser()
     second.watch.expect("status of 404")
     first.ask("repeat: an unrepeatable secret")
@@ -178,24 +164,7 @@ def test_two_browsers_know_nothing_of_each_other(open_browser: OpenBrowser, play
     expect(second.get("input")).to_be_editable()
     expect(second.page.locator("body")).not_to_contain_text("unrepeatable")
 
-    before = playground.stored(theirs)
-    for method, path, body in [
-        ("GET", "/conversation", None),
-        ("GET", "/conversation/details", None),
-        ("DELETE", "/conversation", None),
-        ("PUT", "/conversation/state", {"taken": True}),
-        ("PUT", "/conversation/metadata", {"set": {"title": "taken"}, "delete": []}),
-        ("POST", "/conversation/feedback", {"message_id": 1, "rating": "down"}),
-    ]:
-        answer = ask_backend(second, playground, method, path, theirs, body)
-        assert answer["status"] == 404, (method, path)
-        assert "secret" not in answer["text"]
-    assert "unrepeatable" not in ask_backend(second, playground, "GET", "/conversations", theirs)["text"]
-    assert playground.stored(theirs) == before
-
-    # Who speaks under the same id begins a conversation of his own.
-    ask_backend(second, playground, "POST", "/chat", theirs, {"prompt": "repeat: mine"})
-    assert playground.sessions.find_one({"_id": before["_id"]}) == before
+    # What a page could ask with that id, and what it is answered, `programs/test_playground_backend.py` shows.
     first.reload()
     expect(first.messages()).to_have_count(2)
     expect(first.answer()).to_have_text("an unrepeatable secret")
@@ -214,12 +183,6 @@ def test_the_identity_is_out_of_reach_of_scripts(chat: Chat, playground: Playgro
 
 
 def test_the_frontend_serves_the_page_only(chat: Chat) -> None:
-    for path in (
-        "Makefile",
-        "package.json",
-        "frontend.py",
-        "styles/chat.css",
-        "%2e%2e/%2e%2e/pyproject.toml",
-        "widget/",
-    ):
+    inside = ("Makefile", "package.json", "frontend.py", "styles/chat.css", "widget/", "%2e%2e/%2e%2e/pyproject.toml")
+    for path in inside:
         assert chat.page.request.get(f"{chat.url}/{path}").status == 404, path

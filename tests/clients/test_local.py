@@ -79,13 +79,11 @@ class Owner:
     """Another process that starts a server, and may be killed."""
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, *arguments]
-        pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, *arguments],
             env=environment,
-            stdout=pipe,
-            stderr=pipe,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
             # What a shell starts in the background inherits that Ctrl-C is ignored; a person's terminal does not.
@@ -130,8 +128,10 @@ def without_the_extra(tmp_path: Path, path: Path) -> Owner:
     return Owner("-S", "-m", "mongodb_session_manager.local", environment=environment)  # -S: no site-packages
 
 
-def owner_script(body: str) -> tuple[str, str]:
-    return "-c", f"import os, threading\nfrom mongodb_session_manager.local import LocalMongoDB\n{body}"
+def assert_ends(temporary: Path, *pids: int) -> None:
+    """The servers end, and nothing is left of them."""
+    eventually(lambda: not any(runs(pid) for pid in pids), message="the servers end")
+    eventually(lambda: not list(temporary.iterdir()), message="the temporary folder is removed")
 
 
 # --- a server that is there, and then is not
@@ -329,29 +329,30 @@ def test_mongods_own_reason_is_told_when_it_does_not_start_and_nothing_stays(tem
 
 # --- the end of the owner is the end of the server
 
+SCRIPT = """
+import os, threading
+from mongodb_session_manager.local import LocalMongoDB
+server = LocalMongoDB({options})
+server.start()
+{fork}
+print(*(node.pid for node in server.nodes), flush=True)
+{wait}
+"""
 WAIT = "threading.Event().wait()"
-PIDS = "print(*(node.pid for node in server.nodes), flush=True)"
 
 
-@pytest.mark.parametrize("replica_set", [False, True], ids=["standalone", "replica_set"])
-def test_a_killed_owner_leaves_no_server_and_no_folder(temporary: Path, replica_set: bool) -> None:
-    script = f"server = LocalMongoDB(replica_set={replica_set})\nserver.start()\n{PIDS}\n{WAIT}"
-    with Owner(*owner_script(script)) as owner:
+@pytest.mark.parametrize(
+    ("options", "fork"),
+    [("", ""), ("replica_set=True", ""), ("", f"if not os.fork(): {WAIT}")],
+    ids=["standalone", "replica_set", "a fork outlives it"],
+)
+def test_a_killed_owner_leaves_no_server_and_no_folder(temporary: Path, options: str, fork: str) -> None:
+    with Owner("-c", SCRIPT.format(options=options, fork=fork, wait=WAIT)) as owner:
         pids = [int(pid) for pid in owner.line().split()]
         assert all(runs(pid) for pid in pids)
         os.kill(owner.process.pid, signal.SIGKILL)
-        eventually(lambda: not any(runs(pid) for pid in pids), message="the servers end")
-        eventually(lambda: not list(temporary.iterdir()), message="the temporary folder is removed")
-
-
-def test_a_fork_that_outlives_its_killed_owner_does_not_keep_the_server(temporary: Path) -> None:
-    script = f"server = LocalMongoDB()\nserver.start()\nif not os.fork():\n    {WAIT}\n{PIDS}\n{WAIT}"
-    with Owner(*owner_script(script)) as owner:
-        pid = int(owner.line())
-        os.kill(owner.process.pid, signal.SIGKILL)
-        eventually(lambda: not runs(pid), message="the server ends")
-        eventually(lambda: not list(temporary.iterdir()), message="the temporary folder is removed")
-        os.killpg(owner.process.pid, signal.SIGKILL)  # the fork
+        assert_ends(temporary, *pids)
+        os.killpg(owner.process.pid, signal.SIGKILL)  # The fork; the owner's process is not waited for yet.
 
 
 def test_a_fork_that_ends_does_not_stop_the_server_of_its_parent() -> None:
@@ -366,10 +367,8 @@ def test_a_fork_that_ends_does_not_stop_the_server_of_its_parent() -> None:
 
 
 def test_an_owner_that_ends_without_stop_leaves_no_server_and_no_folder(temporary: Path) -> None:
-    with Owner(*owner_script(f"server = LocalMongoDB()\nserver.start()\n{PIDS}")) as owner:
-        pid = int(owner.line())
-        eventually(lambda: not runs(pid), message="the server ends")
-        eventually(lambda: not list(temporary.iterdir()), message="the temporary folder is removed")
+    with Owner("-c", SCRIPT.format(options="", fork="", wait="")) as owner:
+        assert_ends(temporary, int(owner.line()))
 
 
 def test_the_servers_end_even_when_their_keeper_is_killed_too() -> None:

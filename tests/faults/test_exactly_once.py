@@ -28,8 +28,9 @@ from strands import Agent
 from strands.types.session import SessionAgent, SessionMessage
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
-from support.histories import StandIn, by_hand, gapless, manager_of, said, stored, texts
+from support.histories import by_hand, gapless, manager_of, said, stored, texts
 from support.histories import tool_talker as talker
+from support.repositories import MultiAgent
 from support.waiting import eventually
 from support.wire_proxy import Cut, Moment, WireProxy
 
@@ -287,7 +288,7 @@ SINGLE_WRITES: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object],
         [],
     ),
     "graph": (
-        lambda m, _: m.session_repository.create_multi_agent("s", StandIn({"status": "new"})),
+        lambda m, _: m.session_repository.create_multi_agent("s", MultiAgent("graph", {"status": "new"})),
         "multi_agents.graph.state",
         {"status": "new"},
     ),

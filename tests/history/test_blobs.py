@@ -24,9 +24,8 @@ from support.sweeping import age_marks, sweep_blobs, swept_blobs
 from support.wire_proxy import Cut, WireProxy
 
 from mongodb_session_manager import BlobMissingError, MongoDBSessionError
-from mongodb_session_manager._model.encoding import blob_files, decode, to_bson
+from mongodb_session_manager._model.encoding import PendingBlobs, blob_files, decode, to_bson
 from mongodb_session_manager._model.limits import BLOB_CHUNK_BYTES
-from mongodb_session_manager._model.pending_blobs import PendingBlobs
 from mongodb_session_manager._model.related_shapes import BlobOwner
 from mongodb_session_manager._store.blobs import BlobStore
 
@@ -119,6 +118,7 @@ def test_a_block_of_20_mb_comes_back_and_every_gridfs_tool_can_read_it(store: Bl
         assert stream.metadata == OWNER
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"", "", b"\0", "\ud800" * 40, "é\udfff𝄞" * 100_000])
 def test_binaries_and_texts_of_every_kind_come_back(store: BlobStore, data: bytes | str) -> None:
     value = upload(store, data)
@@ -127,6 +127,7 @@ def test_binaries_and_texts_of_every_kind_come_back(store: BlobStore, data: byte
     assert_same(fetched(store, value), [data])
 
 
+@pytest.mark.slow
 @pytest.mark.new_database
 def test_a_file_says_whose_it_is_before_it_has_a_chunk(watched: BlobStore, recorder: CommandRecorder) -> None:
     with recorder.recording() as commands:
@@ -265,7 +266,7 @@ import sys
 from bson import ObjectId
 from pymongo import MongoClient
 from mongodb_session_manager._store.blobs import BlobStore
-from mongodb_session_manager._model.pending_blobs import PendingBlobs
+from mongodb_session_manager._model.encoding import PendingBlobs
 from mongodb_session_manager._model.encoding import encode
 
 uri, database_name, incarnation = sys.argv[1:]

@@ -40,7 +40,8 @@ from support.blobs import (
 from support.equality import assert_same
 from support.failpoints import fail_command
 from support.flows import FLOWS, Flow
-from support.histories import StandIn, by_hand, manager_of
+from support.histories import by_hand, manager_of
+from support.repositories import MultiAgent
 from support.stores import MongoStore, alternating_clients, run
 from support.sweeping import swept
 
@@ -306,9 +307,9 @@ def test_the_repository_keeps_large_state_of_agents_beside_the_session(app: Appl
 def test_the_repository_keeps_large_state_of_graphs_beside_the_session(app: Application) -> None:
     repository = app.repository
     app.manager().update_metadata({"begun": True})
-    repository.create_multi_agent("s", StandIn(big_state(1)))
+    repository.create_multi_agent("s", MultiAgent("graph", big_state(1)))
     assert_same(repository.read_multi_agent("s", "graph"), big_state(1))
-    repository.update_multi_agent("s", StandIn(big_state(2)))
+    repository.update_multi_agent("s", MultiAgent("graph", big_state(2)))
     assert_same(repository.read_multi_agent("s", "graph"), big_state(2))
     assert_no_blob_is_in_the_sessions(app, data(2, 128 * 1024))
     assert swept(repository) == 2
@@ -588,6 +589,7 @@ def test_redacting_the_latest_message_deletes_its_images_and_no_others(app: Appl
     assert_only_named_files_are_left(app.database)
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_what_a_redaction_leaves_of_a_message_keeps_its_blobs(app: Application, durability: str) -> None:
     """Role and content are replaced; the message's metadata stays, and with it what is large in it."""

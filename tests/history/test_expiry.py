@@ -221,6 +221,7 @@ def test_every_write_of_a_repository_is_an_activity(app: Application, write: str
     assert_parts_outlive(app)
 
 
+@pytest.mark.slow
 def test_a_cache_of_metadata_shows_nothing_of_a_session_past_its_time(app: Application) -> None:
     with app.factory(
         ttl_hours=0.5 / 3600,
@@ -744,6 +745,7 @@ def test_after_any_sequence_of_processes_with_any_ttl_no_live_session_loses_a_pa
         assert_parts_outlive(app)
 
 
+@pytest.mark.slow
 def test_indexes_that_let_mongodb_remove_what_has_expired(app: Application) -> None:
     converse(app.manager())
     for name in (SESSIONS, *PARTS):

@@ -179,6 +179,7 @@ ENDINGS: dict[str, Callable[[MongoDBSessionManager], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pymongo import MongoClient
-from strands.types.session import SessionAgent, SessionMessage
-from support.commands import CommandRecorder
 from support.gates import Gate
-from support.histories import SESSIONS, SMALL, manager_of, talker
+from support.histories import SESSIONS, SMALL, repository_of, talker
+from support.repositories import a_message, an_agent
 
 from mongodb_session_manager import (
     AgentNotFoundError,
@@ -26,37 +22,12 @@ from mongodb_session_manager import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from pymongo.database import Database
+    from support.application import Application
 
 
-@dataclass
-class Application:
-    """A process whose commands are recorded."""
-
-    client: MongoClient[Any]
-    database: Database[Any]
-    recorder: CommandRecorder
-
-    def manager(self, session_id: str = "s", **options: Any) -> MongoDBSessionManager:
-        return manager_of(self.client, self.database.name, session_id, **options)
-
-    @property
-    def repository(self) -> MongoDBSessionRepository:
-        return MongoDBSessionRepository(client=self.client, database_name=self.database.name, collection_name=SESSIONS)
-
-    def stored(self) -> list[Any]:
-        """The feedbacks in the session document."""
-        return list((self.database[SESSIONS].find_one({"_id": "s"}) or {}).get("feedbacks", []))
-
-
-@pytest.fixture
-def app(server: Any, database: Database[Any]) -> Iterator[Application]:
-    recorder = CommandRecorder()
-    client: MongoClient[Any]
-    with MongoClient(server.uri, appname="feedback", event_listeners=[recorder]) as client:
-        yield Application(client, database, recorder)
+def stored_feedbacks(app: Application) -> list[Any]:
+    """The feedbacks in the session document."""
+    return list((app.database[SESSIONS].find_one({"_id": "s"}) or {}).get("feedbacks", []))
 
 
 def conversation(app: Application, *prompts: str, **options: Any) -> MongoDBSessionManager:
@@ -72,10 +43,9 @@ def with_gaps(app: Application) -> MongoDBSessionRepository:
     """An agent whose messages have the ids 1, 5 and 9."""
     app.manager().update_metadata({"begun": True})
     repository = app.repository
-    repository.create_agent("s", SessionAgent("assistant", {}, {}))
+    repository.create_agent("s", an_agent("assistant"))
     for message_id in (1, 5, 9):
-        message: Any = {"role": "user", "content": [{"text": "Hi."}]}
-        repository.create_message("s", "assistant", SessionMessage(message, message_id))
+        repository.create_message("s", "assistant", a_message(message_id))
     return repository
 
 
@@ -102,7 +72,7 @@ def test_feedback_on_a_message_says_which_in_what_is_stored_and_read(app: Applic
 
     found = [(f["rating"], f["agent_id"], f["message_id"]) for f in manager.get_feedbacks()]
     assert found == [("up", "assistant", 1), ("down", "assistant", 0)]
-    assert [(f["agent_id"], f["message_id"]) for f in app.stored()] == [("assistant", 1), ("assistant", 0)]
+    assert [(f["agent_id"], f["message_id"]) for f in stored_feedbacks(app)] == [("assistant", 1), ("assistant", 0)]
 
 
 def test_feedback_on_an_agent_alone_and_on_one_whose_id_is_encoded_in_the_document(app: Application) -> None:
@@ -118,7 +88,7 @@ def test_feedback_on_an_agent_alone_and_on_one_whose_id_is_encoded_in_the_docume
 def test_a_form_that_leaves_agent_and_message_empty_gives_feedback_on_the_session(app: Application) -> None:
     app.manager().add_feedback({"rating": "up", "agent_id": None, "message_id": None})
 
-    assert len(app.stored()) == 1
+    assert len(stored_feedbacks(app)) == 1
 
 
 # --- what is refused
@@ -129,14 +99,8 @@ def test_a_form_that_leaves_agent_and_message_empty_gives_feedback_on_the_sessio
     [
         ({"message_id": 1}, InvalidIdentifierError),
         ({"agent_id": None, "message_id": 1}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": -1}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": "1"}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": True}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": 1.0}, InvalidIdentifierError),
-        ({"agent_id": "assistant", "message_id": 2**63}, InvalidIdentifierError),
-        ({"agent_id": "a/b", "message_id": 1}, InvalidIdentifierError),
-        ({"agent_id": "", "message_id": 1}, InvalidIdentifierError),
-        ({"agent_id": {"$gt": ""}, "message_id": 1}, InvalidIdentifierError),
+        *(({"agent_id": "assistant", "message_id": n}, InvalidIdentifierError) for n in (-1, "1", True, 1.0, 2**63)),
+        *(({"agent_id": a, "message_id": 1}, InvalidIdentifierError) for a in ("a/b", "", {"$gt": ""})),
         ({"agent_id": 7, "message_id": 1}, TypeError),
     ],
 )
@@ -156,7 +120,7 @@ def test_a_link_that_can_name_no_message_is_refused_before_anything_is_sent(
 
 def test_feedback_on_what_is_not_there_names_what_is_missing_and_writes_nothing(app: Application) -> None:
     manager = conversation(app)
-    before = app.database[SESSIONS].find_one({"_id": "s"})
+    before = app.session()
 
     for add in (manager.add_feedback, lambda feedback: app.repository.add_feedback("s", feedback)):
         with pytest.raises(AgentNotFoundError, match="stranger"):
@@ -166,7 +130,7 @@ def test_feedback_on_what_is_not_there_names_what_is_missing_and_writes_nothing(
         with pytest.raises(MessageNotFoundError, match="message_id=2"):
             add({"rating": "up", "agent_id": "assistant", "message_id": 2})
 
-    assert app.database[SESSIONS].find_one({"_id": "s"}) == before
+    assert app.session() == before
 
 
 def test_feedback_on_an_agent_does_not_begin_a_session_that_would_not_have_it(app: Application) -> None:
@@ -186,7 +150,7 @@ def test_a_manager_whose_session_was_deleted_does_not_write_to_the_one_that_came
     with pytest.raises(SessionNotFoundError):
         manager.add_feedback({"rating": "up", "agent_id": "assistant", "message_id": 0})
 
-    assert app.stored() == []
+    assert stored_feedbacks(app) == []
 
 
 def test_feedback_in_the_middle_of_a_turn_that_is_stored_at_its_end_finds_no_message_yet(app: Application) -> None:
@@ -206,7 +170,7 @@ def test_feedback_in_the_middle_of_a_turn_that_is_stored_at_its_end_finds_no_mes
 
     assert refused
     manager.add_feedback({"rating": "up", "agent_id": "assistant", "message_id": 2})
-    assert len(app.stored()) == 1
+    assert len(stored_feedbacks(app)) == 1
 
 
 # --- archived messages, gaps, older documents
@@ -215,7 +179,7 @@ def test_feedback_in_the_middle_of_a_turn_that_is_stored_at_its_end_finds_no_mes
 @pytest.mark.slow
 def test_feedback_on_an_archived_message_is_stored_and_needs_no_look_into_the_history(app: Application) -> None:
     manager = conversation(app, *(f"Question {n}." for n in range(8)), **SMALL)
-    agent = app.database[SESSIONS].find_one({"_id": "s"})["agents"]["assistant"]  # type: ignore[index]
+    agent = app.record("assistant")
     assert agent["archived_count"] > 0
     app.recorder.clear()
 
@@ -235,13 +199,13 @@ def test_an_id_that_no_message_was_given_is_not_found_though_higher_ones_are(app
         with pytest.raises(MessageNotFoundError):
             repository.add_feedback("s", {"agent_id": "assistant", "message_id": message_id})
 
-    assert [feedback["message_id"] for feedback in app.stored()] == [1, 5, 9]
+    assert [feedback["message_id"] for feedback in stored_feedbacks(app)] == [1, 5, 9]
 
 
 def test_an_archived_message_is_looked_for_in_the_history_where_ids_have_gaps(app: Application) -> None:
     repository = with_gaps(app)
     repository._store.archiver.make_room("s", 16 * 1024 * 1024)
-    agent = app.database[SESSIONS].find_one({"_id": "s"})["agents"]["assistant"]  # type: ignore[index]
+    agent = app.record("assistant")
     assert (agent["archived_count"], agent["messages"]) == (3, [])
     app.recorder.clear()
 
@@ -250,19 +214,19 @@ def test_an_archived_message_is_looked_for_in_the_history_where_ids_have_gaps(ap
     with pytest.raises(MessageNotFoundError):
         repository.add_feedback("s", {"agent_id": "assistant", "message_id": 6})
 
-    assert [feedback["message_id"] for feedback in app.stored()] == [5]
+    assert [feedback["message_id"] for feedback in stored_feedbacks(app)] == [5]
 
 
 @pytest.mark.slow
 @pytest.mark.topology
 def test_feedback_on_a_message_that_was_deleted_while_it_was_looked_for_is_not_given_to_the_next_session(
-    app: Application, server: Any
+    app: Application,
 ) -> None:
     with_gaps(app)._store.archiver.make_room("s", 16 * 1024 * 1024)
     gate = Gate()
-    slow: MongoClient[Any]
-    with MongoClient(server.uri, event_listeners=[gate]) as slow, ThreadPoolExecutor(1) as threads:
-        repository = MongoDBSessionRepository(client=slow, database_name=app.database.name, collection_name=SESSIONS)
+    slow = app.new_client(event_listeners=[gate])
+    repository = repository_of(slow, app.database.name)
+    with ThreadPoolExecutor(1) as threads:
         with contextlib.ExitStack() as held:
             read = held.enter_context(gate.holding("find"))
             adding = threads.submit(repository.add_feedback, "s", {"agent_id": "assistant", "message_id": 5})
@@ -277,7 +241,7 @@ def test_feedback_on_a_message_that_was_deleted_while_it_was_looked_for_is_not_g
         with pytest.raises(SessionNotFoundError):
             adding.result()
 
-    assert app.stored() == []
+    assert stored_feedbacks(app) == []
 
 
 def test_feedback_on_messages_of_an_older_document_is_stored(app: Application) -> None:
@@ -290,7 +254,7 @@ def test_feedback_on_messages_of_an_older_document_is_stored(app: Application) -
     with pytest.raises(MessageNotFoundError):
         app.repository.add_feedback("s", {"agent_id": "assistant", "message_id": 2})
 
-    assert [feedback["message_id"] for feedback in app.stored()] == [1]
+    assert [feedback["message_id"] for feedback in stored_feedbacks(app)] == [1]
 
 
 # --- what it costs, and many of them
@@ -315,7 +279,7 @@ def test_many_feedbacks_on_messages_move_into_the_history_in_order_and_once(app:
         manager.add_feedback({"n": n, "agent_id": "assistant", "message_id": n % 2})
 
     assert [feedback["n"] for feedback in manager.get_feedbacks()] == list(range(405))
-    assert len(app.stored()) <= 200
+    assert len(stored_feedbacks(app)) <= 200
     with pytest.raises(MessageNotFoundError):
         manager.add_feedback({"n": 405, "agent_id": "assistant", "message_id": 2})
 
@@ -343,11 +307,8 @@ def test_feedback_of_many_people_at_once_is_stored_once_each(app: Application) -
         for n in range(20):
             manager.add_feedback({"person": person, "n": n, "agent_id": "assistant", "message_id": 1})
 
-    threads = [threading.Thread(target=give, args=(manager, person)) for person, manager in enumerate(managers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(give, managers, range(4)))
 
     found = sorted((feedback["person"], feedback["n"]) for feedback in app.manager().get_feedbacks())
     assert found == [(person, n) for person in range(4) for n in range(20)]

@@ -30,8 +30,6 @@ from mongodb_session_manager._model.limits import MAX_CACHED_METADATA_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pymongo.database import Database
-
     from mongodb_session_manager.local import LocalMongoDB
 
 NOWHERE = "mongodb://127.0.0.1:9/"
@@ -45,24 +43,25 @@ class Process:
     def __init__(self, uri: str, database_name: str, cache: SessionMetadataCache | None, **options: Any) -> None:
         self.recorder, self.gate = CommandRecorder(), Gate()
         self.cache = cache
-        self.factory = MongoDBSessionManagerFactory(
-            uri,
-            database_name,
-            SESSIONS,
-            **{
-                "minPoolSize": 0,
-                "appname": APP_NAME,
-                "event_listeners": [self.recorder, self.gate],
-                "metadata_cache": cache,
-                **options,
-            },
-        )
+        listeners = [self.recorder, self.gate]
+        defaults = {"minPoolSize": 0, "appname": APP_NAME, "event_listeners": listeners, "metadata_cache": cache}
+        self.factory = MongoDBSessionManagerFactory(uri, database_name, SESSIONS, **{**defaults, **options})
 
     def manager(self, session_id: str = "s", **options: Any) -> Any:
         return self.factory.create_session_manager(session_id, **options)
 
     def metadata(self, session_id: str = "s") -> Any:
         return self.manager(session_id).get_metadata().get("metadata")
+
+    @contextlib.contextmanager
+    def slow_read(self, result: Any) -> Iterator[None]:
+        """A read of this result, whose answer has come and that the process has not seen while the block runs."""
+        with ThreadPoolExecutor(1) as threads:
+            with self.gate.holding("find") as held:
+                slow = threads.submit(self.metadata)
+                held.wait()
+                yield
+            assert slow.result() == result
 
     @property
     def stats(self) -> Any:
@@ -71,23 +70,22 @@ class Process:
     def close(self) -> None:
         self.factory.close()
 
-    def reads(self) -> int:
-        return len(self.recorder.commands.named("find"))
+
+@contextlib.contextmanager
+def processes(uri: str, database_name: str) -> Iterator[Callable[..., Process]]:
+    """Makes processes that share a database; none of them leaves a thread that watches."""
+    with contextlib.ExitStack() as stack:
+        yield lambda cache=None, **options: stack.enter_context(
+            contextlib.closing(Process(uri, database_name, cache, **options))
+        )
+    assert not watching_threads()
 
 
 @pytest.fixture
 def process(server: Any, database_name: str) -> Iterator[Callable[..., Process]]:
     """Makes processes that share this test's database."""
-    made: list[Process] = []
-
-    def make(cache: SessionMetadataCache | None = None, **options: Any) -> Process:
-        made.append(Process(server.uri, database_name, cache, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.factory.close()
-    assert not watching_threads()
+    with processes(server.uri, database_name) as make:
+        yield make
 
 
 def watching_threads() -> list[threading.Thread]:
@@ -143,7 +141,7 @@ def test_an_empty_session_is_known_to_be_empty(process: Any) -> None:
 
 
 @pytest.mark.slow
-def test_sessions_collections_and_databases_do_not_share_entries(process: Any, client: MongoClient[Any]) -> None:
+def test_sessions_collections_and_databases_do_not_share_entries(process: Any, client: Any) -> None:
     here = process(cache())
     name = here.manager().session_repository.database.name
     places: list[dict[str, Any]] = [
@@ -178,6 +176,7 @@ def test_beyond_its_limit_the_cache_gives_up_what_was_not_used_for_longest(proce
     assert (here.stats["entries"], here.stats["evictions"]) == (2, 2)
 
 
+@pytest.mark.slow
 def test_what_another_process_has_written_is_seen_when_the_time_is_over(process: Any) -> None:
     here, there = process(cache(ttl_seconds=0.2)), process()
     there.manager().update_metadata({"n": 1})
@@ -195,24 +194,13 @@ def test_the_figures_go_to_json_beside_those_of_the_connections(process: Any) ->
 
     shown = json.loads(json.dumps({"pool": here.factory.get_connection_stats()}))["pool"]
 
-    assert (
-        shown["metadata_cache"]
-        == here.cache.stats()
-        == {
-            "entries": 0,
-            "max_entries": 7,
-            "hits": 0,
-            "misses": 1,
-            "evictions": 0,
-            "expirations": 0,
-            "invalidations": 0,
-            "watching": 0,
-        }
-    )
+    events = dict.fromkeys(("hits", "evictions", "expirations", "invalidations"), 0)
+    expected = {"entries": 0, "max_entries": 7, "misses": 1, "watching": 0, **events}
+    assert shown["metadata_cache"] == here.cache.stats() == expected
     assert shown["in_use"] == 0
 
 
-def test_clear_forgets_what_a_foreign_program_has_changed(process: Any, database: Database[Any]) -> None:
+def test_clear_forgets_what_a_foreign_program_has_changed(process: Any, database: Any) -> None:
     here = process(cache())
     here.manager().update_metadata({"n": 1})
     assert here.metadata() == {"n": 1}
@@ -236,7 +224,7 @@ def test_what_a_caller_does_with_the_values_he_got_or_gave_reaches_nobody_else(p
         found["metadata"]["list"].append(2)
         found["metadata"]["inner"]["n"] = 2
         found["metadata"]["new"] = True
-        given["list"].append(3)  # type: ignore[attr-defined]
+        given["list"].append(3)
 
     assert here.metadata() == {"list": [1], "inner": {"n": 1}}
 
@@ -281,28 +269,20 @@ def test_a_slow_reader_does_not_put_back_what_was_replaced_while_it_was_reading(
     manager = here.manager()
     manager.update_metadata({"n": 1, "deep": {"a": 1}})
 
-    with ThreadPoolExecutor(1) as threads:
-        with here.gate.holding("find") as held:
-            slow = threads.submit(here.metadata)
-            held.wait()  # It has the old value, but has not put it into the cache.
-            change(manager)
-        assert slow.result() == {"n": 1, "deep": {"a": 1}}
+    with here.slow_read({"n": 1, "deep": {"a": 1}}):  # It has not put the old value into the cache.
+        change(manager)
 
     assert here.metadata() == after
     assert here.metadata() == after
 
 
-def test_of_two_reads_at_once_the_one_that_began_later_is_kept(process: Any, database: Database[Any]) -> None:
+def test_of_two_reads_at_once_the_one_that_began_later_is_kept(process: Any, database: Any) -> None:
     here = process(cache())
     here.manager().update_metadata({"n": 1})
 
-    with ThreadPoolExecutor(1) as threads, here.gate.holding("find") as held:
-        slow = threads.submit(here.metadata)
-        held.wait()
+    with here.slow_read({"n": 1}):
         database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.n": 2}})
         assert here.metadata() == {"n": 2}
-        held.released.set()
-        assert slow.result() == {"n": 1}
 
     assert here.metadata() == {"n": 2}
 
@@ -367,17 +347,13 @@ def test_what_was_known_before_is_not_served_once_a_write_may_have_been_carried_
         write.result()
 
 
-def test_a_slow_reader_does_not_put_back_what_was_cleared_meanwhile(process: Any, database: Database[Any]) -> None:
+def test_a_slow_reader_does_not_put_back_what_was_cleared_meanwhile(process: Any, database: Any) -> None:
     here = process(cache())
     here.manager().update_metadata({"n": 1})
 
-    with ThreadPoolExecutor(1) as threads:
-        with here.gate.holding("find") as held:
-            slow = threads.submit(here.metadata)
-            held.wait()
-            database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.n": 2}})
-            here.cache.clear()
-        assert slow.result() == {"n": 1}
+    with here.slow_read({"n": 1}):
+        database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.n": 2}})
+        here.cache.clear()
 
     assert here.metadata() == {"n": 2}
 
@@ -403,7 +379,7 @@ def test_two_writes_at_once_keep_the_cache_out_until_both_are_done(process: Any)
 
 @pytest.mark.topology
 def test_a_write_that_fails_leaves_nothing_in_the_cache_and_nothing_blocked(
-    process: Any, client: MongoClient[Any], database: Database[Any]
+    process: Any, client: Any, database: Any
 ) -> None:
     here = process(cache())
     manager = here.manager()
@@ -420,7 +396,7 @@ def test_a_write_that_fails_leaves_nothing_in_the_cache_and_nothing_blocked(
 
 
 @pytest.mark.topology
-def test_a_read_that_fails_is_an_error_and_the_next_one_asks_again(process: Any, client: MongoClient[Any]) -> None:
+def test_a_read_that_fails_is_an_error_and_the_next_one_asks_again(process: Any, client: Any) -> None:
     here = process(cache(), retryReads=False)
     here.manager().update_metadata({"n": 1})
 
@@ -503,41 +479,36 @@ def test_a_cache_serves_one_factory_and_another_when_that_is_closed() -> None:
 def test_a_factory_that_could_not_be_made_does_not_keep_the_cache() -> None:
     mine = cache()
     with pytest.raises(ValueError, match="durability"):
-        MongoDBSessionManagerFactory(NOWHERE, metadata_cache=mine, durability="trun")  # type: ignore[arg-type]
+        MongoDBSessionManagerFactory(NOWHERE, metadata_cache=mine, durability="trun")
     MongoDBSessionManagerFactory(NOWHERE, metadata_cache=mine).close()
 
 
 def test_after_the_factory_is_closed_managers_of_a_borrowed_client_ask_the_database(
-    process: Any, server: Any, database: Database[Any]
+    process: Any, client: Any, database: Any
 ) -> None:
     mine = cache()
-    borrowed: MongoClient[Any]
-    with MongoClient(server.uri) as borrowed:
-        factory = MongoDBSessionManagerFactory(None, database.name, SESSIONS, borrowed, metadata_cache=mine)
-        manager = factory.create_session_manager("s")
-        manager.update_metadata({"n": 1})
-        manager.get_metadata()
-        factory.close()
+    factory = MongoDBSessionManagerFactory(None, database.name, SESSIONS, client, metadata_cache=mine)
+    manager = factory.create_session_manager("s")
+    manager.update_metadata({"n": 1})
+    manager.get_metadata()
+    factory.close()
 
-        process(mine).manager().update_metadata({"n": 2})
-        database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.n": 3}})
+    process(mine).manager().update_metadata({"n": 2})
+    database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.n": 3}})
 
-        assert manager.get_metadata() == {"metadata": {"n": 3}}
+    assert manager.get_metadata() == {"metadata": {"n": 3}}
 
 
 def test_a_read_that_comes_too_late_leaves_nothing_in_the_cache_for_the_next_factory(
-    server: Any, database_name: str
+    client: Any, database_name: str
 ) -> None:
     mine = cache(watch=True)
-    borrowed: MongoClient[Any]
-    with MongoClient(server.uri) as borrowed:
-        factory = MongoDBSessionManagerFactory(None, database_name, SESSIONS, borrowed, metadata_cache=mine)
-        manager = factory.create_session_manager("s")
-        manager.update_metadata({"n": 1})
-        factory.close()
+    factory = MongoDBSessionManagerFactory(None, database_name, SESSIONS, client, metadata_cache=mine)
+    manager = factory.create_session_manager("s")
+    manager.update_metadata({"n": 1})
+    factory.close()
 
-        assert manager.get_metadata() == {"metadata": {"n": 1}}
-
+    assert manager.get_metadata() == {"metadata": {"n": 1}}
     assert (mine.stats()["entries"], watching_threads()) == (0, [])
 
 
@@ -545,69 +516,56 @@ def test_a_read_that_comes_too_late_leaves_nothing_in_the_cache_for_the_next_fac
 @pytest.mark.parametrize("ends", ["closed", "forgotten"])
 @pytest.mark.parametrize("ttl_hours", [None, 1])
 def test_what_one_factory_has_read_is_never_another_ones(
-    process: Any, server: Any, database_name: str, ends: str, ttl_hours: Any
+    process: Any, client: Any, database: Any, ends: str, ttl_hours: Any
 ) -> None:
     """The database of the other one stands for another server: to the cache it has the same name."""
     mine = cache()
-    borrowed: MongoClient[Any]
-    with MongoClient(server.uri) as borrowed:
-        factory = MongoDBSessionManagerFactory(None, database_name, SESSIONS, borrowed, metadata_cache=mine)
-        former = factory.create_session_manager("s", ttl_hours=ttl_hours)
-        former.update_metadata({"of": "the former"})
-        assert former.get_metadata() == {"metadata": {"of": "the former"}}
-        if ends == "closed":
-            factory.close()
-        del factory
-        gc.collect()
+    factory = MongoDBSessionManagerFactory(None, database.name, SESSIONS, client, metadata_cache=mine)
+    former = factory.create_session_manager("s", ttl_hours=ttl_hours)
+    former.update_metadata({"of": "the former"})
+    assert former.get_metadata() == {"metadata": {"of": "the former"}}
+    if ends == "closed":
+        factory.close()
+    del factory
+    gc.collect()
 
-        here = process(mine)
-        database = borrowed[database_name]
-        database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.of": "the next"}})
-        assert here.metadata() == {"of": "the next"}
-        database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.of": "nobody"}})
+    here = process(mine)
+    database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.of": "the next"}})
+    assert here.metadata() == {"of": "the next"}
+    database[SESSIONS].update_one({"_id": "s"}, {"$set": {"metadata.of": "nobody"}})
 
-        assert former.get_metadata() == {"metadata": {"of": "nobody"}}
-        mine.clear()
-        former.get_metadata()
-        assert mine.stats()["entries"] == 0
-        former.session_repository.get_metadata("s")
+    assert former.get_metadata() == {"metadata": {"of": "nobody"}}
+    mine.clear()
+    former.get_metadata()
+    assert mine.stats()["entries"] == 0
+    former.session_repository.get_metadata("s")
 
 
 def test_the_watchers_of_a_factory_that_was_forgotten_end_when_the_cache_is_given_to_the_next(
-    watching: Any, replica_set: LocalMongoDB, name: str
+    watching: Any, replicas: Any, name: str
 ) -> None:
     mine = cache(watch=True)
-    borrowed: MongoClient[Any]
-    with MongoClient(replica_set.uri) as borrowed:
-        factory = MongoDBSessionManagerFactory(None, name, SESSIONS, borrowed, metadata_cache=mine)
-        manager = factory.create_session_manager("s")
-        manager.get_metadata()
-        (before,) = watching_threads()
-        del factory
-        gc.collect()
+    factory = MongoDBSessionManagerFactory(None, name, SESSIONS, replicas, metadata_cache=mine)
+    manager = factory.create_session_manager("s")
+    manager.get_metadata()
+    (before,) = watching_threads()
+    del factory
+    gc.collect()
 
-        here = watching(mine)
-        manager.get_metadata()
+    here = watching(mine)
+    manager.get_metadata()
 
-        (now,) = watching_threads()
-        assert (before.is_alive(), now is not before, here.stats["watching"]) == (False, True, 1)
+    (now,) = watching_threads()
+    assert (before.is_alive(), now is not before, here.stats["watching"]) == (False, True, 1)
 
 
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"max_entries": 0}, ValueError),
-        ({"max_entries": -1}, ValueError),
-        ({"max_entries": True}, TypeError),
-        ({"max_entries": 1.5}, TypeError),
-        ({"max_entries": None}, TypeError),
-        ({"ttl_seconds": 0}, ValueError),
-        ({"ttl_seconds": -1}, ValueError),
-        ({"ttl_seconds": float("nan")}, ValueError),
-        ({"ttl_seconds": float("inf")}, ValueError),
-        ({"ttl_seconds": "60"}, TypeError),
-        ({"ttl_seconds": True}, TypeError),
-        ({"ttl_seconds": None}, TypeError),
+        *(({"max_entries": number}, ValueError) for number in (0, -1)),
+        *(({"max_entries": number}, TypeError) for number in (True, 1.5, None)),
+        *(({"ttl_seconds": number}, ValueError) for number in (0, -1, float("nan"), float("inf"))),
+        *(({"ttl_seconds": number}, TypeError) for number in ("60", True, None)),
         ({"watch": 1}, TypeError),
     ],
 )
@@ -618,7 +576,7 @@ def test_limits_that_are_none_are_refused(options: dict[str, Any], error: type[E
 
 def test_what_is_no_cache_is_refused_and_no_manager_takes_one() -> None:
     with pytest.raises(TypeError, match="metadata_cache"):
-        MongoDBSessionManagerFactory(NOWHERE, metadata_cache={})  # type: ignore[arg-type]
+        MongoDBSessionManagerFactory(NOWHERE, metadata_cache={})
     with MongoDBSessionManagerFactory(NOWHERE) as factory, pytest.raises(TypeError, match="metadata_cache"):
         factory.create_session_manager("s", metadata_cache=cache())
 
@@ -627,31 +585,33 @@ def test_what_is_no_cache_is_refused_and_no_manager_takes_one() -> None:
 
 
 @pytest.fixture
-def name(replica_set: LocalMongoDB) -> Iterator[str]:
+def replicas(replica_set: LocalMongoDB) -> Iterator[MongoClient[Any]]:
+    """A plain client of the replica set."""
+    with MongoClient(replica_set.uri, appname="tests") as client:
+        yield client
+
+
+@pytest.fixture
+def name(replicas: Any) -> Iterator[str]:
     """The name of a database of the replica set that is this test's own."""
     name = f"test_{uuid.uuid4().hex}"
     yield name
-    client: MongoClient[Any]
-    with MongoClient(replica_set.uri) as client:
-        client.drop_database(name)
+    replicas.drop_database(name)
 
 
 @pytest.fixture
 def watching(replica_set: LocalMongoDB, name: str) -> Iterator[Callable[..., Process]]:
     """Makes processes on the replica set, whose caches watch, and waits until they do."""
-    made: list[Process] = []
+    with processes(replica_set.uri, name) as make:
 
-    def make(mine: SessionMetadataCache | None = None, **options: Any) -> Process:
-        made.append(Process(replica_set.uri, name, mine, **options))
-        if mine is not None:
-            made[-1].metadata()
-            eventually(lambda: made[-1].stats["watching"] == 1)
-        return made[-1]
+        def watch(mine: SessionMetadataCache | None = None, **options: Any) -> Process:
+            made = make(mine, **options)
+            if mine is not None:
+                made.metadata()
+                eventually(lambda: made.stats["watching"] == 1)
+            return made
 
-    yield make
-    for one in made:
-        one.factory.close()
-    assert not watching_threads()
+        yield watch
 
 
 @each_change
@@ -700,43 +660,38 @@ def test_what_is_no_change_of_metadata_does_not_empty_the_cache(watching: Any) -
     here.recorder.clear()
 
     assert here.metadata() == {"n": 1}
-    assert here.reads() == 0
+    assert not here.recorder.commands.named("find")
 
 
 def test_while_the_stream_is_lost_nothing_old_is_kept_and_it_is_opened_again(
-    watching: Any, replica_set: LocalMongoDB, caplog: pytest.LogCaptureFixture
+    watching: Any, replicas: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     there = watching()
     there.manager().update_metadata({"n": 1})
     here = watching(cache(watch=True), appname="lost stream")
     assert here.metadata() == {"n": 1}
-    admin: MongoClient[Any]
-    with MongoClient(replica_set.uri, appname="tests") as admin:
-        # ChangeStreamFatalError, as after an event that is too large: the driver does not resume by itself.
-        with fail_command(admin, ["getMore", "aggregate"], app_name="lost stream", error_code=280):
-            eventually(lambda: here.stats["watching"] == 0)
-            there.manager().update_metadata({"n": 2})
-            assert here.metadata() == {"n": 2}  # Read anew, and kept for the time limit.
-            there.manager().update_metadata({"n": 3})
-        eventually(lambda: here.metadata() == {"n": 3})
-        eventually(lambda: here.stats["watching"] == 1)
-        there.manager().update_metadata({"n": 4})
-        eventually(lambda: here.metadata() == {"n": 4})
+    # ChangeStreamFatalError, as after an event that is too large: the driver does not resume by itself.
+    with fail_command(replicas, ["getMore", "aggregate"], app_name="lost stream", error_code=280):
+        eventually(lambda: here.stats["watching"] == 0)
+        there.manager().update_metadata({"n": 2})
+        assert here.metadata() == {"n": 2}  # Read anew, and kept for the time limit.
+        there.manager().update_metadata({"n": 3})
+    eventually(lambda: here.metadata() == {"n": 3})
+    eventually(lambda: here.stats["watching"] == 1)
+    there.manager().update_metadata({"n": 4})
+    eventually(lambda: here.metadata() == {"n": 4})
 
     assert len([record for record in caplog.records if "interrupted" in record.message]) == 1
 
 
 def test_a_stream_that_cannot_be_opened_yet_is_told_of_once_and_opened_when_it_can_be(
-    watching: Any, replica_set: LocalMongoDB, name: str, caplog: pytest.LogCaptureFixture
+    watching: Any, replica_set: LocalMongoDB, replicas: Any, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     there = watching()
     there.manager().update_metadata({"n": 1})
-    admin: MongoClient[Any]
-    with (
-        MongoClient(replica_set.uri, appname="tests") as admin,
-        contextlib.closing(Process(replica_set.uri, name, cache(watch=True), appname="no stream yet")) as here,
-    ):
-        with fail_command(admin, "aggregate", app_name="no stream yet", error_code=280):
+    with processes(replica_set.uri, name) as make:
+        here = make(cache(watch=True), appname="no stream yet")
+        with fail_command(replicas, "aggregate", app_name="no stream yet", error_code=280):
             assert here.metadata() == {"n": 1}
             eventually(lambda: len(here.recorder.commands.named("aggregate").failures) >= 2)
             assert here.metadata() == {"n": 1}
@@ -752,15 +707,13 @@ def test_a_stream_that_cannot_be_opened_yet_is_told_of_once_and_opened_when_it_c
     "foreign_id", [{"tenant": 1}, 7, None, RawBSONDocument(b"\x0f\0\0\0\x02a\0\x03\0\0\0\xff\xfe\0\0")]
 )
 def test_documents_that_are_no_sessions_do_not_end_the_watching(
-    watching: Any, replica_set: LocalMongoDB, name: str, foreign_id: Any, caplog: pytest.LogCaptureFixture
+    watching: Any, replicas: Any, name: str, foreign_id: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     here, there = watching(cache(watch=True)), watching()
     there.manager().update_metadata({"n": 1})
     eventually(lambda: here.metadata() == {"n": 1})
-    client: MongoClient[Any]
-    with MongoClient(replica_set.uri) as client:
-        client[name][SESSIONS].insert_one({"_id": foreign_id, "metadata": {}})
-        client[name][SESSIONS].update_one({"_id": foreign_id}, {"$set": {"metadata.a": 1}})
+    replicas[name][SESSIONS].insert_one({"_id": foreign_id, "metadata": {}})
+    replicas[name][SESSIONS].update_one({"_id": foreign_id}, {"$set": {"metadata.a": 1}})
 
     there.manager().update_metadata({"n": 2})
 
@@ -822,45 +775,34 @@ def test_a_client_with_short_timeouts_is_watched_for_without_interruption(watchi
     assert not commands.failures
 
 
-def test_a_cache_that_nobody_holds_any_more_is_not_watched_for(replica_set: LocalMongoDB, name: str) -> None:
-    client: MongoClient[Any]
-    with MongoClient(replica_set.uri) as client:
-        factory = MongoDBSessionManagerFactory(None, name, SESSIONS, client, metadata_cache=cache(watch=True))
-        factory.create_session_manager("s").get_metadata()
-        assert watching_threads()
-        del factory
-        eventually(lambda: not watching_threads())
+def test_a_cache_that_nobody_holds_any_more_is_not_watched_for(replicas: Any, name: str) -> None:
+    factory = MongoDBSessionManagerFactory(None, name, SESSIONS, replicas, metadata_cache=cache(watch=True))
+    factory.create_session_manager("s").get_metadata()
+    assert watching_threads()
+    del factory
+    eventually(lambda: not watching_threads())
 
 
 def test_where_there_are_no_change_streams_the_time_limit_holds_and_a_warning_says_so(
-    standalone: LocalMongoDB, caplog: pytest.LogCaptureFixture
+    standalone: LocalMongoDB, database_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    name = f"test_{uuid.uuid4().hex}"
-    here = Process(standalone.uri, name, cache(watch=True))
-    there = Process(standalone.uri, name, None)
-    try:
+    with processes(standalone.uri, database_name) as process:
+        here, there = process(cache(watch=True)), process()
         there.manager().update_metadata({"n": 1})
         with caplog.at_level(logging.WARNING):
             here.metadata()
             eventually(lambda: not watching_threads())
-        assert [record.name for record in caplog.records if "time limit" in record.message] == [
-            "mongodb_session_manager._session.metadata_watch"
-        ]
+        warnings = [record.name for record in caplog.records if "time limit" in record.message]
+        assert warnings == ["mongodb_session_manager._session.metadata_watch"]
         assert here.metadata() == {"n": 1}
         here.recorder.clear()
 
         there.manager().update_metadata({"n": 2})
 
         assert [here.metadata() for _ in range(3)] == [{"n": 1}] * 3
-        assert (here.reads(), here.stats["watching"], watching_threads()) == (0, 0, [])
+        assert (here.recorder.names, here.stats["watching"], watching_threads()) == ([], 0, [])
         here.manager().update_metadata({"m": 1})  # Its own writes it sees all the same.
         assert here.metadata() == {"n": 2, "m": 1}
-    finally:
-        here.factory.close()
-        there.factory.close()
-        client: MongoClient[Any]
-        with MongoClient(standalone.uri) as client:
-            client.drop_database(name)
 
 
 def test_a_forked_child_begins_with_an_empty_cache_watches_by_itself_and_is_not_stopped_by_a_held_lock(

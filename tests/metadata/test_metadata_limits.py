@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pymongo import MongoClient
-from strands.types.session import Session
-from support.commands import CommandRecorder
+from support.repositories import a_session
 
 from mongodb_session_manager import (
     InvalidIdentifierError,
-    MongoDBSessionManager,
     MongoDBSessionRepository,
     UnstorableValueError,
 )
@@ -25,33 +22,33 @@ from mongodb_session_manager._model.limits import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pymongo.database import Database
+    from support.application import Application
+    from support.commands import Commands
 
 MB = 1024 * 1024
 
 
 @pytest.fixture
-def recorder() -> CommandRecorder:
-    return CommandRecorder()
+def repository(app: Application) -> MongoDBSessionRepository:
+    repository = app.repository
+    repository.create_session(a_session())
+    return repository
 
 
 @pytest.fixture
-def repository(server: Any, recorder: CommandRecorder, database_name: str) -> Iterator[MongoDBSessionRepository]:
-    client: MongoClient[Any]
-    with MongoClient(server.uri, event_listeners=[recorder]) as client:
-        made = MongoDBSessionRepository(client=client, database_name=database_name, collection_name="sessions")
-        made.create_session(Session(session_id="s", session_type="chat"))
-        recorder.clear()
-        yield made
+def commands(repository: MongoDBSessionRepository, app: Application) -> Iterator[Commands]:
+    """What is sent once the session is there."""
+    with app.recorder.recording() as commands:
+        yield commands
 
 
 def metadata(repository: MongoDBSessionRepository) -> Any:
     return repository.get_metadata("s")["metadata"]
 
 
-def metadata_bytes(database: Database[Any]) -> int:
+def metadata_bytes(app: Application) -> int:
     size = {"$project": {"bytes": {"$bsonSize": "$metadata"}}}
-    return int(database.sessions.aggregate([size]).next()["bytes"])
+    return int(app.database.sessions.aggregate([size]).next()["bytes"])
 
 
 def nested(levels: int) -> Any:
@@ -82,16 +79,16 @@ def test_a_gap_in_a_list_is_filled_with_nulls_as_mongodb_does(repository: MongoD
     "key", ["tags.1000", "tags.1400000", f"tags.{'9' * 900}", "tags.0001000", "tags.1000.name", "7.0.1000"]
 )
 def test_an_index_that_would_fill_a_list_with_many_nulls_is_refused_before_anything_is_sent(
-    repository: MongoDBSessionRepository, recorder: CommandRecorder, key: str
+    repository: MongoDBSessionRepository, commands: Commands, key: str
 ) -> None:
     for keys in ([key], ["topic", key]):
         with pytest.raises(InvalidIdentifierError, match="999"):
             repository.update_metadata("s", dict.fromkeys(keys, "x"))
-    assert recorder.names == []
+    assert commands == []
 
 
 def test_a_call_that_brings_too_much_is_refused_before_anything_is_sent(
-    repository: MongoDBSessionRepository, recorder: CommandRecorder
+    repository: MongoDBSessionRepository, commands: Commands
 ) -> None:
     for too_much in (
         {"text": "x" * MAX_METADATA_BYTES},
@@ -100,29 +97,26 @@ def test_a_call_that_brings_too_much_is_refused_before_anything_is_sent(
     ):
         with pytest.raises(UnstorableValueError, match="at most"):
             repository.update_metadata("s", too_much)
-    assert recorder.names == []
+    assert commands == []
 
 
-def test_a_manager_that_is_given_too_much_begins_no_session(server: Any, database: Database[Any]) -> None:
-    with (
-        MongoDBSessionManager("new", server.uri, database.name, "sessions") as manager,
-        pytest.raises(UnstorableValueError, match="at most"),
-    ):
-        manager.update_metadata({"text": "x" * MAX_METADATA_BYTES})
-    assert database.sessions.count_documents({}) == 0
+def test_a_manager_that_is_given_too_much_begins_no_session(app: Application) -> None:
+    with pytest.raises(UnstorableValueError, match="at most"):
+        app.manager().update_metadata({"text": "x" * MAX_METADATA_BYTES})
+    assert app.database.sessions.count_documents({}) == 0
 
 
 def test_metadata_that_is_full_takes_no_more_until_some_of_it_is_deleted(
-    repository: MongoDBSessionRepository, database: Database[Any]
+    repository: MongoDBSessionRepository, app: Application
 ) -> None:
     repository.update_metadata("s", {"a": "x" * (3 * MB)})
     repository.update_metadata("s", {"b": "x" * (3 * MB)})
-    before = metadata_bytes(database)
+    before = metadata_bytes(app)
     assert before <= 2 * MAX_METADATA_BYTES
 
     with pytest.raises(UnstorableValueError, match=f"has {before} bytes"):
         repository.update_metadata("s", {"c": 1})
-    assert metadata_bytes(database) == before
+    assert metadata_bytes(app) == before
 
     repository.delete_metadata("s", ["a"])
     repository.update_metadata("s", {"c": 1})
@@ -130,7 +124,7 @@ def test_metadata_that_is_full_takes_no_more_until_some_of_it_is_deleted(
 
 
 def test_what_is_nested_too_deeply_is_refused_before_anything_is_sent(
-    repository: MongoDBSessionRepository, recorder: CommandRecorder
+    repository: MongoDBSessionRepository, commands: Commands
 ) -> None:
     for levels in (MAX_METADATA_DEPTH, MAX_METADATA_DEPTH + 100, 5000):
         for refused in (
@@ -145,7 +139,7 @@ def test_what_is_nested_too_deeply_is_refused_before_anything_is_sent(
     cyclic["again"] = cyclic
     with pytest.raises(UnstorableValueError, match="too deeply"):
         repository.update_metadata("s", cyclic)
-    assert recorder.names == []
+    assert commands == []
 
 
 @pytest.mark.parametrize(
@@ -153,7 +147,7 @@ def test_what_is_nested_too_deeply_is_refused_before_anything_is_sent(
     [".".join(["p"] * (MAX_METADATA_DEPTH + 1)), "x" * (MAX_METADATA_KEY_CHARACTERS + 1)],
 )
 def test_a_path_that_is_too_long_is_refused_before_anything_is_sent(
-    repository: MongoDBSessionRepository, recorder: CommandRecorder, path: str
+    repository: MongoDBSessionRepository, commands: Commands, path: str
 ) -> None:
     for refused in (
         lambda: repository.update_metadata("s", {path: 1}),
@@ -162,7 +156,7 @@ def test_a_path_that_is_too_long_is_refused_before_anything_is_sent(
     ):
         with pytest.raises(InvalidIdentifierError):
             refused()
-    assert recorder.names == []
+    assert commands == []
 
 
 @pytest.mark.slow
@@ -184,8 +178,8 @@ def test_the_deepest_and_the_longest_are_stored_found_and_deleted(repository: Mo
 
 
 def test_a_feedbacks_own_commit_id_is_refused_rather_than_lost(
-    repository: MongoDBSessionRepository, recorder: CommandRecorder
+    repository: MongoDBSessionRepository, commands: Commands
 ) -> None:
     with pytest.raises(InvalidIdentifierError, match="commit_id"):
         repository.add_feedback("s", {"rating": 5, "commit_id": "deadbeef"})
-    assert recorder.names == []
+    assert commands == []

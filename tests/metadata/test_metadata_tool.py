@@ -16,37 +16,23 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 from strands import Agent
 from strands.hooks import AfterToolCallEvent
-from support.commands import CommandRecorder
-from support.failpoints import fail_command
-from support.histories import SESSIONS, manager_of
 
 from mongodb_session_manager import InvalidIdentifierError, MongoDBSessionManager
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from pymongo.database import Database
-
-APP_NAME = "metadata tool"
+    from support.application import Application
 
 
 @pytest.fixture
-def recorder() -> CommandRecorder:
-    return CommandRecorder()
-
-
-@pytest.fixture
-def manager(server: Any, database: Database[Any], recorder: CommandRecorder) -> Iterator[MongoDBSessionManager]:
-    client: MongoClient[Any]
-    with MongoClient(server.uri, appname=APP_NAME, event_listeners=[recorder]) as client:
-        yield manager_of(client, database.name)
+def manager(app: Application) -> MongoDBSessionManager:
+    return app.manager()
 
 
 def agent_with(manager: MongoDBSessionManager, *calls: Any, **allowed: Any) -> Agent:
     script = [ToolCall("manage_metadata", call) for call in calls]
     return Agent(
         model=OfflineScriptedModel([*script, "Done."]),
-        agent_id="assistant",
+        agent_id="a",
         session_manager=manager,
         tools=[manager.get_metadata_tool(**allowed)],
         callback_handler=None,
@@ -98,7 +84,9 @@ def test_the_model_is_told_the_actions_the_parameters_and_the_keys_it_may_use(ma
     json.dumps(spec)
 
 
-def test_an_agent_sets_reads_and_deletes_metadata_of_its_session(manager: MongoDBSessionManager) -> None:
+def test_an_agent_sets_reads_and_deletes_metadata_of_its_session(
+    manager: MongoDBSessionManager, app: Application
+) -> None:
     results = asked(
         manager,
         {"action": "set", "metadata": {"topic": "fish", "address": {"city": "Bilbao"}}},
@@ -113,7 +101,7 @@ def test_an_agent_sets_reads_and_deletes_metadata_of_its_session(manager: MongoD
     assert json.loads(results[2][1]) == {"topic": "fish", "address": {"city": "Bilbao", "zip": "48001"}}
     assert json.loads(results[3][1]) == {"address.city": "Bilbao"}
     assert json.loads(results[5][1]) == {"address": {"zip": "48001"}}
-    assert stored(manager) == {"address": {"zip": "48001"}}
+    assert app.session()["metadata"] == stored(manager) == {"address": {"zip": "48001"}}
 
 
 @pytest.mark.parametrize(
@@ -146,6 +134,7 @@ def test_a_key_and_one_below_it_can_be_read_at_once_and_one_in_quotes(manager: M
     assert [json.loads(text) for _, text in (both, quoted)] == [{"a": {"b": 1}, "a.b": 1}, {"c": 2}]
 
 
+@pytest.mark.slow
 def test_metadata_written_as_text_is_understood(manager: MongoDBSessionManager) -> None:
     ((status, _),) = asked(manager, {"action": "set", "metadata": '{"topic": "fish", "n.m": [1, null]}'})
 
@@ -330,13 +319,13 @@ def test_a_call_that_makes_no_sense_is_answered_with_what_is_wrong_and_the_turn_
 
 @pytest.mark.topology
 def test_a_failure_of_the_database_is_the_tools_error_and_known_to_hooks(
-    manager: MongoDBSessionManager, client: MongoClient[Any]
+    manager: MongoDBSessionManager, app: Application
 ) -> None:
     failures: list[Any] = []
     agent = agent_with(manager, {"action": "set", "metadata": {"a": 1}}, {"action": "get"})
     agent.hooks.add_callback(AfterToolCallEvent, lambda event: failures.append(event.exception))
 
-    with fail_command(client, "update", app_name=APP_NAME, error_code=13, times=1):
+    with app.failing("update", error_code=13, times=1):
         agent.tool.manage_metadata(action="set", metadata={"a": 1}, record_direct_tool_call=False)
 
     assert [str(failure) for failure in failures] == [
@@ -351,7 +340,7 @@ def test_a_failure_of_the_database_is_the_tools_error_and_known_to_hooks(
 @pytest.mark.parametrize("allowed", [{}, {"readable": ["a"]}, {"writable": ["a"]}], ids=str)
 def test_a_model_is_not_told_what_the_database_says(manager: MongoDBSessionManager, allowed: Any) -> None:
     manager.update_metadata({"a": 1})
-    nowhere: MongoClient[Any] = MongoClient("mongodb://secret-host.invalid:9/?serverSelectionTimeoutMS=10")
+    nowhere: Any = MongoClient("mongodb://secret-host.invalid:9/?serverSelectionTimeoutMS=10")
     lost = MongoDBSessionManager("s", client=nowhere)
     for call in (
         {"action": "get", "keys": ["a"]},
@@ -369,24 +358,20 @@ def test_a_tool_of_a_deleted_session_says_so(manager: MongoDBSessionManager) -> 
 
     result = agent.tool.manage_metadata(action="set", metadata={"a": 1}, record_direct_tool_call=False)
 
-    assert (
-        result["status"],
-        "deleted" in result["content"][0]["text"] or "not exist" in result["content"][0]["text"],
-    ) == (
-        "error",
-        True,
-    )
+    (content,) = result["content"]
+    assert result["status"] == "error"
+    assert "deleted" in content["text"] or "not exist" in content["text"]
 
 
 # --- what it costs
 
 
 def test_an_operation_sends_one_read_and_one_write_at_most_and_bad_ones_send_nothing(
-    manager: MongoDBSessionManager, recorder: CommandRecorder
+    manager: MongoDBSessionManager, app: Application
 ) -> None:
     tool = manager.get_metadata_tool(writable=["a"])
     tool(action="set", metadata={"a": 1})
-    recorder.clear()
+    app.recorder.clear()
 
     tool(action="set", metadata={"a": 1})
     tool(action="get")
@@ -394,11 +379,11 @@ def test_an_operation_sends_one_read_and_one_write_at_most_and_bad_ones_send_not
     with pytest.raises(ValueError, match="not allowed"):
         tool(action="set", metadata={"b": 1})
 
-    assert recorder.names == ["find", "update", "find", "find", "update"]
+    assert app.recorder.names == ["find", "update", "find", "find", "update"]
 
 
 def test_the_event_loop_goes_on_while_the_tool_waits_for_the_database(
-    manager: MongoDBSessionManager, client: MongoClient[Any]
+    manager: MongoDBSessionManager, app: Application
 ) -> None:
     """The database is held until the loop has done something else: if the loop waited, neither would go on."""
     released, blocked = threading.Event(), threading.Event()
@@ -408,7 +393,7 @@ def test_the_event_loop_goes_on_while_the_tool_waits_for_the_database(
         assert released.wait(30)
         return original()
 
-    held = manager_of(manager.session_repository.client, manager.session_repository.database.name, metadata_hook=hold)
+    held = app.manager(metadata_hook=hold)
 
     async def turn() -> None:
         agent = agent_with(held, {"action": "get"})
@@ -422,13 +407,3 @@ def test_the_event_loop_goes_on_while_the_tool_waits_for_the_database(
         assert told(agent) == [("success", "{}")]
 
     asyncio.run(turn())
-
-
-def test_the_sessions_document_holds_the_metadata_the_tool_stored(
-    manager: MongoDBSessionManager, database: Database[Any]
-) -> None:
-    asked(manager, {"action": "set", "metadata": {"topic": "fish"}})
-
-    document = database[SESSIONS].find_one({"_id": "s"})
-    assert document is not None
-    assert document["metadata"] == {"topic": "fish"}

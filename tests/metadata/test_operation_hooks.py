@@ -7,46 +7,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from offline_model import OfflineScriptedModel, ToolCall
 from strands import Agent
-from support.commands import CommandRecorder
-from support.histories import SESSIONS
 
 from mongodb_session_manager import (
     InvalidIdentifierError,
     MessageNotFoundError,
     MongoDBSessionManager,
-    MongoDBSessionManagerFactory,
     UnstorableValueError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from pymongo.database import Database
-
-
-@pytest.fixture
-def recorder() -> CommandRecorder:
-    return CommandRecorder()
-
-
-@pytest.fixture
-def factory(
-    server: Any, database_name: str, recorder: CommandRecorder
-) -> Iterator[Callable[..., MongoDBSessionManagerFactory]]:
-    """Makes factories of this test's database."""
-    made: list[MongoDBSessionManagerFactory] = []
-
-    def make(**options: Any) -> MongoDBSessionManagerFactory:
-        made.append(
-            MongoDBSessionManagerFactory(
-                server.uri, database_name, SESSIONS, minPoolSize=0, event_listeners=[recorder], **options
-            )
-        )
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    from support.application import Application
 
 
 class Diary:
@@ -63,9 +35,9 @@ class Diary:
         return original(*kwargs.values())
 
 
-def test_a_hook_is_told_each_operation_and_the_operations_work_as_without_it(factory: Any) -> None:
+def test_a_hook_is_told_each_operation_and_the_operations_work_as_without_it(app: Application) -> None:
     diary, notes = Diary(), Diary()
-    manager = factory(metadata_hook=diary, feedback_hook=notes).create_session_manager("s")
+    manager = app.manager(metadata_hook=diary, feedback_hook=notes)
 
     manager.update_metadata({"a": 1, "b.c": 2})
     manager.delete_metadata(["a"])
@@ -82,7 +54,7 @@ def test_a_hook_is_told_each_operation_and_the_operations_work_as_without_it(fac
     assert notes.seen == [("add", "s", {"feedback": {"rating": "up"}})]
 
 
-def test_a_hook_can_change_what_is_stored_and_what_is_read(factory: Any, database: Database[Any]) -> None:
+def test_a_hook_can_change_what_is_stored_and_what_is_read(app: Application) -> None:
     def change(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
         if action == "update":
             return original({**kwargs["metadata"], "by": "hook"})
@@ -93,34 +65,33 @@ def test_a_hook_can_change_what_is_stored_and_what_is_read(factory: Any, databas
     def shorten(original: Any, action: str, session_id: str, *, feedback: Any, **kwargs: Any) -> None:
         original({**feedback, "comment": feedback["comment"][:3]})
 
-    manager = factory(metadata_hook=change, feedback_hook=shorten).create_session_manager("s")
+    manager = app.manager(metadata_hook=change, feedback_hook=shorten)
     manager.update_metadata({"precious": 1, "other": 2})
     manager.delete_metadata(["precious", "other"])
     manager.add_feedback({"comment": "too long"})
 
     assert manager.get_metadata() == {"metadata": {"precious": 1, "by": "hook", "seen": True}}
-    stored = database[SESSIONS].find_one({"_id": "s"})
-    assert stored is not None
+    stored = app.session()
     assert stored["metadata"] == {"precious": 1, "by": "hook"}
     assert [feedback["comment"] for feedback in stored["feedbacks"]] == ["too"]
 
 
-def test_a_hook_that_does_not_call_the_original_vetoes_and_nothing_is_sent(
-    factory: Any, recorder: CommandRecorder
-) -> None:
+def test_a_hook_that_does_not_call_the_original_vetoes_and_nothing_is_sent(app: Application) -> None:
     def veto(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
         return {} if action == "get" else None
 
-    manager = factory(metadata_hook=veto, feedback_hook=veto).create_session_manager("s")
+    manager = app.manager(metadata_hook=veto, feedback_hook=veto)
     manager.update_metadata({"a": 1})
     manager.delete_metadata(["a"])
     manager.add_feedback({"rating": "up"})
 
     assert manager.get_metadata() == {}
-    assert recorder.names == []
+    assert app.recorder.names == []
 
 
-def test_an_error_of_a_hook_reaches_the_caller_and_only_what_the_original_did_before_is_stored(factory: Any) -> None:
+def test_an_error_of_a_hook_reaches_the_caller_and_only_what_the_original_did_before_is_stored(
+    app: Application,
+) -> None:
     class Forbidden(Exception):
         pass
 
@@ -131,7 +102,7 @@ def test_an_error_of_a_hook_reaches_the_caller_and_only_what_the_original_did_be
         original(kwargs.get("metadata") or kwargs.get("feedback"))
         raise Forbidden
 
-    made = factory()
+    made = app.factory()
     for hook in (before, after):
         manager = made.create_session_manager("s", metadata_hook=hook, feedback_hook=hook)
         with pytest.raises(Forbidden):
@@ -144,28 +115,28 @@ def test_an_error_of_a_hook_reaches_the_caller_and_only_what_the_original_did_be
     assert [feedback["from"] for feedback in plain.get_feedbacks()] == ["after"]
 
 
-def test_errors_of_the_original_reach_a_hook_which_may_handle_them(factory: Any) -> None:
+def test_errors_of_the_original_reach_a_hook_which_may_handle_them(app: Application) -> None:
     def without_link(original: Any, action: str, session_id: str, *, feedback: Any, **kwargs: Any) -> None:
         try:
             original(feedback)
         except ValueError:
             original({"rating": feedback["rating"]})
 
-    manager = factory(feedback_hook=without_link).create_session_manager("s")
-    Agent(model=OfflineScriptedModel(["Hello."]), agent_id="a", session_manager=manager, callback_handler=None)("Hi.")
+    manager = app.manager(feedback_hook=without_link)
+    app.agent(manager, "Hello.")("Hi.")
 
     manager.add_feedback({"rating": "up", "agent_id": "a", "message_id": 99})
 
     assert [feedback.keys() for feedback in manager.get_feedbacks()] == [{"rating", "created_at"}]
 
 
-def test_bad_input_is_refused_before_a_hook_sees_it(factory: Any, recorder: CommandRecorder) -> None:
+def test_bad_input_is_refused_before_a_hook_sees_it(app: Application) -> None:
     diary = Diary()
-    manager = factory(metadata_hook=diary, feedback_hook=diary).create_session_manager("s")
+    manager = app.manager(metadata_hook=diary, feedback_hook=diary)
 
     for call, error in (
         (lambda: manager.update_metadata({"$set": 1}), InvalidIdentifierError),
-        (lambda: manager.update_metadata([("a", 1)]), TypeError),  # type: ignore[arg-type]
+        (lambda: manager.update_metadata([("a", 1)]), TypeError),
         (lambda: manager.delete_metadata("a"), TypeError),
         (lambda: manager.delete_metadata(["a..b"]), InvalidIdentifierError),
         (lambda: manager.add_feedback({"a.b": 1}), InvalidIdentifierError),
@@ -174,16 +145,16 @@ def test_bad_input_is_refused_before_a_hook_sees_it(factory: Any, recorder: Comm
         with pytest.raises(error):
             call()
 
-    assert (diary.seen, recorder.names) == ([], [])
+    assert (diary.seen, app.recorder.names) == ([], [])
 
 
-def test_what_a_hook_passes_on_is_checked_as_if_a_caller_had_given_it(factory: Any, recorder: CommandRecorder) -> None:
+def test_what_a_hook_passes_on_is_checked_as_if_a_caller_had_given_it(app: Application) -> None:
     def corrupt(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
         if action == "update":
             return original({"lease.$owner": 1} if "key" in kwargs["metadata"] else {"value": object()})
         return original({"$where": 1} if action == "add" else ["a", "a.b"])
 
-    manager = factory(metadata_hook=corrupt, feedback_hook=corrupt).create_session_manager("s")
+    manager = app.manager(metadata_hook=corrupt, feedback_hook=corrupt)
     with pytest.raises(InvalidIdentifierError):
         manager.update_metadata({"key": 1})
     with pytest.raises(InvalidIdentifierError):
@@ -192,53 +163,47 @@ def test_what_a_hook_passes_on_is_checked_as_if_a_caller_had_given_it(factory: A
         manager.add_feedback({"rating": "up"})
     with pytest.raises(UnstorableValueError):
         manager.update_metadata({"value": 1})
-    assert recorder.names == []
+    assert app.recorder.names == []
 
 
-def test_a_hook_that_forgets_to_return_what_was_read_is_told_so(factory: Any) -> None:
+def test_a_hook_that_forgets_to_return_what_was_read_is_told_so(app: Application) -> None:
     def forgets(original: Any, action: str, session_id: str, **kwargs: Any) -> None:
         original(*[value for name, value in kwargs.items() if name != "session_manager"])
 
-    manager = factory(metadata_hook=forgets).create_session_manager("s")
+    manager = app.manager(metadata_hook=forgets)
     manager.update_metadata({"a": 1})
     with pytest.raises(TypeError, match="must return a dict"):
         manager.get_metadata()
 
 
-def test_feedback_is_linked_for_certain_whatever_a_hook_makes_of_it(factory: Any) -> None:
+def test_feedback_is_linked_for_certain_whatever_a_hook_makes_of_it(app: Application) -> None:
     def link(original: Any, action: str, session_id: str, *, feedback: Any, **kwargs: Any) -> None:
         original({**feedback, "agent_id": "a", "message_id": 7})
 
-    manager = factory(feedback_hook=link).create_session_manager("s")
-    Agent(model=OfflineScriptedModel(["Hello."]), agent_id="a", session_manager=manager, callback_handler=None)("Hi.")
+    manager = app.manager(feedback_hook=link)
+    app.agent(manager, "Hello.")("Hi.")
 
     with pytest.raises(MessageNotFoundError):
         manager.add_feedback({"rating": "up"})
     assert manager.get_feedbacks() == []
 
 
-def test_what_an_agents_tool_does_passes_through_the_hook(factory: Any) -> None:
+def test_what_an_agents_tool_does_passes_through_the_hook(app: Application) -> None:
     diary = Diary()
-    manager = factory(metadata_hook=diary).create_session_manager("s")
+    manager = app.manager(metadata_hook=diary)
     script = [
         ToolCall("manage_metadata", {"action": "set", "metadata": {"topic": "fish"}}),
         ToolCall("manage_metadata", {"action": "get"}),
         ToolCall("manage_metadata", {"action": "delete", "keys": ["topic"]}),
         "Done.",
     ]
-    agent = Agent(
-        model=OfflineScriptedModel(script),
-        agent_id="a",
-        session_manager=manager,
-        tools=[manager.get_metadata_tool()],
-        callback_handler=None,
-    )
+    agent = app.agent(manager, *script, tools=[manager.get_metadata_tool()])
     agent("Go.")
 
     assert [action for action, *_ in diary.seen] == ["update", "get", "delete"]
 
 
-def test_the_model_is_told_what_became_of_its_call_and_not_which_keys_the_hook_made_of_it(factory: Any) -> None:
+def test_the_model_is_told_what_became_of_its_call_and_not_which_keys_the_hook_made_of_it(app: Application) -> None:
     def partly(original: Any, action: str, session_id: str, **kwargs: Any) -> Any:
         if action == "get":
             return original()
@@ -250,7 +215,7 @@ def test_the_model_is_told_what_became_of_its_call_and_not_which_keys_the_hook_m
             original(dict.fromkeys(allowed, 1) if action == "update" else allowed)
         return None
 
-    manager = factory(metadata_hook=partly).create_session_manager("s")
+    manager = app.manager(metadata_hook=partly)
     agent = Agent(model=OfflineScriptedModel([]), tools=[manager.get_metadata_tool()])
 
     def told(**call: Any) -> tuple[str, str]:
@@ -278,17 +243,17 @@ def test_the_model_is_told_what_became_of_its_call_and_not_which_keys_the_hook_m
     ],
     ids=["update", "delete", "get", "feedback"],
 )
-def test_a_hook_behind_which_an_async_one_hides_is_an_error_rather_than_a_veto(factory: Any, call: Any) -> None:
+def test_a_hook_behind_which_an_async_one_hides_is_an_error_rather_than_a_veto(app: Application, call: Any) -> None:
     hook = lambda *args, **kwargs: _async_hook(*args, **kwargs)  # noqa: E731
-    manager = factory(metadata_hook=hook, feedback_hook=hook).create_session_manager("s")
+    manager = app.manager(metadata_hook=hook, feedback_hook=hook)
 
     with pytest.raises(TypeError, match="_hook must be a plain function"):
         call(manager)
 
 
-def test_a_manager_may_have_another_hook_than_its_factory_or_none(factory: Any) -> None:
+def test_a_manager_may_have_another_hook_than_its_factory_or_none(app: Application) -> None:
     everyones, ones = Diary(), Diary()
-    made = factory(metadata_hook=everyones)
+    made = app.factory(metadata_hook=everyones)
 
     made.create_session_manager("s").update_metadata({"a": 1})
     made.create_session_manager("s", metadata_hook=ones).update_metadata({"a": 2})

@@ -7,29 +7,30 @@ is sent that carries nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
-from pymongo import MongoClient
-from strands import Agent, ToolContext, tool
+from offline_model import ScriptedReply, ToolCall
+from strands import ToolContext, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.agent.state import AgentState
-from support.commands import CommandRecorder, Commands
+from support.application import Application, both_durabilities, look_up
+from support.histories import SESSIONS
 
-from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManagerFactory
+from mongodb_session_manager import MongoDBSessionManager
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from pymongo.database import Database
+    from strands import Agent
+    from support.commands import Commands
 
 pytestmark = pytest.mark.topology
-
-
-COLLECTION = "sessions"
-both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 
 
 @tool(context=True)
@@ -39,44 +40,15 @@ def remember(key: str, tool_context: ToolContext) -> str:
     return f"{key} remembered"
 
 
-@tool
-def look_up(what: str) -> str:
-    """Look something up."""
-    return f"{what}: 42"
-
-
 TOOL_TURN = (ScriptedReply(text="Let me see.", tool_calls=(ToolCall("look_up", {"what": "price"}),)), "It is 42.")
 
 
 @dataclass
-class Shop:
-    """Where the tests open sessions: one recorded client, one database."""
+class Shop(Application):
+    """Where the tests open sessions."""
 
-    client: MongoClient[dict[str, Any]]
-    recorder: CommandRecorder
-    database_name: str
-    managers: list[MongoDBSessionManager] = field(default_factory=list)
-
-    def manager(self, session_id: str = "s", **options: Any) -> MongoDBSessionManager:
-        manager = MongoDBSessionManager(
-            session_id,
-            client=self.client,
-            database_name=self.database_name,
-            collection_name=COLLECTION,
-            **options,
-        )
-        self.managers.append(manager)
-        return manager
-
-    def agent(self, manager: MongoDBSessionManager | None = None, *replies: Any, **options: Any) -> Agent:
-        """Build an agent as a new request does."""
-        defaults: dict[str, Any] = {"agent_id": "a", "tools": [remember, look_up], "system_prompt": "Be brief."}
-        return Agent(
-            model=OfflineScriptedModel(replies),
-            session_manager=manager,
-            callback_handler=None,
-            **{**defaults, **options},
-        )
+    def agent(self, *arguments: Any, **options: Any) -> Agent:
+        return super().agent(*arguments, **{"tools": [remember, look_up], "system_prompt": "Be brief.", **options})
 
     def stored_conversation(self, session_id: str = "s", turns: int = 1, **options: Any) -> None:
         """Have one process hold a conversation, so that the collection, its indexes and the session exist."""
@@ -84,52 +56,50 @@ class Shop:
         for n in range(turns):
             agent(f"Question {n}?")
 
-    def stored(self, session_id: str = "s") -> dict[str, Any]:
-        document = self.client[self.database_name][COLLECTION].find_one({"_id": session_id})
-        assert document is not None
-        return document
+    def sent_by(self, act: Callable[..., object], *arguments: Any) -> list[str]:
+        """The names of the commands that something sends."""
+        with self.recorder.recording() as commands:
+            act(*arguments)
+        return commands.names
+
+    def request(self, durability: str, prompt: str, *replies: Any, session_id: str = "s", **options: Any) -> list[str]:
+        """The commands of a request: it builds an agent and takes one turn."""
+        with self.recorder.recording() as commands:
+            self.agent(self.manager(session_id, durability=durability), *replies, **options)(prompt)
+        return commands.names
 
     def resume(self, session_id: str = "s", **options: Any) -> Commands:
-        """Return the commands that building an agent on an existing session sends."""
+        """The commands that building an agent on an existing session sends."""
         with self.recorder.recording() as commands:
             self.agent(self.manager(session_id), **options)
         return commands
 
 
 @pytest.fixture
-def shop(server: Any, database_name: str) -> Iterator[Shop]:
-    recorder = CommandRecorder()
-    client: MongoClient[dict[str, Any]]
-    with MongoClient(server.uri, event_listeners=[recorder]) as client:
-        shop = Shop(client, recorder, database_name)
+def shop(server: Any, database: Database[Any]) -> Iterator[Shop]:
+    with contextlib.closing(Shop(server.uri, database)) as shop:
         yield shop
-        for manager in shop.managers:
-            manager.close()
+
+
+def costs(message: list[str], turn: list[str]) -> pytest.MarkDecorator:
+    """What is sent with each durability."""
+    return pytest.mark.parametrize(("durability", "expected"), [("message", message), ("turn", turn)])
 
 
 # --- turns
 
 
-@pytest.mark.parametrize(
-    ("durability", "expected"),
-    [("message", ["find", "update", "update"]), ("turn", ["find", "update"])],
-)
+@costs(["find", "update", "update"], ["find", "update"])
 def test_a_text_turn_in_an_existing_session_is_one_read_and_no_write_that_carries_nothing(
     shop: Shop, durability: Any, expected: list[str]
 ) -> None:
     shop.stored_conversation()
 
-    with shop.recorder.recording() as commands:
-        agent = shop.agent(shop.manager(durability=durability), "Fine.")
-        agent("How are you?")
-
-    assert commands.names == expected
-    assert len(shop.stored()["agents"]["a"]["messages"]) == 4
+    assert shop.request(durability, "How are you?", "Fine.") == expected
+    assert len(shop.messages()) == 4
 
 
-@pytest.mark.parametrize(
-    ("durability", "expected"), [("message", ["find", "update", "update"]), ("turn", ["find", "update"])]
-)
+@costs(["find", "update", "update"], ["find", "update"])
 def test_a_window_that_moves_costs_nothing_and_is_where_it_was_in_the_next_process(
     shop: Shop, durability: Any, expected: list[str]
 ) -> None:
@@ -148,7 +118,7 @@ def test_a_window_that_moves_costs_nothing_and_is_where_it_was_in_the_next_proce
     assert restored.conversation_manager.get_state() == agent.conversation_manager.get_state()
     assert restored.conversation_manager.removed_message_count == 2
     restored("And now?")
-    state = shop.stored()["agents"]["a"]["agent_data"]["conversation_manager_state"]
+    state = shop.record()["agent_data"]["conversation_manager_state"]
     assert state["removed_message_count"] >= 2  # It rode with the next commit.
 
 
@@ -159,43 +129,26 @@ class Keeper(SlidingWindowConversationManager):
         return super().restore_from_session(state)
 
 
-@pytest.mark.parametrize(
-    ("durability", "expected"),
-    [("message", ["find", "update", "update", "update"]), ("turn", ["find", "update"])],
-)
+@costs(["find", "update", "update", "update"], ["find", "update"])
 def test_a_window_that_an_application_moves_by_rules_of_its_own_is_stored_at_the_end_of_the_turn(
     shop: Shop, durability: Any, expected: list[str]
 ) -> None:
     shop.stored_conversation(conversation_manager=Keeper(window_size=2))
 
-    with shop.recorder.recording() as commands:
-        agent = shop.agent(shop.manager(durability=durability), "Fine.", conversation_manager=Keeper(window_size=2))
-        agent("How are you?")
-
-    assert commands.names == expected
-    state = shop.stored()["agents"]["a"]["agent_data"]["conversation_manager_state"]
+    assert shop.request(durability, "How are you?", "Fine.", conversation_manager=Keeper(window_size=2)) == expected
+    state = shop.record()["agent_data"]["conversation_manager_state"]
     assert state["removed_message_count"] == 2
 
 
-@pytest.mark.parametrize(
-    ("durability", "expected"),
-    [("message", ["find", *["update"] * 4]), ("turn", ["find", "update"])],
-)
+@costs(["find", *["update"] * 4], ["find", "update"])
 def test_a_tool_turn_costs_one_write_a_message_or_one_for_all(shop: Shop, durability: Any, expected: list[str]) -> None:
     shop.stored_conversation()
 
-    with shop.recorder.recording() as commands:
-        agent = shop.agent(shop.manager(durability=durability), *TOOL_TURN)
-        agent("What is the price?")
-
-    assert commands.names == expected
-    assert len(shop.stored()["agents"]["a"]["messages"]) == 6
+    assert shop.request(durability, "What is the price?", *TOOL_TURN) == expected
+    assert len(shop.messages()) == 6
 
 
-@pytest.mark.parametrize(
-    ("durability", "expected"),
-    [("message", ["find", *["update"] * 4]), ("turn", ["find", "update"])],
-)
+@costs(["find", *["update"] * 4], ["find", "update"])
 def test_a_tool_turn_whose_window_moves_costs_no_more(shop: Shop, durability: Any, expected: list[str]) -> None:
     def window() -> dict[str, Any]:
         return {"conversation_manager": SlidingWindowConversationManager(window_size=4)}
@@ -212,7 +165,7 @@ def test_a_tool_turn_whose_window_moves_costs_no_more(shop: Shop, durability: An
     assert restored.conversation_manager.removed_message_count == 2
 
 
-@pytest.mark.parametrize(("durability", "expected"), [("message", ["update"] * 2), ("turn", ["update"])])
+@costs(["update"] * 2, ["update"])
 @pytest.mark.parametrize("turns_before", [1, 2])
 def test_a_later_turn_of_the_same_agent_saves_the_read(
     shop: Shop, durability: Any, expected: list[str], turns_before: int
@@ -222,26 +175,20 @@ def test_a_later_turn_of_the_same_agent_saves_the_read(
     for _ in range(turns_before):
         agent("And?")
 
-    with shop.recorder.recording() as commands:
-        agent("And then?")
-
-    assert commands.names == expected
+    assert shop.sent_by(agent, "And then?") == expected
 
 
-@pytest.mark.parametrize(("durability", "expected"), [("message", ["update"] * 4), ("turn", ["update"])])
+@costs(["update"] * 4, ["update"])
 def test_a_second_tool_turn_of_the_same_agent_saves_the_read(shop: Shop, durability: Any, expected: list[str]) -> None:
     shop.stored_conversation()
     agent = shop.agent(shop.manager(durability=durability), *TOOL_TURN, *TOOL_TURN)
     agent("What is the price?")
 
-    with shop.recorder.recording() as commands:
-        agent("And tomorrow?")
-
-    assert commands.names == expected
+    assert shop.sent_by(agent, "And tomorrow?") == expected
 
 
-@both_durabilities
-def test_streaming_costs_what_a_plain_call_costs(shop: Shop, durability: Any) -> None:
+@costs(["find", "update", "update"], ["find", "update"])
+def test_streaming_costs_what_a_plain_call_costs(shop: Shop, durability: Any, expected: list[str]) -> None:
     shop.stored_conversation()
 
     async def turn() -> None:
@@ -249,27 +196,17 @@ def test_streaming_costs_what_a_plain_call_costs(shop: Shop, durability: Any) ->
         async for _ in agent.stream_async("How are you?"):
             pass
 
-    with shop.recorder.recording() as commands:
-        asyncio.run(turn())
-
-    assert commands.names == (["find", "update", "update"] if durability == "message" else ["find", "update"])
+    assert shop.sent_by(lambda: asyncio.run(turn())) == expected
 
 
-@pytest.mark.parametrize(
-    ("durability", "expected"),
-    # It reads what it replaces, for its blobs, and then whether an archiver holds a copy of the message.
-    [("message", ["find", "update", "find", "update", "find", "update"]), ("turn", ["find", "update"])],
-)
+# It reads what it replaces, for its blobs, and then whether an archiver holds a copy of the message.
+@costs(["find", "update", "find", "update", "find", "update"], ["find", "update"])
 def test_a_redaction_by_a_guardrail_is_one_write_of_its_own_or_part_of_the_turn(
     shop: Shop, durability: Any, expected: list[str]
 ) -> None:
     shop.stored_conversation()
 
-    with shop.recorder.recording() as commands:
-        agent = shop.agent(shop.manager(durability=durability), ScriptedReply(text="No.", redact_user="[removed]"))
-        agent("a secret")
-
-    assert commands.names == expected
+    assert shop.request(durability, "a secret", ScriptedReply(text="No.", redact_user="[removed]")) == expected
 
 
 @both_durabilities
@@ -307,10 +244,7 @@ def test_syncing_an_agent_that_was_just_restored_sends_nothing(shop: Shop) -> No
     manager = shop.manager()
     agent = shop.agent(manager)
 
-    with shop.recorder.recording() as commands:
-        manager.sync_agent(agent)
-
-    assert commands.names == []
+    assert shop.sent_by(manager.sync_agent, agent) == []
 
 
 def test_making_a_manager_sends_nothing_whether_its_client_is_borrowed_or_its_own(
@@ -318,12 +252,12 @@ def test_making_a_manager_sends_nothing_whether_its_client_is_borrowed_or_its_ow
 ) -> None:
     with shop.recorder.recording() as commands:
         shop.manager()
-        MongoDBSessionManager("s", server.uri, database_name, COLLECTION, event_listeners=[shop.recorder]).close()
+        MongoDBSessionManager("s", server.uri, database_name, SESSIONS, event_listeners=[shop.recorder]).close()
 
     assert commands.names == []
 
 
-@pytest.mark.parametrize(("durability", "expected"), [("message", ["update"] * 2), ("turn", ["update"])])
+@costs(["update"] * 2, ["update"])
 def test_state_that_did_not_change_costs_nothing_and_is_not_sent(
     shop: Shop, durability: Any, expected: list[str]
 ) -> None:
@@ -352,17 +286,15 @@ def test_state_that_did_not_change_costs_nothing_and_is_not_sent(
         assert not any("state" in key for update in sets(commands) for key in update), change.__name__
 
 
-@pytest.mark.parametrize(("durability", "expected"), [("message", ["update"] * 2), ("turn", ["update"])])
+@costs(["update"] * 2, ["update"])
 def test_changed_state_rides_along_with_the_turn(shop: Shop, durability: Any, expected: list[str]) -> None:
     shop.stored_conversation(state={"n": 1})
     agent = shop.agent(shop.manager(durability=durability), "Yes.", "Yes.")
 
     for value in (2, 2.0):  # 2 and 2.0 are two values
         agent.state = AgentState({"n": value})
-        with shop.recorder.recording() as commands:
-            agent("And?")
-        assert commands.names == expected
-        stored = shop.stored()["agents"]["a"]["agent_data"]["state"]["n"]
+        assert shop.sent_by(agent, "And?") == expected
+        stored = shop.record()["agent_data"]["state"]["n"]
         assert (stored, type(stored)) == (value, type(value))
 
 
@@ -371,41 +303,30 @@ def test_state_that_a_tool_changed_rides_along_with_the_tools_result(shop: Shop,
     shop.stored_conversation()
     agent = shop.agent(shop.manager(durability=durability), ToolCall("remember", {"key": "k"}), "Remembered.")
 
-    with shop.recorder.recording() as commands:
-        agent("Remember k")
-
-    assert commands.names == (["update"] * 4 if durability == "message" else ["update"])
-    assert shop.stored()["agents"]["a"]["agent_data"]["state"] == {"k": True}
+    assert shop.sent_by(agent, "Remember k") == (["update"] * 4 if durability == "message" else ["update"])
+    assert shop.record()["agent_data"]["state"] == {"k": True}
 
 
 # --- beginning
 
 
-@pytest.mark.parametrize(("durability", "writes"), [("message", 2), ("turn", 1)])
+@costs(["find", *["update"] * 3], ["find", *["update"] * 2])
 def test_a_new_session_costs_at_most_one_command_more_than_an_existing_one(
-    shop: Shop, durability: Any, writes: int
+    shop: Shop, durability: Any, expected: list[str]
 ) -> None:
     shop.stored_conversation("another")
 
-    with shop.recorder.recording() as commands:
-        agent = shop.agent(shop.manager("new", durability=durability), "Hello.")
-        agent("Hello?")
-
-    assert commands.names == ["find", "update", *["update"] * writes]
+    assert shop.request(durability, "Hello?", "Hello.", session_id="new") == expected
 
 
-@pytest.mark.parametrize(("durability", "writes"), [("message", 2), ("turn", 1)])
+@costs(["find", "update", "update"], ["find", "update"])
 def test_a_new_agent_in_an_existing_session_costs_no_command_of_its_own(
-    shop: Shop, durability: Any, writes: int
+    shop: Shop, durability: Any, expected: list[str]
 ) -> None:
     shop.stored_conversation()
 
-    with shop.recorder.recording() as commands:
-        agent = shop.agent(shop.manager(durability=durability), "Hello.", agent_id="b")
-        agent("Hello?")
-
-    assert commands.names == ["find", *["update"] * writes]
-    assert shop.stored()["agent_ids"] == ["a", "b"]
+    assert shop.request(durability, "Hello?", "Hello.", agent_id="b") == expected
+    assert shop.session()["agent_ids"] == ["a", "b"]
 
 
 @pytest.mark.parametrize("session_id", ["s", "new"])
@@ -419,7 +340,7 @@ def test_a_history_given_to_a_new_agent_is_stored_by_one_update(shop: Shop, sess
         shop.agent(shop.manager(session_id), agent_id="b", messages=copy.deepcopy(history))
 
     assert commands.names == ["find", "update"]
-    stored = shop.stored(session_id)["agents"]["b"]["messages"]
+    stored = shop.session(session_id)["agents"]["b"]["messages"]
     assert [(m["message_id"], m["role"], m["content"]) for m in stored] == [
         (n, message["role"], message["content"]) for n, message in enumerate(history)
     ]
@@ -429,17 +350,13 @@ def test_a_history_given_to_a_new_agent_is_stored_by_one_update(shop: Shop, sess
 def test_after_open_building_an_agent_on_the_event_loop_sends_nothing(shop: Shop, agent_ids: Any) -> None:
     shop.stored_conversation()
     shop.stored_conversation(agent_id="b")
-    factory = MongoDBSessionManagerFactory(
-        client=shop.client, database_name=shop.database_name, collection_name=COLLECTION
-    )
 
     async def request() -> tuple[Commands, Commands, Commands]:
         with shop.recorder.recording() as opening:
-            manager = await factory.open("s", agent_id=agent_ids)
+            manager = await shop.factory().open("s", agent_id=agent_ids)
         with shop.recorder.recording() as building:
             ids = [agent_ids] if isinstance(agent_ids, str) else agent_ids
             agents = [shop.agent(manager, "Yes.", agent_id=agent_id) for agent_id in ids]
-        shop.managers.append(manager)
         with shop.recorder.recording() as turn:
             await agents[0].invoke_async("And?")
         return opening, building, turn
@@ -453,19 +370,13 @@ def test_after_open_building_an_agent_on_the_event_loop_sends_nothing(shop: Shop
 
 def test_opening_a_session_that_does_not_exist_begins_it_with_one_command_more(shop: Shop) -> None:
     shop.stored_conversation()
-    factory = MongoDBSessionManagerFactory(
-        client=shop.client, database_name=shop.database_name, collection_name=COLLECTION
-    )
 
     async def request() -> None:
-        manager = await factory.open("new", agent_id="a")
+        manager = await shop.factory().open("new", agent_id="a")
         agent = shop.agent(manager, "Hello.")
         await agent.invoke_async("Hello?")
 
-    with shop.recorder.recording() as commands:
-        asyncio.run(request())
-
-    assert commands.names == ["find", "update", "update", "update"]
+    assert shop.sent_by(lambda: asyncio.run(request())) == ["find", "update", "update", "update"]
 
 
 # --- bytes
@@ -473,10 +384,7 @@ def test_opening_a_session_that_does_not_exist_begins_it_with_one_command_more(s
 
 @pytest.mark.slow
 def test_the_bytes_read_on_resume_depend_on_the_window_and_not_on_the_length_of_the_conversation(shop: Shop) -> None:
-    # 50 turns by the library itself, with the default window of 40 messages; then the same session, 50 times as long.
-    shop.stored_conversation("short", turns=50)
-    long = grown(shop.stored("short"), "long", messages=5_000)
-    shop.client[shop.database_name][COLLECTION].insert_one(long)
+    store_short_and_long(shop)
 
     read = {}
     for session_id in ("short", "long"):
@@ -493,19 +401,14 @@ def test_the_bytes_read_on_resume_depend_on_the_window_and_not_on_the_length_of_
 @pytest.mark.slow
 def test_a_long_conversation_that_is_resumed_goes_on_where_it_ended(shop: Shop) -> None:
     # What shows that the long session of the test above is one that the library itself would have written.
-    shop.stored_conversation("short", turns=50)
-    long = grown(shop.stored("short"), "long", messages=5_000)
-    shop.client[shop.database_name][COLLECTION].insert_one(long)
+    store_short_and_long(shop)
 
     agent = shop.agent(shop.manager("long", archive_after_messages=10_000, archive_after_bytes=10**8), "Yes.")
-    with shop.recorder.recording() as commands:
-        agent("And?")
-
-    assert commands.names == ["update"] * 2  # The window moves, too.
+    assert shop.sent_by(agent, "And?") == ["update"] * 2  # The window moves, too.
     again = shop.agent(shop.manager("long"), "Yes.")
     assert again.messages == agent.messages
     assert again.conversation_manager.removed_message_count == 4_962
-    stored = shop.stored("long")["agents"]["a"]
+    stored = shop.session("long")["agents"]["a"]
     assert [message["message_id"] for message in stored["messages"][-2:]] == [5_000, 5_001]
 
 
@@ -519,7 +422,7 @@ def test_resuming_forty_messages_of_350_bytes_reads_at_most_24_kilobytes(shop: S
 
     commands = shop.resume()
 
-    assert len(shop.stored()["agents"]["a"]["messages"]) == 40
+    assert len(shop.messages()) == 40
     assert commands.names == ["find"]
     assert 40 * 350 < commands.reply_bytes <= 24 * 1024
 
@@ -545,7 +448,7 @@ def test_resume_reads_no_metrics_times_or_commit_ids_of_messages(shop: Shop) -> 
     shop.stored_conversation(turns=10)
     before = shop.resume()
 
-    shop.client[shop.database_name][COLLECTION].update_one(
+    shop.database.sessions.update_one(
         {"_id": "s"},
         {
             "$set": {
@@ -581,6 +484,12 @@ def sets(commands: Commands) -> list[dict[str, Any]]:
     return [
         update["u"].get("$set", {}) for command in commands.named("update") for update in command.command["updates"]
     ]
+
+
+def store_short_and_long(shop: Shop) -> None:
+    """Store 50 turns, by the library itself; and the same session, 50 times as long."""
+    shop.stored_conversation("short", turns=50)
+    shop.database.sessions.insert_one(grown(shop.session("short"), "long", messages=5_000))
 
 
 def grown(session: dict[str, Any], session_id: str, messages: int) -> dict[str, Any]:

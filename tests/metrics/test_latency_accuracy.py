@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
-from strands import Agent, tool
-
-from mongodb_session_manager import MongoDBSessionManager
+from strands import tool
+from support.application import both_durabilities
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
-    from pymongo import MongoClient
+    from strands import Agent
+    from support.application import Application
 
-COLLECTION = "sessions"
 DEADLINE_SECONDS = 30.0
 # Latencies are stored in whole milliseconds.
 ROUNDING_MS = 0.5
@@ -73,15 +72,6 @@ def now_ms() -> float:
     return time.perf_counter() * 1000
 
 
-@pytest.fixture
-def manager(
-    client: MongoClient[dict[str, Any]], database_name: str, request: pytest.FixtureRequest
-) -> Iterator[MongoDBSessionManager]:
-    durability = getattr(request, "param", "message")
-    with MongoDBSessionManager("s", None, database_name, COLLECTION, client, durability=durability) as manager:
-        yield manager
-
-
 def held_turn(agent: Agent, holds: list[Held], busy_ms: float = 20.0) -> float:
     """Take a turn in a thread, holding each of these for a while; return how long all of it took, in milliseconds."""
     began = now_ms()
@@ -98,16 +88,10 @@ def held_turn(agent: Agent, holds: list[Held], busy_ms: float = 20.0) -> float:
     return now_ms() - began
 
 
-def latencies(manager: MongoDBSessionManager) -> list[int]:
+def latencies(app: Application) -> list[int]:
     """The stored latencies of all answers."""
-    document = manager.session_repository.collection.find_one({"_id": "s"})
-    assert document is not None
-    messages = document["agents"]["a"]["messages"]
-    return [
-        message["event_loop_metrics"]["accumulated_metrics"]["latencyMs"]
-        for message in messages
-        if "event_loop_metrics" in message
-    ]
+    metrics = [message["event_loop_metrics"] for message in app.messages() if "event_loop_metrics" in message]
+    return [one["accumulated_metrics"]["latencyMs"] for one in metrics]
 
 
 def unreported(text: str = "Well.", calls: tuple[ToolCall, ...] = ()) -> ScriptedReply:
@@ -115,20 +99,20 @@ def unreported(text: str = "Well.", calls: tuple[ToolCall, ...] = ()) -> Scripte
     return ScriptedReply(text=text, latency_ms=0, tool_calls=calls)
 
 
-@pytest.mark.parametrize("manager", ["message", "turn"], indirect=True)
-def test_a_measured_latency_is_the_time_that_the_model_took(manager: MongoDBSessionManager) -> None:
+@both_durabilities
+def test_a_measured_latency_is_the_time_that_the_model_took(app: Application, durability: Any) -> None:
     held = Held()
     model = HeldModel([unreported()], [held])
-    agent = Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None)
+    agent = app.agent(app.manager(durability=durability), model=model)
 
     whole_turn = held_turn(agent, [held])
 
-    (stored,) = latencies(manager)
+    (stored,) = latencies(app)
     assert held.took - ROUNDING_MS <= stored <= whole_turn + ROUNDING_MS
-    assert manager.get_metrics_summary().latency.max == stored
+    assert app.repository.get_metrics_summary("s").latency.max == stored
 
 
-def test_the_time_of_a_tool_is_the_tools_and_in_no_latency_of_the_model(manager: MongoDBSessionManager) -> None:
+def test_the_time_of_a_tool_is_the_tools_and_in_no_latency_of_the_model(app: Application) -> None:
     answers, working = [Held(), Held()], Held()
 
     @tool
@@ -138,80 +122,79 @@ def test_the_time_of_a_tool_is_the_tools_and_in_no_latency_of_the_model(manager:
         return "done"
 
     model = HeldModel([unreported("Let me see.", (ToolCall("work"),)), unreported()], answers)
-    agent = Agent(agent_id="a", model=model, tools=[work], session_manager=manager, callback_handler=None)
+    agent = app.agent(model=model, tools=[work])
 
     whole_turn = held_turn(agent, [answers[0], working, answers[1]])
 
-    first, second = latencies(manager)
+    first, second = latencies(app)
     for stored, held in zip((first, second), answers, strict=True):
         assert held.took - ROUNDING_MS <= stored
-    tools = manager.get_metrics_summary().tools["work"].milliseconds
+    tools = app.repository.get_metrics_summary("s").tools["work"].milliseconds
     assert working.took - ROUNDING_MS <= tools
     # Three parts of one turn that do not overlap.
     assert first + second + tools <= whole_turn + 3 * ROUNDING_MS
 
 
-def test_each_answer_has_its_own_time_and_their_sum_is_that_of_the_session(manager: MongoDBSessionManager) -> None:
+def test_each_answer_has_its_own_time_and_their_sum_is_that_of_the_session(app: Application) -> None:
     holds = [Held() for _ in range(3)]
     model = HeldModel([unreported() for _ in holds], holds)
-    agent = Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None)
+    agent = app.agent(model=model)
 
     turns = [held_turn(agent, [held], busy_ms) for held, busy_ms in zip(holds, (5.0, 40.0, 10.0), strict=True)]
 
-    stored = latencies(manager)
+    stored = latencies(app)
     for latency, held, turn in zip(stored, holds, turns, strict=True):
         assert held.took - ROUNDING_MS <= latency <= turn + ROUNDING_MS
-    summary = manager.get_metrics_summary().latency
+    summary = app.repository.get_metrics_summary("s").latency
     assert summary.count == 3
     assert summary.mean == pytest.approx(sum(stored) / 3)
     assert summary.max == max(stored)
 
 
-def test_the_time_from_start_timing_is_that_to_the_answer(manager: MongoDBSessionManager) -> None:
+def test_the_time_from_start_timing_is_that_to_the_answer(app: Application) -> None:
     held = Held()
     model = HeldModel([ScriptedReply(text="Well.", latency_ms=1)], [held])
-    agent = Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None)
+    manager = app.manager()
+    agent = app.agent(manager, model=model)
 
     began = now_ms()
     manager.start_timing()
     started = now_ms()
     held_turn(agent, [held])
 
-    (stored,) = latencies(manager)
+    (stored,) = latencies(app)
     assert held.ended_at - started - ROUNDING_MS <= stored <= now_ms() - began + ROUNDING_MS
 
 
-def test_a_latency_that_the_provider_reports_is_stored_as_it_was_reported(manager: MongoDBSessionManager) -> None:
+@pytest.mark.parametrize("reported", [3, 4321], ids=["less than was measured", "more than was measured"])
+def test_a_latency_that_the_provider_reports_is_stored_as_it_was_reported(app: Application, reported: int) -> None:
     held = Held()
-    model = HeldModel([ScriptedReply(text="Well.", latency_ms=4321)], [held])
-    held_turn(Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None), [held])
-    assert latencies(manager) == [4321]
+    model = HeldModel([ScriptedReply(text="Well.", latency_ms=reported)], [held])
+    held_turn(app.agent(model=model), [held])
+    assert latencies(app) == [reported]
 
 
-def test_storing_takes_no_part_in_the_latency(client: MongoClient[dict[str, Any]], database_name: str) -> None:
-    """A latency is the model's: however often the database is asked, the sum of all stays below the test's clock."""
-    with MongoDBSessionManager("s", None, database_name, COLLECTION, client) as manager:
-        model = OfflineScriptedModel([unreported() for _ in range(10)])
-        agent = Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None)
-        began = now_ms()
-        for n in range(10):
-            agent(f"Question {n}?")
-        took = now_ms() - began
-        stored = latencies(manager)
+def test_storing_takes_no_part_in_the_latency(app: Application) -> None:
+    agent = app.agent(None, *(unreported() for _ in range(10)))
+    began = now_ms()
+    for n in range(10):
+        agent(f"Question {n}?")
+    took = now_ms() - began
+
+    stored = latencies(app)
     assert len(stored) == 10
     assert min(stored) >= 1  # 0 would say that nobody measured it
-    # A latency below 1 ms is stored as 1.
+    # However often the database is asked. A latency below 1 ms is stored as 1.
     assert sum(stored) <= took + 10
 
 
 @pytest.mark.slow
-def test_percentiles_of_stored_latencies_are_within_the_stated_error(manager: MongoDBSessionManager) -> None:
+def test_percentiles_of_stored_latencies_are_within_the_stated_error(app: Application) -> None:
     reported = [round(50 * 1.07**n) for n in range(60)]
-    model = OfflineScriptedModel([ScriptedReply(text="Well.", latency_ms=latency) for latency in reported])
-    agent = Agent(agent_id="a", model=model, session_manager=manager, callback_handler=None)
+    agent = app.agent(None, *(ScriptedReply(text="Well.", latency_ms=latency) for latency in reported))
     for n in range(1, len(reported) + 1):
         agent(f"Question {n}?")
-        found = manager.get_metrics_summary().latency
+        found = app.repository.get_metrics_summary("s").latency
         for percent, percentile in ((50, found.p50), (95, found.p95)):
             exact = reported[math.ceil(n * percent / 100) - 1]
             assert percentile is not None

@@ -9,40 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
-from pymongo import MongoClient
 from strands import Agent, ModelRetryStrategy, ToolContext, tool
 from strands.hooks import AfterModelCallEvent, BeforeModelCallEvent
 from strands.types.exceptions import ModelThrottledException
+from support.application import both_durabilities, look_up
+from support.costs import LOOK_UP, TOKENS, reply, use
+from support.histories import by_hand
 
-from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager._model.keys import encode_key
 from mongodb_session_manager._model.metrics import ToolCall as FinishedCall
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-COLLECTION = "sessions"
-TOKENS = ("inputTokens", "outputTokens", "totalTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
-
-both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
-
-
-def reply(text: str, tokens: int, *, latency_ms: int = 20, calls: tuple[ToolCall, ...] = (), **options: Any) -> Any:
-    """A reply with a usage of its own: each kind of token another multiple of `tokens`."""
-    usage = {"inputTokens": 3 * tokens, "outputTokens": tokens, "totalTokens": 4 * tokens}
-    usage.update({"cacheReadInputTokens": 5 * tokens, "cacheWriteInputTokens": 7 * tokens})
-    return ScriptedReply(text=text, usage=usage, latency_ms=latency_ms, tool_calls=calls, **options)
-
-
-@tool
-def look_up(what: str) -> str:
-    """Look something up."""
-    return f"{what}: 42"
+    from support.application import Application
 
 
 @tool
@@ -58,50 +40,22 @@ def broken() -> str:
     raise RuntimeError("no")
 
 
-@dataclass
-class Meter:
-    """Session `s` of one database, and the managers that were opened on it."""
-
-    client: MongoClient[dict[str, Any]]
-    database_name: str
-    managers: list[MongoDBSessionManager] = field(default_factory=list)
-
-    def manager(self, **options: Any) -> MongoDBSessionManager:
-        manager = MongoDBSessionManager(
-            "s", client=self.client, database_name=self.database_name, collection_name=COLLECTION, **options
-        )
-        self.managers.append(manager)
-        return manager
-
-    def agent(self, manager: MongoDBSessionManager | None, *replies: Any, **options: Any) -> Agent:
-        model_id = options.pop("model_id", "offline-scripted-model")
-        defaults: dict[str, Any] = {"agent_id": "a", "tools": [look_up, wait, broken]}
-        return Agent(
-            model=OfflineScriptedModel(replies, model_id=model_id),
-            session_manager=manager or self.manager(),
-            callback_handler=None,
-            **{**defaults, **options},
-        )
-
-    def record(self, agent_id: str = "a") -> dict[str, Any]:
-        document = self.client[self.database_name][COLLECTION].find_one({"_id": "s"})
-        assert document is not None
-        found: dict[str, Any] = document["agents"][encode_key(agent_id)]
-        return found
-
-    def messages(self, agent_id: str = "a") -> list[dict[str, Any]]:
-        return list(self.record(agent_id)["messages"])
-
-    def metrics(self, agent_id: str = "a") -> list[dict[str, Any] | None]:
-        return [message.get("event_loop_metrics") for message in self.messages(agent_id)]
+def metrics(app: Application) -> list[dict[str, Any] | None]:
+    """What is stored with each message."""
+    return [message.get("event_loop_metrics") for message in app.messages()]
 
 
-@pytest.fixture
-def meter(client: MongoClient[dict[str, Any]], database_name: str) -> Iterator[Meter]:
-    meter = Meter(client, database_name)
-    yield meter
-    for manager in meter.managers:
-        manager.close()
+def costs(app: Application) -> tuple[list[int | None], list[int | None]]:
+    """The output tokens of each message; and the milliseconds."""
+    found = metrics(app)
+    tokens = [one and one["accumulated_usage"]["outputTokens"] for one in found]
+    return tokens, [one and one["accumulated_metrics"]["latencyMs"] for one in found]
+
+
+def model_totals(app: Application) -> dict[str, Any]:
+    """The running totals of the model."""
+    found: dict[str, Any] = app.record()["usage"]["models"]["offline-scripted-model"]
+    return found
 
 
 def summed(messages: list[dict[str, Any]]) -> dict[str, int]:
@@ -146,139 +100,103 @@ def in_buckets(buckets: dict[str, int]) -> list[int]:
 
 
 @both_durabilities
-def test_each_answer_carries_its_own_cost_so_that_nobody_pays_for_it_twice(meter: Meter, durability: Any) -> None:
-    agent = meter.agent(
-        meter.manager(durability=durability),
+def test_each_answer_carries_its_own_cost_so_that_nobody_pays_for_it_twice(app: Application, durability: Any) -> None:
+    agent = app.agent(
+        app.manager(durability=durability),
         reply("One.", 10, latency_ms=11),
-        reply("", 20, latency_ms=22, calls=(ToolCall("look_up", {"what": "x"}),)),
+        reply("", 20, latency_ms=22, calls=LOOK_UP),
         reply("Two.", 30, latency_ms=33),
     )
     agent("1")
     agent("2")
 
-    assert [m and m["accumulated_usage"]["outputTokens"] for m in meter.metrics()] == [None, 10, None, 20, None, 30]
-    assert [m and m["accumulated_metrics"]["latencyMs"] for m in meter.metrics()] == [None, 11, None, 22, None, 33]
-    last = meter.metrics()[-1]
-    assert last is not None
-    assert last["accumulated_usage"] == {
-        "inputTokens": 90,
-        "outputTokens": 30,
-        "totalTokens": 120,
-        "cacheReadInputTokens": 150,
-        "cacheWriteInputTokens": 210,
-    }
+    assert costs(app)[0] == [None, 10, None, 20, None, 30]
+    assert costs(app)[1] == [None, 11, None, 22, None, 33]
+    usage = app.messages()[-1]["event_loop_metrics"]["accumulated_usage"]
+    assert usage == dict(zip(TOKENS, (90, 30, 120, 150, 210), strict=True))
 
 
-def test_what_the_user_said_and_what_tools_returned_cost_nothing(meter: Meter) -> None:
-    agent = meter.agent(None, reply("", 20, calls=(ToolCall("look_up", {"what": "x"}),)), reply("Two.", 30))
+def test_what_the_user_said_and_what_tools_returned_cost_nothing(app: Application) -> None:
+    agent = app.agent(app.manager(), reply("", 20, calls=LOOK_UP), reply("Two.", 30))
     agent("1")
     agent.tool.look_up(what="y")
 
-    users = [message for message in meter.messages() if message["role"] == "user"]
+    users = [message for message in app.messages() if message["role"] == "user"]
     assert len(users) >= 3
     assert not any("event_loop_metrics" in message for message in users)
 
 
 @both_durabilities
-def test_the_sum_over_messages_is_what_strands_says_the_agent_has_used(meter: Meter, durability: Any) -> None:
+def test_the_sum_over_messages_is_what_strands_says_the_agent_has_used(app: Application, durability: Any) -> None:
     replies = []
     for n in range(1, 8):
         calls = (ToolCall("look_up", {"what": str(n)}),) if n % 3 == 0 else ()
         replies.append(reply(f"Answer {n}.", 2**n, latency_ms=3**n, calls=calls))
-    agent = meter.agent(meter.manager(durability=durability), *replies, reply("End.", 1))
+    agent = app.agent(app.manager(durability=durability), *replies, reply("End.", 1))
     while agent.model.calls < 8:
         agent("And?")
 
-    assert summed(meter.messages()) == strands_totals(agent)
-    assert_totals_match(meter.record())
+    assert summed(app.messages()) == strands_totals(agent)
+    assert_totals_match(app.record())
 
 
 @both_durabilities
 def test_the_sum_stays_true_when_the_conversation_moves_through_several_processes(
-    meter: Meter, durability: Any
+    app: Application, durability: Any
 ) -> None:
     lives = []
     for life in range(1, 4):
-        agent = meter.agent(
-            meter.manager(durability=durability),
+        agent = app.agent(
+            app.manager(durability=durability),
             reply("Hm.", 10 * life, latency_ms=life),
             reply("So.", 100 * life, latency_ms=7 * life),
         )
         agent("1")
         agent("2")
-        meter.managers[-1].sync_agent(agent)
+        app.managers[-1].sync_agent(agent)
         lives.append(agent)
 
-    assert summed(meter.messages()) == strands_totals(*lives)
-    assert_totals_match(meter.record())
-    assert meter.record()["usage"]["turns"] == 6
+    assert summed(app.messages()) == strands_totals(*lives)
+    assert_totals_match(app.record())
+    assert app.record()["usage"]["turns"] == 6
 
 
-def test_a_latency_that_the_provider_does_not_report_is_measured(meter: Meter) -> None:
-    # Four chunks and the pause before each: the model takes at least 80 ms.
-    agent = meter.agent(None, reply("Slowly.", 1, latency_ms=0, chunk_delay=0.02), reply("Fast.", 1, latency_ms=0))
+def test_the_cost_survives_changes_of_state_syncs_and_redaction(app: Application) -> None:
+    manager = app.manager()
+    agent = app.agent(manager, reply("One.", 10), reply("Two.", 20, redact_user="[removed]"))
     agent("1")
     agent("2")
-
-    slow, fast = (m["accumulated_metrics"]["latencyMs"] for m in meter.metrics() if m)
-    assert 75 <= slow < 60_000
-    assert 1 <= fast < 60_000
-    assert all(isinstance(latency, int) for latency in (slow, fast))
-    assert_totals_match(meter.record())
-
-
-def test_a_latency_that_the_provider_reports_is_kept_whatever_the_clock_says(meter: Meter) -> None:
-    meter.agent(None, reply("Slowly.", 1, latency_ms=3, chunk_delay=0.02))("1")
-    assert [m["accumulated_metrics"]["latencyMs"] for m in meter.metrics() if m] == [3]
-
-
-def test_the_cost_survives_changes_of_state_syncs_and_redaction(meter: Meter) -> None:
-    manager = meter.manager()
-    agent = meter.agent(manager, reply("One.", 10), reply("Two.", 20, redact_user="[removed]"))
-    agent("1")
-    agent("2")
-    before, usage = meter.metrics(), meter.record()["usage"]
+    before, usage = metrics(app), app.record()["usage"]
 
     agent.state.set("k", 1)
     manager.sync_agent(agent)
-    manager.redact_latest_message({"role": "assistant", "content": [{"text": "[removed]"}]}, agent)
+    manager.redact_latest_message(by_hand("[removed]", "assistant"), agent)
     manager.update_metadata({"k": 1})
     manager.add_feedback({"rating": "up"})
     manager.close()
 
-    assert meter.metrics() == before
+    assert metrics(app) == before
     assert [m and m["accumulated_usage"]["outputTokens"] for m in before] == [None, 10, None, 20]
-    assert meter.record()["usage"] == usage
+    assert app.record()["usage"] == usage
 
 
-def test_redaction_in_a_later_process_keeps_the_cost(meter: Meter) -> None:
-    meter.agent(None, reply("One.", 10))("1")
-    before, usage = meter.metrics(), meter.record()["usage"]
-
-    manager = meter.manager()
-    agent = meter.agent(manager)
-    manager.redact_latest_message({"role": "assistant", "content": [{"text": "[removed]"}]}, agent)
-
-    assert (meter.metrics(), meter.record()["usage"]) == (before, usage)
-
-
-def test_a_restored_agent_does_not_get_the_metrics_of_before_into_its_messages(meter: Meter) -> None:
-    meter.agent(None, reply("One.", 10))("1")
-    read = meter.manager().session_repository.list_messages("s", "a")
-    restored = meter.agent(None)
+def test_a_restored_agent_does_not_get_the_metrics_of_before_into_its_messages(app: Application) -> None:
+    app.agent(app.manager(), reply("One.", 10))("1")
+    read = app.manager().session_repository.list_messages("s", "a")
+    restored = app.agent()
 
     assert not any("event_loop_metrics" in message.message for message in read)
     assert not any("event_loop_metrics" in message for message in restored.messages)
     assert restored.event_loop_metrics.accumulated_usage["totalTokens"] == 0
 
 
-def test_the_documents_of_messages_tell_their_cost_and_their_turn(meter: Meter) -> None:
-    agent = meter.agent(None, reply("One.", 10), reply("Two.", 20))
+def test_the_documents_of_messages_tell_their_cost_and_their_turn(app: Application) -> None:
+    agent = app.agent(app.manager(), reply("One.", 10), reply("Two.", 20))
     agent("1")
     agent("2")
-    read = meter.manager().session_repository.list_message_documents("s", "a")
-    assert [message.get("event_loop_metrics") for message in read] == meter.metrics()
-    assert meter.metrics()[1]
+    read = app.manager().session_repository.list_message_documents("s", "a")
+    assert [message.get("event_loop_metrics") for message in read] == metrics(app)
+    assert metrics(app)[1]
     turns = [message["turn_id"] for message in read]
     assert turns[0] == turns[1] != turns[2] == turns[3]
     assert all(message["created_at"].tzinfo is not None for message in read)
@@ -288,16 +206,16 @@ def test_the_documents_of_messages_tell_their_cost_and_their_turn(meter: Meter) 
 
 
 @both_durabilities
-def test_the_running_totals_say_what_the_messages_say_together(meter: Meter, durability: Any) -> None:
+def test_the_running_totals_say_what_the_messages_say_together(app: Application, durability: Any) -> None:
     latencies = [1, 2, 3, 16, 17, 1000, 1001, 65_536, 90_000]
-    agent = meter.agent(
-        meter.manager(durability=durability),
+    agent = app.agent(
+        app.manager(durability=durability),
         *(reply(f"{n}", 10 + n, latency_ms=latency) for n, latency in enumerate(latencies)),
     )
     for _ in latencies:
         agent("And?")
 
-    record = meter.record()
+    record = app.record()
     assert_totals_match(record)
     latency = record["usage"]["models"]["offline-scripted-model"]["latency"]
     assert (latency["count"], latency["sum"], latency["max"]) == (9, sum(latencies), 90_000)
@@ -308,22 +226,21 @@ def test_the_running_totals_say_what_the_messages_say_together(meter: Meter, dur
 
 
 @both_durabilities
-def test_tools_are_counted_with_their_errors_and_times(meter: Meter, durability: Any) -> None:
+def test_tools_are_counted_with_their_errors_and_times(app: Application, durability: Any) -> None:
     three = (ToolCall("wait", {"seconds": 0.05}), ToolCall("broken"), ToolCall("look_up", {"what": "x"}))
-    agent = meter.agent(
-        meter.manager(durability=durability),
+    agent = app.agent(
+        app.manager(durability=durability),
         reply("", 1, calls=three),
         reply("", 1, calls=(ToolCall("look_up", {"what": "y"}),)),
         reply("", 1, calls=(ToolCall("no_such_tool"),)),
         reply("Done.", 1),
+        tools=[look_up, wait, broken],
     )
     agent("Do it")
 
-    record = meter.record()
+    record = app.record()
     tools = record["usage"]["tools"]
-    results = [
-        block["toolResult"] for message in record["messages"] for block in message["content"] if "toolResult" in block
-    ]
+    results = [block["toolResult"] for m in record["messages"] for block in m["content"] if "toolResult" in block]
     assert sum(tool["calls"] for tool in tools.values()) == len(results) == 5
     assert sum(tool.get("errors", 0) for tool in tools.values()) == sum(r["status"] == "error" for r in results)
     assert (tools["look_up"]["calls"], tools["look_up"].get("errors", 0)) == (2, 0)
@@ -334,83 +251,69 @@ def test_tools_are_counted_with_their_errors_and_times(meter: Meter, durability:
     assert record["usage"]["turns"] == 1
 
 
-def test_a_tools_result_and_its_count_are_stored_by_the_same_update(meter: Meter) -> None:
+def test_a_tools_result_and_its_count_are_stored_by_the_same_update(app: Application) -> None:
     seen: list[tuple[int, int]] = []
 
     def answer(messages: Any) -> Any:
-        record = meter.record()
+        record = app.record()
         tools = record["usage"].get("tools", {})
         seen.append((len(record["messages"]), sum(tool["calls"] for tool in tools.values())))
         return ToolCall("look_up", {"what": "x"}) if len(messages) < 4 else "Done."
 
-    agent = Agent(
-        model=OfflineScriptedModel(answer),
-        agent_id="a",
-        tools=[look_up],
-        session_manager=meter.manager(),
-        callback_handler=None,
-    )
-    agent("Do it")
+    app.agent(app.manager(), answer)("Do it")
 
     assert seen == [(1, 0), (3, 1), (5, 2)]
 
 
-def test_a_turn_is_counted_once_however_many_messages_it_has(meter: Meter) -> None:
-    calls = (ToolCall("look_up", {"what": "x"}),)
-    agent = meter.agent(None, reply("", 1, calls=calls), reply("", 1, calls=calls), reply("Done.", 1), reply("Two.", 1))
-    agent("1")
-    agent("2")
-
-    assert (meter.record()["usage"]["turns"], meter.record()["usage"]["messages"]) == (2, 8)
-
-
 @both_durabilities
-def test_a_direct_call_of_a_tool_is_no_turn(meter: Meter, durability: Any) -> None:
-    manager = meter.manager(durability=durability)
-    agent = meter.agent(manager, reply("One.", 1), reply("Two.", 1))
+def test_a_direct_call_of_a_tool_is_no_turn(app: Application, durability: Any) -> None:
+    manager = app.manager(durability=durability)
+    agent = app.agent(manager, reply("One.", 1), reply("Two.", 1))
     agent.tool.look_up(what="x")
     agent("1")
     agent.tool.look_up(what="y")
     agent("2")
 
-    usage = meter.record()["usage"]
+    usage = app.record()["usage"]
     assert (usage["turns"], usage["messages"], usage["tools"]["look_up"]["calls"]) == (2, 12, 2)
-    assert len({message["turn_id"] for message in meter.messages()}) == 4
+    assert len({message["turn_id"] for message in app.messages()}) == 4
     assert manager.session_repository.list_sessions().sessions[0].title == "1"
 
 
-def test_a_prompt_that_was_put_into_the_conversation_and_appended_by_hand_begins_a_turn(meter: Meter) -> None:
-    manager = meter.manager()
-    agent = meter.agent(manager, reply("One.", 1), reply("Two.", 1))
+def test_a_prompt_that_was_put_into_the_conversation_and_appended_by_hand_begins_a_turn(app: Application) -> None:
+    manager = app.manager()
+    agent = app.agent(manager, reply("One.", 1), reply("Two.", 1))
     for turns in (1, 3):
-        agent.messages.append({"role": "user", "content": [{"text": "Hello"}]})
+        agent.messages.append(by_hand("Hello"))
         manager.append_message(agent.messages[-1], agent)
-        assert meter.record()["usage"]["turns"] == turns
+        assert app.record()["usage"]["turns"] == turns
         agent("1")
 
 
-def test_agents_and_models_are_counted_apart_also_by_ids_with_dots(meter: Meter) -> None:
-    manager = meter.manager()
+def test_agents_and_models_are_counted_apart_also_by_ids_with_dots(app: Application) -> None:
+    manager = app.manager()
     haiku, sonnet = "eu.anthropic.claude-3-haiku-20240307-v1:0", "$eu.anthropic.claude-3-sonnet%"
-    first = meter.agent(manager, reply("One.", 1), reply("Two.", 2), agent_id="a", model_id=haiku)
-    second = meter.agent(manager, reply("Three.", 10), reply("Four.", 20), agent_id="b.c", model_id=sonnet)
+    first = app.agent(manager, reply("One.", 1), reply("Two.", 2))
+    second = app.agent(manager, reply("Three.", 10), reply("Four.", 20), agent_id="b.c")
+    first.model.update_config(model_id=haiku)
+    second.model.update_config(model_id=sonnet)
     for agent in (first, second, first, second):
         agent("And?")
 
     for agent_id, model_id, agent in (("a", haiku, first), ("b.c", sonnet, second)):
-        record = meter.record(agent_id)
+        record = app.record(agent_id)
         assert list(record["usage"]["models"]) == [encode_key(model_id)]
         assert_totals_match(record, model_id)
         assert summed(record["messages"]) == strands_totals(agent)
 
 
-def test_a_model_that_is_changed_in_the_middle_is_counted_for_its_own_answers(meter: Meter) -> None:
-    agent = meter.agent(None, reply("One.", 1), reply("Two.", 10))
+def test_a_model_that_is_changed_in_the_middle_is_counted_for_its_own_answers(app: Application) -> None:
+    agent = app.agent(app.manager(), reply("One.", 1), reply("Two.", 10))
     agent("1")
     agent.model.update_config(model_id="another")
     agent("2")
 
-    models = meter.record()["usage"]["models"]
+    models = app.record()["usage"]["models"]
     assert {name: model["outputTokens"] for name, model in models.items()} == {
         "offline-scripted-model": 1,
         "another": 10,
@@ -426,56 +329,56 @@ def ask(tool_context: ToolContext) -> str:
 @both_durabilities
 @pytest.mark.parametrize("in_another_process", [False, True])
 def test_all_tools_of_an_interrupted_answer_are_counted_when_it_goes_on(
-    meter: Meter, durability: Any, in_another_process: bool
+    app: Application, durability: Any, in_another_process: bool
 ) -> None:
     calls = (ToolCall("look_up", {"what": "x"}), ToolCall("ask"))
     tools = [look_up, ask]
-    manager = meter.manager(durability=durability)
-    agent = meter.agent(manager, reply("", 1, calls=calls), reply("Done.", 1), tools=tools)
+    manager = app.manager(durability=durability)
+    agent = app.agent(manager, reply("", 1, calls=calls), reply("Done.", 1), tools=tools)
     interrupts = agent("Do it").interrupts
     if in_another_process:
         manager.close()
-        agent = meter.agent(meter.manager(durability=durability), reply("Done.", 1), tools=tools)
+        agent = app.agent(app.manager(durability=durability), reply("Done.", 1), tools=tools)
     agent([{"interruptResponse": {"interruptId": one.id, "response": "yes"}} for one in interrupts])
 
-    usage = meter.record()["usage"]
+    usage = app.record()["usage"]
     assert {name: tool["calls"] for name, tool in usage["tools"].items()} == {"look_up": 1, "ask": 1}
     assert ("milliseconds" in usage["tools"]["look_up"]) is not in_another_process
     assert usage["turns"] == 1
 
 
-def test_a_call_of_a_tool_whose_name_cannot_be_is_counted(meter: Meter) -> None:
-    agent = meter.agent(None, reply("", 1, calls=(ToolCall("nope$.x"),)), reply("Done.", 1))
+def test_a_call_of_a_tool_whose_name_cannot_be_is_counted(app: Application) -> None:
+    agent = app.agent(app.manager(), reply("", 1, calls=(ToolCall("nope$.x"),)), reply("Done.", 1))
     agent("Do it")
 
-    tools = meter.record()["usage"]["tools"]
+    tools = app.record()["usage"]["tools"]
     assert {name: (tool["calls"], tool["errors"]) for name, tool in tools.items()} == {encode_key("nope$.x"): (1, 1)}
 
 
-def test_the_results_of_tools_that_are_appended_by_hand_are_counted(meter: Meter) -> None:
+def test_the_results_of_tools_that_are_appended_by_hand_are_counted(app: Application) -> None:
     def use_of(tool_use_id: str, name: Any) -> Any:
         return {"toolUse": {"toolUseId": tool_use_id, "name": name, "input": {}}}
 
     def result_of(tool_use_id: Any, status: str) -> Any:
         return {"toolResult": {"toolUseId": tool_use_id, "status": status, "content": []}}
 
-    manager = meter.manager()
-    agent = meter.agent(manager)
+    manager = app.manager()
+    agent = app.agent(manager)
     uses = [use_of("1", "look_up"), use_of("2", "other"), use_of("3", None)]
     results = [result_of("1", "success"), result_of("2", "error")]
     strange = [result_of("3", "success"), result_of("4", "error"), result_of([], "error"), {"toolResult": None}]
-    manager.append_message({"role": "user", "content": "Do it"}, agent)  # type: ignore[typeddict-item]
+    manager.append_message(by_hand("Do it"), agent)
     manager.append_message({"role": "assistant", "content": uses}, agent)
     manager.append_message({"role": "user", "content": [*results, *strange]}, agent)
-    manager.append_message({"role": "assistant", "content": "Done."}, agent)  # type: ignore[typeddict-item]
+    manager.append_message(by_hand("Done.", "assistant"), agent)
 
-    usage = meter.record()["usage"]
+    usage = app.record()["usage"]
     assert usage["tools"] == {"look_up": {"calls": 1}, "other": {"calls": 1, "errors": 1}}
     assert (usage["messages"], usage["turns"]) == (4, 1)
 
 
 @pytest.mark.slow
-def test_direct_calls_of_tools_that_are_not_recorded_are_neither_counted_nor_kept(meter: Meter) -> None:
+def test_direct_calls_of_tools_that_are_not_recorded_are_neither_counted_nor_kept(app: Application) -> None:
     def kept() -> int:
         gc.collect()
         return sum(type(one) is FinishedCall for one in gc.get_objects())
@@ -488,7 +391,7 @@ def test_direct_calls_of_tools_that_are_not_recorded_are_neither_counted_nor_kep
         return "done"
 
     calls = reply("", 1, calls=(ToolCall("indirect"),))
-    agent = meter.agent(None, calls, reply("One.", 1), tools=[indirect, look_up])
+    agent = app.agent(app.manager(), calls, reply("One.", 1), tools=[indirect, look_up])
     before = kept()
     agent("1")
     assert kept() == before
@@ -497,7 +400,7 @@ def test_direct_calls_of_tools_that_are_not_recorded_are_neither_counted_nor_kep
     assert kept() <= before + 1
     agent.tool.look_up(what="y")
 
-    tools = meter.record()["usage"]["tools"]
+    tools = app.record()["usage"]["tools"]
     assert {name: tool["calls"] for name, tool in tools.items()} == {"indirect": 1, "look_up": 1}
     assert "milliseconds" in tools["look_up"]
 
@@ -513,10 +416,10 @@ class Refused(ModelRetryStrategy):
 
 
 @both_durabilities
-def test_a_model_call_that_was_retried_is_counted_once(meter: Meter, durability: Any) -> None:
+def test_a_model_call_that_was_retried_is_counted_once(app: Application, durability: Any) -> None:
     throttled = ModelThrottledException("slow down")
-    agent = meter.agent(
-        meter.manager(durability=durability),
+    agent = app.agent(
+        app.manager(durability=durability),
         throttled,
         ScriptedReply(text="Half an answer that nobody", error=throttled),
         reply("One.", 10, latency_ms=5),
@@ -527,20 +430,21 @@ def test_a_model_call_that_was_retried_is_counted_once(meter: Meter, durability:
     agent("2")
 
     assert agent.model.calls == 4
-    assert len(meter.messages()) == 4
-    assert summed(meter.messages()) == strands_totals(agent)
-    assert_totals_match(meter.record())
-    assert meter.record()["usage"]["turns"] == 2
+    assert len(app.messages()) == 4
+    assert summed(app.messages()) == strands_totals(agent)
+    assert_totals_match(app.record())
+    assert app.record()["usage"]["turns"] == 2
 
 
-def test_the_latency_of_a_retried_call_is_that_of_the_call_that_answered(meter: Meter) -> None:
+@pytest.mark.slow
+def test_the_latency_of_a_retried_call_is_that_of_the_call_that_answered(app: Application) -> None:
     # Twelve chunks with a pause before each: the refused call takes at least 240 ms.
     refused = ScriptedReply(text="x" * 24 * 9, error=ModelThrottledException("slow down"), chunk_delay=0.02)
     answered = reply("Fast.", 1, latency_ms=0)
-    agent = meter.agent(None, refused, answered, retry_strategy=Refused())
+    agent = app.agent(app.manager(), refused, answered, retry_strategy=Refused())
     agent("1")
 
-    (latency,) = (m["accumulated_metrics"]["latencyMs"] for m in meter.metrics() if m)
+    (latency,) = (m["accumulated_metrics"]["latencyMs"] for m in metrics(app) if m)
     assert latency < 200
 
 
@@ -551,36 +455,36 @@ def once_more(event: AfterModelCallEvent) -> None:
 
 
 @both_durabilities
-def test_an_answer_that_a_hook_had_made_anew_is_paid_for_and_stored_nowhere(meter: Meter, durability: Any) -> None:
-    manager = meter.manager(durability=durability)
+def test_an_answer_that_a_hook_had_made_anew_is_paid_for_and_stored_nowhere(app: Application, durability: Any) -> None:
+    manager = app.manager(durability=durability)
     bad = reply("No good.", 10, latency_ms=50)
-    agent = meter.agent(manager, bad, bad, reply("Good.", 20), reply("Two.", 40), hooks=[once_more])
+    agent = app.agent(manager, bad, bad, reply("Good.", 20), reply("Two.", 40), hooks=[once_more])
     agent("1")
     agent("2")
 
     assert agent.model.calls == 4
-    assert [m and m["accumulated_usage"]["outputTokens"] for m in meter.metrics()] == [None, 20, None, 40]
-    model = meter.record()["usage"]["models"]["offline-scripted-model"]
+    assert costs(app)[0] == [None, 20, None, 40]
+    model = model_totals(app)
     assert {name: model[name] for name in TOKENS} == {name: strands_totals(agent)[name] for name in TOKENS}
     assert (model["calls"], model["latency"]["count"], model["latency"]["sum"]) == (4, 4, 140)
 
 
 @both_durabilities
-def test_what_a_discarded_answer_used_is_given_to_no_other(meter: Meter, durability: Any) -> None:
-    manager = meter.manager(durability=durability)
-    agent = meter.agent(manager, reply("No good.", 10), reply("Good.", 20), hooks=[once_more])
+def test_what_a_discarded_answer_used_is_given_to_no_other(app: Application, durability: Any) -> None:
+    manager = app.manager(durability=durability)
+    agent = app.agent(manager, reply("No good.", 10), reply("Good.", 20), hooks=[once_more])
     agent("1")
-    manager.append_message({"role": "assistant", "content": "By hand."}, agent)  # type: ignore[typeddict-item]
+    manager.append_message(by_hand("By hand.", "assistant"), agent)
     manager.sync_agent(agent)
-    assert meter.metrics()[-1] is None
+    assert metrics(app)[-1] is None
 
-    manager.append_message({"role": "assistant", "content": "By another call."}, agent)  # type: ignore[typeddict-item]
+    manager.append_message(by_hand("By another call.", "assistant"), agent)
     use(agent, 5, latency_ms=6)
     manager.sync_agent(agent)
-    assert summed(meter.messages())["outputTokens"] == 25
+    assert summed(app.messages())["outputTokens"] == 25
 
 
-def test_a_discarded_answer_is_counted_if_a_callback_fails_before_another_is_asked_for(meter: Meter) -> None:
+def test_a_discarded_answer_is_counted_if_a_callback_fails_before_another_is_asked_for(app: Application) -> None:
     asked: list[BeforeModelCallEvent] = []
 
     def fail_once(event: BeforeModelCallEvent) -> None:
@@ -588,132 +492,117 @@ def test_a_discarded_answer_is_counted_if_a_callback_fails_before_another_is_ask
         if len(asked) == 2:
             raise RuntimeError("not now")
 
-    agent = meter.agent(None, reply("No good.", 10), reply("Yes.", 20), hooks=[once_more])
+    agent = app.agent(app.manager(), reply("No good.", 10), reply("Yes.", 20), hooks=[once_more])
     agent.hooks.add_callback(BeforeModelCallEvent, fail_once)
     with pytest.raises(RuntimeError, match="not now"):
         agent("1")
     agent("2")
 
-    model = meter.record()["usage"]["models"]["offline-scripted-model"]
-    assert (model["outputTokens"], model["calls"]) == (30, 2)
+    assert (model_totals(app)["outputTokens"], model_totals(app)["calls"]) == (30, 2)
 
 
-def test_a_discarded_answer_is_counted_with_the_next_message_if_its_turn_fails(meter: Meter) -> None:
+def test_a_discarded_answer_is_counted_with_the_next_message_if_its_turn_fails(app: Application) -> None:
     down = RuntimeError("the provider is down")
-    agent = meter.agent(None, reply("No good.", 10), down, reply("Yes.", 20), hooks=[once_more])
+    agent = app.agent(app.manager(), reply("No good.", 10), down, reply("Yes.", 20), hooks=[once_more])
     with contextlib.suppress(Exception):
         agent("1")
     agent("2")
 
-    model = meter.record()["usage"]["models"]["offline-scripted-model"]
-    assert (model["outputTokens"], model["calls"]) == (30, 2)
+    assert (model_totals(app)["outputTokens"], model_totals(app)["calls"]) == (30, 2)
 
 
 @pytest.mark.topology
 @both_durabilities
-def test_a_message_that_had_to_be_sent_again_is_counted_once(meter: Meter, durability: Any) -> None:
-    manager = meter.manager(durability=durability)
-    agent = meter.agent(manager, reply("One.", 10), reply("Two.", 20))
+def test_a_message_that_had_to_be_sent_again_is_counted_once(app: Application, durability: Any) -> None:
+    manager = app.manager(durability=durability)
+    agent = app.agent(manager, reply("One.", 10), reply("Two.", 20))
     agent("1")
     for message in agent.messages:  # by hand, as some do
         manager.append_message(message, agent)
-    manager.append_message({"role": "assistant", "content": "One."}, agent)
+    manager.append_message(by_hand("One.", "assistant"), agent)
     manager.sync_agent(agent)
     agent("2")
     manager.sync_agent(agent)
 
-    assert summed(meter.messages()) == strands_totals(agent)
-    assert_totals_match(meter.record())
-    assert len(meter.messages()) == 4
+    assert summed(app.messages()) == strands_totals(agent)
+    assert_totals_match(app.record())
+    assert len(app.messages()) == 4
 
 
 # --- metrics that come late
 
 
-def use(agent: Agent, tokens: int, latency_ms: int) -> None:
-    """What an application does that calls its model by itself: it counts into the agent's metrics."""
-    metrics = agent.event_loop_metrics
-    metrics.accumulated_usage["inputTokens"] += 3 * tokens
-    metrics.accumulated_usage["outputTokens"] += tokens
-    metrics.accumulated_usage["totalTokens"] += 4 * tokens
-    metrics.accumulated_metrics["latencyMs"] += latency_ms
-
-
 @both_durabilities
-def test_an_answer_appended_by_hand_gets_its_cost_at_the_next_sync_once(meter: Meter, durability: Any) -> None:
-    manager = meter.manager(durability=durability)
-    agent = meter.agent(manager, reply("One.", 10, latency_ms=5), reply("Three.", 30, latency_ms=7))
+def test_an_answer_appended_by_hand_gets_its_cost_at_the_next_sync_once(app: Application, durability: Any) -> None:
+    manager = app.manager(durability=durability)
+    agent = app.agent(manager, reply("One.", 10, latency_ms=5), reply("Three.", 30, latency_ms=7))
     agent("1")
-    manager.append_message({"role": "user", "content": "2"}, agent)
-    manager.append_message({"role": "assistant", "content": "Two, by another model call."}, agent)
-    assert meter.metrics()[-1] is None
+    manager.append_message(by_hand("2"), agent)
+    manager.append_message(by_hand("Two, by another model call.", "assistant"), agent)
+    assert metrics(app)[-1] is None
 
     use(agent, 20, latency_ms=6)
     manager.sync_agent(agent)
-    first = meter.metrics()
+    first = metrics(app)
     manager.sync_agent(agent)
-    assert meter.metrics() == first
+    assert metrics(app) == first
     agent("3")
     manager.sync_agent(agent)
 
-    assert [m and m["accumulated_usage"]["outputTokens"] for m in meter.metrics()] == [None, 10, None, 20, None, 30]
-    assert [m and m["accumulated_metrics"]["latencyMs"] for m in meter.metrics()] == [None, 5, None, 6, None, 7]
-    assert summed(meter.messages()) == strands_totals(agent)
-    assert_totals_match(meter.record())
+    assert costs(app)[0] == [None, 10, None, 20, None, 30]
+    assert costs(app)[1] == [None, 5, None, 6, None, 7]
+    assert summed(app.messages()) == strands_totals(agent)
+    assert_totals_match(app.record())
 
 
-def test_a_sync_that_finds_nothing_used_invents_no_cost(meter: Meter) -> None:
-    manager = meter.manager()
-    agent = meter.agent(manager)
-    manager.append_message({"role": "assistant", "content": "Hello."}, agent)
+def test_a_sync_that_finds_nothing_used_invents_no_cost(app: Application) -> None:
+    manager = app.manager()
+    agent = app.agent(manager)
+    manager.append_message(by_hand("Hello.", "assistant"), agent)
     manager.sync_agent(agent)
-    assert meter.metrics() == [None]
+    assert metrics(app) == [None]
 
 
-def test_late_cost_in_a_later_process_is_only_what_that_process_used(meter: Meter) -> None:
-    meter.agent(None, reply("One.", 10))("1")
-    manager = meter.manager()
-    agent = meter.agent(manager)
-    manager.append_message({"role": "assistant", "content": "Two."}, agent)
+def test_late_cost_in_a_later_process_is_only_what_that_process_used(app: Application) -> None:
+    app.agent(app.manager(), reply("One.", 10))("1")
+    manager = app.manager()
+    agent = app.agent(manager)
+    manager.append_message(by_hand("Two.", "assistant"), agent)
     use(agent, 20, latency_ms=6)
     manager.sync_agent(agent)
 
-    assert [m and m["accumulated_usage"]["outputTokens"] for m in meter.metrics()] == [None, 10, 20]
+    assert costs(app)[0] == [None, 10, 20]
 
 
-def test_an_agent_whose_metrics_ran_before_it_was_given_a_session_brings_none_of_that(meter: Meter) -> None:
+def test_an_agent_whose_metrics_ran_before_it_was_given_a_session_brings_none_of_that(app: Application) -> None:
     agent = Agent(model=OfflineScriptedModel([reply("One.", 10)]), agent_id="a", callback_handler=None)
     agent("before there was a session")
-    manager = meter.manager()
+    manager = app.manager()
     agent.messages = []
     manager.initialize(agent)
-    manager.append_message({"role": "assistant", "content": "Two."}, agent)
+    manager.append_message(by_hand("Two.", "assistant"), agent)
     use(agent, 20, latency_ms=6)
     manager.sync_agent(agent)
 
-    assert [m and m["accumulated_usage"]["outputTokens"] for m in meter.metrics()] == [20]
+    assert costs(app)[0] == [20]
 
 
-def test_metrics_that_came_with_a_message_appended_by_hand_are_kept(meter: Meter) -> None:
-    manager = meter.manager()
-    agent = meter.agent(manager)
+def test_metrics_that_came_with_a_message_appended_by_hand_are_kept(app: Application) -> None:
+    manager = app.manager()
+    agent = app.agent(manager)
     usage = {"inputTokens": 3, "outputTokens": 1, "totalTokens": 4}
-    message: Any = {
-        "role": "assistant",
-        "content": [{"text": "Hello."}],
-        "metadata": {"usage": usage, "metrics": {"latencyMs": 9}},
-    }
-    manager.append_message(message, agent)
+    metadata = {"usage": usage, "metrics": {"latencyMs": 9}}
+    manager.append_message({**by_hand("Hello.", "assistant"), "metadata": metadata}, agent)
     use(agent, 20, latency_ms=6)
     manager.sync_agent(agent)
 
-    assert meter.metrics() == [{"accumulated_usage": usage, "accumulated_metrics": {"latencyMs": 9}}]
+    assert metrics(app) == [{"accumulated_usage": usage, "accumulated_metrics": {"latencyMs": 9}}]
 
 
-def test_a_turn_that_failed_leaves_the_sums_true(meter: Meter) -> None:
-    agent = meter.agent(
-        None,
-        reply("", 10, calls=(ToolCall("look_up", {"what": "x"}),)),
+def test_a_turn_that_failed_leaves_the_sums_true(app: Application) -> None:
+    agent = app.agent(
+        app.manager(),
+        reply("", 10, calls=LOOK_UP),
         RuntimeError("the provider is down"),
         reply("Yes.", 30),
     )
@@ -722,33 +611,35 @@ def test_a_turn_that_failed_leaves_the_sums_true(meter: Meter) -> None:
     agent("2")
 
     assert agent.model.calls == 3
-    assert summed(meter.messages()) == strands_totals(agent)
-    assert_totals_match(meter.record())
-    assert meter.record()["usage"]["turns"] == 2
+    assert summed(app.messages()) == strands_totals(agent)
+    assert_totals_match(app.record())
+    assert app.record()["usage"]["turns"] == 2
 
 
 @pytest.mark.parametrize("wrong", [-5, 2**53 + 1, 2**62, 2**63, 10**30, float("nan"), float("inf")])
-def test_a_number_that_no_answer_can_have_used_is_not_counted_and_the_agent_goes_on(meter: Meter, wrong: Any) -> None:
+def test_a_number_that_no_answer_can_have_used_is_not_counted_and_the_agent_goes_on(
+    app: Application, wrong: Any
+) -> None:
     absurd = ScriptedReply(text="One.", usage={"inputTokens": wrong, "outputTokens": 1, "totalTokens": 1})
-    agent = meter.agent(None, absurd, absurd, absurd, reply("Four.", 10))
+    agent = app.agent(app.manager(), absurd, absurd, absurd, reply("Four.", 10))
     for _ in range(4):
         agent("And?")
 
-    counts = [m["accumulated_usage"]["inputTokens"] for m in meter.metrics() if m]
+    counts = [m["accumulated_usage"]["inputTokens"] for m in metrics(app) if m]
     assert counts == [0, 0, 0, 30]
-    assert_totals_match(meter.record())
+    assert_totals_match(app.record())
 
 
-def test_the_largest_counts_never_take_a_total_beyond_what_mongodb_can_add_to(meter: Meter) -> None:
+def test_the_largest_counts_never_take_a_total_beyond_what_mongodb_can_add_to(app: Application) -> None:
     largest = {"inputTokens": 2**53, "outputTokens": 2**53, "totalTokens": 2**53}
-    agent = meter.agent(None, ScriptedReply(text="One.", usage=largest), reply("Two.", 10), reply("Three.", 10))
+    agent = app.agent(app.manager(), ScriptedReply(text="One.", usage=largest), reply("Two.", 10), reply("Three.", 10))
     agent("1")
-    sessions = meter.client[meter.database_name][COLLECTION]
+    sessions = app.database.sessions
     total = "agents.a.usage.models.offline-scripted-model.inputTokens"
     sessions.update_one({}, {"$mul": {total: 1024}})  # As if 1,024 such answers had been stored.
     agent("2")
-    meter.manager().close()
+    app.manager().close()
     agent("3")
 
-    assert len(meter.messages()) == 6
+    assert len(app.messages()) == 6
     assert sessions.count_documents({total: {"$type": "double", "$gte": 2.0**63}}) == 1

@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
-from pymongo import MongoClient
 from strands import Agent, tool
-from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.session import Session, SessionAgent, SessionMessage
-from support.commands import CommandRecorder
-from support.histories import HISTORY, SESSIONS, SMALL, by_hand, manager_of, stored
+from support.application import both_durabilities, look_up
+from support.costs import LOOK_UP, TOKENS, plain_reply, reply
+from support.histories import HISTORY, SESSIONS, SMALL, by_hand, stored, talker
 
 from mongodb_session_manager import (
     AgentMetrics,
@@ -27,19 +26,15 @@ from mongodb_session_manager import (
     MetricsSummary,
     ModelPrice,
     MongoDBSessionManager,
-    MongoDBSessionManagerFactory,
     TokenCounts,
 )
 from mongodb_session_manager._model.metrics import Totals
 from mongodb_session_manager._model.metrics_summary import summarise
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from pymongo.database import Database
-
-both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
+    from support.application import Application
 
 # Buckets grow by 2^(1/4); the middle of one is at most half of that from either end.
 ERROR = 2 ** (1 / 8) * (1 + 1e-9)
@@ -49,38 +44,15 @@ EMPTY = MetricsSummary(0, 0, NO_TOKENS, NOTHING, None, {}, {}, {}, FeedbackCount
 
 
 @tool
-def look_up(what: str) -> str:
-    """Look something up."""
-    return f"{what}: 42"
-
-
-@tool
 def broken() -> str:
     """Fail."""
     raise RuntimeError("no")
 
 
-def reply(text: str, tokens: int, *, latency_ms: int = 20, calls: tuple[ToolCall, ...] = (), **options: Any) -> Any:
-    usage = {"inputTokens": 3 * tokens, "outputTokens": tokens, "totalTokens": 16 * tokens}
-    usage.update({"cacheReadInputTokens": 5 * tokens, "cacheWriteInputTokens": 7 * tokens})
-    return ScriptedReply(text=text, usage=usage, latency_ms=latency_ms, tool_calls=calls, **options)
-
-
-def plain_reply(text: str, input_tokens: int, output_tokens: int, **options: Any) -> Any:
-    total = input_tokens + output_tokens
-    usage = {"inputTokens": input_tokens, "outputTokens": output_tokens, "totalTokens": total}
-    return ScriptedReply(text=text, usage={**usage, **options.pop("more", {})}, **options)
-
-
 def agent_of(manager: MongoDBSessionManager, *replies: Any, **options: Any) -> Agent:
     model_id = options.pop("model_id", "offline-scripted-model")
-    defaults: dict[str, Any] = {
-        "agent_id": "assistant",
-        "tools": [look_up, broken],
-        "conversation_manager": SlidingWindowConversationManager(window_size=4),
-    }
-    model = OfflineScriptedModel(replies, model_id=model_id)
-    return Agent(model=model, session_manager=manager, callback_handler=None, **{**defaults, **options})
+    options = {"agent_id": "assistant", "tools": [look_up, broken], **options}
+    return talker(manager, model=OfflineScriptedModel(replies, model_id=model_id), **options)
 
 
 def exact_percentile(latencies: Sequence[float], percent: int) -> float:
@@ -108,13 +80,7 @@ def assert_sums(found: AgentMetrics, messages: Sequence[dict[str, Any]]) -> None
         return sum(one["accumulated_usage"].get(name, 0) for one in metrics)
 
     assert found.messages == len(messages)
-    assert found.tokens == TokenCounts(
-        tokens("inputTokens"),
-        tokens("outputTokens"),
-        tokens("totalTokens"),
-        tokens("cacheReadInputTokens"),
-        tokens("cacheWriteInputTokens"),
-    )
+    assert found.tokens == TokenCounts(*map(tokens, TOKENS))
     assert sum(model.calls for model in found.models.values()) == len(metrics)
     latencies = [one["accumulated_metrics"]["latencyMs"] for one in metrics]
     if latencies:
@@ -126,29 +92,13 @@ def assert_sums(found: AgentMetrics, messages: Sequence[dict[str, Any]]) -> None
     assert sum(one.successes for one in found.tools.values()) == len(results) - len(failed)
 
 
-@pytest.fixture
-def repository(client: MongoClient[Any], database_name: str) -> MongoDBSessionRepository:
-    return MongoDBSessionRepository(client=client, database_name=database_name, collection_name=SESSIONS)
-
-
-@pytest.fixture
-def recorder() -> CommandRecorder:
-    return CommandRecorder()
-
-
-@pytest.fixture
-def recorded(server: Any, recorder: CommandRecorder, database_name: str) -> Iterator[MongoClient[Any]]:
-    with MongoClient(server.uri, event_listeners=[recorder]) as client:
-        yield client
-
-
 # --- sums
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_the_summary_is_the_sum_of_the_messages_after_whatever_has_happened_to_them(
-    client: MongoClient[Any], database: Database[Any], repository: MongoDBSessionRepository, seed: int
+    app: Application, seed: int
 ) -> None:
     chance = random.Random(seed)
     models = {"assistant": "anthropic.claude-v1:0", "$b.c%": "another"}
@@ -167,7 +117,7 @@ def test_the_summary_is_the_sum_of_the_messages_after_whatever_has_happened_to_t
         return [*replies, reply("Yes.", chance.randrange(50), latency_ms=chance.randrange(1, 60_000), **redacted)]
 
     for _ in range(5):  # processes
-        manager = manager_of(client, database.name, durability=chance.choice(("message", "turn")), **SMALL)
+        manager = app.manager(durability=chance.choice(("message", "turn")), **SMALL)
         agents = {name: agent_of(manager, agent_id=name, model_id=model) for name, model in models.items()}
         for _ in range(10):
             name, agent = chance.choice(list(agents.items()))
@@ -191,9 +141,9 @@ def test_the_summary_is_the_sum_of_the_messages_after_whatever_has_happened_to_t
                 manager.redact_latest_message(by_hand("[removed]", "assistant"), agent)
         manager.close()
 
-    summary = repository.get_metrics_summary("s")
+    summary = app.repository.get_metrics_summary("s")
     found = {
-        name: stored(database, agent_id=key) for name, key in (("assistant", "assistant"), ("$b.c%", "%24b%2Ec%25"))
+        name: stored(app.database, agent_id=key) for name, key in (("assistant", "assistant"), ("$b.c%", "%24b%2Ec%25"))
     }
     assert all(one.segments for one in found.values()), "nothing was archived"
     assert_sums(summary, [message for one in found.values() for message in one.messages])
@@ -204,30 +154,29 @@ def test_the_summary_is_the_sum_of_the_messages_after_whatever_has_happened_to_t
         assert_sums(agent_summary, found[name].messages)
         assert agent_summary.turns == turns[name]
         assert agent_summary.models == {model_id: summary.models[model_id]}
-        alone = repository.get_metrics_summary("s", name)
+        alone = app.repository.get_metrics_summary("s", name)
         assert alone.agents == {name: agent_summary}
         assert dataclasses.asdict(agent_summary).items() <= dataclasses.asdict(alone).items()
     assert all(summary.tools[name].successes == 0 for name in summary.tools.keys() & {"broken", "no_such_tool"})
 
 
 @pytest.mark.slow
-def test_a_long_lived_agent_and_a_restarted_one_are_counted_alike(client: MongoClient[Any], database_name: str) -> None:
-    long_lived = agent_of(manager_of(client, database_name, "long"), *(plain_reply("Yes.", 10, 4) for _ in range(6)))
+def test_a_long_lived_agent_and_a_restarted_one_are_counted_alike(app: Application) -> None:
+    long_lived = agent_of(app.manager("long"), *(plain_reply("Yes.", 10, 4) for _ in range(6)))
     for number in range(6):
         long_lived("And?")
-        agent_of(manager_of(client, database_name, "restarted"), plain_reply("Yes.", 10, 4))("And?")
+        agent_of(app.manager("restarted"), plain_reply("Yes.", 10, 4))("And?")
         for session_id in ("long", "restarted"):
-            summary = manager_of(client, database_name, session_id).get_metrics_summary()
+            summary = app.manager(session_id).get_metrics_summary()
             assert summary.tokens == TokenCounts(10 * (number + 1), 4 * (number + 1), 14 * (number + 1), 0, 0)
             assert (summary.messages, summary.turns, summary.latency.count) == (2 * number + 2, number + 1, number + 1)
 
 
-def test_one_model_and_one_tool_of_two_agents_are_added_up(client: MongoClient[Any], database_name: str) -> None:
-    manager = manager_of(client, database_name)
-    call = (ToolCall("look_up", {"what": "x"}),)
-    one = agent_of(manager, reply("", 1, calls=call, latency_ms=10), reply("A", 2, latency_ms=20), agent_id="one")
+def test_one_model_and_one_tool_of_two_agents_are_added_up(app: Application) -> None:
+    manager = app.manager()
+    one = agent_of(manager, reply("", 1, calls=LOOK_UP, latency_ms=10), reply("A", 2, latency_ms=20), agent_id="one")
     other = agent_of(
-        manager, reply("", 3, calls=call, latency_ms=1_000), reply("B", 4, latency_ms=30), agent_id="other"
+        manager, reply("", 3, calls=LOOK_UP, latency_ms=1_000), reply("B", 4, latency_ms=30), agent_id="other"
     )
     one("?")
     other("?")
@@ -243,22 +192,22 @@ def test_one_model_and_one_tool_of_two_agents_are_added_up(client: MongoClient[A
     assert [agent.tokens.output for agent in summary.agents.values()] == [3, 7]
 
 
-def test_a_turn_that_is_not_stored_yet_is_not_in_the_summary(client: MongoClient[Any], database_name: str) -> None:
+def test_a_turn_that_is_not_stored_yet_is_not_in_the_summary(app: Application) -> None:
     seen: list[int] = []
 
     def answer(messages: Any) -> Any:
         seen.append(manager.get_metrics_summary().messages)
         return "Yes."
 
-    manager = manager_of(client, database_name, durability="turn")
-    agent = Agent(model=OfflineScriptedModel(answer), session_manager=manager, callback_handler=None)
+    manager = app.manager(durability="turn")
+    agent = app.agent(manager, answer)
     agent("1")
     agent("2")
     assert seen == [0, 2]
 
 
-def test_a_summary_is_ready_for_json_and_cannot_be_changed(client: MongoClient[Any], database_name: str) -> None:
-    manager = manager_of(client, database_name)
+def test_a_summary_is_ready_for_json_and_cannot_be_changed(app: Application) -> None:
+    manager = app.manager()
     agent_of(manager, reply("", 1, calls=(ToolCall("broken"),)), reply("Yes.", 2))("?")
     manager.add_feedback({"rating": "up"})
     summary = manager.get_metrics_summary(prices={"offline-scripted-model": ModelPrice(input=1, output=1)})
@@ -272,17 +221,15 @@ def test_a_summary_is_ready_for_json_and_cannot_be_changed(client: MongoClient[A
 
 @pytest.mark.slow
 @both_durabilities
-def test_the_summary_is_one_read_however_long_the_session_is(
-    recorded: MongoClient[Any], recorder: CommandRecorder, database_name: str, durability: Any
-) -> None:
-    manager = manager_of(recorded, database_name, durability=durability, **SMALL)
+def test_the_summary_is_one_read_however_long_the_session_is(app: Application, durability: Any) -> None:
+    manager = app.manager(durability=durability, **SMALL)
     agent = agent_of(manager, *(reply("Yes. " * 100, 1) for _ in range(31)))
     sizes = []
     for turns in (1, 30):
         for _ in range(turns):
             agent("And? " * 100)
         manager.flush()
-        with recorder.recording() as commands:
+        with app.recorder.recording() as commands:
             manager.get_metrics_summary()
         assert commands.names == ["find"]
         sizes.append(commands.reply_bytes)
@@ -291,13 +238,11 @@ def test_the_summary_is_one_read_however_long_the_session_is(
 
 
 @pytest.mark.slow
-def test_one_agents_summary_reads_nothing_of_the_others(
-    recorded: MongoClient[Any], recorder: CommandRecorder, database_name: str
-) -> None:
-    manager = manager_of(recorded, database_name)
+def test_one_agents_summary_reads_nothing_of_the_others(app: Application) -> None:
+    manager = app.manager()
     for number in range(20):
         agent_of(manager, reply("Yes.", 1), agent_id=f"agent-{number}")("?")
-    with recorder.recording() as commands:
+    with app.recorder.recording() as commands:
         summary = manager.get_metrics_summary("agent-7")
     assert commands.names == ["find"]
     assert commands.reply_bytes < 1_000
@@ -308,29 +253,24 @@ def test_one_agents_summary_reads_nothing_of_the_others(
 # --- what is not there
 
 
-def test_a_session_or_agent_that_does_not_exist_has_an_empty_summary_and_is_not_begun(
-    client: MongoClient[Any], database: Database[Any], repository: MongoDBSessionRepository
-) -> None:
-    manager = manager_of(client, database.name)
-    assert manager.get_metrics_summary() == repository.get_metrics_summary("s") == EMPTY
+def test_a_session_or_agent_that_does_not_exist_has_an_empty_summary_and_is_not_begun(app: Application) -> None:
+    manager = app.manager()
+    assert manager.get_metrics_summary() == app.repository.get_metrics_summary("s") == EMPTY
     assert manager.get_metrics_summary("assistant") == EMPTY
-    assert database[SESSIONS].count_documents({}) == 0
+    assert app.database[SESSIONS].count_documents({}) == 0
     agent_of(manager, reply("Yes.", 1))("?")
     assert manager.get_metrics_summary("nobody") == EMPTY
 
 
-def test_ids_and_prices_that_cannot_be_are_refused_before_anything_is_sent(
-    recorded: MongoClient[Any], recorder: CommandRecorder, database_name: str
-) -> None:
-    manager = manager_of(recorded, database_name)
-    repository = manager.session_repository
-    with recorder.recording() as commands:
+def test_ids_and_prices_that_cannot_be_are_refused_before_anything_is_sent(app: Application) -> None:
+    manager = app.manager()
+    with app.recorder.recording() as commands:
         with pytest.raises(InvalidIdentifierError):
             manager.get_metrics_summary("a/b")
         with pytest.raises(TypeError, match="agent_id"):
             manager.get_metrics_summary({"$gt": ""})  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="session_id"):
-            repository.get_metrics_summary({"$gt": ""})  # type: ignore[arg-type]
+            app.repository.get_metrics_summary({"$gt": ""})  # type: ignore[arg-type]
         for prices in ([], {"m": 3}, {1: ModelPrice(input=1, output=1)}, "m"):
             with pytest.raises(TypeError, match="prices"):
                 manager.get_metrics_summary(prices=prices)  # type: ignore[arg-type]
@@ -338,9 +278,7 @@ def test_ids_and_prices_that_cannot_be_are_refused_before_anything_is_sent(
 
 
 @pytest.mark.slow
-def test_what_other_programs_have_put_into_the_totals_does_not_break_the_summary(
-    database: Database[Any], repository: MongoDBSessionRepository
-) -> None:
+def test_what_other_programs_have_put_into_the_totals_does_not_break_the_summary(app: Application) -> None:
     odd: list[Any] = [None, "text", 7, [], True, {}, math.nan, math.inf, {"a": {"b": {}}}, -3, b"x"]
     odd += [{name: value} for name in ("messages", "turns", "models", "tools") for value in odd]
     odd += [
@@ -361,15 +299,15 @@ def test_what_other_programs_have_put_into_the_totals_does_not_break_the_summary
     odd += [{"models": {"%FF": {"calls": 1}, "%zz": {"calls": 1}, "%": {"calls": 1}}}]
     agents = {f"agent-{n}": {"usage": usage, "messages": []} for n, usage in enumerate(odd)}
     good = {"messages": 4, "turns": 2, "models": {"m": {"calls": 2, "outputTokens": 5}}}
-    database[SESSIONS].insert_one(
+    app.database[SESSIONS].insert_one(
         {"_id": "s", "agents": {**agents, "good": {"usage": good}, "%FF": {}, "no object": 3}}
     )
-    summary = repository.get_metrics_summary("s", prices={"m": ModelPrice(input=1, output=1)})
+    summary = app.repository.get_metrics_summary("s", prices={"m": ModelPrice(input=1, output=1)})
     assert summary.agents["good"].tokens.output == summary.models["m"].tokens.output == 5
     assert len(summary.agents) == len(odd) + 3
     for n in range(len(odd)):
-        repository.get_metrics_summary("s", f"agent-{n}")
-    assert repository.get_metrics_summary("s", "no object") == EMPTY
+        app.repository.get_metrics_summary("s", f"agent-{n}")
+    assert app.repository.get_metrics_summary("s", "no object") == EMPTY
 
 
 # --- older documents, and messages of a repository
@@ -394,30 +332,28 @@ def older_message(number: int, form: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", ["nested", "string", "direct"])
 def test_messages_and_turns_of_an_older_document_count_before_and_after_its_next_turn(
-    client: MongoClient[Any], database: Database[Any], repository: MongoDBSessionRepository, form: str
+    app: Application, form: str
 ) -> None:
     agent = {"agent_data": {"agent_id": "assistant"}, "messages": [older_message(number, form) for number in range(12)]}
-    database[SESSIONS].insert_one({"_id": "s", "agents": {"assistant": agent}})
-    for summary in (repository.get_metrics_summary("s"), repository.get_metrics_summary("s", "assistant")):
+    app.database[SESSIONS].insert_one({"_id": "s", "agents": {"assistant": agent}})
+    for summary in (app.repository.get_metrics_summary("s"), app.repository.get_metrics_summary("s", "assistant")):
         assert (summary.messages, summary.turns, summary.tokens) == (12, 3, NO_TOKENS)
 
-    with manager_of(client, database.name, **SMALL) as manager:
+    with app.manager(**SMALL) as manager:
         agent_of(manager, plain_reply("Yes.", 10, 4))("And?")
 
-    summary = repository.get_metrics_summary("s")
-    assert stored(database).segments
+    summary = app.repository.get_metrics_summary("s")
+    assert stored(app.database).segments
     assert (summary.messages, summary.turns, summary.tokens) == (14, 4, TokenCounts(10, 4, 14, 0, 0))
 
 
-def test_a_message_that_a_repository_creates_counts_as_a_message_and_no_more(
-    repository: MongoDBSessionRepository,
-) -> None:
-    repository.create_session(Session("s", session_type="AGENT"))  # type: ignore[arg-type]
-    repository.create_agent("s", SessionAgent("assistant", {}, {}))
+def test_a_message_that_a_repository_creates_counts_as_a_message_and_no_more(app: Application) -> None:
+    app.repository.create_session(Session("s", session_type="AGENT"))  # type: ignore[arg-type]
+    app.repository.create_agent("s", SessionAgent("assistant", {}, {}))
     metadata: Any = {"usage": {"inputTokens": 3, "outputTokens": 5, "totalTokens": 8}, "metrics": {"latencyMs": 9}}
     message: Any = {"role": "assistant", "content": [{"text": "Yes."}], "metadata": metadata}
-    repository.create_message("s", "assistant", SessionMessage(message, 4))
-    summary = repository.get_metrics_summary("s")
+    app.repository.create_message("s", "assistant", SessionMessage(message, 4))
+    summary = app.repository.get_metrics_summary("s")
     assert (summary.messages, summary.turns, summary.tokens, summary.models) == (1, 0, NO_TOKENS, {})
 
 
@@ -446,7 +382,7 @@ def test_percentiles_keep_the_error_they_state(latencies: list[float]) -> None:
         assert_percentiles(found, latencies)
 
 
-def test_percentiles_of_equal_and_of_single_latencies(client: MongoClient[Any], database_name: str) -> None:
+def test_percentiles_of_equal_and_of_single_latencies() -> None:
     assert summary_of([1234]).latency == LatencyMetrics(1, 1234, 1234, 1234, 1234)
     assert summary_of([0.5, 0.5, 0.5]).latency.max == 0.5
     assert summary_of([]).latency == NOTHING
@@ -464,33 +400,27 @@ PRICES = {
 }
 
 
-def spend(client: MongoClient[Any], database_name: str, **replies: Any) -> MongoDBSessionManager:
+def spend(app: Application, **replies: Any) -> MongoDBSessionManager:
     """A session in which each of these models has given one answer, to an agent of its own."""
-    manager = manager_of(client, database_name)
+    manager = app.manager()
     for model_id, answer in replies.items():
         agent_of(manager, answer, agent_id=f"agent of {model_id}", model_id=model_id)("?")
     return manager
 
 
-def test_costs_are_tokens_times_prices_per_model_agent_and_session(
-    client: MongoClient[Any], database_name: str
-) -> None:
-    manager = spend(
-        client, database_name, cheap=plain_reply("A", 1_000_000, 200_000), dear=plain_reply("B", 10_000, 2_000)
-    )
+def test_costs_are_tokens_times_prices_per_model_agent_and_session(app: Application) -> None:
+    manager = spend(app, cheap=plain_reply("A", 1_000_000, 200_000), dear=plain_reply("B", 10_000, 2_000))
     summary = manager.get_metrics_summary(prices=PRICES)
     assert summary.models["cheap"].cost == summary.agents["agent of cheap"].cost == pytest.approx(0.25 + 0.25)
     assert summary.models["dear"].cost == summary.agents["agent of dear"].cost == pytest.approx(0.03 + 0.03)
     assert summary.cost == pytest.approx(0.56)
     assert manager.get_metrics_summary("agent of dear", prices=PRICES).cost == pytest.approx(0.06)
     assert manager.get_metrics_summary().cost is None
-    assert MongoDBSessionManager("nobody", client=client).get_metrics_summary(prices=PRICES).cost == 0
+    assert app.manager("nobody").get_metrics_summary(prices=PRICES).cost == 0
 
 
-def test_a_model_without_a_price_leaves_no_cost_that_lacks_its_part(
-    client: MongoClient[Any], database_name: str
-) -> None:
-    manager = spend(client, database_name, cheap=plain_reply("A", 1_000_000, 0), unknown=plain_reply("B", 10, 2))
+def test_a_model_without_a_price_leaves_no_cost_that_lacks_its_part(app: Application) -> None:
+    manager = spend(app, cheap=plain_reply("A", 1_000_000, 0), unknown=plain_reply("B", 10, 2))
     summary = manager.get_metrics_summary(prices=PRICES)
     assert summary.cost is None
     assert summary.agents["agent of unknown"].cost is None
@@ -500,20 +430,20 @@ def test_a_model_without_a_price_leaves_no_cost_that_lacks_its_part(
 
 @pytest.mark.parametrize("input_holds_cached", [True, False])
 def test_cached_tokens_are_paid_once_whichever_way_the_provider_counts_them(
-    client: MongoClient[Any], database_name: str, input_holds_cached: bool
+    app: Application, input_holds_cached: bool
 ) -> None:
     cached = {"cacheReadInputTokens": 60_000, "cacheWriteInputTokens": 20_000}
     counts = {"inputTokens": 100_000, "outputTokens": 1_000, "totalTokens": 101_000}
     if not input_holds_cached:
         counts["inputTokens"] = 20_000
     answer = ScriptedReply(text="A", usage={**counts, **cached})
-    summary = spend(client, database_name, dear=answer).get_metrics_summary(prices=PRICES)
+    summary = spend(app, dear=answer).get_metrics_summary(prices=PRICES)
     assert summary.cost == pytest.approx((20_000 * 3 + 1_000 * 15 + 60_000 * 0.3 + 20_000 * 3.75) / 1e6)
 
 
-def test_cached_tokens_without_a_price_leave_no_cost(client: MongoClient[Any], database_name: str) -> None:
+def test_cached_tokens_without_a_price_leave_no_cost(app: Application) -> None:
     answer = plain_reply("A", 10, 2, more={"cacheReadInputTokens": 4})
-    summary = spend(client, database_name, cheap=answer).get_metrics_summary(prices=PRICES)
+    summary = spend(app, cheap=answer).get_metrics_summary(prices=PRICES)
     assert summary.cost is summary.models["cheap"].cost is None
 
 
@@ -532,19 +462,17 @@ def test_prices_that_are_none_are_refused(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_feedback_is_counted_by_rating_also_where_it_is_archived(
-    recorded: MongoClient[Any], recorder: CommandRecorder, database: Database[Any]
-) -> None:
-    manager = manager_of(recorded, database.name)
+def test_feedback_is_counted_by_rating_also_where_it_is_archived(app: Application) -> None:
+    manager = app.manager()
     agent_of(manager, reply("Yes.", 1))("?")
     for number in range(250):
         agent_id = {"agent_id": "assistant"} if number % 5 == 0 else {}
         manager.add_feedback({"rating": ("up", "down", 5)[number % 3], "comment": "c" * 100, **agent_id})
     manager.add_feedback({"comment": "no rating"})
     manager.add_feedback({"rating": {"stars": 5}, "agent_id": "assistant"})
-    assert database[HISTORY].count_documents({"_id.agent": "$feedbacks"}) > 0
+    assert app.database[HISTORY].count_documents({"_id.agent": "$feedbacks"}) > 0
 
-    with recorder.recording() as commands:
+    with app.recorder.recording() as commands:
         feedback = manager.get_metrics_summary().feedback
     assert feedback == FeedbackCounts(252, {"up": 84, "down": 83, "5": 83})
     assert commands.names == ["find", "find"]
@@ -555,8 +483,8 @@ def test_feedback_is_counted_by_rating_also_where_it_is_archived(
     assert named.messages == 2
 
 
-def test_an_agent_id_that_looks_like_a_field_selects_nothing_else(client: MongoClient[Any], database_name: str) -> None:
-    manager = manager_of(client, database_name)
+def test_an_agent_id_that_looks_like_a_field_selects_nothing_else(app: Application) -> None:
+    manager = app.manager()
     for agent_id in ("a", "$agent_id"):
         agent_of(manager, plain_reply("Yes.", 10, 4), agent_id=agent_id)("And?")
     manager.add_feedback({"rating": "up", "agent_id": "a"})
@@ -564,14 +492,12 @@ def test_an_agent_id_that_looks_like_a_field_selects_nothing_else(client: MongoC
     assert manager.get_metrics_summary("$agent_id").feedback == FeedbackCounts(1, {"down": 1})
 
 
-def test_ratings_that_are_none_make_no_large_read(
-    recorded: MongoClient[Any], recorder: CommandRecorder, database: Database[Any]
-) -> None:
-    manager = manager_of(recorded, database.name)
+def test_ratings_that_are_none_make_no_large_read(app: Application) -> None:
+    manager = app.manager()
     long, other = "ñ" * 100_000, "ñ" * 100 + "…" * 1_000
     for rating in (long, other, {"text": "x" * 100_000}, ["x" * 100_000], b"x" * 100_000, None, True, 4.5):
         manager.add_feedback({"rating": rating})
-    with recorder.recording() as commands:
+    with app.recorder.recording() as commands:
         feedback = manager.get_metrics_summary().feedback
     assert feedback == FeedbackCounts(8, {"ñ" * 100: 2, "True": 1, "4.5": 1})
     assert commands.reply_bytes < 2_000
@@ -581,23 +507,19 @@ def test_ratings_that_are_none_make_no_large_read(
 
 
 @pytest.mark.new_database
-def test_asking_whether_a_session_exists_begins_none(
-    recorded: MongoClient[Any], recorder: CommandRecorder, database: Database[Any]
-) -> None:
-    with MongoDBSessionManagerFactory(
-        client=recorded, database_name=database.name, collection_name=SESSIONS
-    ) as factory:
+def test_asking_whether_a_session_exists_begins_none(app: Application) -> None:
+    with app.factory() as factory:
         manager = factory.create_session_manager("s")
-        with recorder.recording() as commands:
+        with app.recorder.recording() as commands:
             assert manager.check_session_exists() is False
             assert factory.check_session_exists("s") is False
         assert commands.names == ["find", "find"]
-        assert database.list_collection_names() == []
+        assert app.database.list_collection_names() == []
 
         agent_of(manager, reply("Yes.", 1))("?")
         assert manager.check_session_exists() is factory.check_session_exists("s") is True
         assert factory.check_session_exists("s", collection_name="others") is False
-        assert factory.check_session_exists("s", database_name=f"{database.name}_2") is False
+        assert factory.check_session_exists("s", database_name=f"{app.database.name}_2") is False
         manager.session_repository.delete_session("s")
         assert manager.check_session_exists() is False
         with pytest.raises(InvalidIdentifierError):

@@ -5,10 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from example_calculator_tool import AssistantService, calculator
+from example_stream_async import StreamFigures, StreamingService
+from model_from_environment import describe, model_from_environment
 from pymongo import MongoClient
 from support.failpoints import fail_command
 
@@ -16,67 +20,62 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="session")
-def offline_environment(server: Any) -> dict[str, str]:
-    """An environment whose only server is the test's: anything else ends at a proxy that is not there."""
-    no_network = dict.fromkeys(
-        ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
-    )
+def run_example(server: Any) -> Callable[..., str]:
+    """Runs an example to its end, which is a good one and without complaint; what it has said.
+
+    Its only server is the test's: anything else ends at a proxy that is not there.
+    """
+    proxies = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV") if name in os.environ}
-    return {**kept, **no_network, "MONGODB_URI": server.uri, "PYTHONIOENCODING": "utf-8"}
+    environment = {**kept, **dict.fromkeys(proxies, "http://127.0.0.1:9"), "PYTHONIOENCODING": "utf-8"}
 
+    def run(name: str, *arguments: str, **settings: str) -> str:
+        finished = subprocess.run(
+            [sys.executable, str(EXAMPLES / name), *arguments],
+            env={**environment, "MONGODB_URI": server.uri, **settings},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+            check=False,
+        )
+        assert (finished.returncode, finished.stderr) == (0, "")
+        return finished.stdout
 
-def run_example(name: str, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run an example to its end."""
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
+    return run
 
 
 @pytest.fixture(scope="session")
-def demo(offline_environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """The demo, run once on each server."""
-    return run_example("example_calculator_tool.py", offline_environment)
+def demo(run_example: Callable[..., str]) -> str:
+    """The demo, run once."""
+    return run_example("example_calculator_tool.py")
 
 
-def test_the_demo_answers_from_what_another_process_stored(demo: subprocess.CompletedProcess[str]) -> None:
-    assert demo.returncode == 0, demo.stderr
-    output = demo.stdout
-
-    assert "offline: a script answers, not a language model" in output
-    first, second = re.findall(r"^process (\d+) ·", output, re.MULTILINE)
+def test_the_demo_answers_from_what_another_process_stored(demo: str) -> None:
+    assert "offline: a script answers, not a language model" in demo
+    first, second = re.findall(r"^process (\d+) ·", demo, re.MULTILINE)
     assert first != second
-    _, _, of_the_second = output.partition(f"process {second}")
+    _, _, of_the_second = demo.partition(f"process {second}")
     assert "6 messages restored from MongoDB" in of_the_second
     assert "What is my name?" in of_the_second
     assert "Your name is Alice." in of_the_second.partition("──")[0]
 
-    assert "calculator({'expression': '(17 + 4) * 2'})" in output
-    assert "That is 42." in output
-    assert "accumulated_usage" in output
-    assert "Your name is Bob." in output
+    for said in ("calculator({'expression': '(17 + 4) * 2'})", "That is 42.", "accumulated_usage", "Your name is Bob."):
+        assert said in demo
 
 
-def test_the_demo_is_readable_in_a_narrow_window_and_in_a_log(demo: subprocess.CompletedProcess[str]) -> None:
-    assert max(map(len, demo.stdout.splitlines())) <= 100
-    assert "\x1b" not in demo.stdout
-    assert not demo.stderr
+def test_the_demo_is_readable_in_a_narrow_window_and_in_a_log(demo: str) -> None:
+    assert max(map(len, demo.splitlines())) <= 100
+    assert "\x1b" not in demo
 
 
-def test_the_demo_does_not_know_a_name_that_it_was_not_told(offline_environment: dict[str, str]) -> None:
-    finished = run_example("example_calculator_tool.py", offline_environment, "--resume", "nobody-was-here")
-    assert "0 messages restored" in finished.stdout
-    assert "I do not know your name." in finished.stdout
+def test_the_demo_does_not_know_a_name_that_it_was_not_told(run_example: Callable[..., str]) -> None:
+    output = run_example("example_calculator_tool.py", "--resume", "nobody-was-here")
+    assert "0 messages restored" in output
+    assert "I do not know your name." in output
 
 
-def test_the_fastapi_example_streams_resumes_and_tells_its_figures(offline_environment: dict[str, str]) -> None:
-    finished = run_example("example_fastapi.py", offline_environment)
-    assert finished.returncode == 0, finished.stderr
-    output = finished.stdout
+def test_the_fastapi_example_streams_resumes_and_tells_its_figures(run_example: Callable[..., str]) -> None:
+    output = run_example("example_fastapi.py")
     assert "offline: a script answers, not a language model" in output
     assert "Nice to meet you, Alice." in output
     assert re.search(r"Your name is Alice, .*  \(2 messages restored\)", output)
@@ -85,26 +84,23 @@ def test_the_fastapi_example_streams_resumes_and_tells_its_figures(offline_envir
     created, check_outs = map(int, re.search(r'"created": (\d+),.* "check_outs": (\d+)', output).groups())
     assert created < 50 < check_outs, "fifty requests at once share a few connections"
     assert "mongodb_session_opened_total 52.0" in output
-    assert not finished.stderr
 
 
 def test_the_performance_example_counts_what_pooling_saves_and_draws_it(
-    offline_environment: dict[str, str], tmp_path: Path
+    run_example: Callable[..., str], tmp_path: Path
 ) -> None:
     plot = tmp_path / "pooling.svg"
-    finished = run_example("example_performance.py", offline_environment, "--requests", "12", "--plot", str(plot))
-    assert finished.returncode == 0, finished.stderr
+    output = run_example("example_performance.py", "--requests", "12", "--plot", str(plot))
     # Of each way: commands for one request, and connections.
-    counts = re.findall(r"^  (\S.*?) {2,}[\d. ]+ (\d\.\d) +(\d+)$", finished.stdout, re.MULTILINE)
+    counts = re.findall(r"^  (\S.*?) {2,}[\d. ]+ (\d\.\d) +(\d+)$", output, re.MULTILINE)
     ways = ["a client per session manager", "one factory", 'one factory, durability="turn"']
     assert [name for name, _, _ in counts] == ways * 4
     assert [commands for _, commands, _ in counts] == ["1.0"] * 3 + ["3.0", "3.0", "2.0"] * 3
     own, pooled = ([int(made) for name, _, made in counts if name == way] for way in ways[:2])
     assert min(own) >= 24, "each request makes one that sends, and at least one that watches"
     assert max(pooled) < min(own)
-    assert len(re.findall(r"→ pooled: \d+\.\d times as many per second", finished.stdout)) == 4
-    assert max(map(len, finished.stdout.splitlines())) <= 100
-    assert not finished.stderr
+    assert len(re.findall(r"→ pooled: \d+\.\d times as many per second", output)) == 4
+    assert max(map(len, output.splitlines())) <= 100
 
     drawn = plot.read_text("utf-8")
     assert drawn.startswith("<?xml")
@@ -113,11 +109,9 @@ def test_the_performance_example_counts_what_pooling_saves_and_draws_it(
 
 
 def test_the_streaming_example_streams_survives_a_failure_and_goes_on_elsewhere(
-    offline_environment: dict[str, str],
+    run_example: Callable[..., str],
 ) -> None:
-    finished = run_example("example_stream_async.py", offline_environment)
-    assert finished.returncode == 0, finished.stderr
-    parts = re.split(r"^── \d · .*\n", finished.stdout, flags=re.MULTILINE)
+    parts = re.split(r"^── \d · .*\n", run_example("example_stream_async.py"), flags=re.MULTILINE)
     assert len(parts) == 7
     basic, many, metrics, failure, elsewhere, by_hand = parts[1:]
 
@@ -148,13 +142,9 @@ def test_the_streaming_example_streams_survives_a_failure_and_goes_on_elsewhere(
 
     assert "1 turns by hand: 2 messages" in by_hand
     assert "2 turns by hand: 4 messages" in by_hand
-    assert not finished.stderr
 
 
 def test_a_service_of_the_examples_says_so_when_the_database_fails(server: Any, client: MongoClient[Any]) -> None:
-    from example_calculator_tool import AssistantService
-    from example_stream_async import StreamFigures, StreamingService
-
     async def streamed() -> str:
         return "".join([piece async for piece in streaming.answer("s", "Hello", StreamFigures())])
 
@@ -175,11 +165,9 @@ def test_the_readme_of_the_examples_names_each_of_them() -> None:
 
 
 def test_the_streaming_example_tells_a_turn_in_events_and_its_conversation_is_found_by_other_programs(
-    offline_environment: dict[str, str],
+    run_example: Callable[..., str],
 ) -> None:
-    finished = run_example("example_fastapi_streaming.py", {**offline_environment, "OFFLINE_PACE_MS": "0"})
-    assert finished.returncode == 0, finished.stderr
-    output = finished.stdout
+    output = run_example("example_fastapi_streaming.py", OFFLINE_PACE_MS="0")
     assert "offline: a script answers, not a language model" in output
     assert '"name":"remember","input":{"fact":"name","value":"Alice"}' in output
     told = "".join(re.findall(r'^  {"text":"(.*)"}$', output, re.MULTILINE))
@@ -189,7 +177,6 @@ def test_the_streaming_example_tells_a_turn_in_events_and_its_conversation_is_fo
     assert "state {'name': 'Alice'}, 2 turns" in output
     assert re.search(r"ms each, \d+ commands over \d connections", output)
     assert "8 messages restored, state {'name': 'Alice'}" in output
-    assert not finished.stderr
 
 
 @pytest.mark.parametrize(
@@ -203,8 +190,6 @@ def test_the_streaming_example_tells_a_turn_in_events_and_its_conversation_is_fo
     ],
 )
 def test_the_calculator_calculates(expression: str, value: str) -> None:
-    from example_calculator_tool import calculator
-
     assert calculator(expression) == value
 
 
@@ -223,8 +208,6 @@ def test_the_calculator_calculates(expression: str, value: str) -> None:
     ],
 )
 def test_the_calculator_evaluates_nothing_but_arithmetic(expression: str) -> None:
-    from example_calculator_tool import calculator
-
     with pytest.raises((ValueError, SyntaxError)):
         calculator(expression)
 
@@ -240,8 +223,6 @@ def test_the_calculator_evaluates_nothing_but_arithmetic(expression: str) -> Non
 def test_a_wrong_choice_of_a_model_says_what_is_right(
     environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from model_from_environment import model_from_environment
-
     for name in ("MODEL_PROVIDER", "MODEL_ID", "MODEL_MAX_TOKENS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -251,8 +232,6 @@ def test_a_wrong_choice_of_a_model_says_what_is_right(
 
 
 def test_a_local_server_can_be_chosen_as_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    from model_from_environment import describe, model_from_environment
-
     monkeypatch.setenv("MODEL_PROVIDER", "llamacpp")
     monkeypatch.setenv("MODEL_ID", "local-model")
     monkeypatch.setenv("MODEL_BASE_URL", "http://127.0.0.1:9")

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from chat_guard import MAX_BODY_BYTES, MAX_PROMPT_CHARACTERS
+from chat_identity import signing_key
+from chat_script import chat_model
 from example_fastapi_streaming import AGENT_ID, create_app
-from example_fastapi_streaming import build_agent as build_assistant
-from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
+from itsdangerous import TimestampSigner
+from offline_model import ScriptedReply, ToolCall
 from pymongo import MongoClient
 from strands import Agent, tool
 from support.baton import REPLY, WORDS, Baton, BatonModel
 from support.failpoints import fail_command
+from support.playground import BackendProcess
 from support.waiting import eventually
 from support.web import figure, served
 
@@ -33,25 +32,36 @@ from mongodb_session_manager.local import LocalMongoDB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from pymongo.database import Database
 
 COLLECTION = "sessions"
 APP_NAME = "the chat"
 KEY = "a key that only the tests know"
 ORIGIN = "http://localhost:8881"
-EXAMPLE = Path(__file__).parents[2] / "examples" / "example_fastapi_streaming.py"
+# What can be asked about one conversation.
+OF_A_CONVERSATION: list[tuple[str, str, Any]] = [
+    ("GET", "/conversation", None),
+    ("GET", "/conversation/details", None),
+    ("DELETE", "/conversation", None),
+    ("PUT", "/conversation/state", {"set": {"a": 1}}),
+    ("PUT", "/conversation/metadata", {"set": {"title": "x"}}),
+    ("POST", "/conversation/feedback", {"message_id": 0, "rating": "up"}),
+]
 
 
 class Chat:
     """The service with an agent of the test's own, and what the test knows of its inside."""
 
-    def __init__(self, uri: str, database_name: str, **options: Any) -> None:
+    def __init__(self, uri: str, database: Database[Any], **options: Any) -> None:
+        self.sessions = database[COLLECTION]
         self.baton = Baton()
         self.baton.allowed = len(WORDS)
         self.replies: Any = [REPLY]
         self.tools: list[Any] = []
-        given = {"database_name": database_name, "collection_name": COLLECTION, "appName": APP_NAME, "minPoolSize": 0}
+        given = {"database_name": database.name, "collection_name": COLLECTION, "appName": APP_NAME, "minPoolSize": 0}
         self.app = create_app(uri, KEY, build_agent=self.build_agent, **{**given, **options})
-        self.app.add_api_route("/tasks", lambda: None)
 
         @self.app.get("/tasks-under-way")
         async def tasks() -> int:
@@ -65,6 +75,10 @@ class Chat:
             session_manager=session,
             callback_handler=None,
         )
+
+    @property
+    def stored(self) -> list[dict[str, Any]]:
+        return list(self.sessions.find())
 
 
 class Page:
@@ -110,8 +124,8 @@ def texts(found: list[tuple[str, Any]]) -> str:
 
 
 @pytest.fixture
-def chat(server: LocalMongoDB, database_name: str) -> Chat:
-    return Chat(server.uri, database_name)
+def chat(server: LocalMongoDB, database: Database[Any]) -> Chat:
+    return Chat(server.uri, database)
 
 
 @pytest.fixture
@@ -128,6 +142,14 @@ def page(base_url: httpx.URL) -> Iterator[Page]:
 
 
 @pytest.fixture
+def assistant(server: LocalMongoDB, database_name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
+    """A page of the example as it is, with its own agent."""
+    monkeypatch.setenv("OFFLINE_PACE_MS", "0")
+    with served(create_app(server.uri, KEY, database_name=database_name, minPoolSize=0)) as browser:
+        yield Page(browser.base_url)
+
+
+@pytest.fixture
 def other_browser(base_url: httpx.URL, page: Page) -> Iterator[Page]:
     """Somebody else's browser, which has guessed the id of the conversation."""
     other = Page(base_url, page.id)
@@ -141,10 +163,6 @@ def other_tab(base_url: httpx.URL, page: Page) -> Iterator[Page]:
     other = Page(base_url, page.id, page.http.cookies)
     yield other
     other.http.close()
-
-
-def stored(client: MongoClient[dict[str, Any]], database_name: str) -> list[dict[str, Any]]:
-    return list(client[database_name][COLLECTION].find())
 
 
 # --- a turn
@@ -171,36 +189,32 @@ def test_a_turn_arrives_word_by_word_and_ends_with_what_is_stored(page: Page, ch
     assert (shown["id"], shown["title"], shown["more"]) == (page.id, "Hello", False)
 
 
-def test_tools_are_shown_with_their_input_and_result_and_counted_with_the_turn(
-    server: LocalMongoDB, database_name: str
-) -> None:
-    with served(create_app(server.uri, KEY, database_name=database_name, minPoolSize=0)) as browser:
-        page = Page(browser.base_url)
-        told = page.say("Hello, my name is Alice.")
-        uses = [data for name, data in told if name == "tool_use"]
-        results = [data for name, data in told if name == "tool_result"]
-        assert [(use["name"], use["input"]) for use in uses] == [("remember", {"fact": "name", "value": "Alice"})]
-        assert results == [{"id": uses[0]["id"], "status": "success", "text": "remembered"}]
-        assert told[-1][1]["message_ids"] == {"user": 0, "assistant": 3}
+def test_tools_are_shown_with_their_input_and_result_and_counted_with_the_turn(assistant: Page) -> None:
+    told = assistant.say("Hello, my name is Alice.")
+    uses = [data for name, data in told if name == "tool_use"]
+    results = [data for name, data in told if name == "tool_result"]
+    assert [(use["name"], use["input"]) for use in uses] == [("remember", {"fact": "name", "value": "Alice"})]
+    assert results == [{"id": uses[0]["id"], "status": "success", "text": "remembered"}]
+    assert told[-1][1]["message_ids"] == {"user": 0, "assistant": 3}
 
-        assert "Your name is Alice." in texts(page.say("What is my name?"))
-        page.http.put("/conversation/state", json={"set": {"name": "Bob"}})
-        assert "Your name is Bob." in texts(page.say("What is my name?"))
-        page.say("Note: buy milk")
-        assert "- buy milk" in texts(page.say("List my notes"))
+    assert "Your name is Alice." in texts(assistant.say("What is my name?"))
+    assistant.http.put("/conversation/state", json={"set": {"name": "Bob"}})
+    assert "Your name is Bob." in texts(assistant.say("What is my name?"))
+    assistant.say("Note: buy milk")
+    assert "- buy milk" in texts(assistant.say("List my notes"))
 
-        details = page.get("/conversation/details")
-        assert details["state"] == {"name": "Bob", "notes": ["buy milk"]}
-        assert (details["summary"]["turns"], details["summary"]["tool_calls"]) == (5, 5)
-        first = page.get("/conversation")["messages"][:4]
-        assert first[1]["tool_uses"] == uses
-        assert first[2]["tool_results"] == results
-        assert details["turns"][0]["turn"] == 1
-        for figure_of in ("input_tokens", "output_tokens", "latency_ms"):
-            costs = [message["metrics"][figure_of] for message in first if message["metrics"]]
-            assert details["turns"][0][figure_of] == sum(costs) == told[-1][1]["metrics"][figure_of]
-            if figure_of != "latency_ms":
-                assert details["summary"][figure_of] == sum(turn[figure_of] for turn in details["turns"])
+    details = assistant.get("/conversation/details")
+    assert details["state"] == {"name": "Bob", "notes": ["buy milk"]}
+    assert (details["summary"]["turns"], details["summary"]["tool_calls"]) == (5, 5)
+    first = assistant.get("/conversation")["messages"][:4]
+    assert first[1]["tool_uses"] == uses
+    assert first[2]["tool_results"] == results
+    assert details["turns"][0]["turn"] == 1
+    for figure_of in ("input_tokens", "output_tokens", "latency_ms"):
+        costs = [message["metrics"][figure_of] for message in first if message["metrics"]]
+        assert details["turns"][0][figure_of] == sum(costs) == told[-1][1]["metrics"][figure_of]
+        if figure_of != "latency_ms":
+            assert details["summary"][figure_of] == sum(turn[figure_of] for turn in details["turns"])
 
 
 @pytest.mark.parametrize(
@@ -211,16 +225,11 @@ def test_tools_are_shown_with_their_input_and_result_and_counted_with_the_turn(
         "\x00\x01 \U0001f600 ]]>",
     ],
 )
-def test_hostile_text_comes_back_as_it_was_and_breaks_no_stream(
-    server: LocalMongoDB, database_name: str, hostile: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OFFLINE_PACE_MS", "0")
-    with served(create_app(server.uri, KEY, database_name=database_name, minPoolSize=0)) as browser:
-        page = Page(browser.base_url)
-        told = page.say("Repeat: " + hostile)
-        assert texts(told) == hostile.strip()
-        assert [name for name, _ in told if name != "text"] == ["done"]
-        assert page.conversation()[-1][1] == hostile.strip()
+def test_hostile_text_comes_back_as_it_was_and_breaks_no_stream(assistant: Page, hostile: str) -> None:
+    told = assistant.say("Repeat: " + hostile)
+    assert texts(told) == hostile.strip()
+    assert [name for name, _ in told if name != "text"] == ["done"]
+    assert assistant.conversation()[-1][1] == hostile.strip()
 
 
 def test_a_turn_of_many_tool_calls_ends_with_all_of_what_is_stored(page: Page, chat: Chat) -> None:
@@ -261,7 +270,7 @@ def test_half_a_character_in_state_metadata_and_a_tools_input_is_valid_json(page
 
 @pytest.mark.parametrize("words", [0, 1, 7])
 def test_a_client_that_goes_away_leaves_what_it_has_read_and_the_next_message_is_not_refused(
-    page: Page, chat: Chat, client: Any, database_name: str, words: int
+    page: Page, chat: Chat, words: int
 ) -> None:
     page.say("Before")  # What runs once per loop has begun then.
     tasks = page.get("/tasks-under-way")
@@ -270,7 +279,7 @@ def test_a_client_that_goes_away_leaves_what_it_has_read_and_the_next_message_is
         heard = events(answer)
         assert [next(heard)[1]["text"] for _ in range(words)] == WORDS[:words]
         eventually(lambda: len(page.conversation()) == 3)
-    eventually(lambda: "lease" not in stored(client, database_name)[0], 10, message="the lease ends")
+    eventually(lambda: "lease" not in chat.stored[0], 10, message="the lease ends")
     chat.baton.allowed = len(WORDS)
     assert texts(page.say("Go on")) == REPLY
     partial = [("assistant", "".join(WORDS[:words]))] if words else []
@@ -373,23 +382,12 @@ def test_a_retry_with_another_prompt_asks_that(page: Page, chat: Chat) -> None:
     assert page.conversation() == [("user", "Hello"), ("user", "Something else"), ("assistant", REPLY)]
 
 
-def test_the_scripted_failure_fails_once_in_each_conversation(
-    server: LocalMongoDB, database_name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OFFLINE_PACE_MS", "0")
-    with served(create_app(server.uri, KEY, database_name=database_name, minPoolSize=0)) as browser:
-        for page in (Page(browser.base_url), Page(browser.base_url)):
-            for prompt in ("Fail", "Fail midway"):
-                assert page.say(prompt)[-1][0] == "failed"
-                assert texts(page.say(prompt, retry=True)) == "This time it worked."
-            assert len(page.conversation()) == 4
-
-
-def test_a_database_that_stops_in_the_middle_is_told_in_the_stream(database_name: str) -> None:
-    with LocalMongoDB() as mongodb:
+def test_a_database_that_stops_in_the_middle_is_told_in_the_stream() -> None:
+    client: MongoClient[Any]
+    with LocalMongoDB() as mongodb, MongoClient(mongodb.uri) as client:
         if mongodb.kind == "external":
             pytest.skip("an external server is not stopped")
-        chat = Chat(mongodb.uri, database_name, serverSelectionTimeoutMS=500)
+        chat = Chat(mongodb.uri, client["database"], serverSelectionTimeoutMS=500)
         chat.baton.allowed = 1
         with served(chat.app) as browser:
             page = Page(browser.base_url)
@@ -412,8 +410,8 @@ def test_a_database_that_stops_in_the_middle_is_told_in_the_stream(database_name
             # The request's last attempt to store the answer may have met the database that was back already.
             kept = page.conversation()
             assert kept in ([question], [question, answer])
-            with MongoClient(mongodb.uri) as client:  # Its lease, which could not be given back, is not waited for.
-                client[database_name][COLLECTION].update_many({}, {"$unset": {"lease": 1}})
+            # Its lease, which could not be given back, is not waited for.
+            chat.sessions.update_many({}, {"$unset": {"lease": 1}})
             if kept == [question]:
                 assert texts(page.say("Hello", retry=True)) == REPLY
             assert page.conversation() == [question, answer]
@@ -469,14 +467,7 @@ def test_a_turn_in_a_conversation_that_the_other_tab_has_deleted_begins_it_anew(
     page.say("Hello")
     page.http.put("/conversation/state", json={"set": {"a": 1}})
     assert other_tab.status("DELETE", "/conversation") == 204
-    assert other_tab.status("DELETE", "/conversation") == 404
-    for method, path, body in [
-        ("GET", "/conversation", None),
-        ("GET", "/conversation/details", None),
-        ("PUT", "/conversation/state", {"set": {"a": 1}}),
-        ("PUT", "/conversation/metadata", {"set": {"title": "x"}}),
-        ("POST", "/conversation/feedback", {"message_id": 0, "rating": "up"}),
-    ]:
+    for method, path, body in OF_A_CONVERSATION:
         assert page.status(method, path, json=body) == 404, path
     assert page.get("/conversations")["conversations"] == []
     assert page.get("/conversations", search="Hello")["conversations"] == []
@@ -489,41 +480,32 @@ def test_a_turn_in_a_conversation_that_the_other_tab_has_deleted_begins_it_anew(
 
 
 def test_another_browser_that_knows_the_id_finds_nothing_and_harms_nothing(
-    page: Page, other_browser: Page, client: Any, database_name: str
+    page: Page, other_browser: Page, chat: Chat
 ) -> None:
     page.say("My secret is a kettle.")
-    for method, path, body in [
-        ("GET", "/conversation", None),
-        ("GET", "/conversation/details", None),
-        ("DELETE", "/conversation", None),
-        ("PUT", "/conversation/state", {"set": {"a": 1}}),
-        ("PUT", "/conversation/metadata", {"set": {"title": "x"}}),
-        ("POST", "/conversation/feedback", {"message_id": 0, "rating": "up"}),
-    ]:
-        assert other_browser.status(method, path, json=body) == 404, path
-    assert len(stored(client, database_name)) == 1  # None of these has begun one.
+    for method, path, body in OF_A_CONVERSATION:
+        answer = other_browser.http.request(method, path, json=body)
+        assert answer.status_code == 404, path
+        assert "kettle" not in answer.text
+    assert len(chat.stored) == 1  # None of these has begun one.
     other_browser.say("Hello")
     assert other_browser.conversation() == [("user", "Hello"), ("assistant", REPLY)]
     assert page.conversation() == [("user", "My secret is a kettle."), ("assistant", REPLY)]
     assert [found["title"] for found in other_browser.get("/conversations")["conversations"]] == ["Hello"]
     assert other_browser.get("/conversations", search="kettle")["conversations"] == []
     assert len(page.get("/conversations", search="kettle")["conversations"]) == 1
-    assert len(stored(client, database_name)) == 2
+    assert len(chat.stored) == 2
 
 
 @pytest.mark.parametrize("forgery", ["stripped", "other key", "changed", "garbage", "unsigned"])
 def test_a_cookie_that_was_not_signed_here_makes_somebody_new(page: Page, base_url: httpx.URL, forgery: str) -> None:
-    from base64 import b64encode
-
-    from itsdangerous import TimestampSigner
-
     page.say("Hello")
     cookie = page.http.cookies["chat"]
     data, _, signature = cookie.partition(".")
     forged = {
         "stripped": None,
         "other key": TimestampSigner("another key").sign(data).decode(),
-        "changed": b64encode(b'{"identity": "somebody"}').decode() + "." + signature,
+        "changed": base64.b64encode(b'{"identity": "somebody"}').decode() + "." + signature,
         "garbage": "\xe9\"';,",
         "unsigned": data,
     }[forgery]
@@ -595,7 +577,7 @@ def test_another_host_name_is_refused(page: Page) -> None:
 # --- what is too much, and what is no JSON
 
 
-def test_a_body_that_is_too_large_is_refused_however_it_is_sent(page: Page, client: Any, database_name: str) -> None:
+def test_a_body_that_is_too_large_is_refused_however_it_is_sent(page: Page, chat: Chat) -> None:
     large = json.dumps({"prompt": "x" * MAX_BODY_BYTES}).encode()
     as_json = {"Content-Type": "application/json"}
     assert page.status("POST", "/chat", content=large, headers=as_json) == 413
@@ -606,7 +588,7 @@ def test_a_body_that_is_too_large_is_refused_however_it_is_sent(page: Page, clie
     assert page.status("PUT", "/conversation/state", content=large, headers=as_json) == 413
     pieces = iter([b'{"prompt"', b': "Hello"}'])
     assert page.status("POST", "/chat", content=pieces, headers=as_json) == 200
-    assert len(stored(client, database_name)) == 1
+    assert len(chat.stored) == 1
 
 
 @pytest.mark.parametrize(
@@ -622,9 +604,9 @@ def test_a_body_that_is_too_large_is_refused_however_it_is_sent(page: Page, clie
     ],
     ids=lambda body: str(body)[:30],
 )
-def test_a_prompt_that_cannot_be_one_is_refused(page: Page, client: Any, database_name: str, body: Any) -> None:
+def test_a_prompt_that_cannot_be_one_is_refused(page: Page, chat: Chat, body: Any) -> None:
     assert page.status("POST", "/chat", json=body) == 422
-    assert stored(client, database_name) == []  # No session was begun.
+    assert chat.stored == []  # No session was begun.
 
 
 def test_a_prompt_of_the_largest_size_is_taken(page: Page) -> None:
@@ -656,17 +638,12 @@ def test_a_state_comes_back_as_it_was_put(page: Page) -> None:
     assert len(page.conversation()) == 4
 
 
-def test_a_changed_state_keeps_what_the_tools_have_put_into_it_meanwhile(
-    server: LocalMongoDB, database_name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OFFLINE_PACE_MS", "0")
-    with served(create_app(server.uri, KEY, database_name=database_name, collection_name=COLLECTION)) as browser:
-        page = Page(browser.base_url)
-        page.say("My name is Alice.")
-        page.say("Note: buy milk")  # after the page has shown the state that is edited there
-        answer = page.http.put("/conversation/state", json={"set": {"mine": 1}, "delete": ["name", "never there"]})
-        assert answer.json() == {"notes": ["buy milk"], "mine": 1} == page.get("/conversation/details")["state"]
-        assert page.status("PUT", "/conversation/state", json={"mine": 2}) == 422
+def test_a_changed_state_keeps_what_the_tools_have_put_into_it_meanwhile(assistant: Page) -> None:
+    assistant.say("My name is Alice.")
+    assistant.say("Note: buy milk")  # after the page has shown the state that is edited there
+    answer = assistant.http.put("/conversation/state", json={"set": {"mine": 1}, "delete": ["name", "never there"]})
+    assert answer.json() == {"notes": ["buy milk"], "mine": 1} == assistant.get("/conversation/details")["state"]
+    assert assistant.status("PUT", "/conversation/state", json={"mine": 2}) == 422
 
 
 @pytest.mark.parametrize(
@@ -702,12 +679,11 @@ def test_what_a_page_of_another_site_can_send_without_asking_is_no_json(page: Pa
         assert page.status("POST", "/chat", content=b'{"prompt": "Hello"}', headers=headers) == 422
 
 
-def test_numbers_that_json_does_not_know_are_told_as_null(page: Page, client: Any, database_name: str) -> None:
+def test_numbers_that_json_does_not_know_are_told_as_null(page: Page, chat: Chat) -> None:
     page.say("Hello")
-    which = {"_id": stored(client, database_name)[0]["_id"]}
     strange = {"a": float("nan"), "b": [float("inf")], "c": b"\xff"}
     change = {f"agents.{AGENT_ID}.agent_data.state": strange, "metadata": strange}
-    client[database_name][COLLECTION].update_one(which, {"$set": change})
+    chat.sessions.update_one({}, {"$set": change})
     details = page.get("/conversation/details")
     assert details["state"] == details["metadata"] == {"a": None, "b": [None], "c": "b'\\xff'"}
 
@@ -715,18 +691,16 @@ def test_numbers_that_json_does_not_know_are_told_as_null(page: Page, client: An
 # --- lists, pages, metadata, feedback
 
 
-def test_two_hundred_conversations_are_listed_page_by_page_and_found(
-    page: Page, client: Any, database_name: str
-) -> None:
+def test_two_hundred_conversations_are_listed_page_by_page_and_found(page: Page, chat: Chat) -> None:
     ids = []
     for number in range(3):
         page.http.headers["X-Session-ID"] = str(uuid.uuid4())
         ids.append(page.http.headers["X-Session-ID"])
         page.say(f"Number {number} of all")
-    example = stored(client, database_name)[0]
+    example = chat.stored[0]
     owner = example["_id"].partition(".")[0]
     copies = [{**example, "_id": (it := f"{owner}.{uuid.uuid4()}"), "session_id": it} for _ in range(197)]
-    client[database_name][COLLECTION].insert_many(copies)
+    chat.sessions.insert_many(copies)
 
     listed, cursor, pages = [], None, 0
     while pages == 0 or cursor:
@@ -749,13 +723,13 @@ def test_two_hundred_conversations_are_listed_page_by_page_and_found(
 
 
 def test_a_long_conversation_about_one_thing_does_not_hide_another(
-    page: Page, other_tab: Page, client: Any, database_name: str
+    page: Page, other_tab: Page, database: Database[Any]
 ) -> None:
     page.say("kettle")
     other_tab.http.headers["X-Session-ID"] = str(uuid.uuid4())
     other_tab.say("Hello")  # the title, which is searched, too
     other_tab.say("a kettle, among other things")
-    index = client[database_name][f"{COLLECTION}_search"]
+    index = database[f"{COLLECTION}_search"]
     eventually(lambda: index.count_documents({"text": {"$regex": "kettle"}}) == 2)
     said = index.find_one({"text": "kettle"})
     index.insert_many({**said, "_id": {**said["_id"], "message": number}} for number in range(100, 400))
@@ -771,15 +745,15 @@ def test_a_search_for_anything_is_answered(page: Page, search: str) -> None:
 
 
 def test_a_long_conversation_is_read_page_by_page_and_archived_messages_can_be_rated(
-    server: LocalMongoDB, database_name: str, client: Any
+    server: LocalMongoDB, database: Database[Any]
 ) -> None:
-    chat = Chat(server.uri, database_name, archive_after_messages=50, archive_block=10)
+    chat = Chat(server.uri, database, archive_after_messages=50, archive_block=10)
     chat.replies = ["An answer."]
     with served(chat.app) as browser:
         page = Page(browser.base_url)
         for number in range(60):
             page.say(f"Prompt {number}")
-        archived = stored(client, database_name)[0]["agents"][AGENT_ID]["archived_count"]
+        archived = chat.stored[0]["agents"][AGENT_ID]["archived_count"]
         assert archived >= 40
         assert page.status("POST", "/conversation/feedback", json={"message_id": 1, "rating": "up"}) == 201
 
@@ -871,65 +845,35 @@ def test_health_and_metrics_need_no_session(base_url: httpx.URL) -> None:
 # --- the program
 
 
-class Program:
-    """The example, run as `--serve` does, with its data in a folder."""
-
-    def __init__(self, folder: Path, uri: str | None, **environment: str) -> None:
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
-        if uri is not None:
-            kept["MONGODB_URI"] = uri
-        self.process = subprocess.Popen(
-            [sys.executable, str(EXAMPLE), "--serve", "--port", "0", "--data", str(folder)],
-            env={**kept, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.said: list[str] = []
-        for line in self.process.stdout:
-            self.said.append(line)
-            if found := re.search(r"listens on (http://127\.0\.0\.1:\d+)", line):
-                self.url = found[1]
-                return
-        raise AssertionError("".join(self.said))
-
-    def end(self, by: signal.Signals) -> str:
-        self.process.send_signal(by)
-        rest, _ = self.process.communicate(timeout=60)
-        return str(rest)
-
-
 @pytest.fixture
-def programs() -> Iterator[list[Program]]:
-    started: list[Program] = []
-    yield started
-    for program in started:
-        program.process.kill()
-        program.process.communicate()
+def program() -> Iterator[BackendProcess]:
+    """The example, run as a person runs it, with a server of its own."""
+    process = BackendProcess(MONGODB_URI="")
+    yield process
+    process.end()
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda by: by.name)
 def test_a_server_that_ends_in_mid_stream_goes_on_where_it_was(
-    tmp_path: Path, programs: list[Program], by: signal.Signals
+    tmp_path: Path, program: BackendProcess, by: signal.Signals
 ) -> None:
-    programs.append(Program(tmp_path / "data", None, OFFLINE_PACE_MS="30"))
-    page = Page(programs[0].url)
+    folder = ("--data", str(tmp_path / "data"))
+    program.start(*folder, pace_ms=30)
+    page = Page(program.url)
     page.say("My name is Alice.")
     heard = ""
     with page.streaming("Tell me a long story") as answer:
         told = events(answer)
         while len(heard) < 60:
             heard += next(told)[1]["text"]
-        rest = programs[0].end(by)
+        code, said = program.end(by)
         with contextlib.suppress(httpx.HTTPError):
             for _, data in told:
                 heard += data["text"]
-    if by is not signal.SIGKILL:
-        assert programs[0].process.returncode == 0, rest
+    assert code == (-by if by is signal.SIGKILL else 0), said
 
-    programs.append(Program(tmp_path / "data", None, OFFLINE_PACE_MS="0"))
-    again = Page(programs[1].url, page.id, page.http.cookies)
+    program.start(*folder, pace_ms=0)
+    again = Page(program.url, page.id, page.http.cookies)
     conversation = again.conversation()
     assert conversation[4] == ("user", "Tell me a long story")
     if by is signal.SIGKILL:
@@ -942,14 +886,13 @@ def test_a_server_that_ends_in_mid_stream_goes_on_where_it_was(
         assert len(answered) - len(heard) <= 12  # A piece that was said, but sent no more.
         assert "Your name is Alice." in texts(again.say("What is my name?"))
     assert "Your name is Alice." in again.conversation()[-1][1]
-    assert not programs[1].end(signal.SIGTERM)
+    _, said = program.end(signal.SIGTERM)
+    assert "listens on" in said.splitlines()[-1], said
 
 
 def test_the_signing_key_is_kept_from_others_and_given_by_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from chat_identity import signing_key
-
     monkeypatch.delenv("CHAT_SECRET", raising=False)
     key = signing_key(tmp_path / "data")
     assert key == signing_key(tmp_path / "data")
@@ -967,25 +910,13 @@ def test_the_offline_model_answers_alike_and_says_what_it_is(monkeypatch: pytest
     monkeypatch.setenv("OFFLINE_PACE_MS", "0")
 
     def answer(prompt: str) -> str:
-        from chat_script import chat_model
-
-        agent = Agent(model=chat_model("s"), callback_handler=None)
-        return str(agent(prompt)).strip()
+        return str(Agent(model=chat_model("s"), callback_handler=None)(prompt)).strip()
 
     assert "offline" in answer("Hello")
     assert len(answer("Tell me a long story").split()) > 400
     markdown = answer("Show me Markdown")
-    for part in ("# ", "## ", "\n- ", "\n1. ", "|---", "```python", "](https://"):
-        assert part in markdown or part == "|---"
+    for part in ("# ", "## ", "\n- ", "\n1. ", "```python", "](https://"):
+        assert part in markdown
     assert answer("Repeat: <b>x</b>") == "<b>x</b>"
     for prompt in ("Hello", "Show me Markdown", "Tell me a long story"):
         assert answer(prompt) == answer(prompt)
-
-
-def test_the_default_agent_has_the_tools_and_the_prompt_of_the_example(
-    server: LocalMongoDB, database_name: str
-) -> None:
-    with MongoDBSessionManager("s", server.uri, database_name, COLLECTION) as session:
-        agent = build_assistant(session)
-    assert sorted(agent.tool_names) == ["add_note", "list_notes", "recall", "remember"]
-    assert isinstance(agent.model, OfflineScriptedModel)

@@ -14,8 +14,7 @@ from support.blobs import stored, taken_out
 from support.equality import assert_same
 
 from mongodb_session_manager import UnstorableValueError
-from mongodb_session_manager._model.encoding import MARKER, blob_files, decode, encode, to_bson
-from mongodb_session_manager._model.pending_blobs import PendingBlobs
+from mongodb_session_manager._model.encoding import MARKER, PendingBlobs, blob_files, decode, encode, to_bson
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

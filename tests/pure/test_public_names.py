@@ -54,6 +54,7 @@ def test_what_a_page_imports_is_public(page: Path) -> None:
                 assert {alias.name for alias in node.names} <= set(public_names(node.module or "")), node.module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_type_that_a_page_names_can_be_imported(page: Path) -> None:
     """No page tells of a class of the package that only a private module has."""

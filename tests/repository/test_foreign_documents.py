@@ -7,14 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from bson import Decimal128
-from offline_model import OfflineScriptedModel
-from strands import Agent
-
-from mongodb_session_manager import MongoDBSessionManager
 
 if TYPE_CHECKING:
-    from pymongo import MongoClient
-    from pymongo.database import Database
+    from support.application import Application
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -54,14 +49,12 @@ def tokens(value: Any) -> Any:
     ],
     ids=str,
 )
-def test_a_spoilt_document_is_read_as_what_it_can_mean_and_hides_no_other(
-    client: MongoClient[Any], database: Database[Any], spoilt: Any
-) -> None:
+def test_a_spoilt_document_is_read_as_what_it_can_mean_and_hides_no_other(app: Application, spoilt: Any) -> None:
     whole = {"created_at": NOW, "updated_at": NOW, "agents": {}}
-    database.sessions.insert_one({"_id": "good", "session_id": "good", **whole})
+    app.database.sessions.insert_one({"_id": "good", "session_id": "good", **whole})
     earlier = {"created_at": NOW - timedelta(days=1)}
-    database.sessions.insert_one({"_id": "spoilt", "session_id": "spoilt", **whole, **earlier, **spoilt})
-    manager = MongoDBSessionManager("spoilt", client=client, database_name=database.name, collection_name="sessions")
+    app.database.sessions.insert_one({"_id": "spoilt", "session_id": "spoilt", **whole, **earlier, **spoilt})
+    manager = app.manager("spoilt")
     repository = manager.session_repository
 
     for sort_by in ("created_at", "updated_at"):
@@ -78,47 +71,37 @@ def test_a_spoilt_document_is_read_as_what_it_can_mean_and_hides_no_other(
     assert len(manager.list_agents()) == len(header.agent_ids) or "agent_ids" in spoilt
 
 
-def test_an_agent_is_named_by_its_key_where_nothing_better_is_known(
-    client: MongoClient[Any], database: Database[Any]
-) -> None:
+def test_an_agent_is_named_by_its_key_where_nothing_better_is_known(app: Application) -> None:
     agents = {"a%2Eb": {}, "100%FF": {}, "c": {"agent_data": {"agent_id": 7}}, "d": {"agent_data": {"agent_id": "D"}}}
-    database.sessions.insert_one({"_id": "s", "created_at": NOW, "updated_at": NOW, "agents": agents})
-    manager = MongoDBSessionManager("s", client=client, database_name=database.name, collection_name="sessions")
+    app.database.sessions.insert_one({"_id": "s", "created_at": NOW, "updated_at": NOW, "agents": agents})
+    manager = app.manager()
 
     (header,) = manager.session_repository.list_sessions().sessions
     assert header.agent_ids == ["a.b", "100%FF", "c", "D"]
     assert manager.list_agents() == ["a.b", "100%FF", "c", "d"]
 
 
-def test_a_counter_that_was_written_in_a_shell_makes_no_fraction_of_a_message_id(
-    client: MongoClient[Any], database: Database[Any]
-) -> None:
+def test_a_counter_that_was_written_in_a_shell_makes_no_fraction_of_a_message_id(app: Application) -> None:
     """A shell writes numbers as floating point."""
 
-    def talker() -> Agent:
-        manager = MongoDBSessionManager("s", client=client, database_name=database.name, collection_name="sessions")
-        return Agent(OfflineScriptedModel(["Yes."]), agent_id="a", session_manager=manager, callback_handler=None)
-
-    one, other = talker(), talker()
+    one, other = (app.agent(None, "Yes.") for _ in range(2))
     other("first")
-    database.sessions.update_one({"_id": "s"}, {"$set": {"agents.a.message_count": 2.0}})
+    app.database.sessions.update_one({"_id": "s"}, {"$set": {"agents.a.message_count": 2.0}})
     one("second")
 
-    messages = database.sessions.find_one({"_id": "s"})["agents"]["a"]["messages"]  # type: ignore[index]
-    assert [(m["message_id"], type(m["message_id"])) for m in messages] == [(n, int) for n in range(4)]
+    assert [(m["message_id"], type(m["message_id"])) for m in app.messages()] == [(n, int) for n in range(4)]
 
 
 WITHOUT_CONTENT = {"role": "assistant", "content": None}
 
 
 @pytest.mark.parametrize("message", [WITHOUT_CONTENT, {"message": WITHOUT_CONTENT}], ids=["flat", "nested"])
-def test_a_message_without_content_keeps_no_session_from_being_opened(
-    client: MongoClient[Any], database: Database[Any], message: Any
-) -> None:
+def test_a_message_without_content_keeps_no_session_from_being_opened(app: Application, message: Any) -> None:
     said = {"message_id": 0, **message}
-    database.sessions.insert_one({"_id": "s", "agents": {"a": {"agent_data": {"agent_id": "a"}, "messages": [said]}}})
-    manager = MongoDBSessionManager("s", client=client, database_name=database.name, collection_name="sessions")
-    agent = Agent(OfflineScriptedModel(["Yes."]), agent_id="a", session_manager=manager, callback_handler=None)
+    app.database.sessions.insert_one(
+        {"_id": "s", "agents": {"a": {"agent_data": {"agent_id": "a"}, "messages": [said]}}}
+    )
+    agent = app.agent(None, "Yes.")
     agent("Hello?")
     assert [m["content"] for m in agent.messages] == [[], [{"text": "Hello?"}], [{"text": "Yes."}]]
-    assert database.sessions.find_one()["agents"]["a"]["messages"][0] == said  # type: ignore[index]
+    assert app.record()["messages"][0] == said

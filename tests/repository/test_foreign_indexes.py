@@ -3,51 +3,37 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError
-from strands.types.session import Session
-from support.commands import CommandRecorder
-from support.histories import SMALL, manager_of, said, stored, talker, texts
+from support.histories import SESSIONS, SMALL, said, stored, talker, texts
+from support.repositories import a_session
 
-from mongodb_session_manager import MongoDBSessionRepository, SessionExistsError
+from mongodb_session_manager import SessionExistsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from support.application import Application
 
-    from pymongo.database import Database
+    from mongodb_session_manager import MongoDBSessionRepository
 
 pytestmark = pytest.mark.new_database
 
 
 @pytest.fixture
-def recorder() -> CommandRecorder:
-    return CommandRecorder()
-
-
-@pytest.fixture
-def own(server: Any, recorder: CommandRecorder) -> Iterator[MongoClient[Any]]:
-    client: MongoClient[Any]
-    with MongoClient(server.uri, event_listeners=[recorder]) as client:
-        yield client
-
-
-@pytest.fixture
-def taken(database: Database[Any], own: MongoClient[Any]) -> MongoDBSessionRepository:
+def taken(app: Application) -> MongoDBSessionRepository:
     """Sessions have a unique ticket in their metadata; there is one without, so there can be no other."""
-    database.sessions.create_index("metadata.ticket", unique=True)
-    repository = MongoDBSessionRepository(client=own, database_name=database.name, collection_name="sessions")
-    repository.create_session(Session(session_id="one", session_type="x"))
+    app.database[SESSIONS].create_index("metadata.ticket", unique=True)
+    repository = app.repository
+    repository.create_session(a_session("one"))
     return repository
 
 
 def test_a_session_that_a_unique_index_refuses_is_an_error_at_once(
-    taken: MongoDBSessionRepository, recorder: CommandRecorder
+    taken: MongoDBSessionRepository, app: Application
 ) -> None:
-    with recorder.recording() as commands, pytest.raises(DuplicateKeyError) as refused:
-        taken.create_session(Session(session_id="two", session_type="x"))
+    with app.recorder.recording() as commands, pytest.raises(DuplicateKeyError) as refused:
+        taken.create_session(a_session("two"))
 
     assert not isinstance(refused.value, SessionExistsError), "there is no session of this id"
     assert commands.names == ["insert"]
@@ -55,23 +41,21 @@ def test_a_session_that_a_unique_index_refuses_is_an_error_at_once(
 
 
 def test_an_agent_whose_session_a_unique_index_refuses_is_an_error_at_once(
-    taken: MongoDBSessionRepository, own: MongoClient[Any], database: Database[Any], recorder: CommandRecorder
+    taken: MongoDBSessionRepository, app: Application
 ) -> None:
-    manager = manager_of(own, database.name, "two")
-    with recorder.recording() as commands, pytest.raises(DuplicateKeyError):
+    manager = app.manager("two")
+    with app.recorder.recording() as commands, pytest.raises(DuplicateKeyError):
         talker(manager)
 
     assert len(commands.named("find", "update")) <= 3
-    database.sessions.drop_index("metadata.ticket_1")
+    app.database[SESSIONS].drop_index("metadata.ticket_1")
     talker(manager)("hi")
     assert texts(taken.list_messages("two", "assistant")) == said("hi")
 
 
-def test_metadata_that_a_unique_index_refuses_is_an_error_and_changes_nothing(
-    taken: MongoDBSessionRepository, database: Database[Any]
-) -> None:
+def test_metadata_that_a_unique_index_refuses_is_an_error_and_changes_nothing(taken: MongoDBSessionRepository) -> None:
     taken.update_metadata("one", {"ticket": 1})
-    taken.create_session(Session(session_id="two", session_type="x"))
+    taken.create_session(a_session("two"))
 
     with pytest.raises(DuplicateKeyError):
         taken.update_metadata("two", {"ticket": 1})
@@ -81,21 +65,21 @@ def test_metadata_that_a_unique_index_refuses_is_an_error_and_changes_nothing(
 
 @pytest.mark.slow
 def test_a_history_that_a_unique_index_refuses_is_not_tried_again_and_again(
-    own: MongoClient[Any], database: Database[Any], recorder: CommandRecorder, caplog: pytest.LogCaptureFixture
+    app: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    database.sessions_history.create_index("count", unique=True)
+    app.database.sessions_history.create_index("count", unique=True)
     prompts = [f"prompt {number}" for number in range(8)]
     for session_id in ("s", "t"):
-        with manager_of(own, database.name, session_id, **SMALL) as manager:
+        with app.manager(session_id, **SMALL) as manager:
             agent = talker(manager)
             for prompt in prompts:
-                with recorder.recording() as commands, caplog.at_level(logging.WARNING):
+                with app.recorder.recording() as commands, caplog.at_level(logging.WARNING):
                     agent(prompt)
                     manager.flush()
                 assert len(commands) <= 10, commands.names
 
-    assert stored(database, "s").archived
+    assert stored(app.database, "s").archived
     assert "not archived" in caplog.text
-    found = stored(database, "t")
+    found = stored(app.database, "t")
     assert not found.archived
     assert texts(found.embedded) == said(*prompts)

@@ -8,77 +8,47 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply
-from pymongo import MongoClient
 from pymongo.errors import OperationFailure
-from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
-from support.failpoints import fail_command
 
-from mongodb_session_manager import MongoDBSessionError, MongoDBSessionManager
+from mongodb_session_manager import MongoDBSessionError
+from mongodb_session_manager import MongoDBSessionRepository as Repository
 from mongodb_session_manager._model.archive_policy import ArchivePolicy
 from mongodb_session_manager._model.keys import decode_key
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from pymongo.database import Database
-
-APP_NAME = "writers"
+    from support.application import Application
 
 # Each makes a view.
 pytestmark = pytest.mark.new_database
 
 
 @pytest.fixture
-def own_client(server: Any) -> Iterator[MongoClient[Any]]:
-    client: MongoClient[Any]
-    with MongoClient(server.uri, appname=APP_NAME) as client:
-        yield client
-
-
-@pytest.fixture
-def repository(own_client: MongoClient[Any], database_name: str) -> MongoDBSessionRepository:
-    return MongoDBSessionRepository(client=own_client, database_name=database_name, collection_name="sessions")
+def repository(app: Application) -> Repository:
+    return app.repository
 
 
 def converse(
-    repository: MongoDBSessionRepository,
-    session_id: str,
-    turns: int,
-    agent_id: str = "assistant",
-    model_id: str = "model",
-    **options: Any,
+    app: Application, session_id: str, turns: int, agent_id: str = "assistant", model_id: str = "model", **options: Any
 ) -> None:
     """Turns of which each uses 10 tokens more than the one before; without options none is archived."""
     replies = [
         ScriptedReply(text=f"Re: {n}", usage={"inputTokens": 7, "outputTokens": 10 * n, "totalTokens": 10 * n + 7})
         for n in range(turns)
     ]
-    manager = MongoDBSessionManager(
-        session_id,
-        client=repository.client,
-        database_name=repository.database.name,
-        collection_name="sessions",
-        **options,
-    )
-    agent = Agent(
-        model=OfflineScriptedModel(replies, model_id=model_id),
-        agent_id=agent_id,
-        session_manager=manager,
-        callback_handler=None,
-        conversation_manager=SlidingWindowConversationManager(window_size=2),
-    )
-    for n in range(turns):
-        agent(f"{n}")
-    agent.state.set("ended", True)
-    manager.close()
+    with app.manager(session_id, **options) as manager:
+        model = OfflineScriptedModel(replies, model_id=model_id)
+        window = SlidingWindowConversationManager(window_size=2)
+        agent = app.agent(manager, model=model, agent_id=agent_id, conversation_manager=window)
+        for n in range(turns):
+            agent(f"{n}")
+        agent.state.set("ended", True)
 
 
 SOON: Any = {"archive_after_messages": 2, "archive_block": 2}
 
 
-def view(repository: MongoDBSessionRepository) -> Any:
+def view(repository: Repository) -> Any:
     return repository.database[repository.create_messages_view()]
 
 
@@ -94,23 +64,21 @@ def expected(session_id: str, turns: int, agent_id: str = "assistant") -> list[t
     return [(session_id, agent_id, message_id, text) for message_id, text in enumerate(texts)]
 
 
-def archived_count(database: Database[Any], session_id: str, key: str = "assistant") -> int:
-    document = database.sessions.find_one({"_id": session_id})
-    assert document is not None
-    count: int = document["agents"][key]["archived_count"]
+def archived_count(app: Application, session_id: str, agent_id: str = "assistant") -> int:
+    count: int = app.record(agent_id, session_id)["archived_count"]
     return count
 
 
 @pytest.mark.slow
 @pytest.mark.topology
 def test_every_message_is_shown_once_embedded_or_archived_with_its_session_agent_and_model(
-    repository: MongoDBSessionRepository, database: Database[Any]
+    repository: Repository, app: Application, database: Any
 ) -> None:
-    converse(repository, "short", 2)
-    converse(repository, "long", 7, application_name="shop", session_type="chat", **SOON)
-    converse(repository, "long", 5, "support.v2", "provider/model.v1:0", **SOON)
-    assert archived_count(database, "long") >= 4
-    assert archived_count(database, "long", "support%2Ev2") >= 2
+    converse(app, "short", 2)
+    converse(app, "long", 7, application_name="shop", session_type="chat", **SOON)
+    converse(app, "long", 5, "support.v2", "provider/model.v1:0", **SOON)
+    assert archived_count(app, "long") >= 4
+    assert archived_count(app, "long", "support.v2") >= 2
 
     all_messages = view(repository)
 
@@ -136,12 +104,12 @@ def test_every_message_is_shown_once_embedded_or_archived_with_its_session_agent
 
 @pytest.mark.slow
 def test_tokens_per_model_over_the_view_are_those_that_the_agents_count(
-    repository: MongoDBSessionRepository, database: Database[Any]
+    repository: Repository, app: Application, database: Any
 ) -> None:
-    converse(repository, "one", 7, "a", "model.v1", **SOON)
-    converse(repository, "one", 3, "b.c", "model.v2", **SOON)
-    converse(repository, "two", 6, "a", "model.v2", **SOON)
-    converse(repository, "three", 2, "a", "model.v1")
+    converse(app, "one", 7, "a", "model.v1", **SOON)
+    converse(app, "one", 3, "b.c", "model.v2", **SOON)
+    converse(app, "two", 6, "a", "model.v2", **SOON)
+    converse(app, "three", 2, "a", "model.v1")
 
     usage = "$event_loop_metrics.accumulated_usage"
     grouped = view(repository).aggregate(
@@ -168,37 +136,36 @@ def test_tokens_per_model_over_the_view_are_those_that_the_agents_count(
 
 
 def test_a_segment_that_is_not_committed_is_not_shown(
-    repository: MongoDBSessionRepository, database: Database[Any], client: MongoClient[Any]
+    repository: Repository, app: Application, database: Any, client: Any
 ) -> None:
-    converse(repository, "s", 6)
-    stored = database.sessions.find_one({"_id": "s"})
-    assert stored is not None
+    converse(app, "s", 6)
+    incarnation = app.session()["incarnation"]
 
     def archive() -> None:
         policy = ArchivePolicy(after_messages=1, block=4)
-        repository._store.archiver.archive("s", stored["incarnation"], "assistant", policy)
+        repository._store.archiver.archive("s", incarnation, "assistant", policy)
 
-    with fail_command(client, "update", app_name=APP_NAME, error_code=13), pytest.raises(OperationFailure):
+    with app.failing("update", error_code=13), pytest.raises(OperationFailure):
         archive()
     assert database.sessions_history.count_documents({}) == 1
-    assert archived_count(database, "s") == 0
+    assert archived_count(app, "s") == 0
     all_messages = view(repository)
     assert shown(all_messages) == expected("s", 6)
 
     archive()
-    assert archived_count(database, "s") >= 4
+    assert archived_count(app, "s") >= 4
     assert shown(all_messages) == expected("s", 6)
 
 
 @pytest.mark.slow
 def test_what_deleted_and_ended_sessions_have_left_is_not_shown(
-    repository: MongoDBSessionRepository, database: Database[Any]
+    repository: Repository, app: Application, database: Any
 ) -> None:
     for session_id in ("gone", "again", "deleted", "alive"):
-        converse(repository, session_id, 6, **SOON)
+        converse(app, session_id, 6, **SOON)
     # As a process leaves them that dies before it has deleted their history.
     database.sessions.delete_many({"_id": {"$in": ["gone", "again"]}})
-    converse(repository, "again", 5, "assistant", "model", **SOON)
+    converse(app, "again", 5, "assistant", "model", **SOON)
     repository.delete_session("deleted")
     assert database.sessions_history.count_documents({"_id.session": "gone"})
     assert len(database.sessions_history.distinct("_id.incarnation", {"_id.session": "again"})) == 2
@@ -207,22 +174,19 @@ def test_what_deleted_and_ended_sessions_have_left_is_not_shown(
 
 
 @pytest.mark.slow
-def test_an_agent_without_messages_and_archived_feedback_are_not_shown(repository: MongoDBSessionRepository) -> None:
-    converse(repository, "s", 1)
+def test_an_agent_without_messages_and_archived_feedback_are_not_shown(
+    repository: Repository, app: Application
+) -> None:
+    converse(app, "s", 1)
     for n in range(201):
         repository.add_feedback("s", {"n": n})
-    manager = MongoDBSessionManager(
-        "s", client=repository.client, database_name=repository.database.name, collection_name="sessions"
-    )
-    Agent(model=OfflineScriptedModel(), agent_id="silent", session_manager=manager, callback_handler=None)
-    manager.close()
+    with app.manager() as manager:
+        app.agent(manager, agent_id="silent")
     assert repository.database["sessions_history"].count_documents({}) == 1
     assert shown(view(repository)) == expected("s", 1)
 
 
-def test_older_documents_are_shown_as_newer_ones_are(
-    repository: MongoDBSessionRepository, database: Database[Any]
-) -> None:
+def test_older_documents_are_shown_as_newer_ones_are(repository: Repository, app: Application, database: Any) -> None:
     moment = datetime(2024, 1, 15, 9, 0, 0)
     times = {"created_at": moment, "updated_at": moment}
     nested: dict[str, Any] = {"message_id": 0, "message": {"role": "user", "content": [{"text": "Hello"}]}, **times}
@@ -239,7 +203,7 @@ def test_older_documents_are_shown_as_newer_ones_are(
         },
     }
     database.sessions.insert_many([older, {"_id": "without agents"}])
-    converse(repository, "newer", 5, **SOON)
+    converse(app, "newer", 5, **SOON)
 
     all_messages = view(repository)
 
@@ -254,10 +218,8 @@ def test_older_documents_are_shown_as_newer_ones_are(
 
 
 @pytest.mark.slow
-def test_the_view_is_made_once_made_anew_and_read_only(
-    repository: MongoDBSessionRepository, database: Database[Any]
-) -> None:
-    converse(repository, "s", 4, **SOON)
+def test_the_view_is_made_once_made_anew_and_read_only(repository: Repository, app: Application, database: Any) -> None:
+    converse(app, "s", 4, **SOON)
     assert repository.create_messages_view() == "sessions_messages"
     assert repository.create_messages_view() == "sessions_messages"
     all_messages = database.sessions_messages
@@ -278,27 +240,20 @@ def test_the_view_is_made_once_made_anew_and_read_only(
     assert shown(all_messages) == expected("s", 4)
 
 
-def test_a_collection_of_the_views_name_is_left_alone(
-    repository: MongoDBSessionRepository, database: Database[Any]
+@pytest.mark.parametrize("theirs", ["sessions_messages", "theirs"], ids=["a collection", "a view"])
+def test_what_somebody_else_has_made_under_the_views_name_is_left_alone(
+    repository: Repository, database: Any, theirs: str
 ) -> None:
-    database.sessions_messages.insert_one({"_id": "theirs"})
+    if theirs != "sessions_messages":
+        database.command("create", "sessions_messages", viewOn=theirs, pipeline=[])
+    database[theirs].insert_one({"_id": "theirs"})
     with pytest.raises(MongoDBSessionError, match="sessions_messages is there already"):
         repository.create_messages_view()
     assert list(database.sessions_messages.find()) == [{"_id": "theirs"}]
 
 
-def test_a_view_that_somebody_else_has_made_is_left_alone(
-    repository: MongoDBSessionRepository, database: Database[Any]
-) -> None:
-    database.command("create", "sessions_messages", viewOn="theirs", pipeline=[])
-    database.theirs.insert_one({"_id": "theirs"})
-    with pytest.raises(MongoDBSessionError, match="sessions_messages is there already"):
-        repository.create_messages_view()
-    assert list(database.sessions_messages.find()) == [{"_id": "theirs"}]
-
-
-def test_a_view_of_sessions_that_are_still_to_come_shows_them(repository: MongoDBSessionRepository) -> None:
+def test_a_view_of_sessions_that_are_still_to_come_shows_them(repository: Repository, app: Application) -> None:
     all_messages = view(repository)
     assert shown(all_messages) == []
-    converse(repository, "s", 5, **SOON)
+    converse(app, "s", 5, **SOON)
     assert shown(all_messages) == expected("s", 5)

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from pymongo import MongoClient
 from strands.session.file_session_manager import FileSessionManager
-from strands.types.session import Session, SessionAgent, SessionMessage
+from strands.types.session import SessionAgent, SessionMessage
 from support.equality import assert_same, differences
+from support.repositories import a_session, begin
 
 from mongodb_session_manager import InvalidIdentifierError, MongoDBSessionRepository
 
@@ -81,19 +82,9 @@ json_value = st.recursive(
 def content_blocks(text: st.SearchStrategy[str], value: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """The content blocks of Strands: `text` for every text, `value` wherever a tool decides what to send."""
     raw = st.binary(max_size=40)
-    image = st.fixed_dictionaries(
-        {
-            "format": st.sampled_from(["png", "jpeg", "gif", "webp"]),
-            "source": st.fixed_dictionaries({"bytes": raw}),
-        }
-    )
-    document = st.fixed_dictionaries(
-        {
-            "format": st.sampled_from(["pdf", "txt", "md"]),
-            "name": text,
-            "source": st.fixed_dictionaries({"bytes": raw}),
-        }
-    )
+    source = st.fixed_dictionaries({"bytes": raw})
+    image = st.fixed_dictionaries({"format": st.sampled_from(["png", "jpeg", "gif", "webp"]), "source": source})
+    document = st.fixed_dictionaries({"format": st.sampled_from(["pdf", "txt", "md"]), "name": text, "source": source})
     tool_result_content = st.one_of(
         st.fixed_dictionaries({"text": text}),
         st.fixed_dictionaries({"json": value}),
@@ -219,8 +210,7 @@ def test_a_conversation_is_read_as_the_file_store_of_strands_reads_it(
         next_id += 1
 
     for store in (repository, oracle):
-        store.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
-        store.create_agent(session_id, SessionAgent(AGENT, {}, {}))
+        begin(store, session_id, AGENT)
     oracle_keeps = [kept_by_oracle(oracle, session_id, message) for message in live]
     for message in live:
         repository.create_message(session_id, AGENT, message)
@@ -245,14 +235,11 @@ def test_a_conversation_is_read_as_the_file_store_of_strands_reads_it(
 @generous
 @given(created=any_state, updated=any_state)
 def test_the_state_of_an_agent_is_read_as_it_was_last_stored(
-    created: Any,
-    updated: Any,
-    repository: MongoDBSessionRepository,
-    oracle: FileSessionManager,
+    created: Any, updated: Any, repository: MongoDBSessionRepository, oracle: FileSessionManager
 ) -> None:
     session_id = new_session_id()
-    repository.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
-    oracle.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
+    for store in (repository, oracle):
+        store.create_session(a_session(session_id))
     first = SessionAgent(AGENT, copy.deepcopy(created), {})
     manager_state, internal_state = {"removed_message_count": 1, "inner": created}, {"model_state": updated}
     second = SessionAgent(AGENT, copy.deepcopy(updated), copy.deepcopy(manager_state), copy.deepcopy(internal_state))
@@ -290,8 +277,7 @@ def test_a_rewritten_message_has_the_new_content_and_its_neighbours_keep_theirs(
     before: list[Any], after: list[Any], redact: bool, repository: MongoDBSessionRepository
 ) -> None:
     session_id = new_session_id()
-    repository.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
-    repository.create_agent(session_id, SessionAgent(AGENT, {}, {}))
+    begin(repository, session_id, AGENT)
     for message_id, message in enumerate(before):
         repository.create_message(session_id, AGENT, SessionMessage(copy.deepcopy(message), message_id))
     expected = [message["content"] for message in before]
@@ -313,7 +299,7 @@ def test_an_agent_id_is_refused_or_names_an_agent_of_its_own(
     identifiers: list[str], update: int, repository: MongoDBSessionRepository
 ) -> None:
     session_id = new_session_id()
-    repository.create_session(Session(session_id=session_id, session_type="AGENT"))  # type: ignore[arg-type]
+    repository.create_session(a_session(session_id))
     states: dict[str, Any] = {}
     for identifier in identifiers:
         if usable(identifier):
@@ -339,7 +325,7 @@ def test_a_session_id_is_refused_or_names_a_session_of_its_own(
     repository.collection.delete_many({})
     usables = [identifier for identifier in identifiers if usable(identifier)]
     for identifier in identifiers:
-        session = Session(session_id=identifier, session_type="AGENT")  # type: ignore[arg-type]
+        session = a_session(identifier)
         if identifier in usables:
             repository.create_session(session)
         else:

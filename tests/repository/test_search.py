@@ -6,22 +6,21 @@ delete (`support/killed.py`), and so is a redaction while others feed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import bson
 import pytest
-from offline_model import OfflineScriptedModel, ToolCall
+from offline_model import ToolCall
 from pymongo import MongoClient
-from strands import Agent, tool
-from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
-from support.commands import CommandRecorder
+from strands import tool
+from strands.types.session import SessionMessage
+from support.application import Application, both_durabilities
 from support.deeds import (
     CONVERSATION,
     PROMPTS,
@@ -37,7 +36,6 @@ from support.deeds import (
     redact,
     session_in_state,
 )
-from support.failpoints import fail_command
 from support.histories import (
     HISTORY,
     SESSIONS,
@@ -45,7 +43,6 @@ from support.histories import (
     Interruption,
     at_rest,
     by_hand,
-    manager_of,
     repository_of,
     said,
     stored,
@@ -53,48 +50,33 @@ from support.histories import (
     texts,
 )
 from support.killed import Crash, crashes
+from support.repositories import a_message, begin
 from support.sweeping import swept
 
 from mongodb_session_manager import (
     InvalidIdentifierError,
     MessageHit,
     MongoDBSessionError,
-    MongoDBSessionManagerFactory,
     SessionNotFoundError,
 )
 from mongodb_session_manager._store.indexing import IndexingTask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from pymongo.database import Database
 
 FEEDING = ["find", "update", "update"]
 """The commands of a feeding: read a batch, put it, say so."""
-both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 every_state = pytest.mark.parametrize("state", STATES)
 
 
-@dataclass(frozen=True)
-class World:
-    """A database and who works on it; every client is closed at the end of the test."""
+class World(Application):
+    """Processes whose managers index, and what can be found of what they have said."""
 
-    uri: str
-    database: Database[Any]
-    client: MongoClient[Any]
-    stack: ExitStack
-    sessions: dict[str, Any] = field(default_factory=dict)
-
-    def new_client(self, **options: Any) -> MongoClient[Any]:
-        client: MongoClient[Any] = MongoClient(self.uri, **options)
-        return self.stack.enter_context(client)
-
-    def manager(self, session_id: str = "s", *, client: MongoClient[Any] | None = None, **options: Any) -> Any:
-        return manager_of(client or self.client, self.database.name, session_id, **{"index_messages": True, **options})
-
-    @property
-    def repository(self) -> Any:
-        return repository_of(self.client, self.database.name)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.defaults = {"index_messages": True}
+        self.templates: dict[str, Any] = {}
 
     def found(self, text: str, **conditions: Any) -> list[str]:
         """The texts of the messages that are found, in order of session and message."""
@@ -113,17 +95,16 @@ class World:
 
     def prepare(self, state: str, session_id: str = "s") -> None:
         """Let there be a session with the conversation, in this state."""
-        put_session(self.database, self.session(state), session_id)
+        put_session(self.database, self.template(state), session_id)
 
-    def session(self, state: str) -> dict[str, Any]:
-        if state not in self.sessions:
-            self.sessions[state] = session_in_state(self.client, self.database.name, state)
-        return self.sessions[state]
+    def template(self, state: str) -> dict[str, Any]:
+        if state not in self.templates:
+            self.templates[state] = session_in_state(self.client, self.database.name, state)
+        return self.templates[state]
 
     def interrupted(self, deed: Any, number: int, act: Any, session_id: str = "s") -> list[str]:
         """Do a deed; at the n-th of its commands somebody else acts first. Return the commands of the deed."""
         interruption = Interruption()
-        client: MongoClient[Any]
         # Closed at once: the watch that hundreds of clients keep on a replica set costs more than the test.
         with MongoClient(self.uri, event_listeners=[interruption]) as client:
             client.admin.command("ping")
@@ -133,11 +114,31 @@ class World:
             raise interruption.error
         return interruption.commands
 
+    def at_each_command(self, deed: Any, act: Callable[[str], None], state: str) -> Iterator[tuple[str, bool]]:
+        """Do a deed in sessions of this state, one for each of its commands, at which somebody else acts first.
+
+        Yields each session's id, which has the command's number, and whether anybody acted: in the last nobody did.
+        """
+        for number in range(1, 100):
+            session_id = f"s{number}"
+            self.prepare(state, session_id)
+            acted: list[str] = []
+
+            def acting(session_id: str = session_id, acted: list[str] = acted) -> None:
+                acted.append(session_id)
+                act(session_id)
+
+            commands = self.interrupted(deed, number, acting, session_id)
+            assert acted or number > len(commands)
+            yield session_id, bool(acted)
+            if not acted:
+                return
+
 
 @pytest.fixture
-def world(server: Any, database: Database[Any]) -> Iterator[World]:
-    with ExitStack() as stack:
-        yield World(server.uri, database, stack.enter_context(MongoClient(server.uri)), stack)
+def world(server: Any, database: Any) -> Iterator[World]:
+    with contextlib.closing(World(server.uri, database)) as world:
+        yield world
 
 
 # --- finding
@@ -165,6 +166,7 @@ def test_what_was_said_is_found_once_the_manager_is_flushed(world: World, durabi
     assert world.found("green kettle") == said("a refund for the blue kettle", "and a green one")
 
 
+@pytest.mark.slow
 def test_words_phrases_and_exclusions_are_mongodbs_and_conditions_narrow_them(world: World) -> None:
     for session_id, application in (("one", "shop"), ("two", "bank")):
         with world.manager(session_id, application_name=application) as manager:
@@ -204,9 +206,8 @@ def test_only_the_text_blocks_are_searched(world: World) -> None:
         """Look something up."""
         return "inside the result"
 
-    model = OfflineScriptedModel([ToolCall("look_up", {"word": "argument"}), "all done"])
     with world.manager(blob_threshold_bytes=100) as manager:
-        agent = Agent(model=model, agent_id="a", tools=[look_up], session_manager=manager, callback_handler=None)
+        agent = world.agent(manager, ToolCall("look_up", {"word": "argument"}), "all done", tools=[look_up])
         image = {"image": {"format": "png", "source": {"bytes": b"x" * 200}}}
         agent([{"text": "first"}, image, {"text": "second \ud800"}])
 
@@ -216,14 +217,10 @@ def test_only_the_text_blocks_are_searched(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_of_a_long_text_the_beginning_is_found_and_one_in_gridfs_keeps_nothing_from_being_indexed(
-    world: World,
-) -> None:
+def test_of_a_long_text_the_beginning_is_found_and_one_in_gridfs_keeps_nothing_from_being_indexed(world: World) -> None:
     long, longer = "begin " + "ü" * 40_000 + " end", "begin " + "x " * 600_000
     with world.manager() as manager:
-        agent = Agent(
-            model=OfflineScriptedModel(["fine"] * 3), agent_id="a", session_manager=manager, callback_handler=None
-        )
+        agent = world.agent(manager, *["fine"] * 3)
         agent(long)
         agent(longer)
         agent("begin and end")
@@ -232,20 +229,21 @@ def test_of_a_long_text_the_beginning_is_found_and_one_in_gridfs_keeps_nothing_f
     assert world.found("end") == ["begin and end"]
 
 
+@pytest.mark.slow
 @pytest.mark.new_database
-def test_the_factory_searches_as_well(server: Any, database_name: str) -> None:
-    with MongoDBSessionManagerFactory(server.uri, database_name, SESSIONS, index_messages=True) as factory:
-        with pytest.raises(MongoDBSessionError, match="index_messages=True"):
-            factory.search_messages("kettle")
-        with factory.create_session_manager("s") as manager:
-            talker(manager)("a kettle")
-        with factory.create_session_manager("other", index_messages=False) as manager:
-            talker(manager)("a kettle")
-        with factory.create_session_manager("s", collection_name="elsewhere") as manager:
-            talker(manager)("a kettle elsewhere")
+def test_the_factory_searches_as_well(world: World) -> None:
+    factory = world.factory(index_messages=True)
+    with pytest.raises(MongoDBSessionError, match="index_messages=True"):
+        factory.search_messages("kettle")
+    with factory.create_session_manager("s") as manager:
+        talker(manager)("a kettle")
+    with factory.create_session_manager("other", index_messages=False) as manager:
+        talker(manager)("a kettle")
+    with factory.create_session_manager("s", collection_name="elsewhere") as manager:
+        talker(manager)("a kettle elsewhere")
 
-        assert [hit.session_id for hit in factory.search_messages("kettle", role="user", limit=5)] == ["s"]
-        assert len(factory.search_messages("elsewhere", collection_name="elsewhere")) == 2
+    assert [hit.session_id for hit in factory.search_messages("kettle", role="user", limit=5)] == ["s"]
+    assert len(factory.search_messages("elsewhere", collection_name="elsewhere")) == 2
 
 
 @pytest.mark.parametrize(
@@ -270,16 +268,15 @@ def test_the_factory_searches_as_well(server: Any, database_name: str) -> None:
 def test_what_cannot_be_meant_is_refused_before_anything_is_sent(
     world: World, text: Any, conditions: Any, error: type[Exception]
 ) -> None:
-    recorder = CommandRecorder()
-    repository = repository_of(world.new_client(event_listeners=[recorder]), world.database.name)
-    recorder.clear()
-    with pytest.raises(error):
-        repository.search_messages(text, **conditions)
-    with pytest.raises((TypeError, ValueError)):
-        repository.index_messages("")
-    with pytest.raises(TypeError, match="index_messages"):
-        world.manager(index_messages="yes")
-    assert recorder.names == []
+    repository = world.repository
+    with world.recorder.recording() as commands:
+        with pytest.raises(error):
+            repository.search_messages(text, **conditions)
+        with pytest.raises((TypeError, ValueError)):
+            repository.index_messages("")
+        with pytest.raises(TypeError, match="index_messages"):
+            world.manager(index_messages="yes")
+    assert commands == []
 
 
 @pytest.mark.new_database
@@ -298,22 +295,19 @@ def test_where_nothing_was_ever_indexed_the_error_says_what_to_do(world: World) 
 def test_who_does_not_use_it_pays_nothing_and_who_does_sends_three_commands_behind_a_turn(
     world: World, durability: str
 ) -> None:
-    recorder = CommandRecorder()
-    client = world.new_client(event_listeners=[recorder])
-
     def one_turn(session_id: str, **options: Any) -> list[Any]:
-        manager = world.manager(session_id, client=client, durability=durability, **options)
+        manager = world.manager(session_id, durability=durability, **options)
         agent = talker(manager)
         agent("the first turn")
         manager.flush()
-        recorder.clear()
-        agent("hello")
-        manager.flush()
-        return list(recorder.commands)
+        with world.recorder.recording() as commands:
+            agent("hello")
+            manager.flush()
+        return commands
 
     off = one_turn("without", index_messages=False)
     assert SEARCH not in world.database.list_collection_names()
-    assert "indexed" not in world.database[SESSIONS].find_one({"_id": "without"})["agents"]["assistant"]
+    assert "indexed" not in world.record("assistant", "without")
     on = one_turn("with it")
 
     def appends(commands: list[Any]) -> list[set[str]]:
@@ -332,38 +326,32 @@ def test_who_does_not_use_it_pays_nothing_and_who_does_sends_three_commands_behi
 @pytest.mark.slow
 def test_a_redaction_and_a_deletion_send_nothing_more_where_nobody_has_indexed(world: World) -> None:
     world.prepare("archived")
-    recorder = CommandRecorder()
-    client = world.new_client(event_listeners=[recorder])
-    repository = repository_of(client, world.database.name)
-    redact(client, world.database.name, "s")
-    repository.delete_session("s")
-    assert [command for command in recorder.commands if command.collection == SEARCH] == []
+    with world.recorder.recording() as commands:
+        world.redact()
+        world.repository.delete_session("s")
+    assert commands.on(SEARCH) == []
 
 
 @pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.new_database
 def test_the_index_is_created_once_per_process(world: World) -> None:
-    recorder = CommandRecorder()
-    client = world.new_client(event_listeners=[recorder])
     for number in range(3):
-        with world.manager(f"s{number}", client=client) as manager:
+        with world.manager(f"s{number}") as manager:
             talker(manager)("hello")
-    created = recorder.commands.named("createIndexes")
-    assert [command.collection for command in created].count(SEARCH) == 1
+    assert len(world.recorder.commands.named("createIndexes").on(SEARCH)) == 1
 
 
 @pytest.mark.topology
 def test_a_failure_of_mongodb_while_indexing_fails_no_turn_and_the_next_goes_on(
-    world: World, client: MongoClient[Any], caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     with world.manager("before") as manager:
         talker(manager)("hello")
-    failing = world.new_client(appName="indexer")
-    manager = world.manager(client=failing)
+    manager = world.manager()
     agent = talker(manager)
     manager.flush()
-    with fail_command(client, "find", app_name="indexer", error_code=2), caplog.at_level(logging.WARNING):
+    with world.failing("find", error_code=2), caplog.at_level(logging.WARNING):
         agent("kettle")
         manager.flush()
     assert "not indexed" in caplog.text
@@ -402,17 +390,15 @@ def test_sessions_that_were_there_before_are_indexed_by_request_archived_message
 
 def test_what_a_repository_wrote_with_gaps_in_its_ids_is_indexed_by_request(world: World) -> None:
     repository = world.repository
-    repository.create_session(Session("s", SessionType.AGENT))
-    repository.create_agent("s", SessionAgent("assistant", {}, {}))
+    begin(repository, agent_id="assistant")
     ids = [1, 5, 6, 90]
     for message_id in ids:
-        repository.create_message("s", "assistant", SessionMessage(by_hand(f"kettle {message_id}", "user"), message_id))
+        repository.create_message("s", "assistant", a_message(message_id, f"kettle {message_id}"))
 
     assert repository.index_messages("s") == 4
 
     assert sorted(hit.message_id for hit in repository.search_messages("kettle")) == ids
-    message = SessionMessage(by_hand("", "user"), 6, redact_message=by_hand("[redacted]", "user"))
-    repository.update_message("s", "assistant", message)
+    repository.update_message("s", "assistant", SessionMessage(by_hand(""), 6, by_hand("[redacted]")))
     assert world.found("kettle redacted") == ["kettle 1", "kettle 5", "[redacted]", "kettle 90"]
 
 
@@ -455,56 +441,35 @@ def test_what_is_redacted_is_found_no_more_and_lies_in_no_collection(world: Worl
     if "indexed" in state:
         assert world.indexed() == CONVERSATION
     world.redact()
-    assert SECRET.encode() not in at_rest(world.database)
+    world.nothing_at_rest(SECRET)
     if "indexed" in state:
         assert world.repository.index_messages("s") == 0, "the redaction has done all there was to do"
     world.index()
     assert world.indexed() == REDACTED
-    assert SECRET.encode() not in at_rest(world.database)
+    world.nothing_at_rest(SECRET)
 
 
 @pytest.mark.slow
 @every_state
 def test_a_redaction_at_any_command_of_an_indexer_leaves_its_text_in_no_collection(world: World, state: str) -> None:
-    for number in range(1, 100):
-        session_id = f"s{number}"
-        world.prepare(state, session_id)
-        acted: list[bool] = []
+    def act(session_id: str) -> None:
+        world.redact(session_id)
+        assert SECRET.encode() not in at_rest(world.database), "while the indexer stands still"
 
-        def act(session_id: str = session_id, acted: list[bool] = acted) -> None:
-            acted.append(True)
-            world.redact(session_id)
-            assert SECRET.encode() not in at_rest(world.database), "while the indexer stands still"
-
-        commands = world.interrupted(index, number, act, session_id)
+    for session_id, acted in world.at_each_command(index, act, state):
         if not acted:
-            assert number > len(commands)
             world.redact(session_id)
-        assert SECRET.encode() not in at_rest(world.database), (number, commands)
-        assert world.indexed(session_id) == REDACTED, (number, commands)
-        if not acted:
-            return
+        assert SECRET.encode() not in at_rest(world.database), session_id
+        assert world.indexed(session_id) == REDACTED, session_id
 
 
 @pytest.mark.slow
 @every_state
 def test_an_indexer_at_any_command_of_a_redaction_leaves_its_text_in_no_collection(world: World, state: str) -> None:
-    for number in range(1, 100):
-        session_id = f"s{number}"
-        world.prepare(state, session_id)
-        acted: list[bool] = []
-
-        def act(session_id: str = session_id, acted: list[bool] = acted) -> None:
-            acted.append(True)
-            world.index(session_id)
-
-        commands = world.interrupted(redact, number, act, session_id)
-        assert SECRET.encode() not in at_rest(world.database), (number, commands)
+    for session_id, _ in world.at_each_command(redact, world.index, state):
+        assert SECRET.encode() not in at_rest(world.database), session_id
         world.index(session_id)
-        assert world.indexed(session_id) == REDACTED, (number, commands)
-        if not acted:
-            assert number > len(commands)
-            return
+        assert world.indexed(session_id) == REDACTED, session_id
 
 
 @pytest.mark.slow
@@ -533,7 +498,7 @@ class StandingStill:
     """An indexer in a thread that stands still at its n-th command until it is to end."""
 
     def __init__(self, world: World, session_id: str, number: int) -> None:
-        incarnation = world.database[SESSIONS].find_one({"_id": session_id})["incarnation"]
+        incarnation = world.session(session_id)["incarnation"]
         self._feed = lambda: world.interrupted(feed(incarnation), number, self._stand_still, session_id)
         self._there, self._goes_on = threading.Event(), threading.Event()
         self._threads = ThreadPoolExecutor(1)
@@ -559,20 +524,20 @@ def test_a_prompt_that_was_tried_again_is_redacted_wherever_it_is_found(world: W
     with world.manager() as manager:
         agent = talker(manager)
         for _ in range(2):
-            manager.append_message({**by_hand(SECRET, "user"), "tracking_id": "t"}, agent)
-            agent.messages.append({**by_hand(SECRET, "user"), "tracking_id": "t"})
+            manager.append_message({**by_hand(SECRET), "tracking_id": "t"}, agent)
+            agent.messages.append({**by_hand(SECRET), "tracking_id": "t"})
     with world.manager() as manager:
         agent = talker(manager)
         assert world.found("secret") == [SECRET, SECRET]
-        manager.redact_latest_message({**by_hand("[redacted]", "user"), "tracking_id": "t"}, agent)
-    assert SECRET.encode() not in at_rest(world.database)
+        manager.redact_latest_message({**by_hand("[redacted]"), "tracking_id": "t"}, agent)
+    world.nothing_at_rest(SECRET)
     assert world.found("redacted") == ["[redacted]", "[redacted]"]
 
 
 def killed(world: World, deed: str, action: str, state: str) -> list[Crash]:
     """What became of each process that was killed, and last of those that were not."""
     with tempfile.NamedTemporaryFile() as file:
-        file.write(bson.encode(world.session(state)))
+        file.write(bson.encode(world.template(state)))
         file.flush()
         found = list(crashes(world.uri, world.database.name, f"{deed} what is in the file", action, file.name))
     assert len(found) > 6, "hardly anything was killed"
@@ -596,7 +561,7 @@ def test_what_is_redacted_right_before_an_indexer_is_killed_lies_in_no_collectio
     for one in found:
         if not one.command:
             world.redact(one.session_id)
-    assert SECRET.encode() not in at_rest(world.database), "no other indexer is needed for that"
+    world.nothing_at_rest(SECRET)  # No other indexer is needed for that.
     for one in found:
         world.index(one.session_id)
         assert world.indexed(one.session_id) == REDACTED, one
@@ -613,7 +578,7 @@ def test_what_a_redaction_that_was_killed_has_left_in_the_search_the_next_indexe
         assert world.indexed(one.session_id) == said_now, one
         world.redact(one.session_id)
         assert world.indexed(one.session_id) == REDACTED, one
-    assert SECRET.encode() not in at_rest(world.database)
+    world.nothing_at_rest(SECRET)
 
 
 # --- deletion
@@ -626,7 +591,7 @@ def test_what_is_deleted_is_found_no_more_and_a_new_life_of_the_session_finds_on
 ) -> None:
     world.prepare(state)
     world.repository.delete_session("s")
-    assert SECRET.encode() not in at_rest(world.database)
+    world.nothing_at_rest(SECRET)
     with world.manager() as manager:
         talker(manager)("prompt of a new life")
     assert world.indexed() == said("prompt of a new life")
@@ -636,30 +601,28 @@ def test_what_is_deleted_is_found_no_more_and_a_new_life_of_the_session_finds_on
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 @pytest.mark.parametrize("begins_again", [False, True], ids=["deleted", "begun again"])
 def test_a_deletion_at_any_command_of_an_indexer_leaves_nothing(world: World, state: str, begins_again: bool) -> None:
-    for number in range(1, 100):
-        session_id = f"s{number}"
-        world.prepare(state, session_id)
-        acted: list[bool] = []
+    incarnations: dict[str, Any] = {}
 
-        def act(session_id: str = session_id, acted: list[bool] = acted) -> None:
-            acted.append(True)
-            delete(world.client, world.database.name, session_id)
-            if begins_again:
-                with world.manager(session_id) as manager:
-                    talker(manager)("prompt of a new life")
-
-        incarnation = world.database[SESSIONS].find_one({"_id": session_id})["incarnation"]
+    def feed_it(client: Any, database_name: str, session_id: str) -> None:
         # Without a manager, whose opening would begin the session anew.
-        commands = world.interrupted(feed(incarnation), number, act, session_id)
-        if not acted:
-            assert number > len(commands)
-            return
-        assert world.database[SEARCH].count_documents({"_id.incarnation": incarnation}) == 0, (number, commands)
-        assert world.indexed(session_id) == (said("prompt of a new life") if begins_again else [])
+        incarnations[session_id] = world.session(session_id)["incarnation"]
+        feed(incarnations[session_id])(client, database_name, session_id)
+
+    def act(session_id: str) -> None:
+        delete(world.client, world.database.name, session_id)
+        if begins_again:
+            with world.manager(session_id) as manager:
+                talker(manager)("prompt of a new life")
+
+    for session_id, acted in world.at_each_command(feed_it, act, state):
+        if acted:
+            left = {"_id.incarnation": incarnations[session_id]}
+            assert world.database[SEARCH].count_documents(left) == 0, session_id
+            assert world.indexed(session_id) == (said("prompt of a new life") if begins_again else [])
 
 
 def feed(incarnation: Any) -> Any:
-    def deed(client: MongoClient[Any], database_name: str, session_id: str) -> None:
+    def deed(client: Any, database_name: str, session_id: str) -> None:
         repository_of(client, database_name)._store.indexer.index(IndexingTask(session_id, incarnation, "assistant"))
 
     return deed
@@ -700,21 +663,10 @@ def test_messages_of_sessions_that_are_gone_take_no_place_among_those_that_are_f
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["embedded", "archived"])
 def test_indexers_at_any_command_of_each_other_leave_every_message_once(world: World, state: str) -> None:
-    for number in range(1, 100):
-        session_id = f"s{number}"
-        world.prepare(state, session_id)
-        acted: list[bool] = []
-
-        def act(session_id: str = session_id, acted: list[bool] = acted) -> None:
-            acted.append(True)
-            world.index(session_id)
-
-        world.interrupted(index, number, act, session_id)
+    for session_id, _ in world.at_each_command(index, world.index, state):
         assert world.indexed(session_id) == CONVERSATION
         assert world.database[SEARCH].count_documents({"session_id": session_id}) == 16
         assert world.repository.index_messages(session_id) == 0
-        if not acted:
-            return
 
 
 @pytest.mark.slow
@@ -734,6 +686,6 @@ def test_many_processes_that_write_archive_redact_and_feed_at_once_leave_the_sea
         list(threads.map(process, range(4)))
     world.index()
 
-    assert SECRET.encode() not in at_rest(world.database)
+    world.nothing_at_rest(SECRET)
     assert sorted(world.indexed()) == sorted(texts(stored(world.database).messages))
     assert world.database[HISTORY].count_documents({}) > 0

@@ -15,6 +15,7 @@ from offline_model import OfflineScriptedModel, ToolCall
 from pymongo import MongoClient
 from strands import Agent, ToolContext, tool
 from strands.types.session import Session, SessionAgent, SessionMessage
+from support.application import dialogue
 
 from mongodb_session_manager import (
     MongoDBConnectionPool,
@@ -55,11 +56,6 @@ def build_agent(manager: MongoDBSessionManager, *replies: Any, agent_id: str = "
     )
 
 
-def texts(messages: Any) -> list[tuple[str, str]]:
-    """Role and text of each message, live or stored."""
-    return [(m["role"], "".join(block.get("text", "") for block in m["content"])) for m in messages]
-
-
 def document_of(database: Database[Any], session_id: str) -> dict[str, Any]:
     document = database[COLLECTION].find_one({"_id": session_id})
     assert document is not None
@@ -92,7 +88,7 @@ def test_the_quick_start_leaves_one_document_in_the_documented_shape(
     assert stored["agent_data"]["agent_id"] == "support-agent"
     assert stored["agent_data"]["system_prompt"] == "You are a helpful assistant."
     assert {"state", "conversation_manager_state", "created_at", "updated_at"} <= set(stored["agent_data"])
-    assert texts(stored["messages"]) == [("user", "Hello, can you help me?"), ("assistant", "Of course.")]
+    assert dialogue(stored["messages"]) == [("user", "Hello, can you help me?"), ("assistant", "Of course.")]
     for message_id, message in enumerate(stored["messages"]):
         assert message["message_id"] == message_id
         assert isinstance(message["created_at"], datetime)
@@ -116,7 +112,7 @@ def test_a_later_process_knows_what_was_said_and_what_the_agent_remembers(server
 
     with create_mongodb_session_manager("user-session-001", **names) as manager:
         agent = build_agent(manager, "Your name is Alice.")
-        assert texts(agent.messages)[0] == ("user", "Remember my name is Alice")
+        assert dialogue(agent.messages)[0] == ("user", "Remember my name is Alice")
         assert agent.state.get() == {
             "user_language": "euskera",
             "preferences": {"tone": "formal", "dialect": "bizkaiera"},
@@ -188,7 +184,7 @@ def test_the_repository_does_all_that_its_reference_shows_in_one_piece(
     assert redacted is not None
     redacted.message["content"] = [{"text": "[Content removed for privacy]"}]
     repository.update_message("user-123", "assistant-1", redacted)
-    assert texts(document_of(database, "user-123")["agents"]["assistant-1"]["messages"]) == [
+    assert dialogue(document_of(database, "user-123")["agents"]["assistant-1"]["messages"]) == [
         ("user", "Hello!"),
         ("assistant", "[Content removed for privacy]"),
     ]

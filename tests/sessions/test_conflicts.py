@@ -5,67 +5,33 @@ A manager with a client of its own stands for a process: the library shares noth
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
-from pymongo import MongoClient, monitoring
-from strands import Agent, ToolContext, tool
+from offline_model import ScriptedReply, ToolCall
+from pymongo import monitoring
+from strands import ToolContext, tool
 from strands.types.session import SessionMessage
-from support.histories import SMALL, Interruption
+from support.application import both_durabilities
+from support.histories import SMALL, Interruption, by_hand
 from support.histories import talker as windowed
+from support.running import start_python
 from support.starting import begin_together
 
-from mongodb_session_manager import (
-    MongoDBSessionManager,
-    SessionConflictError,
-    SessionNotFoundError,
-)
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
+from mongodb_session_manager import SessionConflictError, SessionNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
-    from pymongo.database import Database
+    from strands import Agent
+    from support.application import Application
 
-    Process = Callable[..., MongoDBSessionManager]
+    from mongodb_session_manager import MongoDBSessionManager
 
 pytestmark = pytest.mark.topology
-
-both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
-
-
-@pytest.fixture
-def process(server: Any, database_name: str) -> Iterator[Process]:
-    """Makes a manager of the session "s" with a client of its own."""
-    with ExitStack() as clients:
-
-        def start(listeners: Sequence[monitoring.CommandListener] = (), **options: Any) -> MongoDBSessionManager:
-            client: MongoClient[Any] = MongoClient(server.uri, event_listeners=list(listeners))
-            clients.enter_context(client)
-            return MongoDBSessionManager(
-                "s", client=client, database_name=database_name, collection_name="sessions", **options
-            )
-
-        yield start
-
-
-@pytest.fixture
-def repository(client: MongoClient[Any], database_name: str) -> MongoDBSessionRepository:
-    return MongoDBSessionRepository(client=client, database_name=database_name, collection_name="sessions")
-
-
-def talker(manager: MongoDBSessionManager, *replies: Any, tools: Sequence[Any] = ()) -> Agent:
-    """An agent with the id "assistant"; without replies it answers each message with its echo."""
-    model = OfflineScriptedModel(replies or (lambda messages: f"Re: {text_of(messages[-1])}"))
-    return Agent(model=model, agent_id="assistant", tools=list(tools), session_manager=manager, callback_handler=None)
 
 
 def text_of(message: Any) -> str:
@@ -76,26 +42,14 @@ def texts(messages: Any) -> list[str]:
     return [text_of(message) for message in messages]
 
 
-def stored_agent(database: Database[Any]) -> dict[str, Any]:
-    document = database.sessions.find_one({"_id": "s"})
-    assert document is not None
-    return document["agents"]["assistant"]
-
-
-def stored_messages(database: Database[Any]) -> list[dict[str, Any]]:
+def stored_messages(app: Application) -> list[dict[str, Any]]:
     """The stored conversation, after a look at what must be true of it whoever wrote it."""
-    agent = stored_agent(database)
-    messages = agent["messages"]
-    assert [message["message_id"] for message in messages] == list(range(len(messages)))
+    agent, messages = app.record(), app.messages()
     assert agent["message_count"] == len(messages)
     assert agent["usage"].get("messages", 0) == len(messages)
     tracking_ids = [message["tracking_id"] for message in messages if "tracking_id" in message]
     assert len(set(tracking_ids)) == len(tracking_ids), "a message is stored twice"
     return messages
-
-
-def by_hand(text: str) -> Any:
-    return {"role": "user", "content": [{"text": text}]}
 
 
 # --- rebase: behind what others have stored
@@ -104,29 +58,27 @@ def by_hand(text: str) -> Any:
 @pytest.mark.slow
 @both_durabilities
 def test_two_processes_that_take_turns_on_one_agent_keep_every_message_of_both(
-    process: Process, database: Database[Any], durability: str
+    app: Application, durability: Any
 ) -> None:
-    one = talker(process(durability=durability))
-    other = talker(process(durability=durability))
+    one = app.agent(app.process(durability=durability))
+    other = app.agent(app.process(durability=durability))
 
     for number in range(3):
         one(f"one {number}")
         other(f"other {number}")
 
     expected = [text for n in range(3) for who in ("one", "other") for text in (f"{who} {n}", f"Re: {who} {n}")]
-    assert texts(stored_messages(database)) == expected
-    assert stored_agent(database)["usage"]["turns"] == 6
-    assert texts(talker(process()).messages) == expected
+    assert texts(stored_messages(app)) == expected
+    assert app.record()["usage"]["turns"] == 6
+    assert texts(app.agent(app.process()).messages) == expected
 
 
 @pytest.mark.slow
 @both_durabilities
-def test_turns_at_the_same_moment_are_all_kept_in_the_order_of_each_writer(
-    process: Process, database: Database[Any], durability: str
-) -> None:
+def test_turns_at_the_same_moment_are_all_kept_in_the_order_of_each_writer(app: Application, durability: Any) -> None:
     writers = ("one", "two", "three")
-    talker(process())
-    agents = {writer: talker(process(durability=durability)) for writer in writers}
+    app.agent(app.process())
+    agents = {writer: app.agent(app.process(durability=durability)) for writer in writers}
     start = threading.Barrier(len(writers))
 
     def talk(writer: str) -> None:
@@ -137,7 +89,7 @@ def test_turns_at_the_same_moment_are_all_kept_in_the_order_of_each_writer(
     with ThreadPoolExecutor() as threads:
         list(threads.map(talk, writers))
 
-    stored = texts(stored_messages(database))
+    stored = texts(stored_messages(app))
     assert len(stored) == 3 * 8 * 2
     for writer in writers:
         mine = [text for text in stored if text.removeprefix("Re: ").startswith(f"{writer} ")]
@@ -145,13 +97,11 @@ def test_turns_at_the_same_moment_are_all_kept_in_the_order_of_each_writer(
 
 
 @pytest.mark.slow
-def test_a_turn_that_is_stored_as_one_is_not_cut_by_the_messages_of_others(
-    process: Process, database: Database[Any]
-) -> None:
-    talker(process())
+def test_a_turn_that_is_stored_as_one_is_not_cut_by_the_messages_of_others(app: Application) -> None:
+    app.agent(app.process())
     start = threading.Barrier(3)
 
-    def talk(writer: str, durability: str) -> None:
+    def talk(writer: str, durability: Any) -> None:
         @tool
         def look_up(word: str) -> str:
             """Look something up."""
@@ -160,8 +110,7 @@ def test_a_turn_that_is_stored_as_one_is_not_cut_by_the_messages_of_others(
         def answer(messages: Any) -> Any:
             return ToolCall("look_up", {"word": writer}) if "toolResult" not in messages[-1]["content"][0] else writer
 
-        agent = talker(process(durability=durability), tools=[look_up])
-        agent.model = OfflineScriptedModel(answer)
+        agent = app.agent(app.process(durability=durability), answer, tools=[look_up])
         start.wait(30)
         for _ in range(6):
             agent(writer)
@@ -169,7 +118,7 @@ def test_a_turn_that_is_stored_as_one_is_not_cut_by_the_messages_of_others(
     with ThreadPoolExecutor() as threads:
         list(threads.map(talk, ("one", "two", "three"), ("turn", "turn", "message")))
 
-    stored = stored_messages(database)
+    stored = stored_messages(app)
     assert len(stored) == 3 * 6 * 4
     for writer in ("one", "two"):
         mine = [message for message in stored if text_of(message) == writer and message["role"] == "user"]
@@ -178,10 +127,8 @@ def test_a_turn_that_is_stored_as_one_is_not_cut_by_the_messages_of_others(
 
 
 @pytest.mark.slow
-def test_four_processes_that_append_to_one_agent_lose_and_double_nothing(
-    server: Any, process: Process, database: Database[Any]
-) -> None:
-    script = textwrap.dedent("""
+def test_four_processes_that_append_to_one_agent_lose_and_double_nothing(app: Application) -> None:
+    script = """
         import sys
 
         from offline_model import OfflineScriptedModel
@@ -191,29 +138,17 @@ def test_four_processes_that_append_to_one_agent_lose_and_double_nothing(
 
         uri, database_name, writer = sys.argv[1:]
         with MongoDBSessionManager("s", uri, database_name, "sessions") as manager:
-            agent = Agent(model=OfflineScriptedModel(), agent_id="assistant", session_manager=manager)
+            agent = Agent(model=OfflineScriptedModel(), agent_id="a", session_manager=manager)
             for number in range(50):
                 if number % 10 == 0:
                     print("ready", flush=True)
                     sys.stdin.readline()
                 manager.append_message({"role": "user", "content": [{"text": f"{writer} {number}"}]}, agent)
-    """)
-    talker(process())
+    """
+    app.agent(app.process())
     writers = [f"writer-{number}" for number in range(4)]
     with ExitStack() as stack:
-        running = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", script, server.uri, database.name, writer],
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            for writer in writers
-        ]
+        running = [stack.enter_context(start_python(script, app.uri, app.database.name, writer)) for writer in writers]
         for one in running:
             stack.callback(one.kill)
         for _ in range(5):
@@ -224,7 +159,7 @@ def test_four_processes_that_append_to_one_agent_lose_and_double_nothing(
             ended.append((one.returncode, errors))
 
     assert ended == [(0, "")] * 4
-    stored = texts(stored_messages(database))
+    stored = texts(stored_messages(app))
     assert len(stored) == 200
     for writer in writers:
         assert [text for text in stored if text.startswith(f"{writer} ")] == [f"{writer} {n}" for n in range(50)]
@@ -232,58 +167,48 @@ def test_four_processes_that_append_to_one_agent_lose_and_double_nothing(
     assert stored != sorted(stored, key=lambda text: text.split()[0]), "the processes ran one after the other"
 
 
-def test_a_redaction_hits_its_own_message_when_another_process_has_appended_in_between(
-    process: Process, database: Database[Any]
-) -> None:
-    other = talker(process())
+def test_a_redaction_hits_its_own_message_when_another_process_has_appended_in_between(app: Application) -> None:
+    other = app.agent(app.process())
 
     def guardrail(messages: Any) -> Any:
         other("meanwhile")
         return ScriptedReply(text="I cannot.", redact_user="[redacted]")
 
-    talker(process())  # so that both are behind the store
-    one = talker(process())
-    one.model = OfflineScriptedModel(guardrail)
+    app.agent(app.process())  # so that both are behind the store
+    one = app.agent(app.process(), guardrail)
     other("before")
     one("my secret")
 
-    assert texts(stored_messages(database)) == [
-        "before",
-        "Re: before",
-        "[redacted]",
-        "meanwhile",
-        "Re: meanwhile",
-        "I cannot.",
-    ]
+    said = ["before", "Re: before", "[redacted]", "meanwhile", "Re: meanwhile", "I cannot."]
+    assert texts(stored_messages(app)) == said
 
 
-def test_a_redaction_after_a_restore_leaves_the_turn_of_the_other_process_alone(
-    process: Process, database: Database[Any]
-) -> None:
-    one, other = talker(process()), talker(process())
-    one.model = OfflineScriptedModel(lambda _: other("other's question") and "one's answer")
+def test_a_redaction_after_a_restore_leaves_the_turn_of_the_other_process_alone(app: Application) -> None:
+    other = app.agent(app.process())
+    one = app.agent(app.process(), lambda _: other("other's question") and "one's answer")
     one("one's question")
-    manager = process()
-    restored = talker(manager)
+    manager = app.process()
+    restored = app.agent(manager)
     last = restored.messages[-1]
     assert text_of(last) == "Re: other's question", "the turns were not put together"
 
     manager.redact_latest_message({**last, "content": [{"text": "[redacted]"}]}, restored)
 
-    assert texts(stored_messages(database)) == ["one's question", "other's question", "[redacted]", "one's answer"]
+    assert texts(stored_messages(app)) == ["one's question", "other's question", "[redacted]", "one's answer"]
 
 
 @pytest.mark.parametrize(("turns", "update"), [(1, 2), (8, 3)], ids=["embedded", "archived"])
 def test_of_two_redactions_at_the_same_moment_the_one_that_ends_last_stays(
-    process: Process, repository: MongoDBSessionRepository, turns: int, update: int
+    app: Application, turns: int, update: int
 ) -> None:
-    with process(**SMALL) as manager:
+    repository = app.repository
+    with app.process(**SMALL) as manager:
         agent = windowed(manager)
         for number in range(turns):
             agent(f"prompt {number}")
             manager.flush()
     meanwhile = Interruption()
-    mine = process([meanwhile]).session_repository
+    mine = app.process(meanwhile).session_repository
     first, last = (SessionMessage(by_hand(f"redacted {order}"), 0) for order in ("first", "last"))
     meanwhile.arm("started", update, lambda: repository.update_message("s", "assistant", first))
 
@@ -295,76 +220,75 @@ def test_of_two_redactions_at_the_same_moment_the_one_that_ends_last_stays(
     assert text_of(found.message) == "redacted last"
 
 
-def test_a_prompt_that_is_tried_again_while_it_is_redacted_keeps_its_text_nowhere(
-    process: Process, database: Database[Any]
-) -> None:
+def test_a_prompt_that_is_tried_again_while_it_is_redacted_keeps_its_text_nowhere(app: Application) -> None:
     prompt = {**by_hand("my secret"), "tracking_id": "t"}
     meanwhile = Interruption()
-    manager, another = process([meanwhile]), process()
-    agent = talker(manager)
+    manager, another = app.process(meanwhile), app.process()
+    agent = app.agent(manager)
     manager.append_message(prompt, agent)
-    other = talker(another)
+    other = app.agent(another)
     meanwhile.arm("started", 2, lambda: another.append_message(dict(prompt), other))
 
     manager.redact_latest_message({**by_hand("[redacted]"), "tracking_id": "t"}, agent)
 
     assert meanwhile.error is None
     assert meanwhile.commands[:2] == ["find", "update"]
-    assert texts(stored_agent(database)["messages"]) == ["[redacted]", "[redacted]"]
+    assert texts(app.record()["messages"]) == ["[redacted]", "[redacted]"]
 
 
 # --- raise: tell, and keep
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_with_raise_a_conflict_is_told_and_reload_goes_on_from_what_is_stored(
-    process: Process, database: Database[Any], durability: str
+    app: Application, durability: Any
 ) -> None:
-    manager = process(on_conflict="raise", durability=durability)
-    one, other = talker(manager), talker(process())
+    manager = app.process(on_conflict="raise", durability=durability)
+    one, other = app.agent(manager), app.agent(app.process())
     other("first")
 
     with pytest.raises(SessionConflictError):
         one("too late")
 
-    assert texts(stored_messages(database)) == ["first", "Re: first"]
+    assert texts(stored_messages(app)) == ["first", "Re: first"]
     manager.reload(one)
     assert texts(one.messages) == ["first", "Re: first"]
     one("again")
     manager.close()
-    assert texts(stored_messages(database)) == ["first", "Re: first", "again", "Re: again"]
+    assert texts(stored_messages(app)) == ["first", "Re: first", "again", "Re: again"]
 
 
 @both_durabilities
 def test_with_raise_what_could_not_be_stored_is_kept_and_a_flush_can_append_it(
-    process: Process, database: Database[Any], durability: str
+    app: Application, durability: Any
 ) -> None:
-    manager = process(on_conflict="raise", durability=durability)
-    one, other = talker(manager), talker(process())
+    manager = app.process(on_conflict="raise", durability=durability)
+    one, other = app.agent(manager), app.agent(app.process())
     other("first")
     with pytest.raises(SessionConflictError):
         one("too late")
     with pytest.raises(SessionConflictError):
         manager.flush()  # asked once more, told once more
-    assert texts(stored_messages(database)) == ["first", "Re: first"]
+    assert texts(stored_messages(app)) == ["first", "Re: first"]
 
     manager.flush(on_conflict="rebase")
 
     # With "message" the first write failed, and so the turn before the model was asked.
     mine = ["too late"] if durability == "message" else ["too late", "Re: too late"]
-    assert texts(stored_messages(database)) == ["first", "Re: first", *mine]
+    assert texts(stored_messages(app)) == ["first", "Re: first", *mine]
     one("next")
-    assert texts(stored_messages(database)) == ["first", "Re: first", *mine, "next", "Re: next"]
+    assert texts(stored_messages(app)) == ["first", "Re: first", *mine, "next", "Re: next"]
     other("last")
     with pytest.raises(SessionConflictError):  # the flush was for what waited then
         one("too late again")
     manager.reload(one)
 
 
-def test_with_raise_closing_does_not_drop_what_conflicts(process: Process, database: Database[Any]) -> None:
-    manager = process(on_conflict="raise")
-    one = talker(manager)
-    talker(process())("first")
+def test_with_raise_closing_does_not_drop_what_conflicts(app: Application) -> None:
+    manager = app.process(on_conflict="raise")
+    one = app.agent(manager)
+    app.agent(app.process())("first")
     with pytest.raises(SessionConflictError):
         one("too late")
 
@@ -373,12 +297,12 @@ def test_with_raise_closing_does_not_drop_what_conflicts(process: Process, datab
     manager.flush(on_conflict="rebase")
     manager.close()
 
-    assert texts(stored_messages(database)) == ["first", "Re: first", "too late"]
+    assert texts(stored_messages(app)) == ["first", "Re: first", "too late"]
 
 
-def test_an_error_about_a_conflict_names_the_session_and_no_content(process: Process) -> None:
-    manager = process(on_conflict="raise")
-    one, other = talker(manager), talker(process())
+def test_an_error_about_a_conflict_names_the_session_and_no_content(app: Application) -> None:
+    manager = app.process(on_conflict="raise")
+    one, other = app.agent(manager), app.agent(app.process())
     other("first")
 
     with pytest.raises(SessionConflictError) as raised:
@@ -386,7 +310,7 @@ def test_an_error_about_a_conflict_names_the_session_and_no_content(process: Pro
     manager.reload(one)
 
     assert "'s'" in str(raised.value)
-    assert "assistant" in str(raised.value)
+    assert "'a'" in str(raised.value)
     assert "secret" not in str(raised.value)
 
 
@@ -403,9 +327,7 @@ def assert_no_tool_result_is_cut_off(messages: Any) -> None:
         assert all(result["status"] == "success" for result in results)
 
 
-def test_tool_turns_that_two_processes_interleave_are_each_restored_in_one_piece(
-    process: Process, database: Database[Any]
-) -> None:
+def test_tool_turns_that_two_processes_interleave_are_each_restored_in_one_piece(app: Application) -> None:
     meeting = threading.Barrier(2)
 
     def build(name: str) -> Agent:
@@ -416,20 +338,20 @@ def test_tool_turns_that_two_processes_interleave_are_each_restored_in_one_piece
             return f"{word} found by {name}"
 
         call = ToolCall("look_up", {"word": "fish"}, tool_use_id=f"use-{name}")
-        return talker(process(), call, f"answer to {name}", tools=[look_up])
+        return app.agent(app.process(), call, f"answer to {name}", tools=[look_up])
 
-    talker(process())
+    app.agent(app.process())
     agents = {name: build(name) for name in ("one", "two")}  # Neither is to see a half of the other's turn.
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda name: agents[name](f"question of {name}"), agents))
 
-    stored = stored_messages(database)
+    stored = stored_messages(app)
     turns = [message["turn_id"] for message in stored]
     assert len(set(turns)) == 2
     assert len(turns) == 8
     assert turns[:4] != turns[:1] * 4, "nothing was interleaved: this test has shown nothing"
 
-    restored = talker(process(), "Goodbye.")
+    restored = app.agent(app.process(), "Goodbye.")
     assert_no_tool_result_is_cut_off(restored.messages)
     first, second = ("one", "two") if text_of(stored[0]) == "question of one" else ("two", "one")
     assert texts(restored.messages) == [
@@ -437,23 +359,23 @@ def test_tool_turns_that_two_processes_interleave_are_each_restored_in_one_piece
     ]  # fmt: skip
     restored("Bye.")
     assert_no_tool_result_is_cut_off(restored.model.last_messages)
-    assert len(stored_messages(database)) == 10
+    assert len(stored_messages(app)) == 10
 
 
 def test_an_agent_that_is_opened_between_a_tool_use_and_its_result_of_another_process_leaves_the_result_in_its_place(
-    process: Process, database: Database[Any]
+    app: Application,
 ) -> None:
     @tool
     def look_up(word: str) -> str:
         """Look something up, while another process opens the session and takes a turn."""
         # Strands finds a tool use without a result at the end, and stores "interrupted" for it before its own turn.
-        talker(process(), "answer to other")("question of other")
+        app.agent(app.process(), "answer to other")("question of other")
         return f"{word} found"
 
-    talker(process(), ToolCall("look_up", {"word": "fish"}), "answer to one", tools=[look_up])("question of one")
+    app.agent(app.process(), ToolCall("look_up", {"word": "fish"}), "answer to one", tools=[look_up])("question of one")
 
-    assert len(stored_messages(database)) == 7
-    restored = talker(process(), "Goodbye.")
+    assert len(stored_messages(app)) == 7
+    restored = app.agent(app.process(), "Goodbye.")
     assert_no_tool_result_is_cut_off(restored.messages)
     assert texts(restored.messages) == [
         "question of one", "", "", "answer to one", "question of other", "answer to other",
@@ -470,20 +392,20 @@ def pay(amount: float, tool_context: ToolContext) -> str:
 
 @pytest.mark.parametrize("resumed_by", ["the same process", "another process"])
 def test_an_interrupted_tool_turn_is_resumed_in_one_piece_behind_the_turn_of_another_process(
-    process: Process, database: Database[Any], resumed_by: str
+    app: Application, resumed_by: str
 ) -> None:
-    one, other = talker(process(), tools=[pay]), talker(process())
-    one.model = OfflineScriptedModel([ToolCall("pay", {"amount": 5.0}), "Paid."])
+    one = app.agent(app.process(), ToolCall("pay", {"amount": 5.0}), "Paid.", tools=[pay])
+    other = app.agent(app.process())
     result = one("Pay 5")
     assert result.stop_reason == "interrupt"
     other("meanwhile")
 
     if resumed_by == "another process":
-        one = talker(process(), "Paid.", tools=[pay])
+        one = app.agent(app.process(), "Paid.", tools=[pay])
     one([{"interruptResponse": {"interruptId": result.interrupts[0].id, "response": "yes"}}])
 
-    assert "paid 5.0: yes" in str(stored_messages(database))
-    restored = talker(process()).messages
+    assert "paid 5.0: yes" in str(stored_messages(app))
+    restored = app.agent(app.process()).messages
     assert_no_tool_result_is_cut_off(restored)
     assert texts(restored) == ["Pay 5", "", "", "Paid.", "meanwhile", "Re: meanwhile"]
 
@@ -491,28 +413,22 @@ def test_an_interrupted_tool_turn_is_resumed_in_one_piece_behind_the_turn_of_ano
 # --- agents and sessions are begun once
 
 
-def test_two_processes_that_build_the_same_new_agent_both_keep_their_messages(
-    process: Process, database: Database[Any]
-) -> None:
-    process().update_metadata({"begun": True})  # a session without agents
-    one, other = talker(process()), talker(process())
+def test_two_processes_that_build_the_same_new_agent_both_keep_their_messages(app: Application) -> None:
+    app.process().update_metadata({"begun": True})  # a session without agents
+    one, other = app.agent(app.process()), app.agent(app.process())
 
     one("one")
     other("other")
 
-    assert texts(stored_messages(database)) == ["one", "Re: one", "other", "Re: other"]
-    document = database.sessions.find_one({"_id": "s"})
-    assert document is not None
-    assert document["agent_ids"] == ["assistant"]
-    assert document["metadata"] == {"begun": True}
+    assert texts(stored_messages(app)) == ["one", "Re: one", "other", "Re: other"]
+    assert app.session()["agent_ids"] == ["a"]
+    assert app.session()["metadata"] == {"begun": True}
 
 
-def test_an_agent_that_another_process_began_is_not_begun_again_over_its_data(
-    process: Process, database: Database[Any]
-) -> None:
-    process().update_metadata({"begun": True})
-    manager = process(on_conflict="raise")
-    one, other = talker(process()), talker(manager)
+def test_an_agent_that_another_process_began_is_not_begun_again_over_its_data(app: Application) -> None:
+    app.process().update_metadata({"begun": True})
+    manager = app.process(on_conflict="raise")
+    one, other = app.agent(app.process()), app.agent(manager)
     one.state.set("basket", ["fish"])
     one("one")
 
@@ -520,36 +436,36 @@ def test_an_agent_that_another_process_began_is_not_begun_again_over_its_data(
         other("other")
     manager.reload(other)
 
-    assert texts(stored_messages(database)) == ["one", "Re: one"]
-    assert stored_agent(database)["agent_data"]["state"] == {"basket": ["fish"]}
+    assert texts(stored_messages(app)) == ["one", "Re: one"]
+    assert app.record()["agent_data"]["state"] == {"basket": ["fish"]}
 
 
 @both_durabilities
 def test_what_the_second_process_changed_in_the_state_of_an_agent_both_began_is_stored(
-    process: Process, database: Database[Any], durability: str
+    app: Application, durability: Any
 ) -> None:
-    process().update_metadata({"begun": True})
-    one, other = talker(process()), talker(process(durability=durability))
+    app.process().update_metadata({"begun": True})
+    one, other = app.agent(app.process()), app.agent(app.process(durability=durability))
     one("one")
     other.state.set("basket", ["fish"])
 
     other("other")
 
-    assert stored_agent(database)["agent_data"]["state"] == {"basket": ["fish"]}
+    assert app.record()["agent_data"]["state"] == {"basket": ["fish"]}
 
 
 @both_durabilities
 def test_an_interrupt_of_the_second_process_in_an_agent_both_began_can_be_resumed(
-    process: Process, durability: str
+    app: Application, durability: Any
 ) -> None:
-    process().update_metadata({"begun": True})
-    one = talker(process())
-    other = talker(process(durability=durability), ToolCall("pay", {"amount": 5.0}), tools=[pay])
+    app.process().update_metadata({"begun": True})
+    one = app.agent(app.process())
+    other = app.agent(app.process(durability=durability), ToolCall("pay", {"amount": 5.0}), tools=[pay])
     one("one")
     result = other("Pay 5")
     assert result.stop_reason == "interrupt"
 
-    resumed = talker(process(), "Paid.", tools=[pay])
+    resumed = app.agent(app.process(), "Paid.", tools=[pay])
     resumed([{"interruptResponse": {"interruptId": result.interrupts[0].id, "response": "yes"}}])
 
     assert texts(resumed.messages) == ["one", "Re: one", "Pay 5", "", "", "Paid."]
@@ -580,14 +496,12 @@ class MeetBeforeTheFirstUpsert(monitoring.CommandListener):
 
 
 @pytest.mark.new_database
-def test_two_first_requests_at_once_begin_one_session_with_the_messages_of_both(
-    process: Process, database: Database[Any]
-) -> None:
-    database.create_collection("sessions")
+def test_two_first_requests_at_once_begin_one_session_with_the_messages_of_both(app: Application) -> None:
+    app.database.create_collection("sessions")
     meeting = MeetBeforeTheFirstUpsert(2)
 
     def first_request(name: str) -> Agent:
-        agent = talker(process([meeting]))
+        agent = app.agent(app.process(meeting))
         agent(name)
         return agent
 
@@ -595,8 +509,8 @@ def test_two_first_requests_at_once_begin_one_session_with_the_messages_of_both(
         list(threads.map(first_request, ("one", "other")))
 
     assert meeting.met
-    assert database.sessions.count_documents({}) == 1
-    stored = texts(stored_messages(database))
+    assert app.database.sessions.count_documents({}) == 1
+    stored = texts(stored_messages(app))
     assert sorted(stored) == ["Re: one", "Re: other", "one", "other"]
     assert stored.index("one") < stored.index("Re: one")
     assert stored.index("other") < stored.index("Re: other")
@@ -605,7 +519,7 @@ def test_two_first_requests_at_once_begin_one_session_with_the_messages_of_both(
 # --- deleted sessions stay deleted
 
 
-def every_late_write(manager: MongoDBSessionManager, agent: Agent) -> dict[str, Callable[[], object]]:
+def every_late_write(app: Application, manager: MongoDBSessionManager, agent: Agent) -> dict[str, Callable[[], object]]:
     return {
         "a turn": lambda: agent("late"),
         "a message": lambda: manager.append_message(by_hand("late"), agent),
@@ -613,83 +527,55 @@ def every_late_write(manager: MongoDBSessionManager, agent: Agent) -> dict[str, 
         "metadata": lambda: manager.update_metadata({"late": True}),
         "less metadata": lambda: manager.delete_metadata(["topic"]),
         "feedback": lambda: manager.add_feedback({"rating": "up"}),
-        "a new agent": lambda: Agent(agent_id="late", session_manager=manager, model=OfflineScriptedModel()),
+        "a new agent": lambda: app.agent(manager, agent_id="late"),
         "a reload": lambda: manager.reload(agent),
         "a lease": lambda: manager.lease(30).__enter__(),
     }
 
 
-every_late_writer = pytest.mark.parametrize(
-    ("late", "durability"),
-    [
-        ("a turn", "message"),
-        ("a turn", "turn"),
-        ("a message", "message"),
-        ("unsent messages", "message"),
-        ("unsent messages", "turn"),
-        ("metadata", "message"),
-        ("less metadata", "message"),
-        ("feedback", "message"),
-        ("a new agent", "message"),
-        ("a reload", "message"),
-        ("a lease", "message"),
-    ],
-)
+LATE = ["a message", "metadata", "less metadata", "feedback", "a new agent", "a reload", "a lease"]
+LATE_WRITES = [
+    *(("message", late) for late in ("a turn", "unsent messages", *LATE)),
+    *(("turn", late) for late in ("a turn", "unsent messages")),
+]
 
 
-@every_late_writer
-def test_a_deleted_session_is_not_brought_back_by_a_late_writer(
-    process: Process, database: Database[Any], repository: MongoDBSessionRepository, late: str, durability: str
+@pytest.mark.parametrize("begun_again", [False, True], ids=["", "begun again"])
+@pytest.mark.parametrize(("durability", "late"), LATE_WRITES)
+def test_a_late_writer_neither_brings_back_a_deleted_session_nor_changes_one_that_was_begun_again_under_its_id(
+    app: Application, durability: Any, late: str, begun_again: bool
 ) -> None:
-    manager = process(durability=durability)
-    agent = talker(manager)
+    manager = app.process(durability=durability)
+    agent = app.agent(manager)
     agent("before")
-    repository.delete_session("s")
+    app.repository.delete_session("s")
+    if begun_again:
+        new = app.process()
+        new.update_metadata({"topic": "new"})
+        app.agent(new)("new")
+    stored = app.database.sessions.find_one({"_id": "s"})
+    assert bool(stored) == begun_again
     if late == "unsent messages":
         with pytest.raises(SessionNotFoundError):
             agent("late")
 
     with pytest.raises(SessionNotFoundError):
-        every_late_write(manager, agent)[late]()
+        every_late_write(app, manager, agent)[late]()
 
-    assert database.sessions.find_one({"_id": "s"}) is None
+    assert app.database.sessions.find_one({"_id": "s"}) == stored
 
 
-@every_late_writer
-def test_a_session_begun_again_under_the_same_id_gets_nothing_of_a_late_writer_of_the_old_one(
-    process: Process, database: Database[Any], repository: MongoDBSessionRepository, late: str, durability: str
-) -> None:
-    manager = process(durability=durability)
-    agent = talker(manager)
+def test_a_redaction_that_comes_late_does_not_touch_the_message_of_a_session_begun_again(app: Application) -> None:
+    manager = app.process()
+    agent = app.agent(manager)
     agent("before")
-    repository.delete_session("s")
-    new = process()
-    new.update_metadata({"topic": "new"})
-    talker(new)("new")
-    begun_again = database.sessions.find_one({"_id": "s"})
-    if late == "unsent messages":
-        with pytest.raises(SessionNotFoundError):
-            agent("late")
-
-    with pytest.raises(SessionNotFoundError):
-        every_late_write(manager, agent)[late]()
-
-    assert database.sessions.find_one({"_id": "s"}) == begun_again
-
-
-def test_a_redaction_that_comes_late_does_not_touch_the_message_of_a_session_begun_again(
-    process: Process, database: Database[Any], repository: MongoDBSessionRepository
-) -> None:
-    manager = process()
-    agent = talker(manager)
-    agent("before")
-    repository.delete_session("s")
-    talker(process())("new")
+    app.repository.delete_session("s")
+    app.agent(app.process())("new")
 
     with pytest.raises(SessionNotFoundError):
         manager.redact_latest_message({"role": "assistant", "content": [{"text": "[redacted]"}]}, agent)
 
-    assert texts(stored_messages(database)) == ["new", "Re: new"]
+    assert texts(stored_messages(app)) == ["new", "Re: new"]
 
 
 # --- state: the last write wins, as a whole
@@ -697,39 +583,34 @@ def test_a_redaction_that_comes_late_does_not_touch_the_message_of_a_session_beg
 
 @both_durabilities
 def test_of_two_processes_that_change_an_agents_state_the_last_one_wins_as_a_whole(
-    process: Process, database: Database[Any], durability: str
+    app: Application, durability: Any
 ) -> None:
-    one, other = talker(process(durability=durability)), talker(process(durability=durability))
+    one, other = app.agent(app.process(durability=durability)), app.agent(app.process(durability=durability))
     one.state.set("one", 1)
     other.state.set("other", 2)
 
     one("one")
     other("other")
 
-    assert stored_agent(database)["agent_data"]["state"] == {"other": 2}
-    assert talker(process()).state.get() == {"other": 2}
+    assert app.record()["agent_data"]["state"] == {"other": 2}
+    assert app.agent(app.process()).state.get() == {"other": 2}
 
 
-def test_a_process_that_did_not_change_the_state_does_not_undo_what_another_one_stored(
-    process: Process, database: Database[Any]
-) -> None:
-    one, other = talker(process()), talker(process())
+def test_a_process_that_did_not_change_the_state_does_not_undo_what_another_one_stored(app: Application) -> None:
+    one, other = app.agent(app.process()), app.agent(app.process())
     one.state.set("one", 1)
 
     one("one")
     other("other")
 
-    assert stored_agent(database)["agent_data"]["state"] == {"one": 1}
+    assert app.record()["agent_data"]["state"] == {"one": 1}
 
 
 @pytest.mark.slow
-def test_agents_of_one_session_do_not_stand_in_each_others_way(process: Process, database: Database[Any]) -> None:
-    """With "raise", too: a conflict is about one agent's conversation, not about the session."""
-    managers = [process(on_conflict="raise") for _ in range(3)]
-    agents = [
-        Agent(model=OfflineScriptedModel(["yes"] * 5), agent_id=f"agent-{n}", session_manager=m, callback_handler=None)
-        for n, m in enumerate(managers)
-    ]
+def test_agents_of_one_session_do_not_stand_in_each_others_way(app: Application) -> None:
+    # A conflict is about one agent's conversation, not about the session.
+    managers = [app.process(on_conflict="raise") for _ in range(3)]
+    agents = [app.agent(manager, agent_id=f"agent-{n}") for n, manager in enumerate(managers)]
 
     def talk(agent: Agent) -> None:
         for _ in range(5):
@@ -738,10 +619,5 @@ def test_agents_of_one_session_do_not_stand_in_each_others_way(process: Process,
     with ThreadPoolExecutor() as threads:
         list(threads.map(talk, agents))
 
-    document = database.sessions.find_one({"_id": "s"})
-    assert document is not None
-    assert {key: agent["message_count"] for key, agent in document["agents"].items()} == {
-        "agent-0": 10,
-        "agent-1": 10,
-        "agent-2": 10,
-    }
+    counts = {key: agent["message_count"] for key, agent in app.session()["agents"].items()}
+    assert counts == {"agent-0": 10, "agent-1": 10, "agent-2": 10}

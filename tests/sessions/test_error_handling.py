@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 import socket
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply
-from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError, ServerSelectionTimeoutError
 from strands import Agent
 from strands.types.exceptions import SessionException
-from support.failpoints import fail_command
+from support.application import both_durabilities
+from support.histories import texts
 
 import mongodb_session_manager
 from mongodb_session_manager import (
@@ -28,7 +27,6 @@ from mongodb_session_manager import (
     InvalidIdentifierError,
     MessageNotFoundError,
     MongoDBSessionError,
-    MongoDBSessionManager,
     SessionBusyError,
     SessionConflictError,
     SessionExistsError,
@@ -38,45 +36,7 @@ from mongodb_session_manager import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-COLLECTION = "sessions"
-APP_NAME = "errors"
-both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
-
-
-@dataclass
-class Application:
-    """One process: a client whose commands can be made to fail, and managers of session `s`."""
-
-    client: MongoClient[dict[str, Any]]
-    admin: MongoClient[dict[str, Any]]
-    database_name: str
-    managers: list[MongoDBSessionManager] = field(default_factory=list)
-
-    def manager(self, **options: Any) -> MongoDBSessionManager:
-        manager = MongoDBSessionManager("s", None, self.database_name, COLLECTION, self.client, **options)
-        self.managers.append(manager)
-        return manager
-
-    def agent(self, manager: MongoDBSessionManager, *replies: Any) -> Agent:
-        return Agent(agent_id="a", model=OfflineScriptedModel(replies), session_manager=manager, callback_handler=None)
-
-    def texts(self) -> list[str]:
-        """What is stored, by whomever."""
-        document = self.admin[self.database_name][COLLECTION].find_one({"_id": "s"}) or {"agents": {"a": {}}}
-        messages = document["agents"]["a"].get("messages", [])
-        return ["".join(block.get("text", "") for block in message["content"]) for message in messages]
-
-
-@pytest.fixture
-def app(server: Any, client: MongoClient[dict[str, Any]], database_name: str) -> Iterator[Application]:
-    own: MongoClient[dict[str, Any]]
-    with MongoClient(server.uri, appname=APP_NAME) as own:
-        application = Application(own, client, database_name)
-        yield application
-        for manager in application.managers:
-            manager.close()
+    from support.application import Application
 
 
 # --- which errors there are
@@ -146,15 +106,12 @@ def test_without_a_server_the_first_use_says_so_and_the_manager_can_be_closed(da
 def test_after_an_outage_the_next_turn_stores_what_the_failed_one_could_not(app: Application, durability: Any) -> None:
     agent = app.agent(app.manager(durability=durability), "One.", "Two.", "Three.")
     agent("1")
-    with (
-        fail_command(app.admin, ["update", "find"], app_name=APP_NAME, error_code=8000),
-        pytest.raises(OperationFailure),
-    ):
+    with app.failing(["update", "find"], error_code=8000), pytest.raises(OperationFailure):
         agent("2")
     agent("3")
-    stored = app.texts()
-    assert stored[:3] == ["1", "One.", "2"]
-    assert stored[-2] == "3"
+    # With "message" the question could not be stored, and Strands went no further.
+    answers = ["Two."] if durability == "message" else ["Two.", "Three."]
+    assert texts(app.messages()) == ["1", "One.", "2", *answers[:-1], "3", answers[-1]]
     assert len(app.managers[0].session_repository.list_messages("s", "a")) == len(agent.messages)
 
 
@@ -167,10 +124,10 @@ def test_a_stream_that_breaks_off_leaves_the_question_and_the_conversation_goes_
     agent = app.agent(app.manager(durability=durability), broken, "Whole.")
     with pytest.raises(Exception, match="hung up"):
         agent("Hello?")
-    assert app.texts() == ["Hello?"]
+    assert texts(app.messages()) == ["Hello?"]
     agent("Again?")
-    assert app.texts()[0] == "Hello?"
-    assert app.texts()[-2:] == ["Again?", "Whole."]
+    assert texts(app.messages())[0] == "Hello?"
+    assert texts(app.messages())[-2:] == ["Again?", "Whole."]
 
     restored = app.agent(app.manager())
     assert [m["role"] for m in restored.messages] == [m["role"] for m in agent.messages]
@@ -184,7 +141,7 @@ def test_an_error_of_the_application_inside_with_closes_the_manager_and_goes_on_
 
     with pytest.raises(ZeroDivisionError):
         request()
-    assert app.texts() == ["Hello?", "Hello."]
+    assert texts(app.messages()) == ["Hello?", "Hello."]
 
 
 @pytest.mark.topology
@@ -202,7 +159,7 @@ def test_a_session_deleted_in_mid_conversation_is_an_error_that_names_it_and_a_n
         manager.close()
 
     app.agent(app.manager(), "Hello.")("Hello?")
-    assert app.texts() == ["Hello?", "Hello."]
+    assert texts(app.messages()) == ["Hello?", "Hello."]
 
 
 # --- edges of what is possible
@@ -224,10 +181,12 @@ def test_an_agent_without_a_turn_is_stored_and_restored_without_messages(app: Ap
     assert app.agent(again).messages == []
 
 
-def test_a_summary_of_nothing_is_zeros_and_lists_of_nothing_are_empty(app: Application) -> None:
+def test_a_summary_of_nothing_is_zeros_lists_of_nothing_are_empty_and_nothing_is_begun(
+    app: Application,
+) -> None:
     manager = app.manager()
     assert (manager.check_session_exists(), manager.list_agents(), manager.get_feedbacks()) == (False, [], [])
-    assert (manager.get_metadata(), manager.get_guardrail_events()) == ({}, [])
+    assert (manager.get_metadata(), manager.get_guardrail_events(), manager.get_message_count("a")) == ({}, [], 0)
     summary = manager.get_metrics_summary()
     assert (summary.messages, summary.tokens.total, summary.latency.p95, summary.cost) == (0, 0, None, None)
     assert manager.session_repository.list_sessions().sessions == []
@@ -238,9 +197,6 @@ def test_a_summary_of_nothing_is_zeros_and_lists_of_nothing_are_empty(app: Appli
 def test_no_error_of_a_turn_is_logged_and_raised(app: Application, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "mongodb_session_manager")
     agent = app.agent(app.manager(), "One.", "Two.")
-    with (
-        fail_command(app.admin, ["update", "find"], app_name=APP_NAME, error_code=8000),
-        pytest.raises(OperationFailure),
-    ):
+    with app.failing(["update", "find"], error_code=8000), pytest.raises(OperationFailure):
         agent("1")
     assert not [record for record in caplog.records if record.name.startswith("mongodb_session_manager")]

@@ -10,10 +10,6 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
-import os
-import subprocess
-import sys
-import textwrap
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,38 +17,33 @@ from typing import TYPE_CHECKING, Any
 import pymongo
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
-from pymongo import MongoClient, monitoring
+from pymongo import monitoring
 from pymongo.errors import PyMongoError
-from strands import Agent, tool
+from strands import Agent
 from strands.bidi import BidiAgent
 from strands.bidi.hooks import BidiAgentStopEvent, BidiResponseStopEvent
 from strands.hooks import AfterInvocationEvent, HookRegistry, MessageAddedEvent, MessageUpdatedEvent
 from strands.hooks.events import AfterMultiAgentInvocationEvent, AfterNodeCallEvent, MultiAgentInitializedEvent
 from strands.multiagent import GraphBuilder, Swarm
+from support.application import APP_NAME, Application, both_durabilities
 from support.bidi_model import ScriptedBidiModel
-from support.failpoints import fail_command
-
-from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManagerFactory
+from support.histories import SESSIONS, by_hand
+from support.running import run_python
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
 
-COLLECTION = "sessions"
-APP_NAME = "the service"
+    from pymongo.database import Database
+
+    from mongodb_session_manager import MongoDBSessionManager
+
 SLOW_MS = 200
 # What is watched, and made slow.
 COMMANDS = ("find", "getMore", "aggregate", "update", "insert", "delete", "createIndexes")
 # The heart beats every 2 ms if it can. A busy machine may let it beat less often; a loop that waits lets it not at all.
 ENOUGH_BEATS = 3
 
-both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="none")
-
-
-@tool
-def look_up(what: str) -> str:
-    """Look something up."""
-    return f"{what}: 42"
 
 
 @dataclass
@@ -109,44 +100,14 @@ class Heart(monitoring.CommandListener):
 
 
 @dataclass
-class Service:
-    """A web service with one event loop, one client, and a heart."""
+class Service(Application):
+    """A web service with one event loop, and a heart."""
 
-    client: MongoClient[dict[str, Any]]
-    admin: MongoClient[dict[str, Any]]
-    heart: Heart
-    database_name: str
-    uri: str
-    managers: list[MongoDBSessionManager] = field(default_factory=list)
+    heart: Heart = field(default_factory=Heart)
 
-    @property
-    def factory(self) -> MongoDBSessionManagerFactory:
-        return MongoDBSessionManagerFactory(
-            client=self.client, database_name=self.database_name, collection_name=COLLECTION
-        )
-
-    def manager(self, session_id: str = "s", **options: Any) -> MongoDBSessionManager:
-        manager = self.factory.create_session_manager(session_id, **options)
-        self.managers.append(manager)
-        return manager
-
-    def agent(self, manager: MongoDBSessionManager, *replies: Any, agent_id: str = "a", **options: Any) -> Agent:
-        return Agent(
-            model=OfflineScriptedModel(replies),
-            agent_id=agent_id,
-            session_manager=manager,
-            callback_handler=None,
-            **{"tools": [look_up], **options},
-        )
-
-    def stored(self, agent_id: str = "a", session_id: str = "s") -> list[tuple[str, str]]:
-        document = self.admin[self.database_name][COLLECTION].find_one({"_id": session_id})
-        assert document is not None
-        messages = document["agents"].get(agent_id, {"messages": []})["messages"]
-        return [(m["role"], "".join(block.get("text", "") for block in m["content"])) for m in messages]
-
-    def slowly(self, milliseconds: int = SLOW_MS) -> contextlib.AbstractContextManager[None]:
-        return fail_command(self.admin, COMMANDS, app_name=APP_NAME, block_ms=milliseconds)
+    def __post_init__(self) -> None:
+        self.listeners = [self.heart]
+        super().__post_init__()
 
     def run_slowly(self, work: Awaitable[Any], milliseconds: int = SLOW_MS) -> list[Observed]:
         """Run something on an event loop while the database is slow; return its commands."""
@@ -159,20 +120,29 @@ class Service:
                 beating.cancel()
 
         self.heart.commands.clear()
-        with self.slowly(milliseconds):
+        with self.slow(COMMANDS, milliseconds):
             asyncio.run(main())
         return list(self.heart.commands)
 
 
 @pytest.fixture
-def service(server: Any, client: MongoClient[dict[str, Any]], database_name: str) -> Iterator[Service]:
-    heart = Heart()
-    own: MongoClient[dict[str, Any]]
-    with MongoClient(server.uri, appname=APP_NAME, event_listeners=[heart]) as own:
-        service = Service(own, client, heart, database_name, server.uri)
+def service(server: Any, database: Database[Any]) -> Iterator[Service]:
+    with contextlib.closing(Service(server.uri, database)) as service:
         yield service
-        for manager in service.managers:
-            manager.close()
+
+
+def graph_of(manager: MongoDBSessionManager) -> Any:
+    builder = GraphBuilder()
+    builder.add_node(Agent(model=OfflineScriptedModel(["Found."]), agent_id="r", callback_handler=None), "research")
+    builder.set_graph_id("pipeline")
+    builder.set_max_node_executions(10)
+    builder.set_session_manager(manager)
+    return builder.build()
+
+
+def swarm_of(manager: MongoDBSessionManager) -> Swarm:
+    clerk = Agent(model=OfflineScriptedModel(["Done."]), agent_id="clerk", name="clerk", callback_handler=None)
+    return Swarm([clerk], session_manager=manager, id="office")
 
 
 def assert_the_loop_went_on(commands: list[Observed], expected: list[str]) -> None:
@@ -192,6 +162,7 @@ async def consume(agent: Agent, prompt: Any) -> None:
 # --- turns
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 def test_everybody_elses_stream_goes_on_while_a_turn_is_stored(service: Service, durability: Any) -> None:
@@ -202,14 +173,15 @@ def test_everybody_elses_stream_goes_on_while_a_turn_is_stored(service: Service,
     commands = service.run_slowly(consume(agent, "What is the price?"))
 
     assert_the_loop_went_on(commands, ["update"] * (4 if durability == "message" else 1))
-    assert len(service.stored()) == 4
+    assert len(service.dialogue()) == 4
 
 
+@pytest.mark.slow
 def test_a_whole_request_from_open_to_close_never_holds_up_the_loop(service: Service) -> None:
     service.agent(service.manager(), "Hello.")("Hello?")
 
     async def request() -> None:
-        async with await service.factory.open("s", agent_id="a") as manager:
+        async with await service.factory().open("s", agent_id="a") as manager:
             agent = service.agent(manager, "Fine.")
             await consume(agent, "How are you?")
             agent.state.set("asked", True)
@@ -217,9 +189,7 @@ def test_a_whole_request_from_open_to_close_never_holds_up_the_loop(service: Ser
     commands = service.run_slowly(request())
 
     assert_the_loop_went_on(commands, ["find", "update", "update", "update"])
-    document = service.admin[service.database_name][COLLECTION].find_one({"_id": "s"})
-    assert document is not None
-    assert document["agents"]["a"]["agent_data"]["state"] == {"asked": True}
+    assert service.record()["agent_data"]["state"] == {"asked": True}
 
 
 @pytest.mark.slow
@@ -227,7 +197,7 @@ def test_a_whole_request_from_open_to_close_never_holds_up_the_loop(service: Ser
 @pytest.mark.new_database
 def test_the_first_request_of_a_process_and_of_a_session_does_not_hold_up_the_loop_either(service: Service) -> None:
     async def request() -> None:
-        manager = await service.factory.open("s", agent_id="a")
+        manager = await service.factory().open("s", agent_id="a")
         await consume(service.agent(manager, "Hello."), "Hello?")
 
     commands = service.run_slowly(request())
@@ -235,6 +205,7 @@ def test_the_first_request_of_a_process_and_of_a_session_does_not_hold_up_the_lo
     assert_the_loop_went_on(commands, ["createIndexes", "find", "update", "update", "update"])
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_a_guardrails_redaction_in_a_stream_does_not_hold_up_the_loop(service: Service, durability: Any) -> None:
     agent = service.agent(service.manager(durability=durability), ScriptedReply(text="No.", redact_user="[removed]"))
@@ -244,7 +215,7 @@ def test_a_guardrails_redaction_in_a_stream_does_not_hold_up_the_loop(service: S
     # A redaction reads what it replaces, and whether an archiver holds a copy of the message.
     expected = {"message": ["update", "find", "update", "find", "update"], "turn": ["update"]}
     assert_the_loop_went_on(commands, expected[durability])
-    assert service.stored() == [("user", "[removed]"), ("assistant", "No.")]
+    assert service.dialogue() == [("user", "[removed]"), ("assistant", "No.")]
 
 
 @pytest.mark.slow
@@ -276,19 +247,13 @@ def test_four_agents_of_one_manager_one_of_them_redacted_hold_up_neither_the_loo
     assert sorted(names) == ["find"] * 2 + ["update"] * 9
     assert most_at_once == 4
     for n in range(3):
-        assert service.stored(f"agent {n}") == [("user", "Hello?"), ("assistant", f"Answer {n}.")]
-    assert service.stored("agent 3") == [("user", "[removed]"), ("assistant", "No.")]
+        assert service.dialogue(f"agent {n}") == [("user", "Hello?"), ("assistant", f"Answer {n}.")]
+    assert service.dialogue("agent 3") == [("user", "[removed]"), ("assistant", "No.")]
 
 
+@pytest.mark.slow
 def test_a_graph_and_a_swarm_are_stored_without_holding_up_the_loop(service: Service) -> None:
-    builder = GraphBuilder()
-    builder.add_node(Agent(model=OfflineScriptedModel(["Found."]), agent_id="r", callback_handler=None), "research")
-    builder.set_graph_id("pipeline")
-    builder.set_max_node_executions(10)
-    builder.set_session_manager(service.manager("graph"))
-    graph = builder.build()
-    clerk = Agent(model=OfflineScriptedModel(["Done."]), agent_id="clerk", name="clerk", callback_handler=None)
-    swarm = Swarm([clerk], session_manager=service.manager("swarm"), id="office")
+    graph, swarm = graph_of(service.manager("graph")), swarm_of(service.manager("swarm"))
 
     async def both() -> None:
         await graph.invoke_async("Write")
@@ -303,6 +268,7 @@ def test_a_graph_and_a_swarm_are_stored_without_holding_up_the_loop(service: Ser
 # --- methods that are called on the loop
 
 
+@pytest.mark.slow
 def test_messages_appended_by_hand_on_the_loop_are_on_their_way_and_nobody_waits(service: Service) -> None:
     manager = service.manager()
     agent = service.agent(manager)
@@ -317,24 +283,26 @@ def test_messages_appended_by_hand_on_the_loop_are_on_their_way_and_nobody_waits
 
     assert 1 <= len(commands) <= 2
     assert_the_loop_went_on(commands, ["update"] * len(commands))
-    assert service.stored() == [("user", "one"), ("assistant", "two")]
+    assert service.dialogue() == [("user", "one"), ("assistant", "two")]
 
 
+@pytest.mark.slow
 def test_a_redaction_by_hand_on_the_loop_is_on_its_way_and_nobody_waits(service: Service) -> None:
     manager = service.manager()
     agent = service.agent(manager, "my secret")
     agent("Tell me")
 
     async def request() -> None:
-        manager.redact_latest_message({"role": "assistant", "content": [{"text": "[removed]"}]}, agent)
+        manager.redact_latest_message(by_hand("[removed]", "assistant"), agent)
         await asyncio.to_thread(manager.flush)
 
     commands = service.run_slowly(request())
 
     assert_the_loop_went_on(commands, ["find", "update", "find"])
-    assert service.stored() == [("user", "Tell me"), ("assistant", "[removed]")]
+    assert service.dialogue() == [("user", "Tell me"), ("assistant", "[removed]")]
 
 
+@pytest.mark.slow
 def test_sync_agent_on_the_loop_is_on_its_way_and_nobody_waits(service: Service) -> None:
     manager = service.manager()
     agent = service.agent(manager, "Hello.")
@@ -348,11 +316,10 @@ def test_sync_agent_on_the_loop_is_on_its_way_and_nobody_waits(service: Service)
     commands = service.run_slowly(request())
 
     assert_the_loop_went_on(commands, ["update"])
-    document = service.admin[service.database_name][COLLECTION].find_one({"_id": "s"})
-    assert document is not None
-    assert document["agents"]["a"]["agent_data"]["state"] == {"cart": ["bread"] * 1_000}
+    assert service.record()["agent_data"]["state"] == {"cart": ["bread"] * 1_000}
 
 
+@pytest.mark.slow
 def test_the_streaming_example_of_the_documentation_never_holds_up_the_loop(service: Service) -> None:
     manager = service.manager()
     agent = service.agent(manager, "Fine, and how are you today, my friend?")
@@ -367,7 +334,7 @@ def test_the_streaming_example_of_the_documentation_never_holds_up_the_loop(serv
     commands = service.run_slowly(request())
 
     assert_the_loop_went_on(commands, ["update", "update"])
-    assert [role for role, _ in service.stored()] == ["user", "assistant"]
+    assert [role for role, _ in service.dialogue()] == ["user", "assistant"]
 
 
 @pytest.mark.slow
@@ -392,12 +359,13 @@ def test_a_lease_is_taken_waited_for_and_given_back_without_holding_up_the_loop(
 
     assert_the_loop_went_on(commands, [command.name for command in commands])
     assert order[0].split()[0] == order[1].split()[0] != order[2].split()[0] == order[3].split()[0]
-    assert len(service.stored()) == 4
+    assert len(service.dialogue()) == 4
 
 
 # --- what settles
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 def test_a_message_that_was_on_its_way_when_its_request_was_cancelled_is_stored_before_the_cancellation_leaves(
     service: Service,
@@ -413,7 +381,7 @@ def test_a_message_that_was_on_its_way_when_its_request_was_cancelled_is_stored_
         with pytest.raises(asyncio.CancelledError):
             await streaming
         assert service.heart.in_flight == 0
-        assert service.stored()[:1] == [("user", "Hello?")]
+        assert service.dialogue()[:1] == [("user", "Hello?")]
 
     service.run_slowly(request())
 
@@ -422,17 +390,17 @@ def test_a_message_that_was_on_its_way_when_its_request_was_cancelled_is_stored_
 @pytest.mark.topology
 def test_more_turns_at_once_than_there_are_threads_all_end_and_are_all_stored(service: Service) -> None:
     async def request(n: int) -> None:
-        manager = await service.factory.open(f"s{n}", agent_id="a")
+        manager = await service.factory().open(f"s{n}", agent_id="a")
         await consume(service.agent(manager, f"Answer {n}."), f"Question {n}?")
 
     async def all_at_once() -> None:
         await asyncio.gather(*(request(n) for n in range(40)))
 
-    with service.slowly(10):
+    with service.slow(COMMANDS, 10):
         asyncio.run(all_at_once())
 
     for n in range(40):
-        assert service.stored(session_id=f"s{n}") == [("user", f"Question {n}?"), ("assistant", f"Answer {n}.")]
+        assert service.dialogue(session_id=f"s{n}") == [("user", f"Question {n}?"), ("assistant", f"Answer {n}.")]
 
 
 MANY_REQUESTS_FAIL = """
@@ -468,17 +436,8 @@ def test_many_requests_that_fail_while_the_database_fails_do_not_wait_for_each_o
         service.manager(f"s{n}").update_metadata({"k": n})
 
     # In a process of its own: one that waits for ever would not even end.
-    program = [sys.executable, "-c", textwrap.dedent(MANY_REQUESTS_FAIL)]
-    arguments = [service.uri, APP_NAME, service.database_name, COLLECTION]
-    with fail_command(service.admin, "update", app_name=APP_NAME, error_code=96, block_ms=30):
-        finished = subprocess.run(
-            [*program, *arguments],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    with service.failing("update", block_ms=30):
+        finished = run_python(MANY_REQUESTS_FAIL, service.uri, APP_NAME, service.database.name, SESSIONS)
 
     assert finished.stdout.strip() == "{'ValueError'}", finished.stderr
 
@@ -493,7 +452,7 @@ def test_each_command_runs_in_a_copy_of_its_requests_context(service: Service) -
 
     async def request(name: str) -> None:
         request_id.set(name)
-        async with await service.factory.open(name, agent_id="a") as manager:
+        async with await service.factory().open(name, agent_id="a") as manager:
             agent = service.agent(manager, "Yes.", ScriptedReply(text="No.", redact_user="[removed]"))
             await consume(agent, "And?")
             await consume(agent, "And?")
@@ -538,7 +497,7 @@ def test_a_deadline_of_pymongo_around_a_turn_reaches_the_commands_and_what_misse
     manager.flush()
 
     assert caught.value.timeout
-    assert service.stored() == [("user", "Hello?"), ("assistant", "Hello."), ("user", "And?")]
+    assert service.dialogue() == [("user", "Hello?"), ("assistant", "Hello."), ("user", "And?")]
 
 
 # --- how it is done
@@ -586,23 +545,14 @@ def test_synchronous_calls_graphs_and_swarms_under_a_running_loop_and_beside_it_
     async def notebook() -> None:
         agent("1")  # Strands runs it on a loop of its own, in another thread
         await consume(agent, "2")
-        builder = GraphBuilder()
-        node = Agent(model=OfflineScriptedModel(["Found."]), agent_id="r", callback_handler=None)
-        builder.add_node(node, "research")
-        builder.set_graph_id("pipeline")
-        builder.set_max_node_executions(10)
-        builder.set_session_manager(manager)
-        builder.build()("Write")
-        clerk = Agent(model=OfflineScriptedModel(["Done."]), agent_id="clerk", name="clerk", callback_handler=None)
-        Swarm([clerk], session_manager=manager, id="office")("Work")
+        graph_of(manager)("Write")
+        swarm_of(manager)("Work")
 
     asyncio.run(notebook())
     asyncio.run(agent.invoke_async("3"))  # another loop than before
 
-    assert service.stored() == [pair for n in range(4) for pair in (("user", f"{n}"), ("assistant", f"Answer {n}."))]
-    document = service.admin[service.database_name][COLLECTION].find_one({"_id": "s"})
-    assert document is not None
-    states = {key: entry["state"]["status"] for key, entry in document["multi_agents"].items()}
+    assert service.dialogue() == [pair for n in range(4) for pair in (("user", f"{n}"), ("assistant", f"Answer {n}."))]
+    states = {key: entry["state"]["status"] for key, entry in service.session()["multi_agents"].items()}
     assert states == {"pipeline": "completed", "office": "completed"}
 
 
@@ -612,7 +562,7 @@ def test_a_synchronous_call_under_a_running_loop_returns_with_its_turn_stored(se
 
     async def notebook() -> list[tuple[str, str]]:
         agent("Hello?")
-        return service.stored()
+        return service.dialogue()
 
-    with service.slowly(20):
+    with service.slow(COMMANDS, 20):
         assert asyncio.run(notebook()) == [("user", "Hello?"), ("assistant", "Hello.")]

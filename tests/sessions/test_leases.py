@@ -3,124 +3,80 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from offline_model import OfflineScriptedModel
-from pymongo import MongoClient, monitoring
 from pymongo.errors import OperationFailure
 from strands import Agent
 from strands.types.session import SessionAgent, SessionMessage
 from support.commands import CommandRecorder
-from support.failpoints import fail_command
+from support.histories import by_hand, texts
+from support.running import start_python
 from support.waiting import eventually
-from support.wire_proxy import Cut, WireProxy
+from support.wire_proxy import Cut
 
 from mongodb_session_manager import (
     MongoDBSessionError,
     MongoDBSessionManager,
-    MongoDBSessionManagerFactory,
     SessionBusyError,
     SessionNotFoundError,
 )
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
-    from pymongo.database import Database
+    from support.application import Application
+    from support.wire_proxy import WireProxy
 
-    Process = Callable[..., MongoDBSessionManager]
-
-APP_NAME = "in trouble"
-UNAUTHORIZED = 13  # refused by the server and of no use to send again; so it is told at once
-
-
-@pytest.fixture
-def process(server: Any, database_name: str) -> Iterator[Process]:
-    """Makes a manager of the session "s" with a client of its own: what a process is to a lease."""
-    with ExitStack() as clients:
-
-        def start(
-            listeners: Sequence[monitoring.CommandListener] = (), uri: str = "", **options: Any
-        ) -> MongoDBSessionManager:
-            client: MongoClient[Any] = MongoClient(uri or server.uri, appname=APP_NAME, event_listeners=list(listeners))
-            clients.enter_context(client)
-            return MongoDBSessionManager(
-                "s", client=client, database_name=database_name, collection_name="sessions", **options
-            )
-
-        yield start
+    from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository
+    from mongodb_session_manager._session.lease import SessionLease
 
 
-@pytest.fixture
-def repository(client: MongoClient[Any], database_name: str) -> MongoDBSessionRepository:
-    return MongoDBSessionRepository(client=client, database_name=database_name, collection_name="sessions")
+def lease_of(app: Application) -> Any:
+    return app.session().get("lease")
 
 
-def talker(manager: MongoDBSessionManager) -> Agent:
-    """An agent that answers each message with its echo."""
-    model = OfflineScriptedModel(lambda messages: f"Re: {messages[-1]['content'][0]['text']}")
-    return Agent(model=model, agent_id="assistant", session_manager=manager, callback_handler=None)
-
-
-def by_hand(text: str) -> Any:
-    return {"role": "user", "content": [{"text": text}]}
-
-
-def texts(messages: Any) -> list[str]:
-    return [message["content"][0]["text"] for message in messages]
-
-
-def stored(database: Database[Any]) -> list[str]:
-    document = database.sessions.find_one({"_id": "s"})
-    assert document is not None
-    return texts(document["agents"]["assistant"]["messages"])
-
-
-def lease_of(database: Database[Any]) -> Any:
-    document = database.sessions.find_one({"_id": "s"})
-    assert document is not None
-    return document.get("lease")
-
-
-def wait_until_past(client: MongoClient[Any], moment: Any) -> None:
+def wait_until_past(app: Application, moment: Any) -> None:
     """Wait until it is later than `moment` by the clock that counts: the server's."""
-    eventually(lambda: client.admin.command("hello")["localTime"] > moment)
+    eventually(lambda: app.database.client.admin.command("hello")["localTime"] > moment)
+
+
+def assert_others_are_kept_out(app: Application) -> None:
+    with pytest.raises(SessionBusyError), app.process().lease(30):
+        pytest.fail("two processes hold the lease")
 
 
 # --- taking and waiting
 
 
 @pytest.mark.topology
-def test_a_second_process_is_told_at_once_that_the_session_is_taken_and_for_how_long(process: Process) -> None:
-    with process().lease(600):
-        with pytest.raises(SessionBusyError) as raised, process().lease(30):
+def test_a_second_process_is_told_at_once_that_the_session_is_taken_and_for_how_long(app: Application) -> None:
+    with app.process().lease(600):
+        with pytest.raises(SessionBusyError) as raised, app.process().lease(30):
             pytest.fail("two processes hold the lease")
 
         assert raised.value.retry_after is not None
         assert 500 < raised.value.retry_after <= 600
 
 
-def test_a_second_process_waits_as_long_as_it_said_before_it_gives_up(process: Process) -> None:
-    with process().lease(600):
+@pytest.mark.slow
+def test_a_second_process_waits_as_long_as_it_said_before_it_gives_up(app: Application) -> None:
+    with app.process().lease(600):
         began = time.monotonic()
-        with pytest.raises(SessionBusyError), process().lease(30, wait=0.3):
+        with pytest.raises(SessionBusyError), app.process().lease(30, wait=0.3):
             pytest.fail("two processes hold the lease")
         assert 0.3 <= time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 @pytest.mark.topology
-def test_a_process_that_waits_gets_the_lease_when_it_is_given_back(process: Process) -> None:
-    waiter = process()
+def test_a_process_that_waits_gets_the_lease_when_it_is_given_back(app: Application) -> None:
+    waiter = app.process()
     got_it = threading.Event()
 
     def wait() -> None:
@@ -128,15 +84,16 @@ def test_a_process_that_waits_gets_the_lease_when_it_is_given_back(process: Proc
             got_it.set()
 
     with ThreadPoolExecutor() as threads:
-        with process().lease(600):
+        with app.process().lease(600):
             waiting = threads.submit(wait)
             assert not got_it.wait(0.3)
         waiting.result(60)
     assert got_it.is_set()
 
 
-def test_in_async_code_a_second_process_is_told_at_once_and_a_waiting_one_gets_it(process: Process) -> None:
-    one, other = process(), process()
+@pytest.mark.slow
+def test_in_async_code_a_second_process_is_told_at_once_and_a_waiting_one_gets_it(app: Application) -> None:
+    one, other = app.process(), app.process()
     ticks = 0
 
     async def tick() -> None:
@@ -147,7 +104,7 @@ def test_in_async_code_a_second_process_is_told_at_once_and_a_waiting_one_gets_i
 
     async def wait() -> None:
         async with other.lease(600, wait=300):
-            talker(other)
+            app.agent(other)
 
     async def main() -> None:
         async with one.lease(600):
@@ -172,23 +129,21 @@ def test_in_async_code_a_second_process_is_told_at_once_and_a_waiting_one_gets_i
 
 @pytest.mark.slow
 @pytest.mark.topology
-def test_processes_that_contend_for_a_session_are_never_inside_together(
-    process: Process, database: Database[Any]
-) -> None:
+def test_processes_that_contend_for_a_session_are_never_inside_together(app: Application) -> None:
     processes, rounds = 4, 5
-    talker(process())
+    app.agent(app.process())
     start = threading.Barrier(processes)
     inside = threading.Semaphore(1)
 
     def contend(name: str) -> None:
-        manager = process(on_conflict="raise")
+        manager = app.process(on_conflict="raise")
         start.wait(30)
         for number in range(rounds):
             with manager.lease(600, wait=300):
                 assert inside.acquire(blocking=False), "two processes hold the lease"
                 # What is read inside is true until the lease is left, so nothing conflicts and no turn is lost.
                 if number == 0:
-                    agent = talker(manager)
+                    agent = app.agent(manager)
                 else:
                     manager.reload(agent)
                 turn = manager.get_metadata()["metadata"].get("turn", 0)
@@ -199,55 +154,50 @@ def test_processes_that_contend_for_a_session_are_never_inside_together(
     with ThreadPoolExecutor() as threads:
         list(threads.map(contend, [f"process {number}" for number in range(processes)]))
 
-    assert len(stored(database)) == processes * rounds * 2
-    assert database.sessions.find_one({})["metadata"] == {"turn": processes * rounds}  # type: ignore[index]
-    assert lease_of(database) is None
+    assert len(texts(app.messages())) == processes * rounds * 2
+    assert app.database.sessions.find_one({})["metadata"] == {"turn": processes * rounds}  # type: ignore[index]
+    assert lease_of(app) is None
 
 
-def test_a_session_can_be_leased_before_it_exists_and_leased_again_after(
-    process: Process, database: Database[Any]
-) -> None:
-    manager = process()
+def test_a_session_can_be_leased_before_it_exists_and_leased_again_after(app: Application) -> None:
+    manager = app.process()
     with manager.lease(30):
-        talker(manager)("hi")
+        app.agent(manager)("hi")
     with manager.lease(30):
         manager.update_metadata({"again": True})
 
-    assert stored(database) == ["hi", "Re: hi"]
-    assert lease_of(database) is None
+    assert texts(app.messages()) == ["hi", "Re: hi"]
+    assert lease_of(app) is None
 
 
-def test_a_lease_inside_a_lease_is_refused_and_the_outer_one_goes_on(process: Process, database: Database[Any]) -> None:
-    manager = process()
+def test_a_lease_inside_a_lease_is_refused_and_the_outer_one_goes_on(app: Application) -> None:
+    manager = app.process()
     with manager.lease(30) as lease:
-        agent = talker(manager)
+        agent = app.agent(manager)
         with pytest.raises(MongoDBSessionError, match="already"), manager.lease(30):
             pytest.fail("a lease inside a lease")
         with pytest.raises(MongoDBSessionError, match="already"), lease:
             pytest.fail("a lease inside itself")
 
-        with pytest.raises(SessionBusyError), process().lease(30):
-            pytest.fail("the outer lease was given back")
+        assert_others_are_kept_out(app)
         agent("hi")
 
-    assert stored(database) == ["hi", "Re: hi"]
+    assert texts(app.messages()) == ["hi", "Re: hi"]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 86_401, float("nan")])
-def test_a_lease_that_could_not_be_held_or_would_never_end_is_refused(process: Process, seconds: float) -> None:
+def test_a_lease_that_could_not_be_held_or_would_never_end_is_refused(app: Application, seconds: float) -> None:
     with pytest.raises(ValueError, match="seconds"):
-        process().lease(seconds)
-    with process().lease(30) as lease:
+        app.process().lease(seconds)
+    with app.process().lease(30) as lease:
         with pytest.raises(ValueError, match="seconds"):
             lease.renew(seconds)
         lease.renew()
 
 
-def test_two_tasks_of_one_manager_that_ask_at_once_do_not_end_each_others_lease(
-    process: Process, database: Database[Any]
-) -> None:
-    manager = process()
-    agent = talker(manager)
+def test_two_tasks_of_one_manager_that_ask_at_once_do_not_end_each_others_lease(app: Application) -> None:
+    manager = app.process()
+    agent = app.agent(manager)
     refused: list[Exception] = []
 
     async def ask() -> None:
@@ -265,81 +215,68 @@ def test_two_tasks_of_one_manager_that_ask_at_once_do_not_end_each_others_lease(
     asyncio.run(both())
 
     assert len(refused) == 1
-    assert stored(database) == ["hi", "Re: hi"]
+    assert texts(app.messages()) == ["hi", "Re: hi"]
 
 
-def test_a_lease_does_not_make_a_session_look_recently_used(process: Process, database: Database[Any]) -> None:
-    manager = process()
-    talker(manager)("hi")
-    before = database.sessions.find_one({})
+def test_a_lease_does_not_make_a_session_look_recently_used(app: Application) -> None:
+    manager = app.process()
+    app.agent(manager)("hi")
+    before = app.database.sessions.find_one({})
     assert before is not None
 
     with manager.lease(30) as lease:
         lease.renew()
 
     # That a lease was taken is counted: a command that takes one may arrive after it was given back.
-    assert database.sessions.find_one({}) == {**before, "leases": 1}
+    assert app.database.sessions.find_one({}) == {**before, "leases": 1}
 
 
-def test_taking_a_lease_reads_anew_what_was_read_before(server: Any, process: Process, database: Database[Any]) -> None:
-    """An agent that is built inside sees the other's last turn, also where the session was opened before."""
-    talker(process())("before")
-    with MongoDBSessionManagerFactory(server.uri, database.name, "sessions") as factory:
-        manager = asyncio.run(factory.open("s", agent_id="assistant"))
-        other = process()
-        with other.lease(30):
-            talker(other)("meanwhile")
+def test_taking_a_lease_reads_anew_what_was_read_before(app: Application) -> None:
+    app.agent(app.process())("before")
+    manager = asyncio.run(app.factory().open("s", agent_id="a"))
+    other = app.process()
+    with other.lease(30):
+        app.agent(other)("meanwhile")
 
-        with manager.lease(30):
-            agent = talker(manager)
-            assert texts(agent.messages) == ["before", "Re: before", "meanwhile", "Re: meanwhile"]
+    with manager.lease(30):
+        agent = app.agent(manager)
+        assert texts(agent.messages) == ["before", "Re: before", "meanwhile", "Re: meanwhile"]
 
 
-def test_an_agent_that_was_opened_before_the_lease_is_built_inside_without_a_command(
-    server: Any, process: Process, database: Database[Any]
-) -> None:
-    """Building is synchronous: what it sent would hold up the event loop."""
-    talker(process())("before")
-    recorder = CommandRecorder()
+def test_an_agent_that_was_opened_before_the_lease_is_built_inside_without_a_command(app: Application) -> None:
+    app.agent(app.process())("before")
 
-    async def take_turn(factory: MongoDBSessionManagerFactory) -> None:
-        manager = await factory.open("s", agent_id="assistant")
+    async def take_turn() -> None:
+        manager = await app.factory().open("s", agent_id="a")
         async with manager.lease(30):
-            with recorder.recording() as sent:
-                agent = talker(manager)
+            with app.recorder.recording() as sent:
+                agent = app.agent(manager)
             assert sent.names == []
             await agent.invoke_async("hi")
 
-    with MongoDBSessionManagerFactory(
-        server.uri, database.name, "sessions", event_listeners=[recorder], minPoolSize=0
-    ) as factory:
-        asyncio.run(take_turn(factory))
+    asyncio.run(take_turn())
 
-    assert stored(database) == ["before", "Re: before", "hi", "Re: hi"]
+    assert texts(app.messages()) == ["before", "Re: before", "hi", "Re: hi"]
 
 
 @pytest.mark.slow
 @pytest.mark.topology
-def test_a_lease_whose_answer_was_lost_is_held(
-    process: Process, client: MongoClient[Any], database: Database[Any]
-) -> None:
-    client.admin.command("ping")
-    assert client.address is not None
-    talker(process())
-    with WireProxy(*client.address) as proxy:
-        manager = process(uri=f"{proxy.uri}&retryWrites=false")
-        manager.get_metadata()
-        manager.update_metadata({"begun": True})
-        proxy.cut(Cut("update", "before its answer arrives"))
-        with manager.lease(30):
-            assert proxy.cut_commands == ["update"]
-            talker(manager)("hi")
-            proxy.cut(Cut("update", "before its answer arrives"))  # and so is the one that gives it back
-        assert proxy.cut_commands == ["update", "update"]
-        manager.session_repository.client.close()
+def test_a_lease_whose_answer_was_lost_is_held(app: Application, proxies: Callable[[], WireProxy]) -> None:
+    app.agent(app.process())
+    proxy = proxies()
+    manager = app.process(uri=f"{proxy.uri}&retryWrites=false")
+    manager.get_metadata()
+    manager.update_metadata({"begun": True})
+    proxy.cut(Cut("update", "before its answer arrives"))
+    with manager.lease(30):
+        assert proxy.cut_commands == ["update"]
+        app.agent(manager)("hi")
+        proxy.cut(Cut("update", "before its answer arrives"))  # and so is the one that gives it back
+    assert proxy.cut_commands == ["update", "update"]
+    manager.session_repository.client.close()
 
-    assert lease_of(database) is None
-    assert stored(database) == ["hi", "Re: hi"]
+    assert lease_of(app) is None
+    assert texts(app.messages()) == ["hi", "Re: hi"]
 
 
 # --- who may write
@@ -378,9 +315,9 @@ BY_A_MANAGER: dict[str, Callable[[MongoDBSessionManager, Agent], object]] = {
 
 BY_A_REPOSITORY: dict[str, Callable[[MongoDBSessionRepository], object]] = {
     "create_agent": lambda r: r.create_agent("s", session_agent("new")),
-    "update_agent": lambda r: r.update_agent("s", session_agent("assistant")),
-    "create_message": lambda r: r.create_message("s", "assistant", session_message(7)),
-    "update_message": lambda r: r.update_message("s", "assistant", session_message(0)),
+    "update_agent": lambda r: r.update_agent("s", session_agent("a")),
+    "create_message": lambda r: r.create_message("s", "a", session_message(7)),
+    "update_message": lambda r: r.update_message("s", "a", session_message(0)),
     "create_multi_agent": lambda r: r.create_multi_agent("s", Picture("new")),
     "update_multi_agent": lambda r: r.update_multi_agent("s", Picture("graph")),
     "update_metadata": lambda r: r.update_metadata("s", {"new": True}),
@@ -390,32 +327,33 @@ BY_A_REPOSITORY: dict[str, Callable[[MongoDBSessionRepository], object]] = {
 }
 
 
-def begin_with_everything(manager: MongoDBSessionManager) -> None:
+def begin_with_everything(app: Application) -> None:
+    manager = app.process()
     manager.update_metadata({"topic": "fish"})
-    talker(manager)("hi")
+    app.agent(manager)("hi")
     manager.session_repository.create_multi_agent("s", Picture("graph"))
 
 
 @pytest.mark.parametrize("name", BY_A_MANAGER)
 def test_what_another_manager_writes_during_a_lease_is_refused_and_can_be_stored_after_it(
-    process: Process, database: Database[Any], name: str
+    app: Application, name: str
 ) -> None:
     write = BY_A_MANAGER[name]
-    begin_with_everything(process())
-    other = process()
-    agent = talker(other)
+    begin_with_everything(app)
+    other = app.process()
+    agent = app.agent(other)
 
-    with process().lease(30):
-        before = database.sessions.find_one({})
+    with app.process().lease(30):
+        before = app.database.sessions.find_one({})
         with pytest.raises(SessionBusyError) as raised:
             write(other, agent)
-        assert database.sessions.find_one({}) == before
+        assert app.database.sessions.find_one({}) == before
         assert 0 < (raised.value.retry_after or 0) <= 30
 
     other.flush()
     if name in ("metadata", "less metadata", "feedback"):  # these are written at once or not at all
         write(other, agent)
-    after = database.sessions.find_one({})
+    after = app.database.sessions.find_one({})
     assert after is not None
     assert after != before
     assert "lease" not in after
@@ -423,41 +361,41 @@ def test_what_another_manager_writes_during_a_lease_is_refused_and_can_be_stored
 
 @pytest.mark.parametrize("name", BY_A_REPOSITORY)
 def test_what_a_repository_writes_during_a_lease_is_refused_and_goes_through_after_it(
-    process: Process, database: Database[Any], repository: MongoDBSessionRepository, name: str
+    app: Application, name: str
 ) -> None:
     write = BY_A_REPOSITORY[name]
-    begin_with_everything(process())
+    begin_with_everything(app)
 
-    with process().lease(30):
-        before = database.sessions.find_one({})
+    with app.process().lease(30):
+        before = app.database.sessions.find_one({})
         with pytest.raises(SessionBusyError) as raised:
-            write(repository)
-        assert database.sessions.find_one({}) == before
+            write(app.repository)
+        assert app.database.sessions.find_one({}) == before
         assert 0 < (raised.value.retry_after or 0) <= 30
 
-    write(repository)
-    after = database.sessions.find_one({})
+    write(app.repository)
+    after = app.database.sessions.find_one({})
     assert after is None or after != before
 
 
 @pytest.mark.parametrize("name", BY_A_MANAGER)
-def test_the_holder_of_the_lease_writes_everything(process: Process, database: Database[Any], name: str) -> None:
-    begin_with_everything(process())
-    manager = process()
+def test_the_holder_of_the_lease_writes_everything(app: Application, name: str) -> None:
+    begin_with_everything(app)
+    manager = app.process()
 
     with manager.lease(30):
-        before = database.sessions.find_one({})
-        BY_A_MANAGER[name](manager, talker(manager))
-        assert database.sessions.find_one({}) != before
+        before = app.database.sessions.find_one({})
+        BY_A_MANAGER[name](manager, app.agent(manager))
+        assert app.database.sessions.find_one({}) != before
 
 
-def test_a_leased_session_can_still_be_read(process: Process, repository: MongoDBSessionRepository) -> None:
-    begin_with_everything(process())
+def test_a_leased_session_can_still_be_read(app: Application) -> None:
+    begin_with_everything(app)
 
-    with process().lease(30):
-        assert texts(talker(process()).messages) == ["hi", "Re: hi"]
-        assert process().get_metadata() == {"metadata": {"topic": "fish"}}
-        assert len(repository.list_messages("s", "assistant")) == 2
+    with app.process().lease(30):
+        assert texts(app.agent(app.process()).messages) == ["hi", "Re: hi"]
+        assert app.process().get_metadata() == {"metadata": {"topic": "fish"}}
+        assert len(app.repository.list_messages("s", "a")) == 2
 
 
 # --- the end of a lease
@@ -465,16 +403,14 @@ def test_a_leased_session_can_still_be_read(process: Process, repository: MongoD
 
 @pytest.mark.slow
 @pytest.mark.topology
-def test_a_lease_that_has_run_out_lets_its_holder_store_nothing_more_but_keeps_what_he_has(
-    process: Process, client: MongoClient[Any], database: Database[Any]
-) -> None:
-    talker(process())
-    manager = process()
+def test_a_lease_that_has_run_out_lets_its_holder_store_nothing_more_but_keeps_what_he_has(app: Application) -> None:
+    app.agent(app.process())
+    manager = app.process()
 
     def work_too_long() -> None:
         with manager.lease(0.2) as lease:
-            agent = talker(manager)
-            wait_until_past(client, lease_of(database)["expires_at"])
+            agent = app.agent(manager)
+            wait_until_past(app, lease_of(app)["expires_at"])
             for write in (
                 lambda: agent("late"),
                 lambda: manager.update_metadata({"late": True}),
@@ -483,53 +419,49 @@ def test_a_lease_that_has_run_out_lets_its_holder_store_nothing_more_but_keeps_w
             ):
                 with pytest.raises(SessionBusyError, match="run out"):
                     write()
-            assert stored(database) == []
+            assert texts(app.messages()) == []
 
     with pytest.raises(SessionBusyError, match="run out"):  # leaving is the last chance, and refused as well
         work_too_long()
 
     # Without a lease he is a writer like any other: behind what was stored meanwhile.
-    talker(process())("meanwhile")
+    app.agent(app.process())("meanwhile")
     manager.flush()
-    assert stored(database) == ["meanwhile", "Re: meanwhile", "late"]
+    assert texts(app.messages()) == ["meanwhile", "Re: meanwhile", "late"]
 
 
+@pytest.mark.slow
 @pytest.mark.topology
-def test_a_holder_whose_lease_ran_out_does_not_end_the_lease_of_the_next(
-    process: Process, client: MongoClient[Any], database: Database[Any]
-) -> None:
-    slow, quick = process(), process()
+def test_a_holder_whose_lease_ran_out_does_not_end_the_lease_of_the_next(app: Application) -> None:
+    slow, quick = app.process(), app.process()
     with ExitStack() as leases:
         with slow.lease(0.2):
-            wait_until_past(client, lease_of(database)["expires_at"])
+            wait_until_past(app, lease_of(app)["expires_at"])
             leases.enter_context(quick.lease(30))
-            held = lease_of(database)
+            held = lease_of(app)
             with pytest.raises(SessionBusyError):
                 slow.update_metadata({"late": True})
 
-        assert lease_of(database) == held
-        with pytest.raises(SessionBusyError), process().lease(30):
-            pytest.fail("two processes hold the lease")
+        assert lease_of(app) == held
+        assert_others_are_kept_out(app)
 
 
-def test_a_holder_whose_lease_ran_out_stores_nothing_while_the_next_one_holds_it(
-    process: Process, client: MongoClient[Any], database: Database[Any]
-) -> None:
-    """The next one has stored nothing yet: only the token tells the writes of the one before from his."""
-    talker(process())("before")
-    slow, quick = process(), process()
+def test_a_holder_whose_lease_ran_out_stores_nothing_while_the_next_one_holds_it(app: Application) -> None:
+    # The next one has stored nothing yet: only the token tells the writes of the one before from his.
+    app.agent(app.process())("before")
+    slow, quick = app.process(), app.process()
 
     def work_too_long() -> None:
         with slow.lease(0.2) as lease:
-            agent = talker(slow)
-            wait_until_past(client, lease_of(database)["expires_at"])
+            agent = app.agent(slow)
+            wait_until_past(app, lease_of(app)["expires_at"])
             with quick.lease(60):
-                held = lease_of(database)
+                held = lease_of(app)
                 for write in (lambda: lease.renew(3600), lambda: agent("late"), slow.flush):
                     with pytest.raises(SessionBusyError, match="run out"):
                         write()
-                assert lease_of(database) == held
-                assert stored(database) == ["before", "Re: before"]
+                assert lease_of(app) == held
+                assert texts(app.messages()) == ["before", "Re: before"]
 
     with pytest.raises(SessionBusyError, match="run out"):  # Leaving is refused as well.
         work_too_long()
@@ -538,10 +470,8 @@ def test_a_holder_whose_lease_ran_out_stores_nothing_while_the_next_one_holds_it
 
 @pytest.mark.slow
 @pytest.mark.topology
-def test_the_lease_of_a_process_that_was_killed_keeps_nobody_out_for_longer_than_it_said(
-    server: Any, process: Process, database: Database[Any]
-) -> None:
-    script = textwrap.dedent("""
+def test_the_lease_of_a_process_that_was_killed_keeps_nobody_out_for_longer_than_it_said(app: Application) -> None:
+    script = """
         import sys
 
         from mongodb_session_manager import MongoDBSessionManager
@@ -550,51 +480,42 @@ def test_the_lease_of_a_process_that_was_killed_keeps_nobody_out_for_longer_than
         with manager.lease(2):
             print("inside", flush=True)
             sys.stdin.readline()
-    """)
-    with subprocess.Popen(
-        [sys.executable, "-c", script, server.uri, database.name],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as running:
+    """
+    with start_python(script, app.uri, app.database.name) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "inside\n"
         running.kill()
 
-    manager = process()
+    manager = app.process()
     with manager.lease(30, wait=60):
-        talker(manager)("hi")
+        app.agent(manager)("hi")
 
-    assert stored(database) == ["hi", "Re: hi"]
+    assert texts(app.messages()) == ["hi", "Re: hi"]
 
 
 @pytest.mark.slow
 @pytest.mark.topology
-def test_renewing_keeps_the_others_out_for_longer(
-    process: Process, client: MongoClient[Any], database: Database[Any]
-) -> None:
-    manager = process()
+def test_renewing_keeps_the_others_out_for_longer(app: Application) -> None:
+    manager = app.process()
     with manager.lease(600) as lease:
-        agent = talker(manager)
-        first_end = lease_of(database)["expires_at"]
+        agent = app.agent(manager)
+        first_end = lease_of(app)["expires_at"]
         lease.renew(4)  # shorter, too
-        assert lease_of(database)["expires_at"] < first_end
-        short_end = lease_of(database)["expires_at"]
+        assert lease_of(app)["expires_at"] < first_end
+        short_end = lease_of(app)["expires_at"]
         lease.renew(600)
-        wait_until_past(client, short_end)
+        wait_until_past(app, short_end)
 
-        with pytest.raises(SessionBusyError), process().lease(30):
-            pytest.fail("two processes hold the lease")
+        assert_others_are_kept_out(app)
         agent("hi")
         lease.renew()
-        assert lease_of(database)["expires_at"] > short_end
+        assert lease_of(app)["expires_at"] > short_end
 
-    assert stored(database) == ["hi", "Re: hi"]
+    assert texts(app.messages()) == ["hi", "Re: hi"]
 
 
-def test_a_lease_that_is_not_held_cannot_be_renewed(process: Process) -> None:
-    lease = process().lease(30)
+def test_a_lease_that_is_not_held_cannot_be_renewed(app: Application) -> None:
+    lease = app.process().lease(30)
     with pytest.raises(MongoDBSessionError, match="no lease"):
         lease.renew()
     with lease:
@@ -607,106 +528,72 @@ class ApplicationError(Exception):
     """What the application raises inside a lease."""
 
 
+def work_inside(lease: SessionLease, way: str, work: Callable[[], None]) -> None:
+    """Do some work inside a lease, in synchronous or in async code."""
+
+    async def main() -> None:
+        async with lease:
+            await asyncio.to_thread(work)
+
+    if way == "async with":
+        asyncio.run(main())
+    else:
+        with lease:
+            work()
+
+
 @pytest.mark.topology
 @pytest.mark.parametrize("way", ["with", "async with"])
 @pytest.mark.parametrize("ends", ["well", "with an error"])
-def test_leaving_stores_what_is_unsaved_and_then_gives_the_lease_back(
-    process: Process, client: MongoClient[Any], database: Database[Any], way: str, ends: str
-) -> None:
-    manager = process(durability="turn")
-    talker(process())
+def test_leaving_stores_what_is_unsaved_and_then_gives_the_lease_back(app: Application, way: str, ends: str) -> None:
+    manager = app.process(durability="turn")
+    app.agent(app.process())
 
     def work() -> None:
-        agent = talker(manager)
-        with (
-            fail_command(client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED),
-            pytest.raises(OperationFailure),
-        ):
+        agent = app.agent(manager)
+        with app.failing("update"), pytest.raises(OperationFailure):
             agent("hi")
-        assert stored(database) == []
+        assert texts(app.messages()) == []
         if ends == "with an error":
             raise ApplicationError
 
-    def in_sync_code() -> None:
-        with manager.lease(30):
-            work()
+    with pytest.raises(ApplicationError) if ends == "with an error" else nullcontext():
+        work_inside(manager.lease(30), way, work)
 
-    async def in_async_code() -> None:
-        async with manager.lease(30):
-            await asyncio.to_thread(work)
-
-    run = in_sync_code if way == "with" else lambda: asyncio.run(in_async_code())
-    if ends == "with an error":
-        with pytest.raises(ApplicationError):
-            run()
-    else:
-        run()
-
-    assert stored(database) == ["hi", "Re: hi"]
-    assert lease_of(database) is None
+    assert texts(app.messages()) == ["hi", "Re: hi"]
+    assert lease_of(app) is None
 
 
 @pytest.mark.topology
 @pytest.mark.parametrize("way", ["with", "async with"])
-def test_the_lease_is_given_back_also_when_what_is_unsaved_cannot_be_stored(
-    process: Process, client: MongoClient[Any], database: Database[Any], way: str
-) -> None:
-    manager = process(durability="turn")
-    talker(process())
+def test_the_lease_is_given_back_also_when_what_is_unsaved_cannot_be_stored(app: Application, way: str) -> None:
+    manager = app.process(durability="turn")
+    app.agent(app.process())
 
-    def work() -> None:
-        agent = talker(manager)
-        with pytest.raises(OperationFailure):
-            agent("hi")
-
-    # Fails for the turn and for the last try on leaving; the third update gives the lease back.
     with ExitStack() as trouble:
-        fail_twice = fail_command(client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED, times=2)
 
-        def leave() -> None:
-            with manager.lease(30):
-                trouble.enter_context(fail_twice)
-                work()
+        def work() -> None:
+            # Fails for the turn and for the last try on leaving; the third update gives the lease back.
+            trouble.enter_context(app.failing("update", times=2))
+            agent = app.agent(manager)
+            with pytest.raises(OperationFailure):
+                agent("hi")
 
-        async def leave_async() -> None:
-            async with manager.lease(30):
-                trouble.enter_context(fail_twice)
-                await asyncio.to_thread(work)
-
-        ways = {"with": leave, "async with": lambda: asyncio.run(leave_async())}
         with pytest.raises(OperationFailure):
-            ways[way]()
+            work_inside(manager.lease(30), way, work)
 
-    assert lease_of(database) is None
-    assert stored(database) == []
+    assert lease_of(app) is None
+    assert texts(app.messages()) == []
     manager.close()
-    assert stored(database) == ["hi", "Re: hi"]
+    assert texts(app.messages()) == ["hi", "Re: hi"]
 
 
-class Sent(monitoring.CommandListener):
-    """Tells that an update is on its way."""
-
-    def __init__(self) -> None:
-        self.update = threading.Event()
-
-    def started(self, event: monitoring.CommandStartedEvent) -> None:
-        if event.command_name == "update":
-            self.update.set()
-
-    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
-        pass
-
-    def failed(self, event: monitoring.CommandFailedEvent) -> None:
-        pass
-
-
+@pytest.mark.slow
 @pytest.mark.topology
-def test_a_taker_that_is_cancelled_does_not_keep_the_others_out(
-    process: Process, client: MongoClient[Any], database: Database[Any]
-) -> None:
-    talker(process())
-    sent = Sent()
-    manager = process([sent])
+def test_a_taker_that_is_cancelled_does_not_keep_the_others_out(app: Application) -> None:
+    app.agent(app.process())
+    sent = CommandRecorder()
+    manager = app.process(sent)
 
     async def take() -> None:
         async with manager.lease(600):
@@ -714,22 +601,23 @@ def test_a_taker_that_is_cancelled_does_not_keep_the_others_out(
 
     async def main() -> None:
         taking = asyncio.create_task(take())
-        await asyncio.to_thread(sent.update.wait, 30)
+        await asyncio.to_thread(eventually, lambda: "update" in sent.names)
         taking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await taking
 
-    with fail_command(client, "update", app_name=APP_NAME, block_ms=300):
+    with app.slow(milliseconds=300):
         asyncio.run(main())
 
-    with process().lease(30, wait=60):
+    with app.process().lease(30, wait=60):
         pass
     with manager.lease(30, wait=60):  # and it can take it later
         pass
 
 
-def test_a_waiting_taker_that_is_cancelled_does_not_take_it_later(process: Process, database: Database[Any]) -> None:
-    holder, waiter = process(), process()
+@pytest.mark.slow
+def test_a_waiting_taker_that_is_cancelled_does_not_take_it_later(app: Application) -> None:
+    holder, waiter = app.process(), app.process()
 
     async def main() -> None:
         async with holder.lease(600):
@@ -740,21 +628,19 @@ def test_a_waiting_taker_that_is_cancelled_does_not_take_it_later(process: Proce
                 await waiting
 
     asyncio.run(main())
-    assert lease_of(database) is None
+    assert lease_of(app) is None
 
 
-def test_a_session_that_ended_during_the_lease_is_not_brought_back_by_its_holder(
-    process: Process, database: Database[Any]
-) -> None:
-    manager = process()
+def test_a_session_that_ended_during_the_lease_is_not_brought_back_by_its_holder(app: Application) -> None:
+    manager = app.process()
 
     def work() -> None:
         with manager.lease(30):
-            agent = talker(manager)
-            database.sessions.delete_one({"_id": "s"})  # expired, or deleted by an administrator
+            agent = app.agent(manager)
+            app.database.sessions.delete_one({"_id": "s"})  # expired, or deleted by an administrator
             agent("late")
 
     with pytest.raises(SessionNotFoundError):
         work()
 
-    assert database.sessions.find_one({}) is None
+    assert app.database.sessions.find_one({}) is None

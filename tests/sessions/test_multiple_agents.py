@@ -3,87 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
-from pymongo import MongoClient
-from strands import Agent, tool
+from strands import Agent
 from strands.hooks import AfterMultiAgentInvocationEvent, AfterNodeCallEvent, HookRegistry
 from strands.multiagent import GraphBuilder
 from strands.multiagent.base import MultiAgentBase, MultiAgentResult, Status
 from strands.types.exceptions import SessionException
-from support.commands import CommandRecorder
+from support.application import both_durabilities
 from support.equality import assert_same
 
-from mongodb_session_manager import MongoDBSessionManager
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from support.application import Application
 
-COLLECTION = "sessions"
-both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
-
-
-@tool
-def look_up(what: str) -> str:
-    """Look something up."""
-    return f"{what}: 42"
-
-
-@dataclass
-class Application:
-    """One process: a recorded client, and managers of session `s`."""
-
-    client: MongoClient[dict[str, Any]]
-    recorder: CommandRecorder
-    database_name: str
-    managers: list[MongoDBSessionManager] = field(default_factory=list)
-
-    def manager(self, **options: Any) -> MongoDBSessionManager:
-        manager = MongoDBSessionManager(
-            "s", client=self.client, database_name=self.database_name, collection_name=COLLECTION, **options
-        )
-        self.managers.append(manager)
-        return manager
-
-    def agent(self, manager: MongoDBSessionManager, *replies: Any, agent_id: str = "a", **options: Any) -> Agent:
-        return Agent(
-            agent_id=agent_id,
-            model=OfflineScriptedModel(replies),
-            session_manager=manager,
-            tools=[look_up],
-            callback_handler=None,
-            **options,
-        )
-
-    def session(self) -> dict[str, Any]:
-        """The document as somebody's own query reads it."""
-        document = self.client[self.database_name][COLLECTION].find_one({"_id": "s"})
-        assert document is not None
-        return document
-
-    def stored(self, agent_id: str = "a") -> list[dict[str, Any]]:
-        messages: list[dict[str, Any]] = self.session()["agents"][agent_id]["messages"]
-        assert [message["message_id"] for message in messages] == list(range(len(messages)))
-        return messages
-
-
-@pytest.fixture
-def app(server: Any, database_name: str) -> Iterator[Application]:
-    recorder = CommandRecorder()
-    client: MongoClient[dict[str, Any]]
-    with MongoClient(server.uri, event_listeners=[recorder]) as client:
-        application = Application(client, recorder, database_name)
-        yield application
-        for manager in application.managers:
-            manager.close()
-
-
-def texts(messages: Any) -> list[tuple[str, str]]:
-    """Role and text of each message, live or stored."""
-    return [(m["role"], "".join(block.get("text", "") for block in m["content"])) for m in messages]
+    from mongodb_session_manager import MongoDBSessionManager
 
 
 def test_agents_of_one_session_have_separate_histories_and_states(app: Application) -> None:
@@ -101,7 +36,7 @@ def test_agents_of_one_session_have_separate_histories_and_states(app: Applicati
     assert_same(restored["support"].messages, support.messages)
     assert restored["translator"].state.get() == {"language": "eu"}
     assert restored["support"].state.get() == {"level": 2}
-    assert (len(app.stored("translator")), len(app.stored("support"))) == (4, 2)
+    assert (len(app.messages("translator")), len(app.messages("support"))) == (4, 2)
 
 
 def test_a_second_agent_of_the_same_id_is_refused_and_the_first_goes_on(app: Application) -> None:
@@ -113,7 +48,7 @@ def test_a_second_agent_of_the_same_id_is_refused_and_the_first_goes_on(app: App
         app.agent(manager)
     first("2")
 
-    assert texts(app.stored()) == [("user", "1"), ("assistant", "One."), ("user", "2"), ("assistant", "Two.")]
+    assert app.dialogue() == [("user", "1"), ("assistant", "One."), ("user", "2"), ("assistant", "Two.")]
 
 
 def test_agents_and_their_messages_are_counted_without_reading_them(app: Application) -> None:
@@ -179,7 +114,7 @@ def test_agents_that_answer_at_the_same_time_store_what_they_were_asked_and_said
     asyncio.run(together())
 
     for name in names:
-        assert texts(app.stored(name)) == [
+        assert app.dialogue(name) == [
             ("user", f"{name} asks 1"),
             ("assistant", f"{name} one."),
             ("user", f"{name} asks 2"),
@@ -197,8 +132,8 @@ def test_agents_of_one_session_in_two_processes_do_not_touch_each_other(app: App
         support(prompt)
 
     assert app.session()["agent_ids"] == ["translator", "support"]
-    assert [text for _, text in texts(app.stored("translator"))] == ["1", "Kaixo.", "2", "Agur."]
-    assert [text for _, text in texts(app.stored("support"))] == ["1", "Turn it off.", "2", "And on."]
+    assert [text for _, text in app.dialogue("translator")] == ["1", "Kaixo.", "2", "Agur."]
+    assert [text for _, text in app.dialogue("support")] == ["1", "Turn it off.", "2", "And on."]
     assert app.session()["agents"]["support"]["agent_data"]["state"] == {}
 
 
@@ -225,8 +160,8 @@ def test_a_redaction_reaches_the_message_of_one_agent_and_no_other(app: Applicat
         agent("My card is 4929.")
     manager.redact_latest_message({"role": "assistant", "content": [{"text": "[removed]"}]}, agents["support"])
 
-    assert texts(app.stored("support"))[-1] == ("assistant", "[removed]")
-    assert texts(app.stored("translator"))[-1] == ("assistant", "Noted.")
+    assert app.dialogue("support")[-1] == ("assistant", "[removed]")
+    assert app.dialogue("translator")[-1] == ("assistant", "Noted.")
 
 
 def test_a_graph_of_agents_and_an_agent_share_a_session(app: Application) -> None:
@@ -246,7 +181,7 @@ def test_a_graph_of_agents_and_an_agent_share_a_session(app: Application) -> Non
     state = manager.session_repository.read_multi_agent("s", "pipeline")
     assert state is not None
     assert sorted(state["completed_nodes"]) == ["first", "second"]
-    assert texts(app.stored("host")) == [("user", "Hello?"), ("assistant", "Hello.")]
+    assert app.dialogue("host") == [("user", "Hello?"), ("assistant", "Hello.")]
 
 
 class Pipeline(MultiAgentBase):

@@ -8,32 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import subprocess
-import sys
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from offline_model import OfflineScriptedModel, ToolCall
-from pymongo.errors import (
-    OperationFailure,
-)
-from strands import Agent
+from offline_model import ToolCall
+from pymongo.errors import OperationFailure
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.session import Session
+from support.histories import by_hand
+from support.running import run_python
 
-from mongodb_session_manager import (
-    MongoDBSessionManager,
-    MongoDBSessionRepository,
-    SessionExistsError,
-)
+from mongodb_session_manager import SessionExistsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from pymongo import MongoClient
-    from pymongo.database import Database
+    from support.application import Application
 
 # Validators and indexes of their own would stay in a database that others are lent.
 pytestmark = pytest.mark.new_database
@@ -54,55 +44,42 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-@pytest.fixture
-def manager(
-    client: MongoClient[dict[str, Any]], database_name: str, log: pytest.LogCaptureFixture
-) -> Iterator[Callable[..., MongoDBSessionManager]]:
-    """Makes managers of session ``s``; whatever they log, nothing of it quotes the secret."""
-
-    def make(**options: Any) -> MongoDBSessionManager:
-        return MongoDBSessionManager(
-            "s", client=client, database_name=database_name, collection_name="sessions", **options
-        )
-
-    yield make
+@pytest.fixture(autouse=True)
+def nothing_is_quoted(log: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever is logged, nothing of it quotes the secret."""
+    yield
     logged = [(record.getMessage(), record.exc_info) for record in log.records if record.name.startswith("mongodb_s")]
     assert [message for message, _ in logged if SECRET in message or "4111" in message] == []
     assert [traceback for _, traceback in logged if traceback] == []
 
 
-def validated(database: Database[Any], collection: str, schema: Any) -> None:
+def validated(app: Application, collection: str, schema: Any) -> None:
     """Let a collection refuse what breaks a rule; it may be there already."""
-    if collection not in database.list_collection_names():
-        database.create_collection(collection)
-    database.command("collMod", collection, validator={"$jsonSchema": schema})
-
-
-def talker(manager: MongoDBSessionManager, *replies: Any, **options: Any) -> Agent:
-    model = OfflineScriptedModel(replies or ["Yes."] * 50)
-    return Agent(model=model, agent_id="a", session_manager=manager, callback_handler=None, **options)
+    if collection not in app.database.list_collection_names():
+        app.database.create_collection(collection)
+    app.database.command("collMod", collection, validator={"$jsonSchema": schema})
 
 
 # --- the log
 
 
 def test_a_segment_that_a_validator_refuses_puts_no_conversation_into_the_log(
-    manager: Callable[..., MongoDBSessionManager], database: Database[Any], log: pytest.LogCaptureFixture
+    app: Application, log: pytest.LogCaptureFixture
 ) -> None:
-    validated(database, "sessions_history", NO_SEGMENT)
-    with manager(archive_after_messages=4, archive_block=2) as opened:
-        agent = talker(opened, conversation_manager=SlidingWindowConversationManager(window_size=2))
+    validated(app, "sessions_history", NO_SEGMENT)
+    with app.manager(archive_after_messages=4, archive_block=2) as opened:
+        agent = app.agent(opened, conversation_manager=SlidingWindowConversationManager(window_size=2))
         for _ in range(5):
             agent(SECRET)
     assert "error=<WriteError code=121 (DocumentValidationFailure)> | not archived" in log.text
 
 
 def test_a_search_document_that_a_validator_refuses_puts_no_conversation_into_the_log(
-    manager: Callable[..., MongoDBSessionManager], database: Database[Any], log: pytest.LogCaptureFixture
+    app: Application, log: pytest.LogCaptureFixture
 ) -> None:
-    validated(database, "sessions_search", NO_SEARCH)
-    with manager(index_messages=True) as opened:
-        talker(opened)(SECRET)
+    validated(app, "sessions_search", NO_SEARCH)
+    with app.manager(index_messages=True) as opened:
+        app.agent(opened)(SECRET)
     assert "error=<OperationFailure code=121 (DocumentValidationFailure)> | not indexed" in log.text
 
 
@@ -131,17 +108,10 @@ ENDS = """
 
 @pytest.mark.slow
 def test_a_message_that_a_validator_refuses_at_the_end_of_the_process_is_told_without_its_text(
-    server: Any, database: Database[Any], database_name: str
+    app: Application,
 ) -> None:
-    validated(database, "sessions", NO_MESSAGE)
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(ENDS), server.uri, database_name, SECRET],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    validated(app, "sessions", NO_MESSAGE)
+    ended = run_python(ENDS, app.uri, app.database.name, SECRET)
     assert "error=<WriteError code=121 (DocumentValidationFailure)> | lost: not stored at exit" in ended.stderr
     assert "4111" not in ended.stderr
 
@@ -151,26 +121,21 @@ def test_a_message_that_a_validator_refuses_at_the_end_of_the_process_is_told_wi
 
 @pytest.mark.parametrize("refuses", ["validator", "unique index"])
 def test_the_note_of_an_error_that_is_on_its_way_says_what_failed_besides_and_not_what_was_said(
-    manager: Callable[..., MongoDBSessionManager],
-    client: MongoClient[dict[str, Any]],
-    database: Database[Any],
-    log: pytest.LogCaptureFixture,
-    refuses: str,
+    app: Application, log: pytest.LogCaptureFixture, refuses: str
 ) -> None:
     if refuses == "validator":
-        validated(database, "sessions", NO_MESSAGE)
+        validated(app, "sessions", NO_MESSAGE)
         told = "WriteError code=121 (DocumentValidationFailure)"
     else:
-        database.sessions.create_index("agents.a.messages.content.text", unique=True, name="words")
-        other: Any = {"role": "user", "content": [{"text": SECRET}]}
-        database.sessions.insert_one({"_id": "other", "agents": {"a": {"messages": [other]}}})
+        app.database.sessions.create_index("agents.a.messages.content.text", unique=True, name="words")
+        app.database.sessions.insert_one({"_id": "other", "agents": {"a": {"messages": [by_hand(SECRET)]}}})
         told = "DuplicateKeyError code=11000 (DuplicateKey)"
-    opened = manager()
-    agent = talker(opened)
+    opened = app.manager()
+    agent = app.agent(opened)
 
     async def request() -> None:
         async with opened:
-            opened.append_message({"role": "user", "content": [{"text": SECRET}]}, agent)  # On a loop it does not wait.
+            opened.append_message(by_hand(SECRET), agent)  # On a loop it does not wait.
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError) as raised:
@@ -184,28 +149,21 @@ def test_the_note_of_an_error_that_is_on_its_way_says_what_failed_besides_and_no
     opened.reload(agent)  # It gives up what cannot be stored.
 
 
-def test_an_agent_is_not_told_through_its_metadata_tool_what_the_server_quotes(
-    manager: Callable[..., MongoDBSessionManager], database: Database[Any]
-) -> None:
-    validated(database, "sessions", NO_TIER)
-    opened = manager()
+def test_an_agent_is_not_told_through_its_metadata_tool_what_the_server_quotes(app: Application) -> None:
+    validated(app, "sessions", NO_TIER)
+    opened = app.manager()
     call = ToolCall("manage_metadata", {"action": "set", "metadata": {"tier": SECRET}})
-    agent = talker(opened, call, "Done.", tools=[opened.get_metadata_tool()])
+    agent = app.agent(opened, call, "Done.", tools=[opened.get_metadata_tool()])
     agent("Set it.")
-    results = [
-        block["toolResult"] for message in agent.messages for block in message["content"] if "toolResult" in block
-    ]
+    results = [block["toolResult"] for m in agent.messages for block in m["content"] if "toolResult" in block]
     assert [result["status"] for result in results] == ["error"]
     assert "4111" not in str(results)
     assert "the database has failed: WriteError code=121 (DocumentValidationFailure)" in str(results)
 
 
-def test_the_name_of_a_session_that_exists_is_all_that_the_error_says_of_it(
-    client: MongoClient[dict[str, Any]], database: Database[Any]
-) -> None:
-    repository = MongoDBSessionRepository(client=client, database_name=database.name, collection_name="sessions")
-    database.sessions.insert_one({"_id": "s", "metadata": {"said": SECRET}})
+def test_the_name_of_a_session_that_exists_is_all_that_the_error_says_of_it(app: Application) -> None:
+    app.database.sessions.insert_one({"_id": "s", "metadata": {"said": SECRET}})
     with pytest.raises(SessionExistsError) as raised:
-        repository.create_session(Session(session_id="s", session_type="AGENT"))  # type: ignore[arg-type]
+        app.repository.create_session(Session(session_id="s", session_type="AGENT"))  # type: ignore[arg-type]
     assert str(raised.value) == "session_id='s' exists"
     assert SECRET not in repr(raised.value)

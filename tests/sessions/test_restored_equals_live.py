@@ -41,6 +41,7 @@ def mongo_store(clients: Iterator[MongoClient[Any]], database_name: str, durabil
         yield MongoStore(clients, database_name, durability, stack)
 
 
+@pytest.mark.slow
 @every_flow
 @in_one_process_and_in_many
 def test_a_fresh_process_restores_what_the_live_agent_held(

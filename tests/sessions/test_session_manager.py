@@ -5,17 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import inspect
 import logging
-import threading
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-import bson
 import pytest
-from bson.codec_options import CodecOptions
-from bson.raw_bson import RawBSONDocument
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
@@ -23,40 +18,26 @@ from pymongo.read_preferences import Primary, PrimaryPreferred
 from strands import Agent, ToolContext, tool
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types.exceptions import EventLoopException
-from support.commands import CommandRecorder, Commands
+from support.application import NOWHERE, Application, both_durabilities, dialogue
 from support.equality import assert_same
-from support.failpoints import fail_command
+from support.histories import SESSIONS, at_rest, by_hand, texts
 
 from mongodb_session_manager import (
     AgentNotFoundError,
     MessageNotFoundError,
     MongoDBSessionError,
     MongoDBSessionManager,
-    MongoDBSessionRepository,
     SessionNotFoundError,
     UnstorableValueError,
     create_mongodb_session_manager,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from pymongo.database import Database
+    from support.commands import Commands
 
-COLLECTION = "sessions"
-APP_NAME = "the application"
-# No server listens there; nothing in these tests that uses it expects an answer.
-NOWHERE = "mongodb://127.0.0.1:9/"
 SECRET = "my card is 4929-1234-5678-9012"
-FAILED = 96  # OperationFailed: an error that no driver retries
-
-both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
-
-
-@tool
-def look_up(what: str) -> str:
-    """Look something up."""
-    return f"{what}: 42"
 
 
 @tool
@@ -65,112 +46,11 @@ def write_much(megabytes: int) -> str:
     return "m" * (megabytes * 1024 * 1024)
 
 
-@dataclass
-class Application:
-    """One process: a recorded client whose commands can be made to fail, and managers of session `s`."""
-
-    client: MongoClient[dict[str, Any]]
-    recorder: CommandRecorder
-    database_name: str
-    admin: MongoClient[dict[str, Any]]
-    managers: list[MongoDBSessionManager] = field(default_factory=list)
-
-    def manager(self, session_id: str = "s", **options: Any) -> MongoDBSessionManager:
-        manager = MongoDBSessionManager(
-            session_id, client=self.client, database_name=self.database_name, collection_name=COLLECTION, **options
-        )
-        self.managers.append(manager)
-        return manager
-
-    def agent(self, manager: MongoDBSessionManager | None = None, *replies: Any, **options: Any) -> Agent:
-        defaults: dict[str, Any] = {"agent_id": "a", "tools": [look_up, write_much]}
-        return Agent(
-            model=OfflineScriptedModel(replies),
-            session_manager=manager or self.manager(),
-            callback_handler=None,
-            **{**defaults, **options},
-        )
-
-    def session(self, session_id: str = "s") -> dict[str, Any]:
-        """The document as somebody's own query reads it."""
-        document = self.admin[self.database_name][COLLECTION].find_one({"_id": session_id})
-        assert document is not None
-        return document
-
-    def stored(self, agent_id: str = "a", session_id: str = "s") -> list[dict[str, Any]]:
-        """The stored messages of an agent; none if it is not stored."""
-        document = self.admin[self.database_name][COLLECTION].find_one({"_id": session_id}) or {}
-        messages = document.get("agents", {}).get(agent_id, {}).get("messages", [])
-        assert [message["message_id"] for message in messages] == list(range(len(messages)))
-        return list(messages)
-
-    def failing(self, commands: str | list[str], **options: Any) -> contextlib.AbstractContextManager[None]:
-        return fail_command(self.admin, commands, app_name=APP_NAME, **{"error_code": FAILED, **options})
-
-    def slow(self, commands: str | list[str] = "update", milliseconds: int = 200) -> Any:
-        return fail_command(self.admin, commands, app_name=APP_NAME, block_ms=milliseconds)
-
-
-@pytest.fixture
-def app(server: Any, client: MongoClient[dict[str, Any]], database_name: str) -> Iterator[Application]:
-    recorder = CommandRecorder()
-    own: MongoClient[dict[str, Any]]
-    with MongoClient(server.uri, appname=APP_NAME, event_listeners=[recorder]) as own:
-        application = Application(own, recorder, database_name, client)
-        yield application
-        for manager in application.managers:
-            manager.close()
-
-
-def texts(messages: list[dict[str, Any]] | list[Any]) -> list[tuple[str, str]]:
-    """Role and text of each message, live or stored."""
-    return [(m["role"], "".join(block.get("text", "") for block in m["content"])) for m in messages]
-
-
-def occurrences(database: Database[dict[str, Any]], text: str) -> list[str]:
-    """The collections of which a document holds the text anywhere, read as raw BSON."""
-    raw: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
-    needle = text.encode()
-    return [
-        name
-        for name in database.list_collection_names()
-        for document in database.get_collection(name, codec_options=raw).find()
-        if needle in bytes(document.raw)  # From about 4 KB on it is a memoryview.
-    ]
-
-
-def sent(commands: Commands, text: str) -> bool:
-    """Whether any command carried the text."""
-    return any(text.encode() in bson.encode(command.command) for command in commands)
-
-
 # --- making one
 
 
-def test_the_function_of_the_documentation_has_the_documented_parameters_and_returns_a_manager_of_strands(
-    server: Any, database_name: str
-) -> None:
-    parameters = inspect.signature(create_mongodb_session_manager).parameters
-    assert list(parameters) == [
-        "session_id",
-        "connection_string",
-        "database_name",
-        "collection_name",
-        "client",
-        "kwargs",
-    ]
-    assert [parameters[name].default for name in list(parameters)[1:5]] == [
-        None,
-        "database_name",
-        "collection_name",
-        None,
-    ]
-    assert list(inspect.signature(MongoDBSessionManager).parameters)[:5] == list(parameters)[:5]
-
-    manager = create_mongodb_session_manager(
-        session_id="s", connection_string=server.uri, database_name=database_name, collection_name=COLLECTION
-    )
-    with manager:
+def test_the_function_of_the_documentation_returns_a_manager_of_strands(app: Application) -> None:
+    with create_mongodb_session_manager("s", app.uri, app.database.name, SESSIONS) as manager:
         assert isinstance(manager, MongoDBSessionManager)
         assert isinstance(manager, RepositorySessionManager)
         assert manager.session_id == "s"
@@ -218,7 +98,7 @@ def test_options_beside_a_borrowed_client_are_named_rather_than_silently_dropped
 
 @pytest.mark.slow
 def test_a_client_wins_over_a_connection_string_as_documented(app: Application) -> None:
-    with MongoDBSessionManager("s", NOWHERE, app.database_name, COLLECTION, app.client) as manager:
+    with MongoDBSessionManager("s", NOWHERE, app.database.name, SESSIONS, app.client) as manager:
         assert manager.session_repository.client is app.client
     assert app.client.admin.command("ping")["ok"] == 1
 
@@ -249,6 +129,7 @@ def test_no_repr_error_or_log_line_shows_the_password(caplog: pytest.LogCaptureF
 # --- the session, without naming it
 
 
+@pytest.mark.slow
 def test_metadata_can_be_written_before_there_is_a_session_or_an_agent_and_stays(app: Application) -> None:
     manager = app.manager()
     assert manager.get_metadata() == {}
@@ -260,7 +141,7 @@ def test_metadata_can_be_written_before_there_is_a_session_or_an_agent_and_stays
     expected = {"user": "Alice", "priority": "low", "address": {"city": "Bilbo", "zip": "48001"}}
     assert manager.get_metadata() == {"metadata": expected}
     assert app.session()["metadata"] == expected
-    assert texts(app.stored()) == [("user", "Hello?"), ("assistant", "Hello.")]
+    assert app.dialogue() == [("user", "Hello?"), ("assistant", "Hello.")]
 
 
 def test_deleting_metadata_removes_what_is_named_and_nothing_else(app: Application) -> None:
@@ -270,7 +151,7 @@ def test_deleting_metadata_removes_what_is_named_and_nothing_else(app: Applicati
     manager.delete_metadata(["token", "nested.gone", "never there"])
 
     assert manager.get_metadata() == {"metadata": {"keep": 1, "nested": {"stays": 2}}}
-    assert occurrences(app.admin[app.database_name], SECRET) == []
+    app.nothing_at_rest(SECRET)
 
 
 def test_deleting_metadata_of_a_session_that_does_not_exist_is_no_error(app: Application) -> None:
@@ -287,14 +168,13 @@ def test_feedback_can_be_the_first_thing_that_happens_and_keeps_its_order_and_ti
     manager.add_feedback({"rating": "up", "comment": "Great response!"})
     manager.add_feedback({"rating": "down", "category": "speed", "user_id": "alice"})
 
-    first, second = manager.get_feedbacks()
-    assert (first["rating"], first["comment"]) == ("up", "Great response!")
-    assert {key: second[key] for key in ("rating", "category", "user_id")} == {
-        "rating": "down",
-        "category": "speed",
-        "user_id": "alice",
-    }
-    assert abs((first["created_at"] - before).total_seconds()) < 60
+    feedbacks = manager.get_feedbacks()
+    times = [feedback.pop("created_at") for feedback in feedbacks]
+    assert feedbacks == [
+        {"rating": "up", "comment": "Great response!"},
+        {"rating": "down", "category": "speed", "user_id": "alice"},
+    ]
+    assert abs((times[0] - before).total_seconds()) < 60
     assert [feedback["rating"] for feedback in app.session()["feedbacks"]] == ["up", "down"]
 
 
@@ -306,18 +186,8 @@ def test_feedback_given_during_a_conversation_does_not_touch_the_conversation(ap
     manager.update_metadata({"rated": True})
     agent("2")
 
-    assert texts(app.stored()) == [("user", "1"), ("assistant", "One."), ("user", "2"), ("assistant", "Two.")]
+    assert app.dialogue() == [("user", "1"), ("assistant", "One."), ("user", "2"), ("assistant", "Two.")]
     assert len(manager.get_feedbacks()) == 1
-
-
-def test_what_is_asked_of_a_session_that_does_not_exist_does_not_begin_one(app: Application) -> None:
-    manager = app.manager()
-    manager.get_metadata()
-    manager.get_feedbacks()
-    manager.list_agents()
-    manager.get_message_count("a")
-
-    assert app.admin[app.database_name][COLLECTION].count_documents({}) == 0
 
 
 def test_the_session_property_is_the_stored_header_and_begins_the_session(app: Application) -> None:
@@ -352,7 +222,7 @@ def test_a_manager_whose_session_was_deleted_does_not_bring_it_back_and_can_be_c
     manager = app.manager()
     agent = app.agent(manager, "One.", "Two.")
     agent("1")
-    app.admin[app.database_name][COLLECTION].delete_one({"_id": "s"})
+    app.database.sessions.delete_one({"_id": "s"})
 
     with pytest.raises(SessionNotFoundError):
         agent("2")
@@ -364,16 +234,14 @@ def test_a_manager_whose_session_was_deleted_does_not_bring_it_back_and_can_be_c
         manager.reload(agent)  # gives up what cannot be stored any more
     manager.close()
 
-    assert app.admin[app.database_name][COLLECTION].count_documents({}) == 0
+    assert app.database.sessions.count_documents({}) == 0
 
 
 # --- closing
 
 
-def test_closing_closes_the_managers_own_client_once_and_leaves_a_borrowed_one_open(
-    app: Application, server: Any
-) -> None:
-    own = create_mongodb_session_manager("s", server.uri, app.database_name, COLLECTION)
+def test_closing_closes_the_managers_own_client_once_and_leaves_a_borrowed_one_open(app: Application) -> None:
+    own = create_mongodb_session_manager("s", app.uri, app.database.name, SESSIONS)
     app.agent(own, "Hello.")("Hello?")
     borrowed = app.manager()
     borrowed.update_metadata({"k": 1})
@@ -387,56 +255,51 @@ def test_closing_closes_the_managers_own_client_once_and_leaves_a_borrowed_one_o
     assert app.client.admin.command("ping")["ok"] == 1
 
 
-def test_leaving_with_or_async_with_closes_the_managers_own_client(server: Any, database_name: str) -> None:
-    with create_mongodb_session_manager("s", server.uri, database_name) as first:
-        first.update_metadata({"k": 1})
+async def inside(manager: MongoDBSessionManager, kind: str, work: Callable[[], Awaitable[None]]) -> None:
+    if kind == "with":
+        with manager:
+            await work()
+    else:
+        async with manager:
+            await work()
 
-    async def request() -> MongoDBSessionManager:
-        async with create_mongodb_session_manager("s", server.uri, database_name) as manager:
-            agent = Agent(model=OfflineScriptedModel(["Hello."]), session_manager=manager, callback_handler=None)
-            await agent.invoke_async("Hello?")
-        return manager
 
-    second = asyncio.run(request())
+with_and_async_with = pytest.mark.parametrize("kind", ["with", "async with"])
 
-    for manager in (first, second):
-        with pytest.raises(InvalidOperation):
-            manager.session_repository.client.admin.command("ping")
+
+@with_and_async_with
+def test_leaving_with_or_async_with_closes_the_managers_own_client(app: Application, kind: str) -> None:
+    manager = create_mongodb_session_manager("s", app.uri, app.database.name)
+
+    async def request() -> None:
+        await app.agent(manager, "Hello.").invoke_async("Hello?")
+
+    asyncio.run(inside(manager, kind, request))
+
+    with pytest.raises(InvalidOperation):
+        manager.session_repository.client.admin.command("ping")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["with", "async with"])
+@with_and_async_with
 def test_leaving_with_stores_what_an_unfinished_turn_has_collected_also_when_an_error_is_on_its_way(
     app: Application, kind: str
 ) -> None:
-    async def request() -> None:
-        manager = app.manager(durability="turn")
+    manager = app.manager(durability="turn")
 
-        async def stream() -> None:
-            agent = app.agent(manager, ScriptedReply(text="A long answer, in several chunks of text."))
-            events = agent.stream_async("Hello?")
-            await consume_until_text(events)
-            raise ValueError("the application gave up")
-
-        if kind == "with":
-            with manager:
-                await stream()
-        else:
-            async with manager:
-                await stream()
+    async def stream() -> None:
+        agent = app.agent(manager, ScriptedReply(text="A long answer, in several chunks of text."))
+        async for event in agent.stream_async("Hello?"):
+            if "data" in event:
+                raise ValueError("the application gave up")
 
     with pytest.raises(ValueError, match="gave up"):
-        asyncio.run(request())
+        asyncio.run(inside(manager, kind, stream))
 
-    assert texts(app.stored())[0] == ("user", "Hello?")
-
-
-async def consume_until_text(events: AsyncIterator[Any]) -> None:
-    async for event in events:
-        if "data" in event:
-            return
+    assert app.dialogue()[0] == ("user", "Hello?")
 
 
+@pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
 def test_what_could_not_be_stored_is_kept_and_stored_by_a_later_close(app: Application, durability: Any) -> None:
@@ -451,12 +314,12 @@ def test_what_could_not_be_stored_is_kept_and_stored_by_a_later_close(app: Appli
             manager.close()
         with pytest.raises(OperationFailure):
             manager.close()
-        assert len(app.stored()) == 2
+        assert len(app.messages()) == 2
     manager.close()
 
     # With "message" the user's message could not be stored, and Strands went no further.
     expected = [("user", "2")] if durability == "message" else [("user", "2"), ("assistant", "Two.")]
-    assert texts(app.stored())[2:] == expected
+    assert app.dialogue()[2:] == expected
 
 
 @pytest.mark.topology
@@ -468,21 +331,17 @@ def test_a_failure_at_the_end_of_with_is_raised_and_close_can_be_called_again(ap
     def request() -> None:
         with manager:
             agent.state.set("cart", ["bread"])
-            manager_sync_quietly(manager, agent)
+            with contextlib.suppress(OperationFailure):
+                manager.sync_agent(agent)
 
     with app.failing("update"), pytest.raises(OperationFailure):
         request()
     manager.close()
 
-    assert app.session()["agents"]["a"]["agent_data"]["state"] == {"cart": ["bread"]}
+    assert app.record()["agent_data"]["state"] == {"cart": ["bread"]}
 
 
-def manager_sync_quietly(manager: MongoDBSessionManager, agent: Agent) -> None:
-    with contextlib.suppress(OperationFailure):
-        manager.sync_agent(agent)
-
-
-@pytest.mark.parametrize("kind", ["with", "async with"])
+@with_and_async_with
 def test_an_error_inside_with_is_not_replaced_by_a_failure_to_store(app: Application, kind: str) -> None:
     manager = app.manager()
     agent = app.agent(manager, "One.")
@@ -493,21 +352,13 @@ def test_an_error_inside_with_is_not_replaced_by_a_failure_to_store(app: Applica
         manager.append_message({"role": "user", "content": "by hand"}, agent)
         raise ValueError("the application's own")
 
-    async def with_() -> None:
-        with manager:
-            await request()
-
-    async def async_with() -> None:
-        async with manager:
-            await request()
-
     with app.failing("update"), pytest.raises(ValueError, match="own") as caught:
-        asyncio.run(with_() if kind == "with" else async_with())
+        asyncio.run(inside(manager, kind, request))
     manager.close()
 
     if hasattr(caught.value, "add_note"):  # Python 3.11 and later; before that it is logged
         assert "OperationFailure" in "\n".join(caught.value.__notes__)
-    assert texts(app.stored())[-1] == ("user", "by hand")
+    assert app.dialogue()[-1] == ("user", "by hand")
 
 
 # --- agents
@@ -525,27 +376,30 @@ def test_after_a_failed_read_the_same_manager_can_build_the_agent(app: Applicati
     agent = app.agent(manager, "Yes.")
     agent("And?")
 
-    assert texts(agent.messages)[-2:] == [("user", "And?"), ("assistant", "Yes.")]
-    assert len(app.stored()) == (4 if existing else 2)
+    assert dialogue(agent.messages)[-2:] == [("user", "And?"), ("assistant", "Yes.")]
+    assert len(app.messages()) == (4 if existing else 2)
 
 
 @pytest.mark.topology
-def test_a_read_error_is_an_error_and_never_an_empty_history_that_overwrites_the_stored_one(app: Application) -> None:
+@both_durabilities
+def test_a_read_error_is_an_error_and_never_an_empty_history_that_overwrites_the_stored_one(
+    app: Application, durability: Any
+) -> None:
     app.agent(app.manager(), "Hello.")("Hello?")
     before = app.session()
 
+    manager = app.manager(durability=durability)
+    reads = (
+        lambda: app.agent(manager),
+        manager.get_metadata,
+        manager.get_feedbacks,
+        lambda: manager.get_message_count("a"),
+    )
     with app.failing("find"):
-        for durability in ("message", "turn"):
-            manager = app.manager(durability=durability)
+        for read in reads:
             with pytest.raises(OperationFailure):
-                app.agent(manager)
-            with pytest.raises(OperationFailure):
-                manager.get_metadata()
-            with pytest.raises(OperationFailure):
-                manager.get_feedbacks()
-            with pytest.raises(OperationFailure):
-                manager.get_message_count("a")
-            manager.close()
+                read()
+        manager.close()
 
     assert app.session() == before
     assert len(app.agent().messages) == 2
@@ -556,9 +410,9 @@ def test_an_agent_that_was_not_built_with_the_manager_is_refused_by_name(app: Ap
     stranger = Agent(model=OfflineScriptedModel(), agent_id="stranger", callback_handler=None)
 
     for call in (
-        lambda: manager.append_message({"role": "user", "content": [{"text": "x"}]}, stranger),
+        lambda: manager.append_message(by_hand("x"), stranger),
         lambda: manager.sync_agent(stranger),
-        lambda: manager.redact_latest_message({"role": "user", "content": [{"text": "x"}]}, stranger),
+        lambda: manager.redact_latest_message(by_hand("x"), stranger),
     ):
         with pytest.raises(AgentNotFoundError, match="stranger"):
             call()
@@ -566,7 +420,7 @@ def test_an_agent_that_was_not_built_with_the_manager_is_refused_by_name(app: Ap
 
 def test_model_and_system_prompt_are_stored_with_the_agent_and_follow_its_changes(app: Application) -> None:
     def data() -> tuple[Any, Any]:
-        stored = app.session()["agents"]["a"]["agent_data"]
+        stored = app.record()["agent_data"]
         return stored.get("model"), stored.get("system_prompt")
 
     agent = app.agent(app.manager(), "One.", "Two.", system_prompt="Be brief.")
@@ -589,7 +443,7 @@ def test_model_and_system_prompt_are_kept_when_a_later_process_names_none(app: A
     agent.state.set("k", 1)
     app.managers[-1].sync_agent(agent)
 
-    stored = app.session()["agents"]["a"]["agent_data"]
+    stored = app.record()["agent_data"]
     assert (stored["model"], stored["system_prompt"]) == ("offline-scripted-model", "Be brief.")
     read = app.managers[-1].session_repository.read_agent("s", "a")
     assert read is not None
@@ -600,14 +454,14 @@ def test_model_and_system_prompt_are_kept_when_a_later_process_names_none(app: A
 def test_a_history_given_to_a_new_agent_is_stored_and_the_conversation_goes_on_behind_it(
     app: Application, durability: Any
 ) -> None:
-    history = [{"role": "user", "content": [{"text": "Earlier"}]}, {"role": "assistant", "content": [{"text": "Yes."}]}]
+    history = [by_hand("Earlier"), by_hand("Yes.", "assistant")]
     agent = app.agent(app.manager(durability=durability), "Sure.", messages=copy.deepcopy(history))
-    assert texts(app.stored()) == texts(history)
+    assert app.dialogue() == dialogue(history)
 
     agent("Go on")
-    restored = app.agent(app.manager(), messages=[{"role": "user", "content": [{"text": "not this"}]}])
+    restored = app.agent(app.manager(), messages=[by_hand("not this")])
 
-    assert texts(app.stored()) == [*texts(history), ("user", "Go on"), ("assistant", "Sure.")]
+    assert app.dialogue() == [*dialogue(history), ("user", "Go on"), ("assistant", "Sure.")]
     assert_same(restored.messages, agent.messages)
 
 
@@ -650,12 +504,12 @@ def test_the_streaming_example_run_as_written_stores_two_messages_a_turn(app: Ap
 
     run_streaming_example(manager, agent, "How are you?", "Bye")
 
-    stored = app.stored()
-    assert texts(stored) == texts(agent.messages)
+    stored = app.messages()
+    assert dialogue(stored) == dialogue(agent.messages)
     assert [message["role"] for message in stored] == ["user", "assistant"] * 2
     assert ["event_loop_metrics" in message for message in stored] == [False, True, False, True]
-    assert app.session()["agents"]["a"]["usage"]["messages"] == 4
-    assert app.session()["agents"]["a"]["usage"]["turns"] == 2
+    assert app.record()["usage"]["messages"] == 4
+    assert app.record()["usage"]["turns"] == 2
     assert_same(app.agent(app.manager()).messages, agent.messages)
 
 
@@ -669,8 +523,8 @@ def test_the_streaming_example_with_a_tool_in_the_turn_stores_each_message_once(
 
     run_streaming_example(manager, agent, "What is the price?", "Thanks")
 
-    stored = app.stored()
-    assert texts(stored) == texts(agent.messages)
+    stored = app.messages()
+    assert dialogue(stored) == dialogue(agent.messages)
     assert [message["role"] for message in stored] == ["user", "assistant", "user", "assistant", "user", "assistant"]
     assert_same(app.agent(app.manager()).messages, agent.messages)
 
@@ -683,15 +537,8 @@ def test_the_same_question_asked_again_is_stored_again(app: Application, durabil
 
     run_streaming_example(manager, agent, "Again!", "Again!", "Again!")
 
-    assert texts(app.stored()) == [pair for answer in answers for pair in (("user", "Again!"), ("assistant", answer))]
+    assert app.dialogue() == [pair for answer in answers for pair in (("user", "Again!"), ("assistant", answer))]
     assert_same(app.agent(app.manager()).messages, agent.messages)
-
-
-def test_the_same_question_asked_again_without_anything_by_hand_is_stored_again(app: Application) -> None:
-    agent = app.agent(app.manager(), "Yes.", "Yes.")
-    agent("Again!")
-    agent("Again!")
-    assert texts(app.stored()) == [("user", "Again!"), ("assistant", "Yes.")] * 2
 
 
 def test_a_question_appended_by_hand_and_another_one_asked_are_two(app: Application) -> None:
@@ -701,12 +548,7 @@ def test_a_question_appended_by_hand_and_another_one_asked_are_two(app: Applicat
     agent("How are you?")
     manager.append_message({"role": "assistant", "content": "Not what was said"}, agent)
 
-    assert texts(app.stored()) == [
-        ("user", "A note of my own"),
-        ("user", "How are you?"),
-        ("assistant", "Fine."),
-        ("assistant", "Not what was said"),
-    ]
+    assert texts(app.messages()) == ["A note of my own", "How are you?", "Fine.", "Not what was said"]
 
 
 def test_a_string_as_content_becomes_one_text_block_and_is_stored_when_the_call_returns(app: Application) -> None:
@@ -716,44 +558,18 @@ def test_a_string_as_content_becomes_one_text_block_and_is_stored_when_the_call_
     message = {"role": "user", "content": "Hello"}
     manager.append_message(message, agent)  # type: ignore[arg-type]
 
-    assert app.stored()[0]["content"] == [{"text": "Hello"}]
+    assert app.messages()[0]["content"] == [{"text": "Hello"}]
     assert app.agent(app.manager()).messages[0]["content"] == [{"text": "Hello"}]
-
-
-def test_a_message_that_is_in_the_live_conversation_already_is_stored_once(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, "Fine.")
-    agent("How are you?")
-
-    for message in list(agent.messages):
-        manager.append_message(message, agent)
-    manager.flush()
-
-    assert texts(app.stored()) == [("user", "How are you?"), ("assistant", "Fine.")]
 
 
 def test_a_message_put_into_the_live_conversation_by_hand_is_stored_by_append_message(app: Application) -> None:
     manager = app.manager()
     agent = app.agent(manager, "Fine.")
-    agent.messages.append({"role": "user", "content": [{"text": "from elsewhere"}]})
+    agent.messages.append(by_hand("from elsewhere"))
     manager.append_message(agent.messages[-1], agent)
     agent("How are you?")
 
-    assert texts(app.stored()) == [("user", "from elsewhere"), ("user", "How are you?"), ("assistant", "Fine.")]
-
-
-def test_a_message_appended_on_a_running_loop_is_stored_once_it_was_flushed(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager)
-
-    async def request() -> list[tuple[str, str]]:
-        manager.append_message({"role": "user", "content": "one"}, agent)
-        manager.append_message({"role": "assistant", "content": "two"}, agent)
-        manager.append_message({"role": "user", "content": "three"}, agent)
-        await asyncio.to_thread(manager.flush)
-        return texts(app.stored())
-
-    assert asyncio.run(request()) == [("user", "one"), ("assistant", "two"), ("user", "three")]
+    assert app.dialogue() == [("user", "from elsewhere"), ("user", "How are you?"), ("assistant", "Fine.")]
 
 
 @pytest.mark.topology
@@ -765,13 +581,10 @@ def test_messages_of_many_threads_are_all_stored_once(app: Application) -> None:
         for n in range(10):
             manager.append_message({"role": "user", "content": f"{writer}/{n}"}, agent)
 
-    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(8)))
 
-    stored = [text for _, text in texts(app.stored())]
+    stored = [text for _, text in app.dialogue()]
     assert sorted(stored) == sorted(f"{writer}/{n}" for writer in range(8) for n in range(10))
     for writer in range(8):
         assert [text for text in stored if text.startswith(f"{writer}/")] == [f"{writer}/{n}" for n in range(10)]
@@ -787,7 +600,7 @@ def test_a_turn_is_stored_as_a_whole_at_its_end_by_one_update(app: Application) 
     @tool
     def look() -> str:
         """Look at what is stored so far."""
-        seen.append(len(app.stored()))
+        seen.append(len(app.messages()))
         return "looked"
 
     manager = app.manager(durability="turn")
@@ -801,7 +614,7 @@ def test_a_turn_is_stored_as_a_whole_at_its_end_by_one_update(app: Application) 
     assert commands.named("update", "insert").names == ["update"]
     pushed = commands[-1].command["updates"][0]["u"]["$push"]["agents.a.messages"]["$each"]
     assert [message["message_id"] for message in pushed] == [2, 3, 4, 5]
-    assert len({message["turn_id"] for message in app.stored()[2:]}) == 1
+    assert len({message["turn_id"] for message in app.messages()[2:]}) == 1
     assert_same(app.agent(app.manager()).messages, agent.messages)
 
 
@@ -812,20 +625,14 @@ def test_with_durability_message_each_message_is_stored_before_the_next_step_of_
     @tool
     def look() -> str:
         """Look at what is stored so far."""
-        seen.append(len(app.stored()))
+        seen.append(len(app.messages()))
         return "looked"
 
     def answer(messages: Any) -> Any:
-        seen.append(len(app.stored()))
+        seen.append(len(app.messages()))
         return ToolCall("look") if len(messages) == 1 else "Done."
 
-    agent = Agent(
-        model=OfflineScriptedModel(answer),
-        agent_id="a",
-        tools=[look],
-        session_manager=app.manager(),
-        callback_handler=None,
-    )
+    agent = app.agent(app.manager(), answer, tools=[look])
     agent("Look")
 
     assert seen == [1, 2, 3]
@@ -835,14 +642,14 @@ def test_a_turn_that_fails_in_the_model_is_stored_at_its_end(app: Application) -
     agent = app.agent(app.manager(durability="turn"), ToolCall("look_up", {"what": "x"}), RuntimeError("down"))
     with pytest.raises(EventLoopException, match="down"):
         agent("Hello?")
-    assert [message["role"] for message in app.stored()] == ["user", "assistant", "user"]
+    assert [message["role"] for message in app.messages()] == ["user", "assistant", "user"]
 
 
 def test_direct_tool_calls_are_stored_at_once_though_turns_are_stored_whole(app: Application) -> None:
     agent = app.agent(app.manager(durability="turn"))
     agent.tool.look_up(what="price")
-    assert texts(app.stored()) == texts(agent.messages)
-    assert len(app.stored()) >= 3
+    assert app.dialogue() == dialogue(agent.messages)
+    assert len(app.messages()) >= 3
 
 
 @pytest.mark.slow
@@ -850,28 +657,14 @@ def test_a_turn_that_has_collected_more_than_eight_megabytes_is_stored_before_it
     seen: list[int] = []
 
     def answer(messages: Any) -> Any:
-        seen.append(len(app.stored()))
+        seen.append(len(app.messages()))
         return ToolCall("write_much", {"megabytes": 5}) if len(messages) < 5 else "Done."
 
-    agent = Agent(
-        model=OfflineScriptedModel(answer),
-        agent_id="a",
-        tools=[write_much],
-        session_manager=app.manager(durability="turn"),
-        callback_handler=None,
-    )
+    agent = app.agent(app.manager(durability="turn"), answer, tools=[write_much])
     agent("Write")
 
     assert seen == [0, 0, 5]
-    assert [message["role"] for message in app.stored()] == ["user", "assistant"] * 3
-
-
-def test_a_turn_that_could_not_be_stored_at_its_end_is_stored_with_the_next_one(app: Application) -> None:
-    agent = app.agent(app.manager(durability="turn"), "One.", "Two.")
-    with app.failing("update"), pytest.raises(OperationFailure):
-        agent("1")
-    agent("2")
-    assert texts(app.stored()) == [("user", "1"), ("assistant", "One."), ("user", "2"), ("assistant", "Two.")]
+    assert [message["role"] for message in app.messages()] == ["user", "assistant"] * 3
 
 
 @both_durabilities
@@ -884,18 +677,13 @@ def test_the_models_own_error_is_not_masked_by_a_failure_to_store(app: Applicati
     app.agent(manager, "Hello.")("Hello?")
     manager.close()
     with contextlib.ExitStack() as failing:
-        agent = Agent(
-            model=OfflineScriptedModel(fail),
-            agent_id="a",
-            session_manager=app.manager(durability=durability),
-            callback_handler=None,
-        )
+        agent = app.agent(app.manager(durability=durability), fail)
         agent.state.set("k", 1)
         with pytest.raises(RuntimeError, match="provider is down"):
             agent("And?")
     app.managers[-1].close()
 
-    assert texts(app.stored())[-1] == ("user", "And?")
+    assert app.dialogue()[-1] == ("user", "And?")
 
 
 # --- what cannot be stored
@@ -924,7 +712,7 @@ def test_a_message_that_cannot_be_stored_is_refused_whole_and_later_messages_go_
     assert commands.names == []
     agent("2")
 
-    assert texts(app.stored()) == [("user", "1"), ("assistant", "One."), ("user", "2"), ("assistant", "Two.")]
+    assert app.dialogue() == [("user", "1"), ("assistant", "One."), ("user", "2"), ("assistant", "Two.")]
     assert_same(app.agent(app.manager()).messages, agent.messages)
 
 
@@ -934,7 +722,7 @@ def test_what_is_no_message_is_refused(app: Application) -> None:
     for message in ({}, {"role": "user"}, {"content": "x"}, "Hello", None):
         with pytest.raises(UnstorableValueError, match="role"):
             manager.append_message(message, agent)  # type: ignore[arg-type]
-    assert app.stored() == []
+    assert app.messages() == []
 
 
 @pytest.mark.slow
@@ -948,10 +736,8 @@ def test_a_question_that_is_too_long_ends_its_turn_by_name_and_size_and_the_next
         agent("x" * (15 * 1024 * 1024 + 1))
     agent("2")
 
-    stored = texts(app.stored())
-    assert stored[:2] == [("user", "1"), ("assistant", "One.")]
-    assert stored[2] == ("user", "2")
-    assert len(stored) == 4
+    assert app.dialogue()[:3] == [("user", "1"), ("assistant", "One."), ("user", "2")]
+    assert len(app.messages()) == 4
 
 
 @pytest.mark.slow
@@ -967,10 +753,10 @@ def test_state_that_is_too_big_is_refused_by_name_and_the_conversation_goes_on(
     agent.state.set("much", "little")
     agent("3")
 
-    stored = texts(app.stored())
+    stored = app.dialogue()
     assert stored[:3] == [("user", "1"), ("assistant", "One."), ("user", "2")]
     assert [text for _, text in stored].count("3") == 1
-    assert app.session()["agents"]["a"]["agent_data"]["state"] == {"much": "little"}
+    assert app.record()["agent_data"]["state"] == {"much": "little"}
 
 
 # --- documents of others
@@ -1003,8 +789,8 @@ OLDER_MESSAGES = {
         {"message_id": 2, "role": "assistant", "content": "Hi there!", "event_loop_metrics": {}},
     ],
     "nested": [
-        {"message_id": 0, "message": {"role": "user", "content": [{"text": "Hello"}]}, "redact_message": None},
-        {"message_id": 1, "message": {"role": "assistant", "content": [{"text": "Hi there!"}]}},
+        {"message_id": 0, "message": by_hand("Hello"), "redact_message": None},
+        {"message_id": 1, "message": by_hand("Hi there!", "assistant")},
     ],
     "flat": [
         {"message_id": 0, "role": "user", "content": [{"text": "Hello"}], "their_own": [1]},
@@ -1019,22 +805,22 @@ def test_a_session_stored_in_an_older_form_is_resumed_continued_and_kept(
     app: Application, durability: Any, form: str
 ) -> None:
     older = older_session(OLDER_MESSAGES[form])
-    app.admin[app.database_name][COLLECTION].insert_one(copy.deepcopy(older))
+    app.database.sessions.insert_one(copy.deepcopy(older))
 
     agent = app.agent(app.manager(durability=durability), "Yes.")
-    assert texts(agent.messages) == [("user", "Hello"), ("assistant", "Hi there!")]
+    assert dialogue(agent.messages) == [("user", "Hello"), ("assistant", "Hi there!")]
     assert agent.state.get() == {"language": "eu"}
     agent("Still there?")
 
     session = app.session()
     stored = session["agents"]["a"]["messages"]
     assert stored[:2] == older["agents"]["a"]["messages"]
-    assert texts(stored[2:]) == [("user", "Still there?"), ("assistant", "Yes.")]
+    assert dialogue(stored[2:]) == [("user", "Still there?"), ("assistant", "Yes.")]
     ids = [message["message_id"] for message in stored]
     assert ids == sorted(set(ids))
     assert session["their_own"] == {"field": 1}
     restored = app.agent(app.manager())
-    assert texts(restored.messages) == texts(agent.messages)
+    assert dialogue(restored.messages) == dialogue(agent.messages)
 
 
 @pytest.mark.parametrize("form", OLDER_MESSAGES)
@@ -1042,14 +828,14 @@ def test_a_message_stored_in_an_older_form_can_be_redacted(app: Application, for
     messages = copy.deepcopy(OLDER_MESSAGES[form])
     target = messages[-1].get("message", messages[-1])
     target["content"] = SECRET if isinstance(target["content"], str) else [{"text": SECRET}]
-    app.admin[app.database_name][COLLECTION].insert_one(older_session(messages))
+    app.database.sessions.insert_one(older_session(messages))
     manager = app.manager()
     agent = app.agent(manager)
 
-    manager.redact_latest_message({"role": "assistant", "content": [{"text": "[removed]"}]}, agent)
+    manager.redact_latest_message(by_hand("[removed]", "assistant"), agent)
 
-    assert occurrences(app.admin[app.database_name], SECRET) == []
-    assert texts(app.agent(app.manager()).messages)[-1] == ("assistant", "[removed]")
+    app.nothing_at_rest(SECRET)
+    assert dialogue(app.agent(app.manager()).messages)[-1] == ("assistant", "[removed]")
 
 
 # --- where it reads
@@ -1059,20 +845,16 @@ def test_a_message_stored_in_an_older_form_can_be_redacted(app: Application, for
 @pytest.mark.topology
 @pytest.mark.parametrize("preference", ["secondary", "secondaryPreferred", "nearest", "primary"])
 def test_a_client_that_reads_from_secondaries_does_not_resume_an_old_conversation(
-    server: Any, database_name: str, preference: str
+    applications: Callable[..., Application], preference: str
 ) -> None:
-    recorder = CommandRecorder()
-    client: MongoClient[dict[str, Any]]
-    with MongoClient(server.uri, readPreference=preference, event_listeners=[recorder]) as client:
-        with MongoDBSessionManager("s", client=client, database_name=database_name) as manager:
-            Agent(model=OfflineScriptedModel(["Hello."]), agent_id="a", session_manager=manager, callback_handler=None)(
-                "Hello?"
-            )
-            manager.get_metadata()
-            manager.get_message_count("a")
-        assert isinstance(manager.session_repository.collection.read_preference, Primary)
+    app = applications(client_options={"readPreference": preference})
+    with app.manager() as manager:
+        app.agent(manager, "Hello.")("Hello?")
+        manager.get_metadata()
+        manager.get_message_count("a")
+    assert isinstance(manager.session_repository.collection.read_preference, Primary)
 
-    finds = recorder.commands.named("find", "aggregate", "count")
+    finds = app.recorder.commands.named("find", "aggregate", "count")
     assert len(finds) >= 3
     modes = {find.command.get("$readPreference", {"mode": "primary"})["mode"] for find in finds}
     # To a standalone server a driver may say that any will do: there is one.
@@ -1101,7 +883,7 @@ def assert_redacted(app: Application, message: dict[str, Any], role: str) -> Non
     event = message["guardrail_event"]
     assert isinstance(event["created_at"], datetime)
     assert SECRET not in repr(event)
-    assert occurrences(app.admin[app.database_name], SECRET) == []
+    app.nothing_at_rest(SECRET)
 
 
 @pytest.mark.slow
@@ -1115,7 +897,7 @@ def test_what_a_guardrail_removed_from_the_users_message_is_in_no_collection(app
     agent(SECRET)
     agent("Goodbye")
 
-    stored = app.stored()
+    stored = app.messages()
     assert_redacted(app, stored[2], "user")
     assert stored[2]["tracking_id"] == agent.messages[2]["tracking_id"]
     assert [message["content"] for message in stored] == [message["content"] for message in agent.messages]
@@ -1134,25 +916,12 @@ def test_what_a_guardrail_removed_from_the_answer_is_in_no_collection_and_its_co
     )
     agent("Tell me")
 
-    stored = app.stored()
-    assert texts(stored) == [("user", "Tell me"), ("assistant", REDACTED)]
-    assert occurrences(app.admin[app.database_name], SECRET) == []
+    stored = app.messages()
+    assert dialogue(stored) == [("user", "Tell me"), ("assistant", REDACTED)]
+    app.nothing_at_rest(SECRET)
     metrics = stored[1]["event_loop_metrics"]
     assert metrics["accumulated_usage"] == usage
     assert metrics["accumulated_metrics"]["latencyMs"] == 33
-
-
-def test_in_a_turn_that_is_stored_whole_the_removed_text_never_reaches_the_server(app: Application) -> None:
-    agent = app.agent(
-        app.manager(durability="turn"), ScriptedReply(text=SECRET, redact_user=REDACTED, redact_assistant=REDACTED)
-    )
-
-    with app.recorder.recording() as commands:
-        agent(f"I say: {SECRET}")
-
-    assert len(app.stored()) == 2
-    assert sent(commands, REDACTED)
-    assert not sent(commands, SECRET)
 
 
 @both_durabilities
@@ -1164,51 +933,39 @@ def test_a_message_redacted_by_hand_is_in_no_collection_and_keeps_ids_metadata_a
     manager = app.manager(durability=durability)
     agent = app.agent(manager, ScriptedReply(text=SECRET, usage=usage), "Bye.")
     agent("Tell me")
-    before = app.stored()[-1]
-    assert occurrences(app.admin[app.database_name], SECRET) == [COLLECTION]
+    before = app.messages()[-1]
+    assert SECRET.encode() in at_rest(app.database)
 
     if redact_live_message:  # as Strands does: the live message has changed already
         agent.messages[-1]["content"] = [{"text": REDACTED}]
         manager.redact_latest_message(agent.messages[-1], agent)
     else:
-        manager.redact_latest_message({"role": "assistant", "content": [{"text": REDACTED}]}, agent)
+        manager.redact_latest_message(by_hand(REDACTED, "assistant"), agent)
 
-    after = app.stored()[-1]
+    after = app.messages()[-1]
     assert_redacted(app, after, "assistant")
     for name in ("message_id", "tracking_id", "metadata", "event_loop_metrics", "created_at", "turn_id"):
         assert after[name] == before[name], name
     assert after["updated_at"] >= before["updated_at"]
     agent("Goodbye")
-    assert [message["role"] for message in app.stored()] == ["user", "assistant"] * 2
-    assert occurrences(app.admin[app.database_name], SECRET) == []
+    assert [message["role"] for message in app.messages()] == ["user", "assistant"] * 2
+    app.nothing_at_rest(SECRET)
 
 
-def test_a_message_redacted_in_a_later_process_is_in_no_collection(app: Application) -> None:
+def test_a_message_redacted_in_a_later_process_is_in_no_collection_and_keeps_its_cost(app: Application) -> None:
     app.agent(app.manager(), SECRET)("Tell me")
-    before = app.stored()[-1]
+    before = app.record()
     manager = app.manager()
     agent = app.agent(manager)
 
-    manager.redact_latest_message({"role": "assistant", "content": [{"text": REDACTED}]}, agent)
+    manager.redact_latest_message(by_hand(REDACTED, "assistant"), agent)
 
-    assert_redacted(app, app.stored()[-1], "assistant")
-    assert app.stored()[-1]["event_loop_metrics"] == before["event_loop_metrics"]
-
-
-def test_a_tools_result_that_a_guardrail_removed_is_in_no_collection_and_still_answers_its_tool_use(
-    app: Application,
-) -> None:
-    agent = app.agent(
-        app.manager(), ToolCall("look_up", {"what": SECRET[:10]}), ScriptedReply(text="No.", redact_user=REDACTED)
-    )
-    agent("Look it up")
-
-    result = app.stored()[2]["content"][0]["toolResult"]
-    assert result["content"] == [{"text": REDACTED}]
-    assert result["toolUseId"] == app.stored()[1]["content"][0]["toolUse"]["toolUseId"]
-    assert_same(app.agent(app.manager()).messages, agent.messages)
+    assert_redacted(app, app.messages()[-1], "assistant")
+    assert app.messages()[-1]["event_loop_metrics"] == before["messages"][-1]["event_loop_metrics"]
+    assert app.record()["usage"] == before["usage"]
 
 
+@pytest.mark.slow
 @both_durabilities
 def test_a_redaction_on_a_running_loop_is_stored_before_anything_that_follows(
     app: Application, durability: Any
@@ -1219,65 +976,30 @@ def test_a_redaction_on_a_running_loop_is_stored_before_anything_that_follows(
 
     async def request() -> Commands:
         with app.recorder.recording() as commands:
-            manager.redact_latest_message({"role": "assistant", "content": [{"text": REDACTED}]}, agent)
+            manager.redact_latest_message(by_hand(REDACTED, "assistant"), agent)
             async for event in agent.stream_async("Goodbye"):
                 if "data" in event and durability == "message":
                     # The hook of the user's message has awaited the redaction before it.
-                    assert occurrences(app.admin[app.database_name], SECRET) == []
+                    app.nothing_at_rest(SECRET)
         return commands
 
     with app.slow(["update"]):
         commands = asyncio.run(request())
 
-    assert_redacted(app, app.stored()[1], "assistant")
+    assert_redacted(app, app.messages()[1], "assistant")
     # The redaction, then the messages of the turn.
     assert len(commands.named("update")) == 1 + (2 if durability == "message" else 1)
 
 
-def test_a_guardrail_that_strikes_on_a_slow_database_leaves_nothing_when_the_stream_has_ended(
-    app: Application,
-) -> None:
-    agent = app.agent(app.manager(), ScriptedReply(text="I cannot.", redact_user=REDACTED))
-
-    async def request() -> list[str]:
-        async for _ in agent.stream_async(SECRET):
-            pass
-        return occurrences(app.admin[app.database_name], SECRET)
-
-    with app.slow():
-        assert asyncio.run(request()) == []
-    assert_redacted(app, app.stored()[0], "user")
-
-
-@both_durabilities
-def test_a_prompt_that_was_tried_again_under_one_tracking_id_is_redacted_wherever_it_stands(
-    app: Application, durability: Any
-) -> None:
-    prompt = {"role": "user", "content": [{"text": SECRET}], "tracking_id": "one-and-the-same"}
-    agent = app.agent(
-        app.manager(durability=durability),
-        RuntimeError("the provider is down"),
-        ScriptedReply(text="I cannot.", redact_user=REDACTED),
-    )
-    with pytest.raises(RuntimeError, match="down"):
-        agent([copy.deepcopy(prompt)])
-    agent([copy.deepcopy(prompt)])
-
-    stored = app.stored()
-    assert [message.get("tracking_id") for message in stored][:2] == ["one-and-the-same"] * 2
-    assert_redacted(app, stored[0], "user")
-    assert_redacted(app, stored[1], "user")
-
-
 def test_a_prompt_that_another_process_stored_under_the_same_tracking_id_is_redacted_as_well(app: Application) -> None:
-    prompt = {"role": "user", "content": [{"text": SECRET}], "tracking_id": "one-and-the-same"}
+    prompt = {**by_hand(SECRET), "tracking_id": "one-and-the-same"}
     late = app.agent(app.manager(), ScriptedReply(text="I cannot.", redact_user=REDACTED))
     app.agent(app.manager(), "Hm.")([copy.deepcopy(prompt)])
 
     late([copy.deepcopy(prompt)])
 
-    assert [message.get("tracking_id") for message in app.stored()].count("one-and-the-same") == 2
-    assert occurrences(app.admin[app.database_name], SECRET) == []
+    assert [message.get("tracking_id") for message in app.messages()].count("one-and-the-same") == 2
+    app.nothing_at_rest(SECRET)
 
 
 @both_durabilities
@@ -1287,18 +1009,18 @@ def test_a_message_that_was_appended_by_hand_twice_is_redacted_in_both_places(
 ) -> None:
     manager = app.manager(durability=durability)
     agent = app.agent(manager)
-    message: Any = {"role": "user", "content": [{"text": SECRET}]}
+    message = by_hand(SECRET)
     for _ in range(2):
         manager.append_message(message, agent)
     if flushed:
         manager.flush()
 
-    manager.redact_latest_message({"role": "user", "content": [{"text": REDACTED}]}, agent)
+    manager.redact_latest_message(by_hand(REDACTED), agent)
     manager.flush()
 
-    assert texts(app.stored()) == [("user", REDACTED)] * 2
-    assert texts(app.agent(app.manager()).messages) == [("user", REDACTED)] * 2
-    assert occurrences(app.admin[app.database_name], SECRET) == []
+    assert app.dialogue() == [("user", REDACTED)] * 2
+    assert dialogue(app.agent(app.manager()).messages) == [("user", REDACTED)] * 2
+    app.nothing_at_rest(SECRET)
 
 
 def test_a_redaction_hits_no_other_message_after_the_store_went_back(
@@ -1310,16 +1032,13 @@ def test_a_redaction_hits_no_other_message_after_the_store_went_back(
     before = app.session()
     agent(SECRET)
     tracking_id = agent.messages[2]["tracking_id"]
-    app.admin[app.database_name][COLLECTION].replace_one({}, before)  # What was acknowledged is gone.
+    app.database.sessions.replace_one({}, before)  # What was acknowledged is gone.
     agent("three")
 
-    manager.redact_latest_message(
-        {"role": "user", "content": [{"text": REDACTED}], "tracking_id": tracking_id},  # type: ignore[typeddict-unknown-key]
-        agent,
-    )
+    manager.redact_latest_message({**by_hand(REDACTED), "tracking_id": tracking_id}, agent)
     manager.flush()
 
-    assert [text for _, text in texts(app.stored())] == ["one", "Yes.", "three", "Yes."]
+    assert [text for _, text in app.dialogue()] == ["one", "Yes.", "three", "Yes."]
     assert "not stored any more" in caplog.text
     assert SECRET not in caplog.text
 
@@ -1327,24 +1046,21 @@ def test_a_redaction_hits_no_other_message_after_the_store_went_back(
 def test_a_repository_replaces_no_other_message_under_the_same_id(app: Application) -> None:
     agent = app.agent(app.manager(), "Yes.")
     agent("one")
-    repository = MongoDBSessionRepository(
-        client=app.client, database_name=app.database_name, collection_name=COLLECTION
-    )
-    (message,) = repository.list_messages("s", "a", limit=1)
+    (message,) = app.repository.list_messages("s", "a", limit=1)
     message.message["tracking_id"] = "of another message"  # type: ignore[typeddict-unknown-key]
-    message.redact_message = {"role": "user", "content": [{"text": REDACTED}]}
+    message.redact_message = by_hand(REDACTED)
 
     with pytest.raises(MessageNotFoundError):
-        repository.update_message("s", "a", message)
+        app.repository.update_message("s", "a", message)
 
-    assert texts(app.stored())[0] == ("user", "one")
+    assert app.dialogue()[0] == ("user", "one")
 
 
 def test_redacting_where_there_is_no_message_is_an_error_and_sends_nothing(app: Application) -> None:
     manager = app.manager()
     agent = app.agent(manager)
     with app.recorder.recording() as commands, pytest.raises(MongoDBSessionError, match="no message"):
-        manager.redact_latest_message({"role": "user", "content": [{"text": REDACTED}]}, agent)
+        manager.redact_latest_message(by_hand(REDACTED), agent)
     assert commands.names == []
 
 
@@ -1354,24 +1070,9 @@ def test_a_redaction_that_could_not_be_stored_is_stored_later(app: Application) 
     agent = app.agent(manager, SECRET)
     agent("Tell me")
     with app.failing("update"), pytest.raises(OperationFailure):
-        manager.redact_latest_message({"role": "assistant", "content": [{"text": REDACTED}]}, agent)
+        manager.redact_latest_message(by_hand(REDACTED, "assistant"), agent)
     manager.close()
-    assert_redacted(app, app.stored()[-1], "assistant")
-
-
-@pytest.mark.topology
-def test_a_redaction_of_a_message_that_could_not_be_stored_does_not_send_its_text_again(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager)
-    with app.failing("update"), pytest.raises(OperationFailure):
-        manager.append_message({"role": "user", "content": SECRET}, agent)
-
-    with app.recorder.recording() as commands:
-        manager.redact_latest_message({"role": "user", "content": [{"text": REDACTED}]}, agent)
-        manager.close()
-
-    assert not sent(commands, SECRET)
-    assert_redacted(app, app.stored()[-1], "user")
+    assert_redacted(app, app.messages()[-1], "assistant")
 
 
 def test_state_that_a_tool_reads_during_a_redacted_turn_is_kept(app: Application) -> None:
@@ -1381,8 +1082,6 @@ def test_state_that_a_tool_reads_during_a_redacted_turn_is_kept(app: Application
         tool_context.agent.state.set("remembered", True)
         return "ok"
 
-    agent = app.agent(
-        app.manager(), ToolCall("remember"), ScriptedReply(text="No.", redact_user=REDACTED), tools=[remember]
-    )
-    agent("Remember")
+    redacted = ScriptedReply(text="No.", redact_user=REDACTED)
+    app.agent(app.manager(), ToolCall("remember"), redacted, tools=[remember])("Remember")
     assert app.agent(app.manager()).state.get() == {"remembered": True}

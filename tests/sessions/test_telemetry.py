@@ -7,14 +7,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from offline_model import OfflineScriptedModel
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 from pymongo.errors import PyMongoError
-from strands import Agent
 from support.failpoints import fail_command
+from support.histories import talker
 
 from mongodb_session_manager import MongoDBSessionManagerFactory, SessionExistsError, SessionNotFoundError, telemetry
 
@@ -53,16 +52,8 @@ def factory(
 
 
 def take_turns(factory: MongoDBSessionManagerFactory, turns: int = 1) -> None:
-    from strands.agent.conversation_manager import SlidingWindowConversationManager
-
     with factory.create_session_manager(SESSION_ID) as manager:
-        agent = Agent(
-            model=OfflineScriptedModel(["I will keep it."] * turns),
-            agent_id="assistant",
-            session_manager=manager,
-            conversation_manager=SlidingWindowConversationManager(window_size=2),
-            callback_handler=None,
-        )
+        agent = talker(manager, window=2)
         for _ in range(turns):
             agent(SECRET)
 
@@ -84,12 +75,11 @@ def test_open_commit_and_archive_are_spans_with_the_commands_beneath(
     assert named(spans, "archive")
 
     def beneath(span: ReadableSpan) -> set[str]:
-        found = [
+        return {
             child.name.rpartition(".")[2]
             for child in spans.get_finished_spans()
             if child.parent is not None and span.context is not None and child.parent.span_id == span.context.span_id
-        ]
-        return set(found)
+        }
 
     assert "find" in beneath(named(spans, "open")[0])
     for commit in commits:
@@ -137,8 +127,7 @@ def test_a_session_that_is_gone_is_named_to_the_caller_and_not_to_the_span(
 ) -> None:
     def turn_in_a_deleted_session() -> None:
         with factory.create_session_manager(SESSION_ID) as manager:
-            model = OfflineScriptedModel(["Hello."])
-            agent = Agent(model=model, agent_id="assistant", session_manager=manager, callback_handler=None)
+            agent = talker(manager)
             manager.session_repository.delete_session(SESSION_ID)
             agent("Hello")
 

@@ -18,7 +18,7 @@ from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManager
 from mongodb_session_manager._model.keys import encode_key
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
-from support.histories import SESSIONS, at_rest, manager_of
+from support.histories import SESSIONS, at_rest, echo, manager_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -89,9 +89,14 @@ class Application:
         self.managers.append(manager)
         return manager
 
+    def process(self, *listeners: Any, uri: str = "", **options: Any) -> MongoDBSessionManager:
+        """A manager of session `s` that shares nothing with others, as in another process; it is not closed."""
+        client = self.new_client(uri, event_listeners=list(listeners))
+        return manager_of(client, self.database.name, **{**self.defaults, **options})
+
     def agent(self, manager: MongoDBSessionManager | None = None, *replies: Any, **options: Any) -> Agent:
-        """An agent that gives these replies, or those of one function; it is `a` unless `options` say otherwise."""
-        script = replies[0] if len(replies) == 1 and callable(replies[0]) else replies
+        """An agent, `a`, that gives these replies, or those of one function; without any, the echo of what it hears."""
+        script = replies[0] if len(replies) == 1 and callable(replies[0]) else replies or echo
         defaults: dict[str, Any] = {
             "agent_id": "a",
             "model": OfflineScriptedModel(script),

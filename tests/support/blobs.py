@@ -10,8 +10,7 @@ import bson
 from offline_model import OfflineScriptedModel, ScriptedReply
 from strands import Agent
 
-from mongodb_session_manager._model.encoding import CODEC_OPTIONS, blob_files, encode, to_bson
-from mongodb_session_manager._model.pending_blobs import PendingBlobs
+from mongodb_session_manager._model.encoding import CODEC_OPTIONS, PendingBlobs, blob_files, encode, to_bson
 from mongodb_session_manager._store.blobs import BlobStore
 
 if TYPE_CHECKING:

@@ -57,11 +57,10 @@ def talker(manager: MongoDBSessionManager, window: int = 4, **options: Any) -> A
     """An agent that repeats what it hears and keeps so many messages live."""
     defaults: dict[str, Any] = {
         "agent_id": "assistant",
+        "model": OfflineScriptedModel(echo),
         "conversation_manager": SlidingWindowConversationManager(window_size=window),
     }
-    return Agent(
-        model=OfflineScriptedModel(echo), session_manager=manager, callback_handler=None, **{**defaults, **options}
-    )
+    return Agent(session_manager=manager, callback_handler=None, **{**defaults, **options})
 
 
 @tool
@@ -102,17 +101,6 @@ def texts(messages: Iterable[Any]) -> list[str]:
 
 def by_hand(text: str, role: str = "user") -> Any:
     return {"role": role, "content": [{"text": text}]}
-
-
-@dataclass
-class StandIn:
-    """A graph as far as a repository sees it."""
-
-    state: dict[str, Any]
-    id: str = "graph"
-
-    def serialize_state(self) -> dict[str, Any]:
-        return self.state
 
 
 @dataclass(frozen=True)

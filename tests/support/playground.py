@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import re
 import signal
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from example_fastapi_streaming import COLLECTION, DATABASE, build_agent, create_app
-from pymongo import MongoClient
+from example_fastapi_streaming import COLLECTION, build_agent, create_app
 
 from support.gated_model import Gate, GatedModel
 from support.waiting import eventually
@@ -128,42 +126,38 @@ def served_frontend(backend_port: int) -> Iterator[str]:
 
 
 class BackendProcess:
-    """The backend's program, in a process that can be killed and started again on the same port and data."""
+    """The backend's program, in a process that can be ended and started again on the same port.
 
-    def __init__(self, uri: str) -> None:
+    Args:
+        settings: variables of its environment.
+    """
+
+    def __init__(self, **settings: str) -> None:
         self.port = free_port()
-        self._uri = uri
-        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._environment = {**os.environ, **settings}
+        self._process: subprocess.Popen[str] | None = None
 
-    def start(self, frontend_url: str, pace_ms: int) -> None:
+    def start(self, *arguments: str, pace_ms: int) -> None:
         """Start it and wait until it listens; the model takes `pace_ms` for each piece."""
-        settings = {"MONGODB_URI": self._uri, "CHAT_SECRET": SECRET, "OFFLINE_PACE_MS": str(pace_ms)}
-        arguments = ["--serve", "--port", str(self.port), "--frontend-origin", frontend_url]
         self._process = process = subprocess.Popen(
-            [sys.executable, str(BACKEND), *arguments], env={**os.environ, **settings}, stdout=subprocess.DEVNULL
+            [sys.executable, str(BACKEND), "--serve", "--port", str(self.port), *arguments],
+            env={**self._environment, "OFFLINE_PACE_MS": str(pace_ms)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         eventually(lambda: listens(self.port) or process.poll() is not None, 60, "the backend listens")
-        assert process.poll() is None, "the backend ended"
+        assert process.poll() is None, process.communicate()[0]
 
-    def kill(self) -> None:
-        """End it as a crash does."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait(30)
-
-    def end_leases(self, conversation_id: str) -> None:
-        """Have the leases of a conversation run out, as if their time had passed."""
-        with MongoClient(self._uri) as client:
-            client[DATABASE][COLLECTION].update_one(
-                {"_id": {"$regex": rf"\.{re.escape(conversation_id)}$"}},
-                {"$set": {"lease.expires_at": datetime.datetime(2000, 1, 1, tzinfo=datetime.timezone.utc)}},
-            )
-
-    def stop(self) -> None:
-        """End it if it runs."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(30)
+    def end(self, by: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
+        """End it, as a crash does or by another signal, if it runs; returns its exit code and what it has said."""
+        if self._process is None:
+            return 0, ""
+        process, self._process = self._process, None
+        process.send_signal(by)
+        said, _ = process.communicate(timeout=60)
+        return process.returncode, said
 
 
 def free_port() -> int:

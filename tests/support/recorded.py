@@ -20,15 +20,17 @@ from pymongo import MongoClient
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.session import Session, SessionAgent, SessionMessage
 
-from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository, SessionBusyError
+from mongodb_session_manager import SessionBusyError
 from mongodb_session_manager.local import LocalMongoDB
+from support.application import Application
 from support.blobs import THRESHOLD, image, shown, talker
-from support.commands import CommandRecorder
 from support.flows import FLOWS
-from support.histories import SESSIONS, SMALL, by_hand
+from support.histories import SMALL, by_hand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository
 
 LEFT_OUT = {
     *("background_task", "background_task_chosen_by_the_model", "summarizing"),
@@ -269,39 +271,25 @@ SCENES: dict[str, Callable[..., None]] = {
 
 def record(uri: str) -> Iterator[tuple[str, list[Any]]]:
     """Each scene, with both durabilities, and the commands that it sends."""
-    recorder = CommandRecorder()
     client: MongoClient[Any]
-    with MongoClient(uri, event_listeners=[recorder]) as client:
+    with MongoClient(uri) as client:
         for durability in ("message", "turn"):
             for number, (name, scene) in enumerate(SCENES.items()):
-                database = f"{durability}_{number}"
-                managers: list[MongoDBSessionManager] = []
-
-                where: dict[str, Any] = {"client": client, "database_name": database, "collection_name": SESSIONS}
-
-                def manager(
-                    managers: list[MongoDBSessionManager] = managers,
-                    durability: str = durability,
-                    where: dict[str, Any] = where,
-                    **options: Any,
-                ) -> MongoDBSessionManager:
-                    managers.append(MongoDBSessionManager("s", durability=durability, **where, **options))
-                    return managers[-1]
-
-                with recorder.recording() as commands:
-                    scene(manager=manager, repository=MongoDBSessionRepository(**where))
-                    for one in managers:
-                        one.close()
+                database = client[f"{durability}_{number}"]
+                app = Application(uri, database, defaults={"durability": durability})
+                scene(manager=app.manager, repository=app.repository)
+                for one in app.managers:
+                    one.close()
+                app.close()
                 client.drop_database(database)
                 names = Names()
-                yield f"{name}, {durability}", [names.of({**sent.command, "$db": "DB"}) for sent in commands]
+                yield (
+                    f"{name}, {durability}",
+                    [names.of({**sent.command, "$db": "DB"}) for sent in app.recorder.commands],
+                )
 
 
 if __name__ == "__main__":
-    server = LocalMongoDB()
-    server.start()
-    try:
-        lines = (json.dumps({scene: commands}, indent=1, ensure_ascii=False) for scene, commands in record(server.uri))
-        Path(sys.argv[1]).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    finally:
-        server.stop()
+    with LocalMongoDB() as server, Path(sys.argv[1]).open("w", encoding="utf-8") as file:
+        for scene, commands in record(server.uri):
+            file.write(json.dumps({scene: commands}, indent=1, ensure_ascii=False) + "\n")

@@ -18,6 +18,7 @@ from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 from support.equality import assert_same
 from support.flows import Flow, Live, orchestrator_picture, picture
+from support.histories import SESSIONS, manager_of
 
 
 class Store(Protocol):
@@ -58,17 +59,11 @@ class MongoStore:
     durability: Literal["message", "turn"]
     stack: ExitStack
     session_id: str = "s"
-    collection_name: str = field(default="sessions", init=False)
+    collection_name: str = field(default=SESSIONS, init=False)
 
     def manager(self) -> MongoDBSessionManager:
-        manager = MongoDBSessionManager(
-            self.session_id,
-            client=next(self.clients),
-            database_name=self.database_name,
-            collection_name=self.collection_name,
-            durability=self.durability,
-        )
-        return self.stack.enter_context(manager)
+        made = manager_of(next(self.clients), self.database_name, self.session_id, durability=self.durability)
+        return self.stack.enter_context(made)
 
     def orchestrator_state(self, orchestrator_id: str) -> dict[str, Any] | None:
         repository = MongoDBSessionRepository(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
-import sys
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,13 +27,16 @@ from pymongo.errors import (
     ServerSelectionTimeoutError,
     WaitQueueTimeoutError,
 )
-from strands import Agent, tool
+from strands import Agent
 from strands.types.exceptions import EventLoopException
+from support.application import dialogue, look_up
 from support.baton import REPLY, WORDS, Baton, BatonModel
+from support.children import run_script
 from support.failpoints import fail_command
+from support.histories import SESSIONS
 from support.waiting import eventually
 from support.web import figure, served
-from support.wire_proxy import Cut, WireProxy
+from support.wire_proxy import Cut
 
 from mongodb_session_manager import (
     AgentNotFoundError,
@@ -47,7 +48,9 @@ from mongodb_session_manager import (
     SessionExistsError,
     SessionNotFoundError,
     UnstorableValueError,
+    close_global_factory,
     get_global_factory,
+    initialize_global_factory,
 )
 from mongodb_session_manager.fastapi import (
     SessionMetrics,
@@ -63,20 +66,16 @@ from mongodb_session_manager.fastapi.router import asks_for_json
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from pymongo.database import Database
+    from support.wire_proxy import WireProxy
+
     from mongodb_session_manager.local import LocalMongoDB
 
-COLLECTION = "sessions"
 APP_NAME = "the web service"
 SESSION = {"X-Session-ID": "s"}
 
 OneSession = Annotated[MongoDBSessionManager, open_session(agent_id="a")]
 LeasedSession = Annotated[MongoDBSessionManager, open_session(agent_id="a", lease=30)]
-
-
-@tool
-def look_up(what: str) -> str:
-    """Look something up."""
-    return f"{what}: 42"
 
 
 def build_agent(session: Any, model: Any, **options: Any) -> Agent:
@@ -92,24 +91,22 @@ async def texts(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
 class Service:
     """A chat service with everything of the module, and what the test knows of its inside."""
 
-    def __init__(self, uri: str, database_name: str, *, ping_timeout: float = 1.0, **options: Any) -> None:
+    def __init__(self, uri: str, database: Database[Any], *, ping_timeout: float = 1.0, **options: Any) -> None:
+        self.sessions = database[SESSIONS]
         self.baton = Baton()
         self.replies: list[Any] = [REPLY]
-        self.tasks: set[asyncio.Task[Any]] = set()
         options = {"appName": APP_NAME, "minPoolSize": 0, **options}
-        self.app = FastAPI(lifespan=session_lifespan(uri, database_name, COLLECTION, **options))
+        self.app = FastAPI(lifespan=session_lifespan(uri, database.name, SESSIONS, **options))
         add_exception_handlers(self.app)
         self.app.include_router(create_router(ping_timeout=ping_timeout))
 
         @self.app.post("/stream")
         async def stream(session: OneSession, prompt: str) -> StreamingResponse:
-            agent = build_agent(session, BatonModel(self.baton, self.replies), tools=[look_up])
-            return StreamingResponse(texts(stream_turn(session, agent, prompt)), media_type="text/plain")
+            return self.stream(session, prompt)
 
         @self.app.post("/leased")
         async def leased(session: LeasedSession, prompt: str) -> StreamingResponse:
-            agent = build_agent(session, BatonModel(self.baton))
-            return StreamingResponse(texts(stream_turn(session, agent, prompt)), media_type="text/plain")
+            return self.stream(session, prompt)
 
         @self.app.post("/plain")
         async def plain(session: OneSession, prompt: str) -> dict[str, Any]:
@@ -128,10 +125,20 @@ class Service:
         async def tasks() -> int:
             return len(asyncio.all_tasks())
 
+    def stream(self, session: MongoDBSessionManager, prompt: str) -> StreamingResponse:
+        agent = build_agent(session, BatonModel(self.baton, self.replies), tools=[look_up])
+        return StreamingResponse(texts(stream_turn(session, agent, prompt)), media_type="text/plain")
+
+    @property
+    def conversation(self) -> list[tuple[str, str]]:
+        """Role and text of the stored messages."""
+        document = self.sessions.find_one({"_id": "s"})
+        return dialogue(document["agents"]["a"]["messages"]) if document and "a" in document["agents"] else []
+
 
 @pytest.fixture
-def service(server: LocalMongoDB, database_name: str) -> Service:
-    return Service(server.uri, database_name, ping_timeout=30.0)
+def service(server: LocalMongoDB, database: Database[Any]) -> Service:
+    return Service(server.uri, database, ping_timeout=30.0)
 
 
 @pytest.fixture
@@ -140,20 +147,37 @@ def browser(service: Service) -> Iterator[httpx.Client]:
         yield browser
 
 
-def conversation(client: MongoClient[dict[str, Any]], database_name: str, session_id: str = "s") -> list[Any]:
-    document = client[database_name][COLLECTION].find_one({"_id": session_id})
-    if document is None or "a" not in document["agents"]:
-        return []
-    messages = document["agents"]["a"]["messages"]
-    return [(m["role"], "".join(block.get("text", "") for block in m["content"])) for m in messages]
+@pytest.fixture
+def new_app(server: LocalMongoDB, database_name: str) -> Callable[..., FastAPI]:
+    """Makes applications with a lifespan on this test's database, without any route."""
+
+    def make(**options: Any) -> FastAPI:
+        app = FastAPI(lifespan=session_lifespan(server.uri, database_name, SESSIONS, **options))
+        add_exception_handlers(app)
+        return app
+
+    return make
+
+
+def ask(browser: httpx.Client, path: str = "/stream", prompt: str = "Hello") -> httpx.Response:
+    return browser.post(path, params={"prompt": prompt}, headers=SESSION)
+
+
+@contextlib.contextmanager
+def asking(
+    browser: httpx.Client, path: str = "/stream", prompt: str = "Hello"
+) -> Iterator[tuple[httpx.Response, Iterator[str]]]:
+    """An answer that is under way, and its words."""
+    with browser.stream("POST", path, params={"prompt": prompt}, headers=SESSION) as answer:
+        yield answer, answer.iter_text(len(WORDS[0]))
 
 
 # --- the lifespan
 
 
 @pytest.mark.slow
-def test_the_factory_is_found_by_both_ways_of_the_specification(server: LocalMongoDB, database_name: str) -> None:
-    app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION))
+def test_the_factory_is_found_by_both_ways_of_the_specification(new_app: Callable[..., FastAPI]) -> None:
+    app = new_app()
 
     @app.get("/same")
     async def same(request: Request) -> bool:
@@ -181,7 +205,7 @@ def test_the_factory_is_found_by_both_ways_of_the_specification(server: LocalMon
 
 
 @pytest.mark.slow
-def test_ones_own_lifespan_runs_inside(server: LocalMongoDB, database_name: str) -> None:
+def test_ones_own_lifespan_runs_inside(new_app: Callable[..., FastAPI]) -> None:
     seen: list[str] = []
 
     @asynccontextmanager
@@ -192,7 +216,7 @@ def test_ones_own_lifespan_runs_inside(server: LocalMongoDB, database_name: str)
         assert not app.state.session_factory.closed
         seen.append("ends")
 
-    app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION, lifespan=own))
+    app = new_app(lifespan=own)
 
     @app.get("/greeting")
     async def greeting(request: Request) -> str:
@@ -203,7 +227,7 @@ def test_ones_own_lifespan_runs_inside(server: LocalMongoDB, database_name: str)
     assert seen == ["begins", "ends"]
 
 
-def test_a_lifespan_that_fails_leaves_no_factory_open(server: LocalMongoDB, database_name: str) -> None:
+def test_a_lifespan_that_fails_leaves_no_factory_open(new_app: Callable[..., FastAPI]) -> None:
     made: list[Any] = []
 
     @asynccontextmanager
@@ -212,7 +236,7 @@ def test_a_lifespan_that_fails_leaves_no_factory_open(server: LocalMongoDB, data
         raise LookupError("no configuration")
         yield
 
-    app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION, lifespan=own))
+    app = new_app(lifespan=own)
     with pytest.raises(LookupError), TestClient(app):
         pass
     assert made[0].closed
@@ -222,7 +246,7 @@ def test_a_lifespan_that_fails_leaves_no_factory_open(server: LocalMongoDB, data
 def test_an_application_starts_again_after_its_end(service: Service) -> None:
     for _ in range(2):
         with TestClient(service.app) as browser:
-            assert browser.post("/plain", params={"prompt": "Hello"}, headers=SESSION).status_code == 200
+            assert ask(browser, "/plain").status_code == 200
             assert b"mongodb_session_pool_connections{" in browser.get("/metrics").content
 
 
@@ -243,27 +267,22 @@ def test_a_client_of_ones_own_is_not_closed_and_its_commands_are_counted(
 # --- the request's session
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/plain", "/stream", "/synchronous", "/leased"])
-def test_a_session_goes_on_in_the_next_request(
-    service: Service, browser: httpx.Client, client: Any, database_name: str, path: str
-) -> None:
+def test_a_session_goes_on_in_the_next_request(service: Service, browser: httpx.Client, path: str) -> None:
     service.baton.allowed = len(WORDS)
     for _ in range(2):
-        assert browser.post(path, params={"prompt": "Hello"}, headers=SESSION).status_code == 200
-    stored = eventually(lambda: len(found := conversation(client, database_name)) == 4 and found)
+        assert ask(browser, path).status_code == 200
+    stored = eventually(lambda: len(found := service.conversation) == 4 and found)
     assert [role for role, _ in stored] == ["user", "assistant"] * 2
 
 
+@pytest.mark.slow
 def test_what_changed_after_the_turn_is_stored_at_the_end_of_the_request(
-    browser: httpx.Client, client: Any, database_name: str
+    service: Service, browser: httpx.Client
 ) -> None:
-    browser.post("/synchronous", params={"prompt": "Hello"}, headers=SESSION)
-
-    def stored() -> bool:
-        document = client[database_name][COLLECTION].find_one({"_id": "s"})
-        return bool(document["agents"]["a"]["agent_data"]["state"] == {"after": "the turn"})
-
-    eventually(stored)
+    ask(browser, "/synchronous")
+    eventually(lambda: service.sessions.count_documents({"agents.a.agent_data.state": {"after": "the turn"}}))
 
 
 @pytest.mark.parametrize(
@@ -274,11 +293,8 @@ def test_what_changed_after_the_turn_is_stored_at_the_end_of_the_request(
         (Path(), "/chat/{session_id}", "/chat/s"),
     ],
 )
-def test_the_id_may_come_from_elsewhere(
-    server: LocalMongoDB, database_name: str, source: Any, path: str, url: str
-) -> None:
-    app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION))
-
+def test_the_id_may_come_from_elsewhere(new_app: Callable[..., FastAPI], source: Any, path: str, url: str) -> None:
+    app = new_app()
     found = open_session(session_id=source)
 
     @app.get(path)
@@ -291,10 +307,9 @@ def test_the_id_may_come_from_elsewhere(
 
 @pytest.mark.slow
 def test_the_id_and_the_options_may_come_from_a_function_of_ones_own(
-    server: LocalMongoDB, database_name: str, client: Any
+    new_app: Callable[..., FastAPI], database: Database[Any]
 ) -> None:
-    app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION, application_name="of all"))
-    add_exception_handlers(app)
+    app = new_app(application_name="of all")
 
     async def of_the_user(user: Annotated[str, Query()], session_id: Annotated[str, Query()]) -> str:
         return f"{user}.{session_id}"
@@ -316,18 +331,18 @@ def test_the_id_and_the_options_may_come_from_a_function_of_ones_own(
             assert browser.post("/chat", params={"user": user, "session_id": "s"}).json() == f"{user}.s"
         assert browser.post("/chat", params={"user": "a/b", "session_id": "s"}).status_code == 422
     for user in ("alice", "bob"):
-        stored = list(client[database_name][f"of_{user}"].find())
+        stored = database[f"of_{user}"].find()
         kept = [(session["_id"], session["application_name"], session["session_type"]) for session in stored]
         assert kept == [(f"{user}.s", user, "chat")]
-    assert client[database_name][COLLECTION].count_documents({}) == 0
+    assert database[SESSIONS].count_documents({}) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", [{"no_such": 1}, {"maxPoolSize": 5}])
 def test_an_option_of_a_request_that_no_manager_has_is_told(
-    server: LocalMongoDB, database_name: str, wrong: dict[str, int]
+    new_app: Callable[..., FastAPI], wrong: dict[str, int]
 ) -> None:
-    app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION))
+    app = new_app()
     found = open_session(request_options=Depends(lambda: wrong))
 
     @app.post("/chat")
@@ -338,7 +353,7 @@ def test_an_option_of_a_request_that_no_manager_has_is_told(
 
 
 @pytest.mark.slow
-def test_building_the_agent_sends_nothing_on_the_event_loop(service: Service, client: Any, database_name: str) -> None:
+def test_building_the_agent_sends_nothing_on_the_event_loop(server: LocalMongoDB, database: Database[Any]) -> None:
     sent: list[tuple[str, threading.Thread]] = []
     loops: list[threading.Thread] = []
 
@@ -347,7 +362,7 @@ def test_building_the_agent_sends_nothing_on_the_event_loop(service: Service, cl
             if event.command_name != "ping":
                 sent.append((event.command_name, threading.current_thread()))
 
-    service = Service(client_uri(client), database_name, event_listeners=[Listener()])
+    service = Service(server.uri, database, event_listeners=[Listener()])
 
     @service.app.get("/loop")
     async def loop() -> None:
@@ -357,28 +372,21 @@ def test_building_the_agent_sends_nothing_on_the_event_loop(service: Service, cl
     with served(service.app) as browser:
         browser.get("/loop")
         for path in ("/stream", "/plain", "/leased"):
-            assert browser.post(path, params={"prompt": "Hello"}, headers=SESSION).status_code == 200
+            assert ask(browser, path).status_code == 200
     assert sent
     assert loops[0] not in [thread for _, thread in sent]
 
 
-def client_uri(client: MongoClient[dict[str, Any]]) -> str:
-    hosts = ",".join(f"{host}:{port}" for host, port in client.nodes)
-    name = client.topology_description.replica_set_name
-    return f"mongodb://{hosts}/" + (f"?replicaSet={name}" if name else "")
-
-
 def test_a_failure_at_the_end_becomes_the_response_where_that_is_asked_for(
-    server: LocalMongoDB, client: Any, database_name: str
+    new_app: Callable[..., FastAPI], database: Database[Any]
 ) -> None:
-    app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION))
-    add_exception_handlers(app)
+    app = new_app()
 
     @app.post("/chat")
     async def chat(session: Annotated[Any, open_session(agent_id="a", scope="function", durability="turn")]) -> str:
         agent = build_agent(session, OfflineScriptedModel(["Hello."]))
         await agent.invoke_async("Hello")
-        await asyncio.to_thread(client[database_name][COLLECTION].delete_one, {"_id": "s"})
+        await asyncio.to_thread(database[SESSIONS].delete_one, {"_id": "s"})
         agent.state.set("never", "stored")
         return "stored"
 
@@ -396,7 +404,7 @@ def test_an_error_of_the_endpoint_is_not_replaced(service: Service) -> None:
 
 
 def test_a_turn_outside_of_a_request_says_what_is_missing(server: LocalMongoDB, database_name: str) -> None:
-    with MongoDBSessionManager("s", server.uri, database_name, COLLECTION) as session:
+    with MongoDBSessionManager("s", server.uri, database_name, SESSIONS) as session:
         agent = build_agent(session, OfflineScriptedModel(["Hello."]))
         with pytest.raises(RuntimeError, match="open_session"):
             asyncio.run(anext(stream_turn(session, agent, "Hello")))  # type: ignore[arg-type]
@@ -407,30 +415,29 @@ def test_a_turn_outside_of_a_request_says_what_is_missing(server: LocalMongoDB, 
 
 @pytest.mark.slow
 def test_words_arrive_one_by_one_and_the_session_stays_open_until_the_last(
-    service: Service, browser: httpx.Client, client: Any, database_name: str
+    service: Service, browser: httpx.Client
 ) -> None:
-    with browser.stream("POST", "/stream", params={"prompt": "Hello"}, headers=SESSION) as answer:
-        words = answer.iter_text(len(WORDS[0]))
+    with asking(browser) as (_, words):
         for number, word in enumerate(WORDS):
             service.baton.allowed = number + 1
             assert next(words) == word
             if number == 0:
-                assert conversation(client, database_name) == [("user", "Hello")]
+                assert service.conversation == [("user", "Hello")]
         assert next(words, None) is None
-    eventually(lambda: conversation(client, database_name) == [("user", "Hello"), ("assistant", REPLY)])
+    eventually(lambda: service.conversation == [("user", "Hello"), ("assistant", REPLY)])
     opened, closed = figure(browser, "mongodb_session_opened_total"), "mongodb_session_closed_total"
     assert opened == 1
     eventually(lambda: figure(browser, closed) == 1)
 
 
+@pytest.mark.slow
 def test_a_turn_with_tools_streams_and_is_stored_as_without_a_web_server(
-    service: Service, browser: httpx.Client, client: Any, database_name: str
+    service: Service, browser: httpx.Client
 ) -> None:
     service.baton.allowed = len(WORDS)
     service.replies = [ScriptedReply(text="Let me see.", tool_calls=(ToolCall("look_up", {"what": "it"}),)), REPLY]
-    answer = browser.post("/stream", params={"prompt": "Hello"}, headers=SESSION)
-    assert answer.text == "Let me see." + REPLY
-    roles = [role for role, _ in conversation(client, database_name)]
+    assert ask(browser).text == "Let me see." + REPLY
+    roles = [role for role, _ in service.conversation]
     assert roles == ["user", "assistant", "user", "assistant"]
 
 
@@ -438,93 +445,85 @@ def test_a_turn_with_tools_streams_and_is_stored_as_without_a_web_server(
 @pytest.mark.parametrize("durability", ["message", "turn"])
 @pytest.mark.parametrize("words", [1, 7])
 def test_what_was_streamed_is_stored_when_the_client_goes_away(
-    server: LocalMongoDB, client: Any, database_name: str, durability: str, words: int
+    server: LocalMongoDB, database: Database[Any], durability: str, words: int
 ) -> None:
-    service = Service(server.uri, database_name, durability=durability)
+    service = Service(server.uri, database, durability=durability)
     with served(service.app) as browser:
         tasks = browser.get("/tasks").json()
         service.baton.allowed = words
-        with browser.stream("POST", "/stream", params={"prompt": "Hello"}, headers=SESSION) as answer:
-            heard = answer.iter_text(len(WORDS[0]))
+        with asking(browser) as (_, heard):
             assert [next(heard) for _ in range(words)] == WORDS[:words]
         partial = ("assistant", "".join(WORDS[:words]))
-        eventually(lambda: conversation(client, database_name) == [("user", "Hello"), partial])
+        eventually(lambda: service.conversation == [("user", "Hello"), partial])
         assert service.baton.cancelled == 1
         eventually(lambda: browser.get("/tasks").json() <= tasks, message="no task is left")
         eventually(lambda: figure(browser, "mongodb_session_closed_total") == 1)
 
         service.baton.allowed = len(WORDS)
-        assert browser.post("/stream", params={"prompt": "Go on"}, headers=SESSION).text == REPLY
+        assert ask(browser, prompt="Go on").text == REPLY
         expected = [("user", "Hello"), partial, ("user", "Go on"), ("assistant", REPLY)]
-        eventually(lambda: conversation(client, database_name) == expected)
+        eventually(lambda: service.conversation == expected)
 
 
 @pytest.mark.slow
 def test_a_client_that_goes_away_before_the_first_word_leaves_its_question(
-    service: Service, browser: httpx.Client, client: Any, database_name: str
+    service: Service, browser: httpx.Client
 ) -> None:
-    with browser.stream("POST", "/stream", params={"prompt": "Hello"}, headers=SESSION):
-        eventually(lambda: conversation(client, database_name) == [("user", "Hello")])
+    with asking(browser):
+        eventually(lambda: service.conversation == [("user", "Hello")])
     eventually(lambda: figure(browser, "mongodb_session_closed_total") == 1)
-    assert conversation(client, database_name) == [("user", "Hello")]
+    assert service.conversation == [("user", "Hello")]
 
 
 @pytest.mark.slow
 def test_what_was_streamed_is_stored_also_when_the_database_is_slow(
-    service: Service, browser: httpx.Client, client: Any, database_name: str
+    service: Service, browser: httpx.Client, client: Any
 ) -> None:
     service.baton.allowed = 3
-    with browser.stream("POST", "/stream", params={"prompt": "Hello"}, headers=SESSION) as answer:
-        heard = answer.iter_text(len(WORDS[0]))
+    with asking(browser) as (answer, heard):
         assert [next(heard) for _ in range(3)] == WORDS[:3]
         with fail_command(client, "update", app_name=APP_NAME, block_ms=1000):
             answer.close()
             assert browser.get("/health").status_code == 200
-            eventually(lambda: len(conversation(client, database_name)) == 2)
-    assert conversation(client, database_name)[-1] == ("assistant", "".join(WORDS[:3]))
+            eventually(lambda: len(service.conversation) == 2)
+    assert service.conversation[-1] == ("assistant", "".join(WORDS[:3]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block_ms", [0, 300])
 def test_what_was_streamed_is_stored_when_the_server_is_told_to_end(
-    service: Service, client: Any, database_name: str, block_ms: int
+    service: Service, client: Any, block_ms: int
 ) -> None:
     service.baton.allowed = 3
     with contextlib.ExitStack() as longer:
         with served(service.app, timeout_graceful_shutdown=1) as browser:
             reader = longer.enter_context(httpx.Client(base_url=browser.base_url, timeout=30, trust_env=False))
-            answer = longer.enter_context(reader.stream("POST", "/stream", params={"prompt": "Hello"}, headers=SESSION))
-            heard = answer.iter_text(len(WORDS[0]))
+            _, heard = longer.enter_context(asking(reader))
             assert [next(heard) for _ in range(3)] == WORDS[:3]
             if block_ms:
                 longer.enter_context(fail_command(client, "update", app_name=APP_NAME, block_ms=block_ms))
         with pytest.raises(httpx.HTTPError):
             next(heard)
-        assert conversation(client, database_name) == [("user", "Hello"), ("assistant", "".join(WORDS[:3]))]
+        assert service.conversation == [("user", "Hello"), ("assistant", "".join(WORDS[:3]))]
 
 
 @pytest.mark.slow
 def test_an_answer_that_is_just_being_stored_when_the_client_goes_away_is_stored_once(
-    service: Service, browser: httpx.Client, client: Any, database_name: str
+    service: Service, browser: httpx.Client, client: Any
 ) -> None:
     service.baton.allowed = 1
-    with browser.stream("POST", "/stream", params={"prompt": "Hello"}, headers=SESSION) as answer:
-        heard = answer.iter_text(len(WORDS[0]))
+    with asking(browser) as (answer, heard):
         next(heard)
         with fail_command(client, "update", app_name=APP_NAME, block_ms=700, times=1):
             service.baton.allowed = len(WORDS)
             assert [next(heard) for _ in WORDS[1:]] == WORDS[1:]
             answer.close()
             eventually(lambda: figure(browser, "mongodb_session_closed_total") == 1)
-    assert conversation(client, database_name) == [("user", "Hello"), ("assistant", REPLY)]
+    assert service.conversation == [("user", "Hello"), ("assistant", REPLY)]
 
 
-def test_a_reader_that_stops_in_the_middle_is_as_good_as_gone(
-    server: LocalMongoDB, client: Any, database_name: str
-) -> None:
-    app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION))
-
-    @app.post("/first-word")
+def test_a_reader_that_stops_in_the_middle_is_as_good_as_gone(service: Service) -> None:
+    @service.app.post("/first-word")
     async def first_word(session: OneSession) -> str:
         agent = build_agent(session, OfflineScriptedModel([REPLY], chunk_characters=7))
         async for event in stream_turn(session, agent, "Hello"):
@@ -532,143 +531,129 @@ def test_a_reader_that_stops_in_the_middle_is_as_good_as_gone(
                 return str(event["data"])
         return "nothing"
 
-    with TestClient(app) as browser:
+    with TestClient(service.app) as browser:
         assert browser.post("/first-word", headers=SESSION).json() == WORDS[0]
-    assert conversation(client, database_name) == [("user", "Hello"), ("assistant", WORDS[0])]
+    assert service.conversation == [("user", "Hello"), ("assistant", WORDS[0])]
 
 
 @pytest.mark.slow
 def test_an_error_of_the_model_ends_the_stream_and_leaves_the_session_usable(
-    service: Service, browser: httpx.Client, client: Any, database_name: str
+    service: Service, browser: httpx.Client
 ) -> None:
     service.baton.allowed = len(WORDS)
     service.replies = [ScriptedReply(text=WORDS[0], error=ConnectionError("the model is gone"))]
     with pytest.raises(httpx.RemoteProtocolError):
-        browser.post("/stream", params={"prompt": "Hello"}, headers=SESSION)
+        ask(browser)
     service.replies = [REPLY]
-    assert browser.post("/stream", params={"prompt": "Again"}, headers=SESSION).text == REPLY
-    assert conversation(client, database_name)[-2:] == [("user", "Again"), ("assistant", REPLY)]
+    assert ask(browser, prompt="Again").text == REPLY
+    assert service.conversation[-2:] == [("user", "Again"), ("assistant", REPLY)]
 
 
 @pytest.mark.slow
-def test_two_requests_at_once_on_one_session_lose_nothing(
-    service: Service, browser: httpx.Client, client: Any, database_name: str
-) -> None:
+def test_two_requests_at_once_on_one_session_lose_nothing(service: Service, browser: httpx.Client) -> None:
     with contextlib.ExitStack() as stack:
-        answers = [
-            stack.enter_context(browser.stream("POST", "/stream", params={"prompt": prompt}, headers=SESSION))
-            for prompt in ("One", "Two")
-        ]
-        eventually(lambda: len(conversation(client, database_name)) == 2)
+        answers = [stack.enter_context(asking(browser, prompt=prompt)) for prompt in ("One", "Two")]
+        eventually(lambda: len(service.conversation) == 2)
         service.baton.allowed = len(WORDS)
-        assert ["".join(answer.iter_text()) for answer in answers] == [REPLY, REPLY]
-    stored = eventually(lambda: len(found := conversation(client, database_name)) == 4 and found)
+        assert ["".join(words) for _, words in answers] == [REPLY, REPLY]
+    stored = eventually(lambda: len(found := service.conversation) == 4 and found)
     assert sorted(stored) == [("assistant", REPLY), ("assistant", REPLY), ("user", "One"), ("user", "Two")]
 
 
 @pytest.mark.slow
-def test_a_second_request_meets_the_lease_of_the_first(
-    service: Service, browser: httpx.Client, client: Any, database_name: str
-) -> None:
+def test_a_second_request_meets_the_lease_of_the_first(service: Service, browser: httpx.Client) -> None:
     service.baton.allowed = 1
-    with browser.stream("POST", "/leased", params={"prompt": "One"}, headers=SESSION) as first:
-        words = first.iter_text(len(WORDS[0]))
+    with asking(browser, "/leased", "One") as (_, words):
         next(words)
-        second = browser.post("/leased", params={"prompt": "Two"}, headers=SESSION)
+        second = ask(browser, "/leased", "Two")
         assert second.status_code == 409
         assert 1 <= int(second.headers["Retry-After"]) <= 30
         assert "leased" in second.json()["detail"]
         service.baton.allowed = len(WORDS)
         assert "".join(words) == "".join(WORDS[1:])
-    assert browser.post("/leased", params={"prompt": "Three"}, headers=SESSION).status_code == 200
+    assert ask(browser, "/leased", "Three").status_code == 200
 
 
 @contextlib.contextmanager
-def held_in_a_lease(
-    server: LocalMongoDB, database_name: str, client: Any, seconds: float
-) -> Iterator[tuple[Callable[[], Any], Callable[[], None]]]:
+def held_in_a_lease(service: Service, seconds: float) -> Iterator[tuple[Callable[[], Any], Callable[[], None]]]:
     """A request that has a lease and waits after its first word; when its lease ends, and what lets it say the rest."""
-    service = Service(server.uri, database_name)
     leased = open_session(agent_id="a", lease=seconds)
 
     @service.app.post("/briefly-leased")
-    async def briefly_leased(session: Any = leased) -> StreamingResponse:
-        agent = build_agent(session, BatonModel(service.baton))
-        return StreamingResponse(texts(stream_turn(session, agent, "One")), media_type="text/plain")
+    async def briefly_leased(prompt: str, session: Any = leased) -> StreamingResponse:
+        return service.stream(session, prompt)
 
     def expires_at() -> Any:
-        return client[database_name][COLLECTION].find_one({"_id": "s"}).get("lease", {}).get("expires_at")
+        return (service.sessions.find_one({"_id": "s"}) or {}).get("lease", {}).get("expires_at")
 
     def finish() -> None:
         service.baton.allowed = len(WORDS)
         assert "".join(words) == "".join(WORDS[1:])
 
     service.baton.allowed = 1
-    with served(service.app) as browser, browser.stream("POST", "/briefly-leased", headers=SESSION) as answer:
-        words = answer.iter_text(len(WORDS[0]))
+    with served(service.app) as browser, asking(browser, "/briefly-leased") as (_, words):
         next(words)
         yield expires_at, finish
 
 
 @pytest.mark.slow
-def test_a_lease_lasts_as_long_as_the_request_and_ends_with_it(
-    server: LocalMongoDB, database_name: str, client: Any
-) -> None:
-    with held_in_a_lease(server, database_name, client, 5) as (expires_at, finish):
+def test_a_lease_lasts_as_long_as_the_request_and_ends_with_it(service: Service) -> None:
+    with held_in_a_lease(service, 5) as (expires_at, finish):
         first = expires_at()
         # Longer than it was taken for.
         eventually(lambda: (expires_at() - first).total_seconds() > 5)
         finish()
         eventually(lambda: expires_at() is None)
-        assert conversation(client, database_name) == [("user", "One"), ("assistant", REPLY)]
+        assert service.conversation == [("user", "Hello"), ("assistant", REPLY)]
 
 
 @pytest.mark.slow
-def test_a_lease_that_could_not_be_renewed_for_a_while_goes_on(
-    server: LocalMongoDB, database_name: str, client: Any
-) -> None:
-    with held_in_a_lease(server, database_name, client, 6) as (expires_at, finish):
+def test_a_lease_that_could_not_be_renewed_for_a_while_goes_on(service: Service, client: Any) -> None:
+    with held_in_a_lease(service, 6) as (expires_at, finish):
         first = expires_at()
         with fail_command(client, "update", app_name=APP_NAME, error_code=8000, times=1):
             eventually(lambda: expires_at() > first)
         finish()
-        eventually(lambda: conversation(client, database_name) == [("user", "One"), ("assistant", REPLY)])
+        eventually(lambda: service.conversation == [("user", "Hello"), ("assistant", REPLY)])
 
 
 # --- errors
 
 
-RAISED: list[tuple[Callable[[], Exception], int]] = [
-    (lambda: SessionNotFoundError("session_id='s' does not exist"), 404),
-    (lambda: AgentNotFoundError("no such agent"), 404),
-    (lambda: MessageNotFoundError("no such message"), 404),
-    (lambda: SessionBusyError("leased", 2.1), 409),
-    (lambda: SessionBusyError("leased"), 409),
-    (lambda: SessionConflictError("somebody else wrote"), 409),
-    (lambda: SessionExistsError("it exists"), 409),
-    (lambda: InvalidIdentifierError("an id"), 422),
-    (lambda: UnstorableValueError("a value"), 422),
-    (lambda: AutoReconnect("secret.example.org:27017 closed"), 503),
-    (lambda: NetworkTimeout("secret.example.org:27017"), 503),
-    (lambda: NotPrimaryError("secret.example.org:27017"), 503),
-    (lambda: ServerSelectionTimeoutError("secret.example.org:27017"), 503),
-    (lambda: WaitQueueTimeoutError("secret.example.org:27017"), 503),
-    (lambda: ExecutionTimeout("secret.example.org:27017"), 503),
-    (lambda: EventLoopException(AutoReconnect("secret.example.org:27017")), 503),
-    (lambda: EventLoopException(SessionConflictError("somebody else wrote")), 409),
-    (lambda: OperationFailure("secret.example.org:27017: not authorized"), 500),
-    (lambda: EventLoopException(LookupError("secret.example.org")), 500),
+NOT_FOUND = (SessionNotFoundError, AgentNotFoundError, MessageNotFoundError)
+DOWN = (
+    AutoReconnect,
+    NetworkTimeout,
+    NotPrimaryError,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+    ExecutionTimeout,
+)
+SECRET = "secret.example.org:27017"
+RAISED: list[tuple[Exception, int]] = [
+    *((error("there is no such thing"), 404) for error in NOT_FOUND),
+    (SessionBusyError("leased", 2.1), 409),
+    (SessionBusyError("leased"), 409),
+    (SessionConflictError("somebody else wrote"), 409),
+    (SessionExistsError("it exists"), 409),
+    (InvalidIdentifierError("an id"), 422),
+    (UnstorableValueError("a value"), 422),
+    *((error(SECRET), 503) for error in DOWN),
+    (EventLoopException(AutoReconnect(SECRET)), 503),
+    (EventLoopException(SessionConflictError("somebody else wrote")), 409),
+    (OperationFailure(f"{SECRET}: not authorized"), 500),
+    (EventLoopException(LookupError(SECRET)), 500),
 ]
 
 
-@pytest.mark.parametrize(("error", "status"), RAISED, ids=lambda it: repr(it()) if callable(it) else str(it))
-def test_an_error_has_its_status_and_tells_no_secret(error: Callable[[], Exception], status: int) -> None:
+@pytest.mark.parametrize(("error", "status"), RAISED, ids=repr)
+def test_an_error_has_its_status_and_tells_no_secret(error: Exception, status: int) -> None:
     app = FastAPI()
     add_exception_handlers(app)
 
     @app.get("/")
     async def fails() -> None:
-        raise error()
+        raise error
 
     answer = TestClient(app, raise_server_exceptions=False).get("/")
     assert answer.status_code == status
@@ -676,10 +661,10 @@ def test_an_error_has_its_status_and_tells_no_secret(error: Callable[[], Excepti
     if status != 500:
         assert answer.json().keys() == {"detail"}
         assert answer.json()["detail"]
-    if isinstance(error(), SessionBusyError):
-        assert answer.headers["Retry-After"] == ("3" if error().retry_after else "1")  # type: ignore[attr-defined]
-    assert ("Retry-After" in answer.headers) == (status == 503 or isinstance(error(), SessionBusyError))
-    assert status_of(error()) == (None if status == 500 else (status, answer.json()["detail"]))
+    if isinstance(error, SessionBusyError):
+        assert answer.headers["Retry-After"] == ("3" if error.retry_after else "1")
+    assert ("Retry-After" in answer.headers) == (status == 503 or isinstance(error, SessionBusyError))
+    assert status_of(error) == (None if status == 500 else (status, answer.json()["detail"]))
 
 
 def test_an_error_on_a_web_socket_stays_one() -> None:
@@ -706,10 +691,10 @@ def test_an_id_that_cannot_be_used_is_the_clients_error(service: Service, sessio
 
 
 @pytest.mark.slow
-def test_a_database_that_is_down_is_told_without_its_name(database_name: str) -> None:
-    service = Service("mongodb://alice:hunter2@127.0.0.1:1/", database_name, serverSelectionTimeoutMS=200)
+def test_a_database_that_is_down_is_told_without_its_name(database: Database[Any]) -> None:
+    service = Service("mongodb://alice:hunter2@127.0.0.1:1/", database, serverSelectionTimeoutMS=200)
     with served(service.app) as browser:
-        answer = browser.post("/plain", params={"prompt": "Hello"}, headers=SESSION)
+        answer = ask(browser, "/plain")
         assert answer.status_code == 503
         assert int(answer.headers["Retry-After"]) >= 1
         assert answer.json() == {"detail": "The database does not answer at the moment."}
@@ -722,20 +707,18 @@ def test_a_database_that_is_down_is_told_without_its_name(database_name: str) ->
 
 
 @pytest.mark.slow
-def test_a_database_that_goes_away_and_comes_back(server: LocalMongoDB, database_name: str) -> None:
-    host, _, port = server.uri.partition("://")[2].partition("/")[0].partition(":")
-    with WireProxy(host, int(port)) as proxy:
-        service = Service(proxy.uri, database_name, retryReads=False, retryWrites=False)
-        with served(service.app) as browser:
-            turn = {"params": {"prompt": "Hello"}, "headers": SESSION}
-            assert browser.post("/plain", **turn).status_code == 200
-            proxy.cut(Cut(("find", "update", "ping"), "before it is run", times=None))
-            assert browser.post("/plain", **turn).status_code == 503
-            assert browser.get("/health?ready").status_code == 503
-            proxy.heal()
-            eventually(lambda: browser.get("/health?ready").status_code == 200)
-            answer = browser.post("/plain", **turn)
-            assert (answer.status_code, answer.json()["messages"]) == (200, 4)
+def test_a_database_that_goes_away_and_comes_back(proxies: Callable[[], WireProxy], database: Database[Any]) -> None:
+    proxy = proxies()
+    service = Service(proxy.uri, database, retryReads=False, retryWrites=False)
+    with served(service.app) as browser:
+        assert ask(browser, "/plain").status_code == 200
+        proxy.cut(Cut(("find", "update", "ping"), "before it is run", times=None))
+        assert ask(browser, "/plain").status_code == 503
+        assert browser.get("/health?ready").status_code == 503
+        proxy.heal()
+        eventually(lambda: browser.get("/health?ready").status_code == 200)
+        answer = ask(browser, "/plain")
+        assert (answer.status_code, answer.json()["messages"]) == (200, 4)
 
 
 # --- health and metrics
@@ -743,9 +726,9 @@ def test_a_database_that_goes_away_and_comes_back(server: LocalMongoDB, database
 
 @pytest.mark.slow
 def test_readiness_gives_up_on_a_database_that_hangs_while_liveness_answers(
-    server: LocalMongoDB, client: Any, database_name: str
+    new_app: Callable[..., FastAPI], client: Any
 ) -> None:
-    app = FastAPI(lifespan=session_lifespan(server.uri, database_name, COLLECTION, appName=APP_NAME))
+    app = new_app(appName=APP_NAME)
     app.include_router(create_router(ping_timeout=0.5), prefix="/operations")
     with served(app) as browser:
         eventually(lambda: browser.get("/operations/health/ready").json() == {"status": "ok"})
@@ -755,9 +738,7 @@ def test_readiness_gives_up_on_a_database_that_hangs_while_liveness_answers(
 
 
 @pytest.mark.slow
-def test_health_answers_while_many_streams_are_under_way(
-    service: Service, browser: httpx.Client, client: Any, database_name: str
-) -> None:
+def test_health_answers_while_many_streams_are_under_way(service: Service, browser: httpx.Client, client: Any) -> None:
     async def main() -> list[str]:
         limits = httpx.Limits(max_connections=100)
         async with httpx.AsyncClient(base_url=browser.base_url, timeout=60, limits=limits, trust_env=False) as many:
@@ -781,7 +762,7 @@ def test_health_answers_while_many_streams_are_under_way(
 @pytest.mark.slow
 def test_the_figures_are_what_happened(service: Service, browser: httpx.Client) -> None:
     service.baton.allowed = len(WORDS)
-    browser.post("/stream", params={"prompt": "x" * 400}, headers=SESSION)
+    ask(browser, prompt="x" * 400)
     assert figure(browser, "mongodb_session_opened_total") == 1
     eventually(lambda: figure(browser, "mongodb_session_closed_total") == 1)
     assert figure(browser, "mongodb_session_tokens_total", direction="input") == 100
@@ -795,6 +776,7 @@ def test_the_figures_are_what_happened(service: Service, browser: httpx.Client) 
     assert figure(browser, "mongodb_session_pool_check_outs_total") >= 3
 
 
+@pytest.mark.slow
 def test_commands_that_fail_are_counted_as_such(browser: httpx.Client, client: Any) -> None:
     with fail_command(client, "ping", app_name=APP_NAME, error_code=8000):
         assert browser.get("/health/ready").status_code == 503
@@ -802,6 +784,7 @@ def test_commands_that_fail_are_counted_as_such(browser: httpx.Client, client: A
     assert figure(browser, count, command="ping", outcome="failed") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accept", "media_type"),
     [
@@ -842,8 +825,6 @@ def test_json_is_told_to_those_who_name_it_first(accept: str, json_wins: bool) -
 
 
 def test_the_router_serves_an_application_with_a_lifespan_of_its_own(server: LocalMongoDB, database_name: str) -> None:
-    from mongodb_session_manager import close_global_factory, initialize_global_factory
-
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         initialize_global_factory(server.uri, database_name)
@@ -871,15 +852,15 @@ def test_a_ping_that_may_take_no_time_is_refused() -> None:
 @pytest.mark.slow
 def test_without_the_extra_the_core_is_imported_and_the_module_names_it() -> None:
     script = """
-import sys
-for missing in ("fastapi", "prometheus_client", "starlette", "opentelemetry.instrumentation.pymongo"):
-    sys.modules[missing] = None
-import mongodb_session_manager
-try:
-    import mongodb_session_manager.fastapi
-except ImportError as error:
-    assert "mongodb-session-manager[fastapi]" in str(error), error
-else:
-    raise AssertionError("it was imported")
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+        import sys
+        for missing in ("fastapi", "prometheus_client", "starlette", "opentelemetry.instrumentation.pymongo"):
+            sys.modules[missing] = None
+        import mongodb_session_manager
+        try:
+            import mongodb_session_manager.fastapi
+        except ImportError as error:
+            assert "mongodb-session-manager[fastapi]" in str(error), error
+        else:
+            raise AssertionError("it was imported")
+        """
+    run_script(script)

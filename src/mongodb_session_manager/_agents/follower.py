@@ -16,11 +16,10 @@ from strands.types.content import Message
 
 from .._model import documents
 from .._model.documents import Document, StoredAgent
-from .._model.encoding import encode, fingerprint
+from .._model.encoding import PendingBlobs, encode, fingerprint
 from .._model.guardrails import INTERVENED
 from .._model.keys import check_tracking_id
 from .._model.limits import EARLY_COMMIT_BYTES
-from .._model.pending_blobs import PendingBlobs
 from .._statements.commits import TrackedMessage
 from ..errors import MongoDBSessionError
 from ..telemetry import Observer

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from .. import telemetry
 from .._model.documents import Document
+from .._model.encoding import PendingBlobs
 from .._model.limits import MAKE_ROOM_ABOVE_BYTES, MAKE_ROOM_AGAIN_BYTES
 from .._model.metrics import Totals
-from .._model.pending_blobs import PendingBlobs
 from .._statements.commits import Commit, TrackedMessage
 from .._statements.reading import message_projection
 from .._statements.rewrites import Rewrite, late_metrics
@@ -37,9 +37,9 @@ class QueuedCommit(Commit):
         self._make_room(store, session)
         for blobs in self.blobs:
             store.related.upload(session, self.key, None, blobs)
-        for message_id, message in enumerate(self.messages, self.first_message_id):
-            if message.blobs is not None:
-                store.related.upload(session, self.key, message_id, message.blobs)
+        for message_id, pending in enumerate(self.message_blobs, self.first_message_id):
+            if pending is not None:
+                store.related.upload(session, self.key, message_id, pending)
         attributes: telemetry.Attributes = {"agent_id": conversation.agent_id, "messages": len(self.messages)}
         telemetry.traced("commit", attributes, store.messages.commit, session, self)
         conversation.was_stored(self)
@@ -67,6 +67,10 @@ class RewriteOperation:
     work: Rewrite
     blobs: PendingBlobs | None = None
     started: bool = False
+
+    def start(self) -> None:
+        """Take note that it is sent."""
+        self.started = True
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Rewrite the message where it stands."""
@@ -98,6 +102,10 @@ class LateMetricsOperation:
     totals: Totals
     before: Document | None = None
     started: bool = False
+
+    def start(self) -> None:
+        """Take note that it is sent."""
+        self.started = True
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store the metrics, unless the message has some by now."""

@@ -24,10 +24,13 @@ class Operation(Protocol):
     """Something that waits to be stored.
 
     Attributes:
-        started: Whether it was ever sent; then it may be stored, whatever was heard of it. Set under the lock.
+        started: Whether it was ever sent; then it may be stored, whatever was heard of it.
     """
 
     started: bool
+
+    def start(self) -> None:
+        """Take note that it is sent. Called under the outbox's lock, before each attempt."""
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         """Store it; an error means that it is to be sent again.
@@ -232,7 +235,7 @@ class Outbox:
                     if not self.queue:
                         continue
                     operation = self.queue[0]
-                    operation.started = True
+                    operation.start()
                 try:
                     operation.send(self._store, self._owner.ref())
                 except (UnstorableValueError, MessageNotFoundError) as error:

@@ -14,9 +14,9 @@ from strands.types.session import SessionAgent
 
 from .._model import documents
 from .._model.documents import Document, MongoDBSessionAgent
+from .._model.encoding import PendingBlobs
 from .._model.limits import EARLY_COMMIT_BYTES
 from .._model.metrics import Totals
-from .._model.pending_blobs import PendingBlobs
 
 
 def add_new_agent(session: Document, key: str, agent: Any, blob_threshold: int) -> bool:

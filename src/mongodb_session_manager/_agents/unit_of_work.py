@@ -11,10 +11,9 @@ from typing import Any
 from bson import ObjectId
 
 from .._model.documents import STATES, Document, check_size
-from .._model.encoding import blob_markers, encode, to_bson
+from .._model.encoding import PendingBlobs, blob_markers, encode, to_bson
 from .._model.limits import MAX_COMMIT_BYTES
 from .._model.metrics import Totals
-from .._model.pending_blobs import PendingBlobs
 from .._statements.commits import TrackedMessage
 from .._statements.rewrites import Rewrite
 from .._store.session_commands import now

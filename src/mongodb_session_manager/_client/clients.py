@@ -39,12 +39,16 @@ def open_client(
         The client. It connects in the background; nothing has been sent for the caller yet.
 
     Raises:
-        TypeError: ``connection_string`` is no string, for example a client.
+        TypeError: ``connection_string`` is no string; if it is a client, the error says where that goes.
         ValueError: The options turn acknowledgements off (``w=0``), or contradict each other.
         pymongo.errors.InvalidURI: The connection string cannot be read.
         pymongo.errors.ConfigurationError: An option is unknown or unusable.
     """
-    check_connection_string(connection_string)
+    if isinstance(connection_string, (MongoClient, AsyncMongoClient)):
+        check_client(connection_string)
+        raise TypeError("connection_string must be a string; a client of your own goes in client=")
+    if not isinstance(connection_string, str):
+        raise TypeError(f"connection_string must be a string, not {type(connection_string).__name__}")
     if shared:
         options = _with_defaults(connection_string, options)
     client: MongoClient[dict[str, Any]] | None = None
@@ -65,20 +69,6 @@ def open_client(
         client.close()
         raise
     return client
-
-
-def check_connection_string(connection_string: object) -> None:
-    """Refuse what is no connection string.
-
-    Raises:
-        TypeError: It is no string; if it is a client, the error says where that goes.
-    """
-    if isinstance(connection_string, str):
-        return
-    if isinstance(connection_string, (MongoClient, AsyncMongoClient)):
-        check_client(connection_string)
-        raise TypeError("connection_string must be a string; a client of your own goes in client=")
-    raise TypeError(f"connection_string must be a string, not {type(connection_string).__name__}")
 
 
 def check_client(client: object) -> None:

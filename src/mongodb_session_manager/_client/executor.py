@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pymongo import MongoClient
 
 from .._model.limits import MAX_EXECUTOR_CLOSINGS, THREADS, THREADS_BEHIND
-from .forks import each_in_child, in_child
+from .forks import each_in_child
 
 try:
     from strands._async import is_run_async_bridge
@@ -63,7 +63,12 @@ class Executor:
                 if self._by_size.get(threads) is executor:
                     break  # The interpreter is ending.
                 # Closed between the two steps above: there is a new one to be had.
-        return _run_now(lambda: context.run(call))
+        future: Future[T] = Future()
+        try:
+            future.set_result(context.run(call))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run ``call`` in a thread and wait for it without holding up the event loop; see ``settle``."""
@@ -102,12 +107,13 @@ async def settle(future: Future[T]) -> T:
 
 def executor_of(client: MongoClient[Any]) -> Executor:
     """Return the executor that belongs to this client."""
-    with _executors_lock:
-        executor = _executor_of_client.get(id(client))
-        if executor is None:
-            executor = _executor_of_client[id(client)] = Executor()
+    executor = _executor_of_client.get(id(client))
+    if executor is None:
+        new = Executor()
+        executor = _executor_of_client.setdefault(id(client), new)  # Of two threads, both get the first one's.
+        if executor is new:
             weakref.finalize(client, _forget, id(client), executor).atexit = False
-        return executor
+    return executor
 
 
 def alone_on_a_private_loop() -> bool:
@@ -131,26 +137,10 @@ def in_event_loop() -> bool:
 
 # By identity: two clients of one server compare equal, but one may be closed while the other works.
 _executor_of_client: dict[int, Executor] = {}
-_executors_lock = threading.Lock()
 _executors: weakref.WeakSet[Executor] = each_in_child(lambda executor: executor._after_fork())
 
 
 def _forget(client_id: int, executor: Executor) -> None:
-    # No lock, for the same reason. The client is just dying, so no other has its id yet.
+    # The client is just dying, so no other has its id yet.
     _executor_of_client.pop(client_id, None)
     executor.close()
-
-
-def _run_now(call: Callable[[], T]) -> Future[T]:
-    future: Future[T] = Future()
-    try:
-        future.set_result(call())
-    except BaseException as error:
-        future.set_exception(error)
-    return future
-
-
-@in_child
-def _after_fork_in_child() -> None:
-    global _executors_lock
-    _executors_lock = threading.Lock()

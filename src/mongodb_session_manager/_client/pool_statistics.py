@@ -5,32 +5,16 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import pymongo
+from pymongo import MongoClient, monitoring
 from pymongo.errors import PyMongoError
-from pymongo.monitoring import (
-    ConnectionCheckedInEvent,
-    ConnectionCheckedOutEvent,
-    ConnectionCheckOutFailedEvent,
-    ConnectionCheckOutFailedReason,
-    ConnectionCheckOutStartedEvent,
-    ConnectionClosedEvent,
-    ConnectionCreatedEvent,
-    ConnectionPoolListener,
-    ConnectionReadyEvent,
-    PoolClearedEvent,
-    PoolCreatedEvent,
-)
 
 from .._model.limits import MAX_UNCOUNTED_EVENTS, VERSION_PATIENCE_SECONDS, VERSION_TIMEOUT_SECONDS
 from .forks import each_in_child
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from pymongo import MongoClient
 
 
 class ServerPoolStats(TypedDict):
@@ -131,7 +115,7 @@ class PoolStats(TypedDict):
     configuration: PoolConfiguration
 
 
-class PoolStatistics(ConnectionPoolListener):
+class PoolStatistics(monitoring.ConnectionPoolListener):
     """Counts what happens to a client's connections.
 
     Clients made by this library carry one. For true figures about a client of your own, give it one as well::
@@ -187,8 +171,6 @@ class _Server:
     Everything here is therefore counted so that the order does not matter. Every step takes constant time.
     """
 
-    __slots__ = ("counts", "holders", "longest_wait_ms")
-
     def __init__(self) -> None:
         # How many threads hold a connection, by its id. Two for the moment in which the check-out by the next
         # holder has been told and the check-in by the last has not.
@@ -200,34 +182,34 @@ class _Server:
         """Count what an event tells."""
         counts = self.counts
         match event:
-            case ConnectionCheckOutStartedEvent():
+            case monitoring.ConnectionCheckOutStartedEvent():
                 counts["waiting"] += 1
-            case ConnectionCheckedOutEvent():
+            case monitoring.ConnectionCheckedOutEvent():
                 counts["check_outs"] += 1
                 self.waited(event.duration)
                 self.hold(event.connection_id, 1)
-            case ConnectionCheckedInEvent():
+            case monitoring.ConnectionCheckedInEvent():
                 self.hold(event.connection_id, -1)
-            case ConnectionCheckOutFailedEvent():
+            case monitoring.ConnectionCheckOutFailedEvent():
                 counts["check_out_failures"] += 1
-                counts["check_out_timeouts"] += event.reason == ConnectionCheckOutFailedReason.TIMEOUT
+                counts["check_out_timeouts"] += event.reason == monitoring.ConnectionCheckOutFailedReason.TIMEOUT
                 self.waited(event.duration)
-            case ConnectionCreatedEvent():
+            case monitoring.ConnectionCreatedEvent():
                 counts["created"] += 1
                 counts["connecting"] += 1
                 self.holders[event.connection_id] = _CONNECTING
-            case ConnectionReadyEvent():
+            case monitoring.ConnectionReadyEvent():
                 if self.holders.get(event.connection_id) == _CONNECTING:
                     counts["connecting"] -= 1
                     self.holders[event.connection_id] = 0
-            case ConnectionClosedEvent():
+            case monitoring.ConnectionClosedEvent():
                 self.drop(event.connection_id)
-            case PoolCreatedEvent():
+            case monitoring.PoolCreatedEvent():
                 # A server that left the topology and is back numbers its connections from 1 again. What is still
                 # held of the former pool is closed at its check-in.
                 for connection_id in list(self.holders):
                     self.drop(connection_id)
-            case PoolClearedEvent():
+            case monitoring.PoolClearedEvent():
                 # The connections report their own ends, those in use when they are given back.
                 counts["clears"] += 1
 
@@ -265,10 +247,13 @@ class PoolReport:
 
     Args:
         client: The client. If a ``PoolStatistics`` is among its event listeners, the counts are known.
+
+    Attributes:
+        client: The client.
     """
 
     def __init__(self, client: MongoClient[dict[str, Any]]) -> None:
-        self._client = client
+        self.client = client
         self._statistics = next(
             (item for item in client.options.event_listeners if isinstance(item, PoolStatistics)), None
         )
@@ -286,12 +271,12 @@ class PoolReport:
         connection_is_free = servers is None or any(server["idle"] for server in servers.values())
         version = self._server_version() if connection_is_free else self._version
         total = dict.fromkeys(ServerPoolStats.__annotations__) if servers is None else _total(list(servers.values()))
-        found = {"servers": servers, "server_version": version, "configuration": configuration(self._client)}
+        found = {"servers": servers, "server_version": version, "configuration": configuration(self.client)}
         return cast("PoolStats", {**total, **found})
 
     def _server_version(self) -> str | None:
         # Asked only of a server that is known to be there: with none, selecting one would be a wait.
-        if self._version is None and self._client.topology_description.has_readable_server():
+        if self._version is None and self.client.topology_description.has_readable_server():
             asking = self._asking
             if asking is None or not asking.is_alive():
                 asking = threading.Thread(target=self._ask_version, name="mongodb-version", daemon=True)
@@ -303,7 +288,7 @@ class PoolReport:
     def _ask_version(self) -> None:
         try:
             with pymongo.timeout(VERSION_TIMEOUT_SECONDS):
-                self._version = str(self._client.server_info()["version"])
+                self._version = str(self.client.server_info()["version"])
         except PyMongoError:
             pass  # The next call asks again.
 

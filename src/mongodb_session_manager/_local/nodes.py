@@ -1,4 +1,4 @@
-"""The nodes of a local MongoDB, and the owner's end of the process that keeps them."""
+"""The nodes of a local MongoDB: the owner's end of the process that keeps them, and how they become a replica set."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
+from pymongo.errors import OperationFailure
+
 from . import keeper
-from .mongod import HOST, LocalMongoDBError, PortTakenError, ask, wait_for, why_it_ended
+from .mongod import HOST, REPLICA_SET, LocalMongoDBError, PortTakenError, ask, command, wait_for, why_it_ended
 
 _PORT_ATTEMPTS = 10
 _NO_KEEPER = "The process that keeps the servers has ended: stopped, killed, or no temporary folder to be had"
+_ALREADY_INITIALIZED, _NOT_YET_INITIALIZED = 23, 94  # The server's error codes.
 
 
 class KeeperProcess:
@@ -86,12 +90,9 @@ class LocalNode:
         pid: process id of the mongod; `None` after `kill()` and `stop()`.
     """
 
-    port: int
-    pid: int | None
-
     def __init__(self, process: KeeperProcess, folder: Path, command: list[str]) -> None:
         self.port = 0
-        self.pid = None
+        self.pid: int | None = None
         self._keeper = process
         self._folder = folder
         self._command = command
@@ -126,29 +127,26 @@ class LocalNode:
             raise LocalMongoDBError(f"The node on port {self.port} runs already")
         if self.port:
             return self._start()
-        for attempt in range(1, _PORT_ATTEMPTS + 1):
+        for _ in range(_PORT_ATTEMPTS):
             with socket.socket() as probe:
                 probe.bind((HOST, 0))
                 self.port = probe.getsockname()[1]
-            try:
+            # Another process may be faster between the probe's close and mongod's bind.
+            with contextlib.suppress(PortTakenError):
                 return self._start()
-            except PortTakenError:
-                # Another process was faster between the probe's close and mongod's bind.
-                if attempt == _PORT_ATTEMPTS:
-                    raise
-        return None
+        raise PortTakenError(f"mongod could not listen: {_PORT_ATTEMPTS} free ports in a row were taken meanwhile")
 
     def _start(self) -> None:
         self._folder.mkdir(exist_ok=True)
         log = self._folder.with_suffix(".log")
-        command = [*self._command, "--port", str(self.port), "--dbpath", str(self._folder)]
-        self.pid = self._keeper.request("start", command, str(log))
+        mongod = [*self._command, "--port", str(self.port), "--dbpath", str(self._folder)]
+        self.pid = self._keeper.request("start", mongod, str(log))
 
         def answers() -> bool:
             exit_code = self._keeper.request("exit_code", self.pid)
             if exit_code is not None:
                 self.pid = None
-                raise why_it_ended(command[0], self.port, exit_code, log.read_text(errors="replace"))
+                raise why_it_ended(mongod[0], self.port, exit_code, log.read_text(errors="replace"))
             # Compared, because another server may have been faster to the port, and ours about to give up.
             return ask(self.port, "serverStatus").get("pid") == self.pid
 
@@ -160,3 +158,39 @@ class LocalNode:
             ended = f"mongod on port {self.port} did not end"
             wait_for(lambda: self._keeper.request("exit_code", self.pid) is not None, ended)
             self.pid = None
+
+
+def form_replica_set(nodes: Sequence[LocalNode]) -> None:
+    """Make a replica set of nodes that run; return when it has a primary and every other node has the data.
+
+    Raises:
+        LocalMongoDBError: That was not so within 60 s.
+    """
+    first = nodes[0].port
+    members = [{"_id": number, "host": node.host} for number, node in enumerate(nodes)]
+    # The defaults (an election after 10 s, a heartbeat every 2 s) are made for networks.
+    settings = {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500}
+
+    def configure() -> dict[str, Any] | None:
+        with contextlib.suppress(OperationFailure):  # Not initialized, or its configuration is still read.
+            return dict(command(first, "replSetGetConfig")["config"])
+        try:
+            wanted = {"_id": REPLICA_SET, "version": 1, "members": members, "settings": settings}
+            command(first, "replSetInitiate", wanted)
+        except OperationFailure as error:
+            if error.code not in (_ALREADY_INITIALIZED, _NOT_YET_INITIALIZED):
+                raise
+        return None
+
+    config = wait_for(configure, "The replica set could not be configured")
+    if [member["host"] for member in config["members"]] != [node.host for node in nodes]:
+        # An earlier run's, on other ports. Forced, since no node finds itself in the old configuration.
+        config.update(members=members, version=config["version"] + 1)
+        command(first, "replSetReconfig", config, force=True)
+
+    def complete() -> bool:
+        states = [ask(node.port, "hello") for node in nodes]
+        primaries = sum(bool(state.get("isWritablePrimary")) for state in states)
+        return primaries == 1 and sum(bool(state.get("secondary")) for state in states) == len(nodes) - 1
+
+    wait_for(complete, "The replica set did not elect a primary and bring all nodes up to date")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from ..errors import shown
+from .keys import check_int
 from .limits import MAKE_ROOM_ABOVE_BYTES, MAX_PLANNED_SEGMENT_BYTES
 
 
@@ -25,9 +27,7 @@ class ArchivePolicy:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         for name in ("after_messages", "after_bytes", "block"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"archive_{name} must be an int of at least 1, not {shown(value)}")
+            check_int(getattr(self, name), f"archive_{name}", 1)
 
     @property
     def document_bytes(self) -> int:
@@ -71,6 +71,12 @@ class Embedded:
     bytes: int = 0
     removed: int = 0
     tried: int = -1
+
+    @classmethod
+    def of(cls, agent: Mapping[str, Any]) -> Embedded:
+        """Return what a projection tells in ``archived_count``, ``embedded``, ``bytes`` and ``removed``."""
+        archived, removed = int(agent["archived_count"]), max(0, int(agent["removed"]))
+        return cls(archived, int(agent["embedded"]), int(agent["bytes"]), removed)
 
     def due(self, policy: ArchivePolicy, document_bytes: int) -> bool:
         """Return whether there is a segment to be made of messages that are no longer live."""

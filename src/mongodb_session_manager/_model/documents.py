@@ -20,11 +20,10 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from ..errors import DamagedSessionError, UnstorableValueError, shown
 from .archive_policy import Embedded
-from .encoding import decode, encode, size_in_bson, to_bson
+from .encoding import PendingBlobs, decode, encode, size_in_bson, to_bson
 from .foreign import mappings, name_of
 from .keys import check_tracking_id, decode_key, exact_text
 from .limits import INT64_MAX, MAX_SEARCHED_BYTES, MAX_VALUE_BYTES
-from .pending_blobs import PendingBlobs
 
 Document = dict[str, Any]
 
@@ -81,11 +80,7 @@ class StoredAgent:
 
 
 def new_session(
-    session_id: str,
-    session_type: str,
-    application_name: str | None,
-    created_at: datetime,
-    updated_at: datetime,
+    session_id: str, session_type: str, application_name: str | None, created_at: datetime, updated_at: datetime
 ) -> Document:
     """Return the document of a session without agents. Its ``incarnation`` is new."""
     document: Document = {
@@ -250,7 +245,7 @@ def _texts(content: Any) -> list[str]:
 
 
 def search_document(
-    session_id: str, incarnation: ObjectId, key: str, message_id: int, message: Mapping[str, Any], edits: int
+    session_id: str, incarnation: ObjectId, key: str, message: Mapping[str, Any], edits: int
 ) -> Document:
     """Return what is stored of a message (encoded) to be searched; its ``text`` is empty where it has none.
 
@@ -258,15 +253,14 @@ def search_document(
         session_id: The session.
         incarnation: Which incarnation of it.
         key: The agent's key.
-        message_id: The message's id.
-        message: The stored message, or what is left of it when all but texts is left out.
+        message: The stored message with its ``message_id``, or what is left of it when all but texts is left out.
         edits: The agent's ``edits`` when it was read. Of two documents of a message the one with more is right.
     """
     # What lies in GridFS stays there.
     plain = to_message(decode(dict(message)))
     text = "\n".join(_texts(plain["content"]))
     document: Document = {
-        "_id": {"session": session_id, "incarnation": incarnation, "agent": key, "message": message_id},
+        "_id": {"session": session_id, "incarnation": incarnation, "agent": key, "message": message["message_id"]},
         "session_id": session_id,
         "agent_id": decode_key(key),
         "role": plain["role"],

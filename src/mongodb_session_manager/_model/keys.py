@@ -15,15 +15,7 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from ..errors import InvalidIdentifierError, UnstorableValueError, shown
-from .limits import (
-    CACHED_NAMES,
-    INT64_MAX,
-    MAX_ID_BYTES,
-    MAX_INDEXED_METADATA_FIELDS,
-    MAX_METADATA_DEPTH,
-    MAX_METADATA_INDEX,
-    MAX_METADATA_KEY_CHARACTERS,
-)
+from . import limits
 
 # Unicode's category Cc. A line break in an id would forge a line of a log.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -61,8 +53,8 @@ def check_id(value: object, kind: str) -> str:
     if not text:
         raise InvalidIdentifierError(f"{kind} is empty")
     # The number of characters first: megabytes are not gone through.
-    if len(text) > MAX_ID_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-        raise InvalidIdentifierError(f"{kind}={shown(text)} has more than {MAX_ID_BYTES} bytes")
+    if len(text) > limits.MAX_ID_BYTES or len(text.encode("utf-8", "surrogatepass")) > limits.MAX_ID_BYTES:
+        raise InvalidIdentifierError(f"{kind}={shown(text)} has more than {limits.MAX_ID_BYTES} bytes")
     if "/" in text:
         raise InvalidIdentifierError(f"{kind}={shown(text)} holds a slash")
     if (control := _CONTROL.search(text)) is not None:
@@ -117,6 +109,17 @@ def check_text(value: object, kind: str) -> str:
     return text
 
 
+def check_int(value: object, kind: str, least: int) -> int:
+    """Return ``value`` if it is an ``int`` of at least so much.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{kind} must be an int of at least {least}, not {shown(value)}")
+    return value
+
+
 def check_message_id(value: object) -> int:
     """Return ``value`` if it can be a ``message_id``: a zero-based index.
 
@@ -125,12 +128,12 @@ def check_message_id(value: object) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidIdentifierError(f"message_id must be an int, not {type(value).__name__}")
-    if not 0 <= value < INT64_MAX:
+    if not 0 <= value < limits.INT64_MAX:
         raise InvalidIdentifierError(f"message_id={shown(value)} is out of range", message_id=value)
     return int(value)
 
 
-@lru_cache(maxsize=CACHED_NAMES)
+@lru_cache(maxsize=limits.CACHED_NAMES)
 def encode_key(name: str) -> str:
     """Return the key that stands for ``name`` in a document. Two names never share a key.
 
@@ -201,12 +204,19 @@ def check_metadata(metadata: object) -> dict[str, Any]:
             refuse the whole update).
         UnstorableValueError: A value is nested too deeply.
     """
+    checked = check_compared_metadata(metadata)
+    for path, value in checked.items():
+        _check_nested_keys(value, f"metadata {path}")
+    return checked
+
+
+def check_compared_metadata(metadata: object) -> dict[str, Any]:
+    """Return ``metadata`` if stored metadata can be compared with it: as ``check_metadata``, but any key in a value."""
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
     checked = dict(zip(check_metadata_paths(metadata), metadata.values(), strict=True))
     for path, value in checked.items():
         check_depth(value, f"metadata {path}", path.count(".") + 1)
-        _check_nested_keys(value, f"metadata {path}")
     return checked
 
 
@@ -222,9 +232,9 @@ def check_metadata_fields(fields: Iterable[object] | None) -> list[str]:
         raise TypeError("metadata_fields must be a list of strings, not one string")
     # One by one: here it does not matter if one lies below another.
     checked = list(dict.fromkeys(path for field in fields or () for path in check_metadata_paths([field])))
-    if len(checked) > MAX_INDEXED_METADATA_FIELDS:
+    if len(checked) > limits.MAX_INDEXED_METADATA_FIELDS:
         raise ValueError(
-            f"metadata_fields has {len(checked)} fields: at most {MAX_INDEXED_METADATA_FIELDS} can be indexed"
+            f"metadata_fields has {len(checked)} fields: at most {limits.MAX_INDEXED_METADATA_FIELDS} can be indexed"
         )
     return checked
 
@@ -257,16 +267,19 @@ def _check_metadata_key(key: object, what: str = "metadata key") -> str:
 
 
 def _check_path(key: str) -> str:
-    if len(key) > MAX_METADATA_KEY_CHARACTERS:
+    if len(key) > limits.MAX_METADATA_KEY_CHARACTERS:
         raise InvalidIdentifierError(
-            f"metadata key {shown(key)} has more than {MAX_METADATA_KEY_CHARACTERS} characters"
+            f"metadata key {shown(key)} has more than {limits.MAX_METADATA_KEY_CHARACTERS} characters"
         )
     parts = key.split(".")
-    if len(parts) > MAX_METADATA_DEPTH:
-        raise InvalidIdentifierError(f"metadata key {shown(key)} has {len(parts)} parts: at most {MAX_METADATA_DEPTH}")
-    if any(part.isascii() and part.isdecimal() and int(part) > MAX_METADATA_INDEX for part in parts[1:]):
+    if len(parts) > limits.MAX_METADATA_DEPTH:
         raise InvalidIdentifierError(
-            f"metadata key {shown(key)}: a number in it may be the index of a list, and is above {MAX_METADATA_INDEX}"
+            f"metadata key {shown(key)} has {len(parts)} parts: at most {limits.MAX_METADATA_DEPTH}"
+        )
+    if any(part.isascii() and part.isdecimal() and int(part) > limits.MAX_METADATA_INDEX for part in parts[1:]):
+        raise InvalidIdentifierError(
+            f"metadata key {shown(key)}: a number in it may be the index of a list, "
+            f"and is above {limits.MAX_METADATA_INDEX}"
         )
     return key
 
@@ -283,8 +296,8 @@ def check_depth(value: object, what: str, depth: int = 0) -> None:
         UnstorableValueError: It is.
     """
     if isinstance(value, (Mapping, list, tuple)):
-        if depth >= MAX_METADATA_DEPTH:
-            raise UnstorableValueError(f"{what} is nested too deeply: {MAX_METADATA_DEPTH} levels can be stored")
+        if depth >= limits.MAX_METADATA_DEPTH:
+            raise UnstorableValueError(f"{what} is nested too deeply: {limits.MAX_METADATA_DEPTH} levels can be stored")
         for inner in value.values() if isinstance(value, Mapping) else value:
             check_depth(inner, what, depth + 1)
 
@@ -295,7 +308,7 @@ def _check_nested_keys(value: object, path: str) -> None:
             _check_metadata_key(key, f"key inside {path}:")
             if "." in key:
                 raise InvalidIdentifierError(f"key inside {path}: {shown(key)} holds a dot")
-            _check_nested_keys(inner, f"{path}.{exact_text(key)}"[:MAX_METADATA_KEY_CHARACTERS])
+            _check_nested_keys(inner, f"{path}.{exact_text(key)}"[: limits.MAX_METADATA_KEY_CHARACTERS])
     elif isinstance(value, (list, tuple)):
         for inner in value:
             _check_nested_keys(inner, path)

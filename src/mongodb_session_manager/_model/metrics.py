@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +21,7 @@ LATENCY_BUCKETS_PER_DOUBLING = 4
 """Latencies are counted in buckets whose bounds grow by 2^(1/4), 19 %: a percentile is known to within that."""
 
 
-_TOKENS = ("inputTokens", "outputTokens", "totalTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
+TOKENS = ("inputTokens", "outputTokens", "totalTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
 _TIMES = ("latencyMs", "timeToFirstByteMs")
 
 
@@ -40,6 +40,7 @@ class ToolCall:
     milliseconds: float | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Totals:
     """Growth of an agent's running totals: what one message adds to them.
 
@@ -48,11 +49,8 @@ class Totals:
         maxima: Paths below ``usage`` and the value they grow to.
     """
 
-    __slots__ = ("increments", "maxima")
-
-    def __init__(self) -> None:
-        self.increments: dict[str, float] = {}
-        self.maxima: dict[str, float] = {}
+    increments: dict[str, float] = field(default_factory=dict)
+    maxima: dict[str, float] = field(default_factory=dict)
 
     def add(self, path: str, amounts: Mapping[str, float]) -> None:
         """Add amounts, by their names below ``path``, which ends with a dot."""
@@ -63,10 +61,7 @@ class Totals:
 
     def add_message(self, starts_turn: bool) -> None:
         """Count one message, and the turn it begins."""
-        increments = self.increments
-        increments["messages"] = increments.get("messages", 0) + 1
-        if starts_turn:
-            increments["turns"] = increments.get("turns", 0) + 1
+        self.add("", {"messages": 1, "turns": 1} if starts_turn else {"messages": 1})
 
     def add_model_call(self, model: str | None, metrics: Mapping[str, Any]) -> None:
         """Count what one answer of a model used; ``metrics`` is a stored ``event_loop_metrics``."""
@@ -126,7 +121,7 @@ def message_metrics(usage: Any, metrics: Any, measured_ms: float | None) -> Docu
         measured_ms: How long the call took by this process's clock. It stands in where a provider reports 0
             (OpenAI, LiteLLM and Anthropic do).
     """
-    tokens = _numbers(usage, _TOKENS)
+    tokens = _numbers(usage, TOKENS)
     times = _numbers(metrics, _TIMES)
     if not tokens and not times:
         return None
@@ -146,7 +141,7 @@ def usage_since(current: Any, counted: Mapping[str, float]) -> Document:
     """Return by how much an agent's accumulated usage has grown beyond what was already counted."""
     return {
         name: value - counted.get(name, 0)
-        for name, value in _numbers(current, _TOKENS).items()
+        for name, value in _numbers(current, TOKENS).items()
         if value > counted.get(name, 0)
     }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..errors import shown
 from .foreign import count, mapping, name_of, number
 from .keys import exact_text
 from .limits import LAST_LATENCY_DOUBLING
-from .metrics import LATENCY_BUCKETS_PER_DOUBLING
+from .metrics import LATENCY_BUCKETS_PER_DOUBLING, TOKENS
 
 # Bucket 252 ends at 2^63 ms: no stored latency is longer.
 _LAST_BUCKET = LAST_LATENCY_DOUBLING * LATENCY_BUCKETS_PER_DOUBLING
@@ -209,7 +209,7 @@ def check_prices(prices: object) -> Mapping[str, ModelPrice]:
 
 
 def summarise(
-    usages: Iterable[tuple[str, Any]], ratings: Iterable[Any], prices: Mapping[str, ModelPrice]
+    usages: Iterable[tuple[str, Any]], ratings: Sequence[Any], prices: Mapping[str, ModelPrice]
 ) -> MetricsSummary:
     """Return the summary of a session.
 
@@ -273,7 +273,7 @@ class _ModelSums:
         self.latencies.add(mapping(stored.get("latency")))
 
     def metrics(self, price: ModelPrice | None) -> ModelMetrics:
-        tokens = _token_counts(self.tokens)
+        tokens = TokenCounts(*(self.tokens[name] for name in TOKENS))
         cost = None if price is None else _cost(tokens, price)
         return ModelMetrics(self.calls, tokens, self.latencies.metrics(), cost)
 
@@ -346,16 +346,6 @@ def _cost(tokens: TokenCounts, price: ModelPrice) -> float | None:
     return cost / _TOKENS_OF_A_PRICE
 
 
-def _token_counts(stored: Mapping[str, int]) -> TokenCounts:
-    names = ("inputTokens", "outputTokens", "totalTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
-    return TokenCounts(*(stored.get(name, 0) for name in names))
-
-
-def _feedback(ratings: Iterable[Any]) -> FeedbackCounts:
-    feedbacks = 0
-    by_rating: Counter[str] = Counter()
-    for rating in ratings:
-        feedbacks += 1
-        if isinstance(rating, (str, int, float)):
-            by_rating[str(rating)] += 1
-    return FeedbackCounts(feedbacks, dict(by_rating))
+def _feedback(ratings: Sequence[Any]) -> FeedbackCounts:
+    by_rating = Counter(str(rating) for rating in ratings if isinstance(rating, (str, int, float)))
+    return FeedbackCounts(len(ratings), dict(by_rating))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -40,13 +40,13 @@ class BehindTurns:
         self._archive_if_due(work)
         self._index_if_due(work)
 
-    def wait_for(self, works: list[AgentWork]) -> Iterator[Future[None]]:
+    def wait_for(self, works: Callable[[], list[AgentWork]]) -> Iterator[Future[None]]:
         """Begin what is due for those agents, and yield all that is under way, twice: for then more may be due."""
         for _ in range(2):
-            for work in works:
+            for work in works():
                 if not work.unsent:
                     self.begin(work)
-            for work in works:
+            for work in works():
                 archiving, work.archiving = work.archiving, None
                 indexing, work.indexing = work.indexing, None
                 yield from (under_way for under_way in (archiving, indexing) if under_way is not None)

@@ -23,11 +23,13 @@ class Flushing:
         agents: Its agents.
         outboxes: Its outboxes.
         behind: What runs behind its turns.
+        session_is_gone: Whether the session was deleted, or has expired, before everything was stored.
     """
 
     agents: ManagedAgents
     outboxes: Outboxes
     behind: BehindTurns
+    session_is_gone: bool = False
 
     def flush(self) -> None:
         """Store everything, and wait until it is stored; raise one of the errors of what could not be."""
@@ -38,7 +40,7 @@ class Flushing:
             except Exception as error:
                 # The others are waited for as well; one error stands for all, each keeps its own unit of work.
                 failure = failure or error
-        for under_way in self.behind.wait_for(self.agents.works()):
+        for under_way in self.behind.wait_for(self.agents.works):
             under_way.result()
         if failure is not None:
             raise failure
@@ -51,28 +53,20 @@ class Flushing:
                 await sending.settle()
             except Exception as error:
                 failure = failure or error
-        for under_way in self.behind.wait_for(self.agents.works()):
+        for under_way in self.behind.wait_for(self.agents.works):
             await settle(under_way)
         if failure is not None:
             raise failure
 
-    def flush_beside(self, error: BaseException | None) -> None:
-        """Flush; if an error is on its way already, a failure becomes a note of it."""
-        with self._beside(error):
-            self.flush()
-
-    async def settle_beside(self, error: BaseException | None) -> None:
-        """Do the same on an event loop."""
-        with self._beside(error):
-            await self.settle()
-
     @contextmanager
-    def _beside(self, error: BaseException | None) -> Iterator[None]:
+    def beside(self, error: BaseException | None) -> Iterator[None]:
+        """If an error is on its way already, make a failure in the block a note of it."""
         try:
             yield
         except Exception as failure:
             if isinstance(failure, SessionNotFoundError):
                 self.outboxes.drop()  # Nothing of it can ever be stored.
+                self.session_is_gone = True
             if error is None:
                 raise
             add_note(error, failure)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from pymongo.errors import PyMongoError
 
 from .._model.limits import LEASE_POLL_SECONDS
-from .._statements.leases import renew_lease
+from .._statements.changes import renew_lease
 from .._statements.sessions import SessionRef
 from .._store.session_store import SessionStore
 from ..errors import MongoDBSessionError, SessionBusyError
@@ -54,23 +54,6 @@ class HeldLease:
     flush: Callable[[BaseException | None], None]
     settle: Callable[[BaseException | None], Coroutine[Any, Any, None]]
     token: str | None = None
-
-    def check_none_is_held(self) -> None:
-        """Refuse a second lease inside the first: leaving the inner one would end the outer one.
-
-        Raises:
-            MongoDBSessionError: One is held.
-        """
-        if self.token is not None:
-            raise MongoDBSessionError("this manager already holds the lease of its session", session_id=self.session_id)
-
-    def take(self, owner: str, token: str, seconds: float) -> float | None:
-        """Take the lease; return None, or for how many seconds somebody else has it."""
-        taken_for = self.store.changes.take_lease(self.opened(), owner, token, seconds)
-        if taken_for is None:
-            self.token = token
-            self.taken()
-        return taken_for
 
     def renew(self, seconds: float) -> None:
         """Let it run for so many seconds from now.
@@ -130,8 +113,7 @@ class SessionLease:
 
     def __enter__(self) -> SessionLease:
         """Take the lease; the session is read anew by the next agent that is built."""
-        self._held.check_none_is_held()
-        deadline = time.monotonic() + self.wait
+        deadline = self._begin()
         try:
             while (pause := self._attempt(deadline)) is not None:
                 time.sleep(pause)
@@ -141,10 +123,7 @@ class SessionLease:
         return self
 
     def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Store what is unsaved, then give the lease back."""
         try:
@@ -154,8 +133,7 @@ class SessionLease:
 
     async def __aenter__(self) -> SessionLease:
         """Take the lease without holding up the event loop."""
-        self._held.check_none_is_held()
-        deadline = time.monotonic() + self.wait
+        deadline = self._begin()
         try:
             while (pause := await self._run(partial(self._attempt, deadline))) is not None:
                 await asyncio.sleep(pause)
@@ -166,10 +144,7 @@ class SessionLease:
         return self
 
     async def __aexit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Store what is unsaved, then give the lease back, without holding up the event loop."""
         try:
@@ -180,19 +155,29 @@ class SessionLease:
     async def _run(self, call: Callable[[], T]) -> T:
         return await self._held.store.commands.executor.run(call)
 
+    def _begin(self) -> float:
+        """Return until when to try. A second lease inside the first is refused: leaving it would end the first.
+
+        Raises:
+            MongoDBSessionError: One is held.
+        """
+        if self._held.token is not None:
+            session_id = self._held.session_id
+            raise MongoDBSessionError("this manager already holds the lease of its session", session_id=session_id)
+        return time.monotonic() + self.wait
+
     def _attempt(self, deadline: float) -> float | None:
         """Take the lease; return None, or for how many seconds to wait before the next attempt."""
-        taken_for = self._held.take(self._owner, self._token, self.seconds)
+        held = self._held
+        taken_for = held.store.changes.take_lease(held.opened(), self._owner, self._token, self.seconds)
         if taken_for is None:
+            held.token = self._token
+            held.taken()
             return None
         left = deadline - time.monotonic()
         if left <= 0:
-            session_id = self._held.session_id
-            raise SessionBusyError(
-                f"session_id={session_id!r} is leased by another process; waited {self.wait:g} s",
-                taken_for,
-                session_id=session_id,
-            )
+            says = f"session_id={held.session_id!r} is leased by another process; waited {self.wait:g} s"
+            raise SessionBusyError(says, taken_for, session_id=held.session_id)
         return min(left, random.uniform(*LEASE_POLL_SECONDS))
 
 

@@ -1,15 +1,85 @@
-"""What a manager offers of its session's metadata, to the application and to an agent's tool: by way of the hook."""
+"""The metadata of sessions: checked, read and changed, from memory where it may be, by way of the hook of a manager."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from bson import ObjectId
+
+from .._model.documents import Document, check_storable
+from .._model.encoding import to_bson
+from .._model.foreign import mapping
 from .._model.keys import check_metadata, check_metadata_paths
-from .hooks import MetadataHook, call_hook
+from .._model.limits import MAX_METADATA_BYTES
+from .._statements.sessions import SessionRef, not_expired
+from .._store.session_store import SessionStore
+from ..errors import UnstorableValueError
 from .managed_session import ManagedSession
-from .stored_metadata import StoredMetadata
+from .metadata_cache import MetadataMemory
+from .options import MetadataHook, call_hook
+
+
+class StoredMetadata:
+    """Reads and changes the metadata of sessions; ids and keys have been checked.
+
+    Args:
+        store: The sessions.
+        memory: What may answer in place of the database; None: nothing.
+    """
+
+    def __init__(self, store: SessionStore, memory: MetadataMemory | None) -> None:
+        self._store = store
+        self._memory = memory
+        self._place: str = store.commands.collection.full_name
+
+    def get(self, session_id: str) -> dict[str, Any]:
+        """Return ``{"metadata": {…}}`` from the database, or ``{}`` if the session does not exist."""
+        document = self._store.commands.find_plain(not_expired(session_id), {"_id": 0, "metadata": 1})
+        return {} if document is None else {"metadata": dict(mapping(document.get("metadata")))}
+
+    def read(self, session_id: str, incarnation: ObjectId | None) -> dict[str, Any]:
+        """Return what ``get`` returns, from memory where it may be; of this incarnation, if one is given."""
+        if self._memory is None:
+            return self.get(session_id)
+        self._memory.follow_changes(self._place, self._store)
+        reads = self._store.reads
+        content = self._memory.read(self._place, session_id, incarnation, lambda: reads.read_metadata(session_id))
+        return {} if content is None else {"metadata": reads.metadata(content)}
+
+    def update(self, session_id: str, session: Callable[[], SessionRef], metadata: Document) -> None:
+        """Set fields; ``session`` is called, to open the session, when they are known to be storable.
+
+        Raises:
+            UnstorableValueError: A value cannot be stored, or there is too much.
+            SessionNotFoundError: There is no such session.
+        """
+        check_storable(metadata, "metadata", session_id)
+        if (size := len(to_bson(metadata))) > MAX_METADATA_BYTES:
+            raise UnstorableValueError(
+                f"metadata of {size} bytes: at most {MAX_METADATA_BYTES} can be set at once", session_id=session_id
+            )
+        opened = session()
+        if metadata:
+            with self.changing(session_id):
+                self._store.changes.set_metadata(opened, metadata)
+
+    def delete(self, session: SessionRef, keys: Sequence[str]) -> None:
+        """Remove fields; those that are not there are no error.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+        """
+        if keys:
+            with self.changing(session.session_id):
+                self._store.changes.unset_metadata(session, keys)
+
+    def changing(self, session_id: str) -> AbstractContextManager[None]:
+        """Return a context in which the session may be changed or deleted: nothing of it is in memory meanwhile."""
+        return nullcontext() if self._memory is None else self._memory.changing(self._place, session_id)
 
 
 @dataclass(eq=False)
@@ -34,10 +104,7 @@ class SessionMetadata:
         Raises:
             TypeError: The hook returned no dictionary.
         """
-
-        def read() -> dict[str, Any]:
-            return self.stored.read(self.session.session_id, self.session.incarnation)
-
+        read = partial(self.stored.read, self.session.session_id, self.session.incarnation)
         if self.hook is None:
             return read()
         found = self._call(self.hook, read, "get")
@@ -47,19 +114,18 @@ class SessionMetadata:
 
     def update(self, metadata: Mapping[str, Any]) -> list[str]:
         """Set fields; return the keys that were set, other ones where the hook changed them."""
-
-        def update(fields: dict[str, Any]) -> None:
-            self.stored.update(self.session.session_id, self.session.open_ref, fields)
-
-        return self._change("update", "metadata", metadata, check_metadata, update)
+        store = partial(self.stored.update, self.session.session_id, self.session.open_ref)
+        return self._change("update", "metadata", metadata, check_metadata, store)
 
     def delete(self, keys: Sequence[str]) -> list[str]:
         """Remove fields; return their keys, as ``update`` does."""
-
-        def delete(paths: list[str]) -> None:
-            self.stored.delete(self.session.open_ref(), paths)
-
-        return self._change("delete", "keys", keys, check_metadata_paths, delete)
+        return self._change(
+            "delete",
+            "keys",
+            keys,
+            check_metadata_paths,
+            lambda paths: self.stored.delete(self.session.open_ref(), paths),
+        )
 
     def _change(
         self, action: str, name: str, given: Any, check: Callable[[Any], Any], store: Callable[[Any], None]

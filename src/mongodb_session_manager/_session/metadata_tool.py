@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -59,26 +58,29 @@ def metadata_tool(
         metadata: dict[str, Any] | str | None = None,
         keys: list[str] | str | None = None,
     ) -> str:
-        if action == "get":
-            # One by one: here it does not matter if one lies below another.
-            wanted = [path for key in _keys(keys) for path in check_metadata_paths([key])]
-            _refuse_others(wanted, may_read, "read")
-            with _telling_little():
+        try:
+            if action == "get":
+                wanted = _each(_keys(keys))
+                _refuse_others(wanted, may_read, "read")
                 found = session_metadata.get().get("metadata") or {}
-            if wanted:
-                return _text({key: value for key in wanted for value in _at(found, key)})
-            return _text(found if may_read is None else _part(found, may_read))
-        if action == "delete":
-            if not (gone := check_metadata_paths(_keys(keys))):
-                raise ValueError("delete needs keys: the keys to remove")
-            _refuse_others(gone, may_write, "change")
-            with _telling_little():
+                if wanted:
+                    found = {key: value for key in wanted for value in _at(found, key)}
+                elif may_read is not None:
+                    found = _part(found, may_read)
+                return json.dumps(_readable(found), ensure_ascii=False)
+            if action == "delete":
+                if not (gone := check_metadata_paths(_keys(keys))):
+                    raise ValueError("delete needs keys: the keys to remove")
+                _refuse_others(gone, may_write, "change")
                 return _done("Deleted", gone, session_metadata.delete(gone))
-        if not (fields := _fields(metadata)):
-            raise ValueError(f"{action} needs metadata: an object with the fields to set")
-        _refuse_others(fields, may_write, "change")
-        with _telling_little():
+            if not (fields := _fields(metadata)):
+                raise ValueError(f"{action} needs metadata: an object with the fields to set")
+            _refuse_others(fields, may_write, "change")
             return _done("Stored", list(fields), session_metadata.update(fields))
+        except PyMongoError as error:
+            # The model, and so the conversation, must not hear what the database quotes: values, keys, hosts. That may
+            # be what another agent of the session was told.
+            raise RuntimeError(f"the database has failed: {described(error)}") from error
 
     return manage_metadata
 
@@ -88,7 +90,11 @@ def _allowed(keys: Sequence[str] | None, name: str) -> list[str] | None:
         return None
     if isinstance(keys, str) or not isinstance(keys, Sequence):
         raise TypeError(f"{name} must be a list of metadata keys, not {type(keys).__name__}")
-    # One by one: here it does not matter if one lies below another.
+    return _each(keys)
+
+
+def _each(keys: Sequence[Any]) -> list[str]:
+    """Return the keys, checked one by one: here it does not matter if one lies below another."""
     return [path for key in keys for path in check_metadata_paths([key])]
 
 
@@ -105,18 +111,6 @@ def _refuse_others(keys: Sequence[str] | Mapping[str, Any], allowed: list[str] |
         others = [key for key in keys if not any(key == path or key.startswith(f"{path}.") for path in allowed)]
         if others:
             raise ValueError(f"not allowed: {', '.join(others)}. {_told(verb, allowed)}")
-
-
-@contextmanager
-def _telling_little() -> Iterator[None]:
-    """Keep from the model, and so from the conversation, what an error of the database quotes: values, keys, hosts.
-
-    That may be what another agent of the session was told.
-    """
-    try:
-        yield
-    except PyMongoError as error:
-        raise RuntimeError(f"the database has failed: {described(error)}") from error
 
 
 def _done(what: str, wanted: list[str], done: list[str]) -> str:
@@ -177,10 +171,6 @@ def _part(found: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
                 inner = inner.setdefault(parent, {})
             inner[last] = value
     return part
-
-
-def _text(value: Any) -> str:
-    return json.dumps(_readable(value), ensure_ascii=False)
 
 
 def _readable(value: Any) -> Any:

@@ -9,13 +9,8 @@ from typing import Protocol
 
 from pymongo.errors import OperationFailure
 
-from .._model.limits import (
-    WATCH_AWAIT_MILLISECONDS,
-    WATCH_FIRST_PAUSE_SECONDS,
-    WATCH_JOIN_SECONDS,
-    WATCH_LONGEST_PAUSE_SECONDS,
-)
-from .._store.server_codes import WATCHING_REFUSED
+from .._model import limits
+from .._store.sending import WATCHING_REFUSED
 from .._store.session_store import SessionStore
 from ..errors import described
 
@@ -83,20 +78,20 @@ class MetadataWatcher:
 
     def join(self) -> None:
         """Wait until it has, at most two seconds."""
-        self._thread.join(WATCH_JOIN_SECONDS)
+        self._thread.join(limits.WATCH_JOIN_SECONDS)
 
     def _run(self) -> None:
         pause, told = 0.0, False
         while not self._ended.wait(pause):
-            pause = min(max(2 * pause, WATCH_FIRST_PAUSE_SECONDS), WATCH_LONGEST_PAUSE_SECONDS)
+            pause = min(max(2 * pause, limits.WATCH_FIRST_PAUSE_SECONDS), limits.WATCH_LONGEST_PAUSE_SECONDS)
             try:
-                with self._store.reads.watch_metadata(WATCH_AWAIT_MILLISECONDS) as stream:
+                with self._store.reads.watch_metadata(limits.WATCH_AWAIT_MILLISECONDS) as stream:
                     self._forget_all()
                     self.live, told = True, False
                     while stream.alive and not self._ended.is_set():
                         if (event := stream.try_next()) is not None:
                             self._forget(event.get("documentKey", {}).get("_id"))
-                        elif self._memory() is None:
+                        if self._memory() is None:
                             return
                         pause = 0.0
             except Exception as error:  # Whatever it is: a thread that ended would never tell of a change again.

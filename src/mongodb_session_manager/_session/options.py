@@ -1,24 +1,45 @@
-"""What a manager is asked to do: its parameters, checked. A factory has them checked once, for all of its managers."""
+"""What a manager is asked to do: its parameters, checked, and its hooks, called.
+
+A factory has them checked once, for all of its managers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, Literal
 
 from .._model.archive_policy import ArchivePolicy
 from .._model.expiry import check_ttl
-from .._model.keys import check_name
-from .._model.pending_blobs import check_threshold
+from .._model.keys import check_int, check_name
 from ..errors import shown
-from .hooks import FeedbackHook, MetadataHook, check_hook
 
 Durability = Literal["message", "turn"]
 """Whether each message is stored as it is added, or a whole turn in one update at its end."""
 
 OnConflict = Literal["rebase", "raise"]
 """Where another process has stored messages meanwhile: append behind them, or raise ``SessionConflictError``."""
+
+MetadataHook = Callable[..., Any]
+"""``hook(original, action, session_id, **kwargs)``, called instead of an operation on the metadata of a session.
+
+- ``action``: ``"update"``, with ``metadata`` (a dictionary) in ``kwargs``, ``"delete"``, with ``keys`` (a list), or
+  ``"get"``. ``session_manager``, the manager, is always there.
+- ``original``: the operation: ``original(metadata)``, ``original(keys)``, ``original()``.
+- What it returns is what the caller of ``"get"`` gets, a dictionary; else it is ignored.
+
+What the caller gave has been checked before, and what is passed to ``original`` is checked again. Not calling
+``original`` vetoes: nothing is stored, and an agent's tool says so. An exception goes to the caller; what ``original``
+had stored by then stays. A plain function, not an ``async`` one; it runs in the caller's thread, and where an agent's
+tool is the caller, in one beside the event loop.
+"""
+
+FeedbackHook = Callable[..., Any]
+"""The same around ``add_feedback``: ``action`` is ``"add"``, ``feedback`` (a dictionary) is in ``kwargs``, and
+``original(feedback)`` stores it.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,7 @@ class Settings:
         if not isinstance(self.index_messages, bool):
             raise TypeError(f"index_messages must be True or False, not {shown(self.index_messages)}")
         policy = ArchivePolicy(self.archive_after_messages, self.archive_after_bytes, self.archive_block)
-        check_threshold(self.blob_threshold_bytes)
+        check_int(self.blob_threshold_bytes, "blob_threshold_bytes", 1)
         name = self.application_name
         found = {
             "ttl": check_ttl(self.ttl_hours),
@@ -101,3 +122,30 @@ def check_on_conflict(on_conflict: str) -> None:
     """
     if on_conflict not in ("rebase", "raise"):
         raise ValueError(f"on_conflict must be 'rebase' or 'raise', not {shown(on_conflict)}")
+
+
+def check_hook(hook: object, name: str) -> None:
+    """Refuse a hook that cannot be called; None is none.
+
+    Raises:
+        TypeError: It cannot, or it is ``async``: then it would never run, and everything would be vetoed.
+    """
+    if hook is not None:
+        if not callable(hook):
+            raise TypeError(f"{name} must be a function, not {type(hook).__name__}")
+        if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__):
+            raise TypeError(f"{name} must be a plain function, not an async one: its callers do not await")
+
+
+def call_hook(hook: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a hook and return what it returns.
+
+    Raises:
+        TypeError: That would have to be awaited, as behind a ``lambda`` around an ``async`` function: it never runs.
+    """
+    returned = hook(*args, **kwargs)
+    if inspect.isawaitable(returned):
+        if inspect.iscoroutine(returned):
+            returned.close()  # Else Python warns that nobody awaited it.
+        raise TypeError(f"{name} must be a plain function: it returned something to await, and its callers do not")
+    return returned

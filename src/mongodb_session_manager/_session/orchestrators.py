@@ -7,9 +7,8 @@ from typing import Any
 
 from .._agents.outbox import Outbox, OutboxOwner, Sending
 from .._model.documents import check_size
-from .._model.encoding import encode, fingerprint
+from .._model.encoding import PendingBlobs, encode, fingerprint
 from .._model.keys import check_id
-from .._model.pending_blobs import PendingBlobs
 from .._statements.sessions import SessionRef
 from .._store.session_reads import MultiAgentAsRead
 from .._store.session_store import SessionStore
@@ -24,6 +23,9 @@ class _StateOperation:
     state: Any
     blobs: PendingBlobs
     started: bool = False
+
+    def start(self) -> None:
+        self.started = True
 
     def send(self, store: SessionStore, session: SessionRef) -> None:
         store.related.upload(session, "", None, self.blobs)

@@ -74,11 +74,12 @@ class Outboxes:
 
     def sent(self) -> None:
         """Let go of the manager if nothing is left to send, or if somebody knows that the rest cannot be stored."""
+        owner = self._owner()  # Held to the end: perhaps nothing else keeps the manager alive.
         # In this order: another thread may fill an outbox in between.
         _unsent.pop(self, None)
         left = [outbox for outbox in self if outbox.unsent]
-        if any(not outbox.failure_is_known for outbox in left):
-            self.filled()
+        if owner is not None and any(not outbox.failure_is_known for outbox in left):
+            _unsent[self] = owner
         elif left:
             _failed.add(self)
 

@@ -11,13 +11,12 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from .._model import documents
 from .._model.documents import Document, MongoDBSessionAgent
-from .._model.encoding import decode, encode, from_bson, to_bson
+from .._model.encoding import PendingBlobs, decode, encode, from_bson, to_bson
 from .._model.expiry import first_expiry
 from .._model.keys import check_id, check_message_id, check_name, encode_key
 from .._model.limits import BLOB_THRESHOLD_BYTES
 from .._model.metrics import Totals
-from .._model.pending_blobs import PendingBlobs
-from .._statements import commits, multi_agent_states
+from .._statements import changes, commits
 from .._statements.reading import check_page
 from .._statements.rewrites import Rewrite
 from .._statements.sessions import SessionRef, not_expired
@@ -25,7 +24,7 @@ from .._store.sending import is_there
 from .._store.session_commands import now
 from .._store.session_store import SessionStore
 from ..errors import AgentNotFoundError, SessionConflictError, SessionExistsError
-from .stored_metadata import StoredMetadata
+from .metadata import StoredMetadata
 
 
 class StrandsRepository(SessionRepository):
@@ -83,8 +82,7 @@ class StrandsRepository(SessionRepository):
 
     def session_exists(self, session_id: str) -> bool:
         """Return whether there is a session with this id."""
-        which = not_expired(check_id(session_id, "session_id"))
-        return self._store.commands.find_one(which, {"_id": 1}) is not None
+        return self._store.commands.find_one(not_expired(check_id(session_id, "session_id")), {"_id": 1}) is not None
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
         """Delete a session with all that belongs to it.
@@ -108,7 +106,7 @@ class StrandsRepository(SessionRepository):
             UnstorableValueError: Its state holds something that cannot be stored.
         """
         session, key = self._ref(session_id), _agent_key(session_agent.agent_id)
-        blobs = self._pending_blobs()
+        blobs = PendingBlobs(BLOB_THRESHOLD_BYTES)
         data = documents.agent_data(session_agent, blobs)
         session = self._store.related.upload(session, key, None, blobs)
         exists = self._store.changes.guarded(
@@ -145,7 +143,7 @@ class StrandsRepository(SessionRepository):
             UnstorableValueError: Its state holds something that cannot be stored.
         """
         session, key = self._ref(session_id), _agent_key(session_agent.agent_id)
-        blobs = self._pending_blobs()
+        blobs = PendingBlobs(BLOB_THRESHOLD_BYTES)
         fields = documents.agent_data(session_agent, blobs)
         del fields["created_at"]
         session = self._store.related.upload(session, key, None, blobs)
@@ -159,11 +157,7 @@ class StrandsRepository(SessionRepository):
             agent_keys=[key],
         )
         if missing is not None:
-            raise AgentNotFoundError(
-                f"session_id={session_id!r} has no agent_id={session_agent.agent_id!r}",
-                session_id=session_id,
-                agent_id=session_agent.agent_id,
-            )
+            raise _not_found(session_id, "agent_id", session_agent.agent_id)
         session_agent.updated_at = fields["updated_at"]
 
     # --- messages ---------------------------------------------------------------------------------------------------
@@ -186,19 +180,17 @@ class StrandsRepository(SessionRepository):
             TypeError: Its ``tracking_id`` is no text.
             UnstorableValueError: The message holds something that cannot be stored.
         """
-        session, key = self._ref(session_id), _agent_key(agent_id)
-        message_id = check_message_id(session_message.message_id)
+        key = _agent_key(agent_id)
+        session, message_id, body = self._stored_message(session_id, key, session_message)
         moment = now()
         created_at = documents.parse_time(session_message.created_at, moment)
         updated_at = documents.parse_time(session_message.updated_at, moment)
-        blobs = self._pending_blobs()
-        body = documents.session_message_body(session_message, blobs)
-        session = self._store.related.upload(session, key, message_id, blobs)
         message = commits.TrackedMessage(None, None, body.get("tracking_id"))
         message.body = {**body, "created_at": created_at, "updated_at": updated_at}
         message.totals = Totals()
         message.totals.add_message(starts_turn=False)
         append = commits.Commit(key, [message], first_message_id=message_id, gap_allowed=True)
+        append.start()
         self._store.messages.commit(session, append)
         session_message.created_at = documents.to_iso(created_at)
         session_message.updated_at = documents.to_iso(updated_at)
@@ -224,14 +216,10 @@ class StrandsRepository(SessionRepository):
             TypeError: Its ``tracking_id`` is no text.
             UnstorableValueError: The message holds something that cannot be stored.
         """
-        session, key = self._ref(session_id), _agent_key(agent_id)
-        message_id = check_message_id(session_message.message_id)
-        blobs = self._pending_blobs()
-        body = documents.session_message_body(session_message, blobs)
-        session = self._store.related.upload(session, key, message_id, blobs)
+        key = _agent_key(agent_id)
+        session, message_id, body = self._stored_message(session_id, key, session_message)
         moment = now()
-        work = Rewrite(key, message_id, body, body.get("tracking_id"))
-        self._store.messages.rewrite(session, work, moment)
+        self._store.messages.rewrite(session, Rewrite(key, message_id, body, body.get("tracking_id")), moment)
         session_message.updated_at = documents.to_iso(moment)
 
     def list_messages(
@@ -259,9 +247,7 @@ class StrandsRepository(SessionRepository):
         Raises:
             SessionNotFoundError: There is no such session.
         """
-        session = self._ref(session_id)
-        multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
-        session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
+        session, multi_agent_id, state = self._multi_agent_state(session_id, multi_agent)
         self._store.changes.put_multi_agent(session, multi_agent_id, state)
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
@@ -278,23 +264,15 @@ class StrandsRepository(SessionRepository):
             SessionNotFoundError: There is no such session.
             AgentNotFoundError: The session has no such graph or swarm.
         """
-        session = self._ref(session_id)
-        multi_agent_id = check_id(multi_agent.id, "multi_agent_id")
-        session, state = self._multi_agent_state(session, multi_agent, multi_agent_id)
+        session, multi_agent_id, state = self._multi_agent_state(session_id, multi_agent)
         missing = self._store.changes.guarded(
             session,
-            lambda session, found: multi_agent_states.multi_agent(
-                session, multi_agent_id, state, found["changes"], now()
-            ),
-            multi_agent_states.multi_agent_projection(multi_agent_id),
+            lambda session, found: changes.multi_agent(session, multi_agent_id, state, found["changes"], now()),
+            changes.multi_agent_projection(multi_agent_id),
             lambda found: found["changes"] is None,
         )
         if missing is not None:
-            raise AgentNotFoundError(
-                f"session_id={session_id!r} has no multi_agent_id={multi_agent_id!r}",
-                session_id=session_id,
-                agent_id=multi_agent_id,
-            )
+            raise _not_found(session_id, "multi_agent_id", multi_agent_id)
 
     # --- what these share -------------------------------------------------------------------------------------------
 
@@ -306,17 +284,29 @@ class StrandsRepository(SessionRepository):
         key = _agent_key(agent_id)
         return self._store.reads.list_messages(check_id(session_id, "session_id"), key, offset, limit)
 
-    def _pending_blobs(self) -> PendingBlobs:
-        return PendingBlobs(BLOB_THRESHOLD_BYTES)
+    def _stored_message(
+        self, session_id: str, key: str, session_message: SessionMessage
+    ) -> tuple[SessionRef, int, Document]:
+        """Upload the blobs of a message; return the session they belong to, the message's id and what is stored."""
+        session, message_id = self._ref(session_id), check_message_id(session_message.message_id)
+        blobs = PendingBlobs(BLOB_THRESHOLD_BYTES)
+        body = documents.session_message_body(session_message, blobs)
+        return self._store.related.upload(session, key, message_id, blobs), message_id, body
 
-    def _multi_agent_state(self, session: SessionRef, multi_agent: Any, multi_agent_id: str) -> tuple[SessionRef, Any]:
-        """Upload the blobs of a graph's or swarm's state; return the session for which they were, and the state."""
-        blobs = self._pending_blobs()
+    def _multi_agent_state(self, session_id: str, multi_agent: Any) -> tuple[SessionRef, str, Any]:
+        """Upload the blobs of a graph's or swarm's state; return the session they belong to, its id and the state."""
+        session, multi_agent_id = self._ref(session_id), check_id(multi_agent.id, "multi_agent_id")
+        blobs = PendingBlobs(BLOB_THRESHOLD_BYTES)
         where = f"multi_agent_id={multi_agent_id!r} state"
         state = encode(multi_agent.serialize_state(), where, blobs)
         documents.check_size({"state": state}, where)
-        return self._store.related.upload(session, "", None, blobs), state
+        return self._store.related.upload(session, "", None, blobs), multi_agent_id, state
 
 
 def _agent_key(agent_id: str) -> str:
     return encode_key(check_id(agent_id, "agent_id"))
+
+
+def _not_found(session_id: str, kind: str, agent_id: str) -> AgentNotFoundError:
+    says = f"session_id={session_id!r} has no {kind}={agent_id!r}"
+    return AgentNotFoundError(says, session_id=session_id, agent_id=agent_id)

@@ -8,7 +8,7 @@ from bson import ObjectId
 
 from .._model.documents import Document
 from .expressions import array_at, for_each_agent, for_each_message, is_object, messages_of, number_at
-from .totals import usage_of
+from .reading import usage_of
 
 
 def adopt(agent_keys: Sequence[str]) -> list[Document]:

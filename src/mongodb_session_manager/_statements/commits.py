@@ -10,13 +10,15 @@ from typing import Any
 from bson import ObjectId
 
 from .._model.documents import Document, message_document, new_agent
+from .._model.encoding import PendingBlobs
+from .._model.keys import decode_key
+from .._model.limits import MAX_GUARDRAIL_EVENTS
 from .._model.metrics import Totals, summed
-from .._model.pending_blobs import PendingBlobs
-from .expressions import count_of, counter_is, messages_of, number_at
-from .interventions import intervention, list_interventions
+from .expressions import count_of, counter_is, for_each_message, messages_of, messages_with_id, number_at
 from .sessions import SessionRef, Update
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class TrackedMessage:
     """One message of a conversation, stored or waiting to be.
 
@@ -31,17 +33,14 @@ class TrackedMessage:
         commit: While it waits: what carries it.
     """
 
-    __slots__ = ("blobs", "body", "commit", "guardrail_events", "message_id", "source", "totals", "tracking_id")
-
-    def __init__(self, message_id: int | None, source: Any, tracking_id: str | None) -> None:
-        self.message_id = message_id
-        self.source = source
-        self.tracking_id = tracking_id
-        self.body: Document = {}
-        self.blobs: PendingBlobs | None = None
-        self.totals: Totals | None = None
-        self.guardrail_events: tuple[Document, ...] = ()
-        self.commit: Commit | None = None
+    message_id: int | None
+    source: Any
+    tracking_id: str | None
+    body: Document = field(default_factory=dict)
+    blobs: PendingBlobs | None = None
+    totals: Totals | None = None
+    guardrail_events: tuple[Document, ...] = ()
+    commit: Commit | None = None
 
 
 @dataclass(eq=False)
@@ -62,6 +61,9 @@ class Commit:
         bytes: Size of the messages and fields, without blobs.
         field_bytes: Size of the fields.
         started: Whether it was ever sent: then it may be stored, whatever was heard of it.
+        bodies: The messages' bodies as they are sent. A message may be changed while its blobs are uploaded; then the
+            rewrite that queues behind finds what was sent.
+        message_blobs: Their blobs.
     """
 
     key: str
@@ -77,6 +79,14 @@ class Commit:
     bytes: int = 0
     field_bytes: int = 0
     started: bool = False
+    bodies: list[Document] = field(default_factory=list)
+    message_blobs: list[PendingBlobs | None] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Take note that it is sent, as it is now."""
+        self.started = True
+        self.bodies = [message.body for message in self.messages]
+        self.message_blobs = [message.blobs for message in self.messages]
 
     @property
     def empty(self) -> bool:
@@ -96,8 +106,7 @@ def commit(session: SessionRef, work: Commit, now: datetime) -> Update:
     first = work.first_message_id or 0
     messages: list[Document] = []
     events: list[Document] = []
-    for message_id, new in enumerate(work.messages, first):
-        body = new.body
+    for message_id, (new, body) in enumerate(zip(work.messages, work.bodies, strict=True), first):
         times = body.get("created_at", now), body.get("updated_at", now)
         messages.append(message_document(message_id, body, *times))
         events += [intervention(work.key, message_id, event) for event in new.guardrail_events]
@@ -180,12 +189,12 @@ def agent_projection(key: str) -> Document:
 def append_projection(key: str, message_id: int) -> Document:
     """Return the projection that tells a writer whose append did not match how things stand."""
     agent = f"$agents.{key}"
-    at_position = {"$filter": {"input": messages_of(agent), "as": "m", "cond": {"$eq": ["$$m.message_id", message_id]}}}
+    at_position = messages_with_id(messages_of(agent), message_id)
     return {
         **agent_projection(key),
         "archived_count": number_at(f"{agent}.archived_count"),
         "embedded": {"$ne": [at_position, []]},
-        "commit_id": {"$first": {"$map": {"input": at_position, "as": "m", "in": "$$m.commit_id"}}},
+        "commit_id": {"$first": for_each_message(at_position, "$$m.commit_id")},
     }
 
 
@@ -198,3 +207,14 @@ def _nested(paths: Mapping[str, Any]) -> Document:
             inner = inner.setdefault(parent, {})
         inner[last] = value
     return document
+
+
+def intervention(key: str, message_id: int, guardrail_event: Document) -> Document:
+    """Return what is listed of a guardrail's intervention: also whose message it was about."""
+    return {**guardrail_event, "agent_id": decode_key(key), "message_id": message_id}
+
+
+def list_interventions(update: Document, interventions: list[Document]) -> None:
+    """Let an update list these interventions in the session as well, the newest ones only."""
+    update.setdefault("$push", {})["guardrail_events"] = {"$each": interventions, "$slice": -MAX_GUARDRAIL_EVENTS}
+    update.setdefault("$inc", {})["guardrail_event_count"] = len(interventions)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple, TypedDict
-
-from bson import ObjectId
+from typing import NamedTuple
 
 from .._model.documents import Document
 from .._model.limits import MAX_EMBEDDED_FEEDBACK_BYTES, MAX_EMBEDDED_FEEDBACKS
@@ -42,28 +40,6 @@ class MessageLink(NamedTuple):
         return {"$and": [is_there, {"$or": [counted, {"$in": [self.message_id, ids]}]}]}
 
 
-class FeedbackStanding(TypedDict):
-    """What ``feedback_projection`` yields, beside what ``append_projection`` says of the message it is about.
-
-    Attributes:
-        incarnation: The incarnation of the session, which is read of every session that is written to.
-        exists: Whether there is the agent that it is about; absent where it is about none.
-        count: How many feedbacks the session has, archived ones included.
-        archived: How many of them are archived.
-        stored: Whether this very feedback is embedded.
-        full: Whether there is no room for another before some are archived.
-        linked: Whether what it is about is there; false also where that is archived and the ids have gaps.
-    """
-
-    incarnation: ObjectId
-    exists: bool
-    count: int
-    archived: int
-    stored: bool
-    full: bool
-    linked: bool
-
-
 def add_feedback(
     session: SessionRef, feedback: Document, link: MessageLink | None, count: int, now: datetime
 ) -> Update:
@@ -78,7 +54,16 @@ def add_feedback(
 
 
 def feedback_projection(feedback: Document, link: MessageLink | None) -> Document:
-    """Return the projection that tells whether a feedback is stored, and if not, why: a ``FeedbackStanding``."""
+    """Return the projection that tells whether a feedback is stored, and if not, why.
+
+    It yields, beside what ``append_projection`` says of the message that the feedback is about:
+
+    - ``count``: how many feedbacks the session has, archived ones included;
+    - ``archived``: how many of them are archived;
+    - ``stored``: whether this very feedback is embedded;
+    - ``full``: whether there is no room for another before some are archived;
+    - ``linked``: whether what it is about is there; false also where that is archived and the ids have gaps.
+    """
     about: Document = {}
     if link is not None:
         # No message has the id -1: where the feedback is about an agent, only what is said of the agent counts.

@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from bson import ObjectId
+from typing_extensions import NotRequired
 
 from .._model.documents import Document
 from .._model.metrics import Totals, summed
-from .commits import agent_projection
+from .commits import agent_projection, intervention, list_interventions
 from .expressions import array_at, counter_is, messages_of, messages_that, number_at
-from .interventions import intervention, list_interventions
 from .searching import IndexingStanding, indexing_standing
 from .sessions import SessionRef, Update
 
@@ -61,17 +61,7 @@ class Rewrite:
         return messages_that(messages, is_there)
 
 
-class _Listed(IndexingStanding, total=False):
-    """A field that may be absent.
-
-    Attributes:
-        listed: Whether the intervention is listed in the session already; absent without one.
-    """
-
-    listed: bool
-
-
-class RewriteStanding(_Listed):
+class RewriteStanding(IndexingStanding):
     """What ``rewrite_projection`` yields.
 
     Attributes:
@@ -81,6 +71,7 @@ class RewriteStanding(_Listed):
         stored_count: How many messages it has, archived and embedded.
         archived_count: How many of them are archived.
         messages: Those embedded messages that are meant, as they are stored.
+        listed: Whether the intervention is listed in the session already; absent without one.
     """
 
     exists: bool
@@ -89,6 +80,7 @@ class RewriteStanding(_Listed):
     stored_count: int
     archived_count: int
     messages: list[Document]
+    listed: NotRequired[bool]
 
 
 def rewrite(session: SessionRef, work: Rewrite, standing: RewriteStanding, now: datetime) -> Update:

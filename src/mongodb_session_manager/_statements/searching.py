@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from datetime import datetime
 
 from bson import ObjectId
+from typing_extensions import NotRequired, TypedDict
 
 from .._model.documents import Document
 from .._model.keys import check_id, check_text, exact_text
 from .._model.limits import INT32_MAX
 from .._model.shapes import IndexingProgress
 from ..errors import shown
-from .expressions import (
-    EACH_AGENT,
-    archived_count_of,
-    array_at,
-    for_each_message,
-    is_object,
-    messages_of,
-    whole_at,
-)
-from .related_expiry import RELATED_EXPIRY, RelatedExpiry, as_promised
-from .sessions import Update
+from .expressions import EACH_AGENT, archived_count_of, array_at, for_each_message, is_object, messages_of, whole_at
+from .sessions import RELATED_EXPIRY, Update, as_promised
 
 
 def search_conditions(
@@ -50,28 +42,26 @@ def search_conditions(
     return conditions
 
 
-class _Marked(RelatedExpiry, total=False):
-    """Fields that may be absent.
-
-    Attributes:
-        application_name: The application of the session; absent where none was given.
-        indexed: The mark of an indexer, see ``IndexingProgress``; absent where none was there yet.
-    """
-
-    application_name: str
-    indexed: IndexingProgress
-
-
-class IndexingStanding(_Marked):
+class IndexingStanding(TypedDict):
     """What ``indexing_standing`` yields.
 
     Attributes:
+        incarnation: The incarnation of the session.
+        parts_expire_at: Until when its related documents are kept, UTC; absent where they have no expiry.
+        parts_moving_to: Until when somebody is just making them live, UTC; absent where nobody does.
+        application_name: The application of the session; absent where none was given.
         edits: How often stored messages of the agent were changed.
         rewrites: How often stored messages of it were replaced.
+        indexed: The mark of an indexer, see ``IndexingProgress``; absent where none was there yet.
     """
 
+    incarnation: ObjectId
+    parts_expire_at: NotRequired[datetime]
+    parts_moving_to: NotRequired[datetime]
+    application_name: NotRequired[str]
     edits: int
     rewrites: int
+    indexed: NotRequired[IndexingProgress]
 
 
 class UnindexedMessages(IndexingStanding):
@@ -90,34 +80,6 @@ class UnindexedMessages(IndexingStanding):
     total: int
     archived_count: int | None
     messages: list[Document | None]
-
-
-class AgentToIndex(TypedDict):
-    """What is known of an agent before its messages are indexed.
-
-    Attributes:
-        key: The agent's key.
-        adopted: Whether it has the counters that an older document lacks.
-        behind: Whether messages of it are not in the search, or not as they are now.
-    """
-
-    key: str
-    adopted: bool
-    behind: bool
-
-
-class SessionToIndex(TypedDict, total=False):
-    """What ``behind_projection`` yields.
-
-    Attributes:
-        _id: The session's id.
-        incarnation: The incarnation of the session, or what another program has put there; absent in an older document.
-        agents: Its agents.
-    """
-
-    _id: str
-    incarnation: Any
-    agents: list[AgentToIndex]
 
 
 def indexing_standing(key: str) -> Document:
@@ -227,7 +189,9 @@ def put_search_document(document: Document, *, wins_ties: bool) -> Update:
 def behind_projection() -> Document:
     """Return the projection of which agents have messages that are not in the search, or not as they are now.
 
-    It yields a ``SessionToIndex``.
+    It yields ``incarnation`` (absent in an older document, or what another program has put there) and ``agents``. Of
+    each agent ``{key, adopted, behind}``: whether it has the counters that an older document lacks, and whether it has
+    such messages.
     """
     agent = "$$a.v"
     total = {"$add": [whole_at(f"{agent}.archived_count"), {"$size": messages_of(agent)}]}

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from typing import Any
 
 from bson import MaxKey, MinKey, ObjectId
-from bson.raw_bson import RawBSONDocument
 
 from .._model.documents import Document
 from .._model.limits import INT64_MAX
 from .._model.related_shapes import SegmentId
-from .expressions import (
-    REMOVED,
-    array_at,
-    for_each_agent,
-    for_each_message,
-    messages_of,
-    messages_with_id,
-    number_at,
-)
+from .expressions import REMOVED, array_at, for_each_agent, for_each_message, messages_of, messages_with_id, number_at
 from .feedback import EMBEDDED_FEEDBACKS, FEEDBACKS
-from .related_expiry import RELATED_EXPIRY, RelatedExpiry, as_promised
-from .sessions import Update
+from .sessions import RELATED_EXPIRY, Update, as_promised
 
 # --- which segments -------------------------------------------------------------------------------------------------
 
@@ -47,43 +37,15 @@ def segments_up_to(session_id: str, incarnation: ObjectId, key: str, offset: int
 # --- what is read of a segment --------------------------------------------------------------------------------------
 
 
-class SegmentBounds(TypedDict, total=False):
-    """What ``segment_bounds`` yields.
-
-    Attributes:
-        _id: The segment's ``_id``.
-        first_id: The lowest ``message_id`` in it; absent where no message has one.
-        last_id: The highest one, likewise.
-    """
-
-    _id: SegmentId
-    first_id: int
-    last_id: int
-
-
 def segment_bounds() -> Document:
-    """Return the projection of the lowest and the highest ``message_id`` of a segment, a ``SegmentBounds``."""
+    """Return the projection of the lowest and the highest ``message_id`` of a segment: absent where none has one."""
     ids = for_each_message(array_at("$messages"), "$$m.message_id")
     numbers = {"$filter": {"input": ids, "as": "id", "cond": {"$isNumber": "$$id"}}}
     return {"first_id": {"$first": numbers}, "last_id": {"$last": numbers}}
 
 
-class SegmentPage(TypedDict):
-    """What ``segment_page_projection`` yields.
-
-    Attributes:
-        _id: The segment's ``_id``.
-        count: How many messages the segment has.
-        messages: Those asked for, oldest first, decoded.
-    """
-
-    _id: SegmentId
-    count: int
-    messages: list[Document]
-
-
 def segment_page_projection(start: int, stop: int) -> Document:
-    """Return the projection of a segment's messages from offset ``start`` up to ``stop``, a ``SegmentPage``."""
+    """Return the projection of a segment's messages from offset ``start`` up to ``stop``, and of its ``count``."""
     begin = {"$max": [start, "$_id.first"]}
     length = {"$max": [1, {"$subtract": [stop, begin]}]}
     return {"count": 1, "messages": {"$slice": ["$messages", {"$subtract": [begin, "$_id.first"]}, length]}}
@@ -94,55 +56,20 @@ def segment_message_projection(message_id: int) -> Document:
     return {"messages": messages_with_id("$messages", message_id)}
 
 
-class SegmentStanding(TypedDict):
-    """What an archiver must know of a segment that another one has made.
-
-    Attributes:
-        count: How many messages it has.
-        edits: The agent's ``edits`` when they were read.
-    """
-
-    count: int
-    edits: int
-
-
 # --- archiving ------------------------------------------------------------------------------------------------------
 
 
-class ArchivableAgent(TypedDict, total=False):
-    """How much of an agent (or of the feedbacks) is embedded.
-
-    Attributes:
-        archived_count: How many messages are archived; absent in an older document.
-        edits: The agent's ``edits``; absent in an older document.
-        removed: How many messages are no longer live, archived ones included.
-        embedded: How many messages are embedded.
-        bytes: The size of what is embedded, with the agent's record.
-    """
-
-    archived_count: int
-    edits: int
-    removed: int
-    embedded: int
-    bytes: int
-
-
-class Block(RelatedExpiry):
-    """What ``block_projection`` yields.
-
-    Attributes:
-        bytes: The size of the session document.
-        agent: How much of the agent is embedded.
-        messages: Its oldest embedded messages, as they are stored.
-    """
-
-    bytes: int
-    agent: ArchivableAgent
-    messages: Sequence[RawBSONDocument]
-
-
 def block_projection(key: str, block: int) -> Document:
-    """Return the projection of what an archiver needs, a ``Block`` with at most so many messages."""
+    """Return the projection of what an archiver needs of an agent, or of the feedbacks.
+
+    It yields, beside ``RELATED_EXPIRY``:
+
+    - ``bytes``: the size of the session document;
+    - ``messages``: the oldest embedded messages, at most ``block`` of them;
+    - ``agent``: ``archived_count`` and ``edits`` (absent in an older document), ``removed`` (how many messages are no
+      longer live, archived ones included), ``embedded`` (how many there are) and ``bytes`` (their size, with that of
+      the agent's record).
+    """
     if key == FEEDBACKS:
         archived, size, messages = number_at("$feedbacks_archived"), {"$size": EMBEDDED_FEEDBACKS}, EMBEDDED_FEEDBACKS
         embedded: Document = {
@@ -186,38 +113,6 @@ def _rest(messages: str, count: int) -> Document:
     return {"$slice": [messages, count, {"$max": [1, {"$size": messages}]}]}
 
 
-class AgentSize(TypedDict, total=False):
-    """The size of an agent's embedded messages.
-
-    Attributes:
-        key: The agent's key.
-        messages: Their size in bytes.
-        archived_count: How many messages are archived; absent in an older document.
-        edits: The agent's ``edits``; absent in an older document.
-    """
-
-    key: str
-    messages: int
-    archived_count: int
-    edits: int
-
-
-class SessionSizes(TypedDict, total=False):
-    """What ``SIZES`` yields.
-
-    Attributes:
-        incarnation: The incarnation of the session; absent in an older document.
-        bytes: The size of the session document.
-        feedbacks: The size of its embedded feedbacks in bytes.
-        agents: Its agents.
-    """
-
-    incarnation: ObjectId
-    bytes: int
-    feedbacks: int
-    agents: list[AgentSize]
-
-
 SIZES: Document = {
     "incarnation": 1,
     "bytes": {"$bsonSize": "$$ROOT"},
@@ -231,4 +126,4 @@ SIZES: Document = {
         }
     ),
 }
-"""Projection of the size of a session document and of each agent's embedded messages, a ``SessionSizes``."""
+"""Projection of the size of a session document, of its embedded feedbacks and of each agent's embedded messages."""

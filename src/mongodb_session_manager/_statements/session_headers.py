@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import Any
 
 from bson import ObjectId
+from typing_extensions import NotRequired, TypedDict
 
 from .._model.documents import Document
 from .._model.encoding import MARKER, decode
@@ -67,18 +68,10 @@ class SessionHeader:
     metadata: dict[str, Any]
 
 
-class _Stored(TypedDict, total=False):
-    """Fields as they are stored, absent where they are not; another program may have put anything there."""
-
-    session_type: Any
-    application_name: Any
-    expires_at: Any
-    metadata: Any
-    incarnation: Any
-
-
-class ListedSession(_Stored):
+class ListedSession(TypedDict):
     """A session as ``PROJECTION`` yields it: both times are times, the numbers are whatever adding up has given.
+
+    What may be absent is as it is stored; another program may have put anything there.
 
     Attributes:
         _id: Its id.
@@ -103,6 +96,11 @@ class ListedSession(_Stored):
     output_tokens: Any
     total_tokens: Any
     words: Document
+    session_type: NotRequired[Any]
+    application_name: NotRequired[Any]
+    expires_at: NotRequired[Any]
+    metadata: NotRequired[Any]
+    incarnation: NotRequired[Any]
 
 
 # --- what the server computes ---------------------------------------------------------------------------------------

@@ -1,19 +1,61 @@
-"""Lists of sessions: which sessions are asked for, and what makes a page of them. Pure."""
+"""Lists of sessions: which are asked for, in which order, what makes a page, and the cursor: where a page ended. Pure.
+
+The order is total: by a time and, where two sessions have the same, by ``_id``. The next page begins behind the last
+session of the former one. Nothing is skipped by counting: the hundredth page costs what the first does.
+"""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Literal, NamedTuple
+
+import bson
+from bson.errors import BSONError
 
 from .._model.documents import Document, stored_time
+from .._model.encoding import CODEC_OPTIONS, to_bson
 from .._model.expiry import FOREVER, NOT_EXPIRED
-from .._model.keys import check_depth, check_id, check_metadata_paths, check_name, encode_key
+from .._model.keys import check_compared_metadata, check_id, check_name, encode_key
 from .._model.limits import MAX_LISTED_SESSIONS
 from ..errors import shown
-from .listing_cursor import Order, PageEnd, SortBy, read_cursor, write_cursor
 from .session_headers import ListedSession, SessionHeader, header
+
+SortBy = Literal["created_at", "updated_at"]
+
+
+class Order(NamedTuple):
+    """The order of a list.
+
+    Attributes:
+        sort_by: The field.
+        newest_first: Whether the latest time comes first.
+    """
+
+    sort_by: SortBy
+    newest_first: bool
+
+    @property
+    def sort(self) -> list[tuple[str, int]]:
+        """MongoDB's form of it."""
+        direction = -1 if self.newest_first else 1
+        return [(self.sort_by, direction), ("_id", direction)]
+
+
+class PageEnd(NamedTuple):
+    """Where a page ends: the last session on it.
+
+    Attributes:
+        time: Its time, by which the list is sorted.
+        session_id: Its id.
+        tied: Whether the next session has the same time.
+    """
+
+    time: datetime
+    session_id: str
+    tied: bool
 
 
 @dataclass(frozen=True)
@@ -124,13 +166,8 @@ _IS_A_SESSION: Document = {
 def _metadata(metadata: Mapping[str, Any] | None) -> list[Document]:
     if metadata is None:
         return []
-    if not isinstance(metadata, Mapping):
-        raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
-    checked = dict(zip(check_metadata_paths(metadata), metadata.values(), strict=True))
-    for path, value in checked.items():
-        check_depth(value, f"metadata {path}", path.count(".") + 1)
     # $eq: what looks like an operator is a value like any other.
-    return [{f"metadata.{path}": {"$eq": value}} for path, value in checked.items()]
+    return [{f"metadata.{path}": {"$eq": value}} for path, value in check_compared_metadata(metadata).items()]
 
 
 def _equal(name: str, value: str | None) -> list[Document]:
@@ -189,3 +226,42 @@ def page(asked: Listing, found: list[ListedSession], archived: Mapping[str, Any]
         time = last[asked.order.sort_by]
         cursor = write_cursor(asked.order, PageEnd(time, last["_id"], time == following[asked.order.sort_by]))
     return SessionPage([header(session, archived.get(session["_id"])) for session in on_page], cursor)
+
+
+# --- the cursor ------------------------------------------------------------------------------------------------------
+
+_FIELDS = {"sort_by": str, "newest_first": bool, "time": datetime, "session_id": str, "tied": bool}
+
+
+def write_cursor(order: Order, end: PageEnd) -> str:
+    """Return the end of a page as text for the caller to bring back."""
+    content = to_bson({**order._asdict(), **end._asdict()})
+    return base64.urlsafe_b64encode(content).decode("ascii").rstrip("=")
+
+
+def read_cursor(cursor: str, order: Order) -> PageEnd:
+    """Return the end of a page that a cursor stands for.
+
+    It says where to go on and nothing else, so a cursor that was changed shows nobody what the filters would not.
+
+    Raises:
+        TypeError: It is no string.
+        ValueError: It is not one that was returned for this order.
+    """
+    if not isinstance(cursor, str):
+        raise TypeError(f"cursor must be a string, not {type(cursor).__name__}")
+    wrong = ValueError("cursor is damaged, or none that list_sessions returned: pass that of the former page as it was")
+    try:
+        content = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        found = bson.decode(content, CODEC_OPTIONS)
+    except (ValueError, BSONError):
+        raise wrong from None
+    if {name: type(value) for name, value in found.items()} != _FIELDS:
+        raise wrong
+    of = Order(*(found[name] for name in Order._fields))
+    if of != order:
+        raise ValueError(
+            f"cursor belongs to a list with sort_by={shown(of.sort_by)} and newest_first={shown(of.newest_first)}: "
+            "the pages of one list have one order"
+        )
+    return PageEnd(*(found[name] for name in PageEnd._fields))

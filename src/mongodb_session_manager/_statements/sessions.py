@@ -1,4 +1,9 @@
-"""Which session a writer means, and by which right; what every update of its content asks for and changes."""
+"""Which session a writer means, and whether it may write; what every update of a session checks and changes.
+
+And until when the related documents of a session are kept. ``parts_expire_at`` says until when they are kept for
+certain, ``parts_moving_to`` until when somebody is just making them live. How the two work together:
+``_model/expiry.py``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from bson import ObjectId
 from .._model.documents import Document
 from .._model.expiry import EXPIRED, NOT_EXPIRED, in_hours, related_needed_until
 from .._model.shapes import Lease
-from .expressions import EACH_AGENT
+from .expressions import for_each_agent
 
 
 class Update(NamedTuple):
@@ -119,15 +124,7 @@ def unless_expired(projection: Mapping[str, Any]) -> Document:
     }
 
 
-ANY_INDEXED: Document = {
-    "$anyElementTrue": {
-        "$map": {
-            "input": EACH_AGENT,
-            "as": "a",
-            "in": {"$ne": [{"$type": "$$a.v.indexed"}, "missing"]},
-        }
-    }
-}
+ANY_INDEXED: Document = {"$anyElementTrue": for_each_agent({"$ne": [{"$type": "$$a.v.indexed"}, "missing"]})}
 """Expression for whether messages of a session may be in the search."""
 
 
@@ -180,3 +177,52 @@ class Standing:
     def lease_seconds(self) -> float:
         """For how many seconds the lease still runs, by the server's clock; 0 or less: it does not."""
         return (self.lease["expires_at"] - self.now).total_seconds() if self.lease else 0.0
+
+
+# --- the expiry of related documents ---------------------------------------------------------------------------------
+
+
+def announce_move(session_id: str, standing: Mapping[str, Any], until: datetime) -> Update:
+    """Return the update that announces until when related documents will be kept, if nobody has said so meanwhile."""
+    return Update(_alive_as_promised(session_id, standing), {"$set": {"parts_moving_to": until}})
+
+
+def confirm_move(session_id: str, standing: Mapping[str, Any], until: datetime) -> Update:
+    """Return the update that says that all related documents are now kept as long as was announced."""
+    which = _alive_as_promised(session_id, {**standing, "parts_moving_to": until})
+    return Update(which, {"$set": {"parts_expire_at": until}, "$unset": {"parts_moving_to": ""}})
+
+
+def end_expiry(session_id: str, standing: Mapping[str, Any]) -> Update:
+    """Return the update by which a session no longer expires; its related documents do not, either."""
+    return Update(_alive_as_promised(session_id, standing), {"$unset": {"expires_at": "", "ttl_hours": ""}})
+
+
+def begin_expiry(session_id: str, incarnation: ObjectId, until: datetime) -> Update:
+    """Return the update that says until when the related documents of an expiring session are kept.
+
+    For a session that has got its ttl later: so far they had no expiry.
+    """
+    which = _alive_as_promised(session_id, {"incarnation": incarnation})
+    return Update({**which, "expires_at": {"$lt": until}}, {"$set": {"parts_expire_at": until}})
+
+
+def as_promised(session_id: str, standing: Mapping[str, Any]) -> Document:
+    """Match the session only while the fields of ``RELATED_EXPIRY`` are as in ``standing``.
+
+    One that is absent there must still be absent, which is what None matches.
+    """
+    return {"_id": session_id, **{name: standing.get(name) for name in RELATED_EXPIRY}}
+
+
+def _alive_as_promised(session_id: str, standing: Mapping[str, Any]) -> Document:
+    return {**as_promised(session_id, standing), "$expr": NOT_EXPIRED}
+
+
+def keep_until(until: datetime) -> Document:
+    """Return the change by which related documents expire no sooner than this."""
+    return {"$max": {"expires_at": until}}
+
+
+RELATED_EXPIRY = {"incarnation": 1, "parts_expire_at": 1, "parts_moving_to": 1}
+"""Projection of what a new related document needs of its session. Each may be absent."""

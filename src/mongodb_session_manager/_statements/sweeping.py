@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
 
 from .._model.documents import Document
-from .._model.related_shapes import SegmentId
 from .expressions import agent_with_key, is_whole
 
 
@@ -33,34 +32,11 @@ def may_be_incarnation(incarnation: Any) -> Document:
     return {"$or": [{"$eq": ["$incarnation", incarnation]}, does_not_tell]}
 
 
-class IncarnationToSweep(TypedDict):
-    """What is known of the related documents of one incarnation of a session.
-
-    Attributes:
-        _id: ``{session, incarnation}``.
-        over: Whether the incarnation seems over; else one of them has a mark that may have to go.
-        marked: Whether one of them has a mark.
-    """
-
-    _id: Document
-    over: bool
-    marked: bool
-
-
-class StaleSegment(TypedDict):
-    """A segment that was never committed, and that can never be.
-
-    Attributes:
-        _id: The segment's ``_id``.
-        edits: The agent's ``edits`` when its messages were read.
-    """
-
-    _id: SegmentId
-    edits: int
-
-
 def incarnations_to_sweep(sessions: str, number: str) -> list[Document]:
-    """Return the pipeline on related documents that yields an ``IncarnationToSweep`` for each that needs a look.
+    """Return the pipeline on related documents that yields the incarnations of sessions that need a look.
+
+    Of each ``{_id: {session, incarnation}, over, marked}``: whether it seems over, else one of its documents has a mark
+    that may have to go; and whether one of them has a mark.
 
     Args:
         sessions: Name of the collection of the session documents.
@@ -82,7 +58,10 @@ def incarnations_to_sweep(sessions: str, number: str) -> list[Document]:
 
 
 def stale_segments(sessions: str) -> list[Document]:
-    """Return the pipeline on segments that yields a ``StaleSegment`` for each that nobody can commit any more."""
+    """Return the pipeline on segments that yields those that were never committed, and that nobody can commit any more.
+
+    Of each ``{_id, edits}``: the agent's ``edits`` when its messages were read.
+    """
     names = {"incarnation": "$_id.incarnation", "key": "$_id.agent", "first": "$_id.first", "edits": "$edits"}
     stale: list[Document] = [
         {"$match": {"$expr": _outdated("$$incarnation", "$$key", "$$first", "$$edits")}},
@@ -96,7 +75,7 @@ def stale_segments(sessions: str) -> list[Document]:
     ]
 
 
-def outdates(segment: StaleSegment) -> Document:
+def outdates(segment: Document) -> Document:
     """Return the expression for whether a session is such that nobody can commit this segment any more."""
     of = segment["_id"]
     return _outdated(of["incarnation"], {"$literal": of["agent"]}, of["first"], segment["edits"])

@@ -10,34 +10,23 @@ Otherwise nobody can commit it any more, and it is deleted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 
+from .._model import limits
 from .._model.archive_policy import ArchivePolicy, Embedded
 from .._model.documents import Document
 from .._model.expiry import expiry_of_new_related
-from .._model.limits import (
-    FULL_DOCUMENT_BYTES,
-    MAKE_ROOM_TO_BYTES,
-    MAX_BEHIND_ATTEMPTS,
-    MAX_EMBEDDED_FEEDBACK_BYTES,
-    MAX_EMBEDDED_FEEDBACKS,
-    MAX_SEGMENT_BYTES,
-    MAX_SEGMENTS_AT_ONCE,
-    ROOM_SEGMENT_BYTES,
-    ROOM_SEGMENT_MESSAGES,
-)
 from .._model.related_shapes import SegmentId
 from .._statements import feedback, segments
-from .._statements.segments import Block, SessionSizes
 from .history import History
 from .session_commands import SessionCommands, now
 
-_MAKING_ROOM = ArchivePolicy(1, ROOM_SEGMENT_BYTES, ROOM_SEGMENT_MESSAGES)
+_MAKING_ROOM = ArchivePolicy(1, limits.ROOM_SEGMENT_BYTES, limits.ROOM_SEGMENT_MESSAGES)
 
 
 @dataclass(eq=False)
@@ -55,7 +44,7 @@ class Archiver:
     def archive(self, session_id: str, incarnation: ObjectId, key: str, policy: ArchivePolicy) -> Embedded | None:
         """Archive an agent's messages as long as that is due; return what stays embedded, or None without the agent."""
         left: Embedded | None = None
-        for _ in range(MAX_SEGMENTS_AT_ONCE):
+        for _ in range(limits.MAX_SEGMENTS_AT_ONCE):
             moved, left = self._step(session_id, incarnation, key, policy, force=False)
             if not moved or left is None or not left.due(policy, 0):
                 break
@@ -63,10 +52,10 @@ class Archiver:
 
     def archive_feedbacks(self, session_id: str, incarnation: ObjectId) -> None:
         """Archive the older feedbacks of a session that has no room for more."""
-        policy = ArchivePolicy(1, MAX_EMBEDDED_FEEDBACK_BYTES, MAX_EMBEDDED_FEEDBACKS // 2)
+        policy = ArchivePolicy(1, limits.MAX_EMBEDDED_FEEDBACK_BYTES, limits.MAX_EMBEDDED_FEEDBACKS // 2)
         self._step(session_id, incarnation, feedback.FEEDBACKS, policy, force=True)
 
-    def make_room(self, session_id: str, needed: int = FULL_DOCUMENT_BYTES) -> int | None:
+    def make_room(self, session_id: str, needed: int = limits.FULL_DOCUMENT_BYTES) -> int | None:
         """Archive what is embedded, live or not, until the session document is small again.
 
         Args:
@@ -77,13 +66,13 @@ class Archiver:
             The size of the session document then, in bytes; None if nothing was archived.
         """
         made = False
-        for _ in range(MAX_SEGMENTS_AT_ONCE):
-            sizes = cast("SessionSizes | None", self.commands.find_one({"_id": session_id}, segments.SIZES))
+        for _ in range(limits.MAX_SEGMENTS_AT_ONCE):
+            sizes = self.commands.find_one({"_id": session_id}, segments.SIZES)
             if sizes is None:
                 return None
             archivable = sum(int(agent["messages"]) for agent in sizes["agents"]) + int(sizes["feedbacks"])
-            little = sizes["bytes"] <= MAKE_ROOM_TO_BYTES or archivable <= MAKE_ROOM_TO_BYTES
-            if little and sizes["bytes"] + needed <= FULL_DOCUMENT_BYTES:
+            little = sizes["bytes"] <= limits.MAKE_ROOM_TO_BYTES or archivable <= limits.MAKE_ROOM_TO_BYTES
+            if little and sizes["bytes"] + needed <= limits.FULL_DOCUMENT_BYTES:
                 return int(sizes["bytes"]) if made else None
             if "incarnation" not in sizes or any("archived_count" not in agent for agent in sizes["agents"]):
                 self.commands.adopt(session_id, [agent["key"] for agent in sizes["agents"]])
@@ -106,10 +95,9 @@ class Archiver:
             How many messages were archived, and what stays embedded; None if the agent is gone.
         """
         mine: list[SegmentId] = []
-        for _ in range(MAX_BEHIND_ATTEMPTS):
+        for _ in range(limits.MAX_BEHIND_ATTEMPTS):
             which = {"_id": session_id, "incarnation": incarnation}
-            document = self.commands.find_raw(which, segments.block_projection(key, policy.block))
-            found = cast("Block | None", document)
+            found = self.commands.find_raw(which, segments.block_projection(key, policy.block))
             if found is None:
                 if mine and self.commands.is_over(session_id, incarnation):
                     # Whoever deleted the session may not have found it. All else is the sweep's: a session document
@@ -119,12 +107,7 @@ class Archiver:
             agent = found["agent"]
             if "edits" not in agent or "archived_count" not in agent:
                 return 0, None
-            standing = Embedded(
-                archived=int(agent["archived_count"]),
-                count=int(agent["embedded"]),
-                bytes=int(agent["bytes"]),
-                removed=max(0, int(agent["removed"])),
-            )
+            standing = Embedded.of(agent)
             messages = found["messages"]
             count = _cut(messages, policy)
             if force:
@@ -136,8 +119,7 @@ class Archiver:
                 grown = standing.grown(policy, int(found["bytes"]))
                 if not grown or count is None or count > standing.removed - standing.archived:
                     return 0, standing
-            first, edits = standing.archived, int(agent["edits"])
-            moved = self._move(session_id, found, key, first, edits, messages[:count], mine)
+            moved = self._move(session_id, found, key, messages[:count], mine)
             if moved:
                 standing.archived += moved
                 standing.count -= moved
@@ -149,10 +131,8 @@ class Archiver:
     def _move(
         self,
         session_id: str,
-        session: Block,
+        session: Mapping[str, Any],
         key: str,
-        first: int,
-        edits: int,
         messages: Sequence[RawBSONDocument],
         mine: list[SegmentId],
     ) -> int:
@@ -163,6 +143,7 @@ class Archiver:
         Returns:
             How many messages it has; 0 if none was committed.
         """
+        first, edits = int(session["agent"]["archived_count"]), int(session["agent"]["edits"])
         segment_id = segments.segment_id(session_id, session["incarnation"], key, first)
         expires_at = expiry_of_new_related(session)
         count = len(messages)
@@ -200,7 +181,7 @@ def _cut(messages: Sequence[RawBSONDocument], policy: ArchivePolicy) -> int | No
     """
     size = 0
     for index, message in enumerate(messages):
-        if index and size + len(message.raw) > MAX_SEGMENT_BYTES:
+        if index and size + len(message.raw) > limits.MAX_SEGMENT_BYTES:
             return index
         size += len(message.raw)
         if index + 1 == policy.block or size >= policy.segment_bytes:

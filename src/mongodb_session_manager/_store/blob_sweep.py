@@ -20,18 +20,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 from bson import ObjectId
 from pymongo import ASCENDING, IndexModel
 
+from .._model.documents import Document
 from .._model.limits import IDS_PER_COMMAND
 from .._model.related_shapes import BlobOwner
 from .._statements.sweeping import says_whose
 from .blobs import OWNER_INDEX, BlobStore, batches
-from .upkeep import Failures, Filter, Orphans
+from .upkeep import Failures, Orphans
 
 Named = Callable[[str, ObjectId, str, Mapping[ObjectId, int | None]], AbstractSet[ObjectId]]
 """Tells which files are still named: ``named(session, incarnation, agent, {file: message it was meant for})``.
@@ -42,28 +43,6 @@ content moves: the session document first, then its history. An owner that does 
 
 # Made when there are marks: there hardly ever are.
 _ORPHANS_INDEX = IndexModel([("orphaned_at", ASCENDING)], name="orphaned_at", sparse=True)
-
-
-class _Mark(TypedDict, total=False):
-    """A field that may be absent.
-
-    Attributes:
-        orphaned_at: When a sweep has found the file orphaned, UTC; absent without such a mark.
-    """
-
-    orphaned_at: datetime
-
-
-class OlderFile(_Mark):
-    """A file as a sweep reads it.
-
-    Attributes:
-        _id: The file's id.
-        metadata: Whose it is; ``message`` may be absent.
-    """
-
-    _id: ObjectId
-    metadata: BlobOwner
 
 
 class BlobSweep:
@@ -89,7 +68,7 @@ class BlobSweep:
         """
         removed = 0
         for files in batches(self._older_files(), IDS_PER_COMMAND):
-            by_owner: dict[tuple[str, ObjectId, str], list[OlderFile]] = {}
+            by_owner: dict[tuple[str, ObjectId, str], list[Document]] = {}
             for file in files:
                 owner = file["metadata"]
                 by_owner.setdefault((owner["session"], owner["incarnation"], owner["agent"]), []).append(file)
@@ -100,8 +79,11 @@ class BlobSweep:
 
     # --- files that nobody names ------------------------------------------------------------------------------------
 
-    def _older_files(self) -> Iterator[OlderFile]:
-        """Yield the older files of this library, each session's together. Somebody else's have no such metadata."""
+    def _older_files(self) -> Iterator[Document]:
+        """Yield ``_id``, ``metadata`` and any mark of the older files of this library, each session's together.
+
+        Somebody else's have no such metadata.
+        """
         is_ours = [{"$eq": [{"$type": "$_id"}, "objectId"]}, says_whose("$metadata", "message", "null", "missing")]
         query = {"uploadDate": {"$lt": self._before}, "$expr": {"$and": is_ours}}
         wanted = {"orphaned_at": 1, **{f"metadata.{name}": 1 for name in BlobOwner.__annotations__}}
@@ -110,18 +92,18 @@ class BlobSweep:
             yield from files
 
     def _sweep_files(
-        self, files: list[OlderFile], named: Callable[[Mapping[ObjectId, int | None]], AbstractSet[ObjectId]]
+        self, files: list[Document], named: Callable[[Mapping[ObjectId, int | None]], AbstractSet[ObjectId]]
     ) -> int:
         meant_for = {file["_id"]: file["metadata"].get("message") for file in files}
 
-        def unnamed() -> Filter | None:
+        def unnamed() -> Document | None:
             found = list(meant_for.keys() - named(meant_for))
             return {"_id": {"$in": found}} if found else None
 
         marked = any("orphaned_at" in file for file in files)
         return self._orphaned_files.sweep({"_id": {"$in": list(meant_for)}}, unnamed, marked=marked)
 
-    def _delete_files(self, which: Filter) -> int:
+    def _delete_files(self, which: Document) -> int:
         ids = [file["_id"] for file in self._store.files.find(which, {"_id": 1})]
         self._store.delete(ids)
         return len(ids)
@@ -159,17 +141,17 @@ class BlobSweep:
             for group in found:
                 yield group["_id"]
 
-    def _without_file(self, ids: list[ObjectId]) -> Filter | None:
+    def _without_file(self, ids: list[ObjectId]) -> Document | None:
         """Return the filter of the chunks of those of these files that have no file document; None: all have one."""
         existing = {file["_id"] for file in self._store.files.find({"_id": {"$in": ids}}, {"_id": 1})}
         left = [file_id for file_id in ids if file_id not in existing]
         return _chunks_of(left) if left else None
 
-    def _delete_chunks(self, which: Filter) -> int:
+    def _delete_chunks(self, which: Document) -> int:
         ids = {chunk["files_id"] for chunk in self._store.chunks.find(which, {"files_id": 1})}
         self._store.chunks.delete_many(which)
         return len(ids)
 
 
-def _chunks_of(file_ids: list[ObjectId]) -> Filter:
+def _chunks_of(file_ids: list[ObjectId]) -> Document:
     return {"files_id": {"$in": file_ids}}

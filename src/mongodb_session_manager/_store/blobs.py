@@ -26,25 +26,18 @@ from typing import Any, TypeVar
 
 import pymongo
 from bson import Int64, ObjectId
+from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, IndexModel, ReadPreference
 from pymongo.database import Database
 from pymongo.errors import AutoReconnect, PyMongoError, ServerSelectionTimeoutError
 
-from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
-from .._model.limits import (
-    BLOB_CHUNK_BYTES,
-    BLOB_CHUNKS_PER_INSERT,
-    DISCARD_SECONDS,
-    FRESH_UPLOAD_SECONDS,
-    IDS_PER_COMMAND,
-    INT32_MAX,
-    MAX_RECONNECTS,
-)
-from .._model.pending_blobs import Blob, PendingBlobs
+from .._model import limits
+from .._model.documents import Document
+from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, Blob, PendingBlobs, decode_document
 from .._model.related_shapes import BlobOwner
 from ..errors import BlobMissingError
 from .indexes import EXPIRY_INDEX, ensure_indexes
-from .sending import until_known
+from .sending import attempts, until_known
 
 OWNER_INDEX = [("metadata.session", ASCENDING), ("metadata.incarnation", ASCENDING)]
 """The keys of the index by which the files of a session are found."""
@@ -91,7 +84,7 @@ class BlobStore:
         Raises:
             pymongo.errors.PyMongoError: A blob could not be stored. No commit may name it.
         """
-        oldest = clock() - FRESH_UPLOAD_SECONDS
+        oldest = clock() - limits.FRESH_UPLOAD_SECONDS
         due = [blob for blob in blobs.blobs if blob.uploaded_at is None or blob.uploaded_at < oldest]
         if due:
             self._ensure_indexes()
@@ -115,7 +108,7 @@ class BlobStore:
             {"_id": 0, "files_id": 1, "n": 1, "data": 1},
             sort=[("files_id", ASCENDING), ("n", ASCENDING)],
             # Without it, the first answer ends after 101 chunks however small they are.
-            batch_size=INT32_MAX,
+            batch_size=limits.INT32_MAX,
         )
         with contextlib.closing(chunks):
             for file_id, of_file in itertools.groupby(chunks, key=lambda chunk: chunk["files_id"]):
@@ -131,12 +124,39 @@ class BlobStore:
                 raise self._missing(file_id, f"has {found} bytes instead of {length}")
         return fetched
 
+    def decoded(
+        self, read: Callable[[], Iterable[RawBSONDocument]], what: str, session_id: str | None = None
+    ) -> list[Document]:
+        """Read documents and return them decoded; where one of their blobs is missing, they are read again.
+
+        Perhaps that was redacted or deleted since they were read: then they no longer name it.
+        Only for what is encoded, messages and agents: elsewhere somebody could have stored what looks like a marker.
+
+        Args:
+            read: Reads them.
+            what: For the error: what is read.
+            session_id: For the error: the session.
+
+        Raises:
+            BlobMissingError: They still name it.
+        """
+        missing: ObjectId | None = None
+        for _ in attempts(f"{what} could not be read with its blobs", session_id):
+            try:
+                return [decode_document(bytes(document.raw), self.fetch) for document in read()]
+            except BlobMissingError as error:
+                error.session_id = session_id
+                if error.file_id == missing:
+                    raise
+                missing = error.file_id
+        raise AssertionError  # `attempts` never ends without an error.
+
     def delete(self, file_ids: Iterable[ObjectId]) -> None:
         """Delete files; those that are not there are no error. Two commands for each 1,000.
 
         The chunks go first. A deletion that is interrupted can then be repeated by whoever only knows the owner.
         """
-        for ids in batches(file_ids, IDS_PER_COMMAND):
+        for ids in batches(file_ids, limits.IDS_PER_COMMAND):
             until_known(partial(self.chunks.delete_many, {"files_id": {"$in": ids}}))
             until_known(partial(self.files.delete_many, {"_id": {"$in": ids}}))
 
@@ -156,7 +176,7 @@ class BlobStore:
         since belongs to a session that has lost its ttl meanwhile, or gets its expiry from whoever is storing it.
         """
         with contextlib.closing(self.files.find(_of(session_id, incarnation), {"uploadDate": 1})) as files:
-            for found in batches(files, IDS_PER_COMMAND):
+            for found in batches(files, limits.IDS_PER_COMMAND):
                 older = [file["_id"] for file in found if file["uploadDate"] < now]
                 ids = [file["_id"] for file in found]
                 self._change(ids, {"$set": {"expires_at": until}}, partial(_expires_too_soon, until, older))
@@ -182,7 +202,7 @@ class BlobStore:
             which: Returns the condition, given the name of the field that holds a file's id.
         """
         self._ensure_indexes()
-        for ids in batches(file_ids, IDS_PER_COMMAND):
+        for ids in batches(file_ids, limits.IDS_PER_COMMAND):
             for collection, id_field in ((self.chunks, "files_id"), (self.files, "_id")):
                 query = {id_field: {"$in": ids}, **which(id_field)}
                 until_known(partial(collection.update_many, query, change))
@@ -206,7 +226,7 @@ class BlobStore:
             except PyMongoError as error:
                 failed.append(file_id)
                 lost = isinstance(error, AutoReconnect) and not isinstance(error, ServerSelectionTimeoutError)
-                if lost and len(failed) <= MAX_RECONNECTS:
+                if lost and len(failed) <= limits.MAX_RECONNECTS:
                     continue
                 self._discard(failed)
                 raise
@@ -215,20 +235,24 @@ class BlobStore:
             return
 
     def _store(self, file_id: ObjectId, content: bytes, owner: BlobOwner) -> None:
-        file = {"length": Int64(len(content)), "chunkSize": BLOB_CHUNK_BYTES, "metadata": owner}
+        file = {"length": Int64(len(content)), "chunkSize": limits.BLOB_CHUNK_BYTES, "metadata": owner}
         # An upsert, because an insert cannot take the server's time.
         self.files.update_one(
             {"_id": file_id}, {"$setOnInsert": file, "$currentDate": {"uploadDate": True}}, upsert=True
         )
-        for starts in batches(range(0, len(content), BLOB_CHUNK_BYTES), BLOB_CHUNKS_PER_INSERT):
+        for starts in batches(range(0, len(content), limits.BLOB_CHUNK_BYTES), limits.BLOB_CHUNKS_PER_INSERT):
             self.chunks.insert_many(
-                {"files_id": file_id, "n": start // BLOB_CHUNK_BYTES, "data": content[start : start + BLOB_CHUNK_BYTES]}
+                {
+                    "files_id": file_id,
+                    "n": start // limits.BLOB_CHUNK_BYTES,
+                    "data": content[start : start + limits.BLOB_CHUNK_BYTES],
+                }
                 for start in starts
             )
 
     def _discard(self, file_ids: list[ObjectId]) -> None:
         """Delete what failed attempts have left, if that is possible now."""
-        with contextlib.suppress(PyMongoError), pymongo.timeout(DISCARD_SECONDS):
+        with contextlib.suppress(PyMongoError), pymongo.timeout(limits.DISCARD_SECONDS):
             self.delete(file_ids)
 
     def _missing(self, file_id: ObjectId, what: str) -> BlobMissingError:

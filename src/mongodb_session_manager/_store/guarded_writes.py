@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 from pymongo.errors import WriteError
 
 from .._model.documents import Document
 from .._model.keys import decode_key
 from .._model.limits import MAX_METADATA_BYTES
+from .._statements import changes as statements
 from .._statements import feedback as feedback_statements
-from .._statements import leases, metadata_changes, multi_agent_states
-from .._statements.feedback import FeedbackStanding, MessageLink
+from .._statements.feedback import MessageLink
 from .._statements.sessions import SessionRef, Update
 from ..errors import AgentNotFoundError, MessageNotFoundError, UnstorableValueError
 from .archiving import Archiver
 from .history import History
 from .related_documents import RelatedDocuments
-from .sending import attempts
-from .server_codes import PATH_NOT_VIABLE
+from .sending import PATH_NOT_VIABLE, attempts
 from .session_commands import SessionCommands, now
 from .session_reads import MultiAgentAsRead, SessionReads
 
@@ -74,7 +73,7 @@ class GuardedWrites:
             SessionNotFoundError: There is no such session.
             SessionBusyError: Another process holds its lease.
         """
-        for _ in attempts(f"session_id={session.session_id!r}"):
+        for _ in attempts(f"session_id={session.session_id!r}", session.session_id):
             if known is None:
                 standing = self.commands.standing(session, needed or {}, agent_keys)
                 found = standing.found
@@ -94,13 +93,10 @@ class GuardedWrites:
             UnstorableValueError: The session's metadata has more than ``MAX_METADATA_BYTES`` already, or what lies
                 above a dotted key is no object.
         """
-        needed = {
-            "metadata_changes": metadata_changes.METADATA_CHANGES_SO_FAR,
-            "size": metadata_changes.METADATA_SIZE,
-        }
+        needed = {"metadata_changes": statements.METADATA_CHANGES_SO_FAR, "size": statements.METADATA_SIZE}
 
         def write(session: SessionRef, standing: Document) -> Update:
-            return metadata_changes.set_metadata(session, metadata, standing["metadata_changes"], now())
+            return statements.set_metadata(session, metadata, standing["metadata_changes"], now())
 
         def is_refused(standing: Document) -> bool:
             return bool(standing["size"] > MAX_METADATA_BYTES)
@@ -127,9 +123,9 @@ class GuardedWrites:
         """Remove metadata fields and leave the others."""
 
         def write(session: SessionRef, standing: Document) -> Update:
-            return metadata_changes.unset_metadata(session, keys, standing["metadata_changes"], now())
+            return statements.unset_metadata(session, keys, standing["metadata_changes"], now())
 
-        self.guarded(session, write, {"metadata_changes": metadata_changes.METADATA_CHANGES_SO_FAR})
+        self.guarded(session, write, {"metadata_changes": statements.METADATA_CHANGES_SO_FAR})
 
     def add_feedback(self, session: SessionRef, feedback: Document, link: MessageLink | None, moment: datetime) -> None:
         """Append a feedback, once; older ones move into the history where there are many.
@@ -147,9 +143,9 @@ class GuardedWrites:
         """
         session_id, keys = session.session_id, [] if link is None else [link.agent_key]
         sent = False
-        for _ in attempts(f"session_id={session_id!r}: a feedback could not be stored"):
+        for _ in attempts(f"session_id={session_id!r}: a feedback could not be stored", session_id):
             standing = self.commands.standing(session, feedback_statements.feedback_projection(feedback, link), keys)
-            found = cast(FeedbackStanding, standing.found)
+            found = standing.found
             incarnation = found["incarnation"]
             if found["stored"]:
                 return
@@ -203,10 +199,10 @@ class GuardedWrites:
         def write(session: SessionRef, standing: Document) -> Update:
             nonlocal changes
             changes = standing["changes"]
-            return multi_agent_states.multi_agent(session, multi_agent_id, state, changes, now())
+            return statements.multi_agent(session, multi_agent_id, state, changes, now())
 
         as_known = None if known is None else {"incarnation": session.incarnation, "changes": known.changes}
-        self.guarded(session, write, multi_agent_states.multi_agent_projection(multi_agent_id), known=as_known)
+        self.guarded(session, write, statements.multi_agent_projection(multi_agent_id), known=as_known)
         return MultiAgentAsRead(state, 0 if changes is None else changes + 1)
 
     def take_lease(self, session: SessionRef, owner: str, token: str, seconds: float) -> float | None:
@@ -215,15 +211,15 @@ class GuardedWrites:
         Raises:
             SessionNotFoundError: The session was deleted.
         """
-        for _ in attempts(f"session_id={session.session_id!r}: its lease could not be taken"):
-            standing = self.commands.standing(session, {"leases": leases.LEASES_SO_FAR}, whose_lease_it_is=False)
+        for _ in attempts(f"session_id={session.session_id!r}: its lease could not be taken", session.session_id):
+            standing = self.commands.standing(session, {"leases": statements.LEASES_SO_FAR}, whose_lease_it_is=False)
             if standing.lease is not None and (left := standing.lease_seconds) > 0:
                 return None if standing.lease["token"] == token else left
             here, taken_before = session.pinned(standing.incarnation), standing.found["leases"]
-            if self.commands.update(leases.take_lease(here, owner, token, seconds, taken_before)):
+            if self.commands.update(statements.take_lease(here, owner, token, seconds, taken_before)):
                 return None
         raise AssertionError  # `attempts` never ends without an error.
 
     def release_lease(self, session_id: str, token: str) -> None:
         """Give a lease back, if it is still this one."""
-        self.commands.update(leases.release_lease(session_id, token))
+        self.commands.update(statements.release_lease(session_id, token))

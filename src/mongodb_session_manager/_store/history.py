@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -23,17 +23,15 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import Primary
 
 from .._model.documents import Document
+from .._model.encoding import from_bson
 from .._model.foreign import name_of
 from .._model.related_shapes import SegmentId
-from .._statements import related_expiry, rewrites, searching, segments, session_headers, sweeping, totals
+from .._statements import reading, rewrites, searching, segments, session_headers, sessions, sweeping
 from .._statements.feedback import FEEDBACKS
 from .._statements.rewrites import Rewrite
-from .._statements.segments import SegmentBounds, SegmentPage, SegmentStanding
-from .._statements.sweeping import StaleSegment
-from .._statements.totals import SegmentRatings
-from ..errors import BlobMissingError, HistoryIncompleteError
+from ..errors import HistoryIncompleteError
+from .blobs import BlobStore
 from .indexes import EXPIRY_INDEX, ensure_indexes
-from .reading import Reader
 from .related_collection import Holds, RelatedCollection
 from .sending import attempts, is_there, until_known
 from .upkeep import Failures, Orphans
@@ -44,18 +42,18 @@ class History(RelatedCollection):
 
     Args:
         sessions: The collection of the session documents.
-        reader: Decodes what is read.
+        blobs: The large parts of messages; decodes what holds them.
     """
 
     number = "first"
 
-    def __init__(self, sessions: Collection[Document], reader: Reader) -> None:
+    def __init__(self, sessions: Collection[Document], blobs: BlobStore) -> None:
         super().__init__(sessions, "history")
         self._raw: Collection[RawBSONDocument] = self.collection.with_options(
             codec_options=sessions.codec_options.with_options(document_class=RawBSONDocument)
         )
         self._raw_majority = self._raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
-        self._reader = reader
+        self._blobs = blobs
 
     def read(self, session_id: str, incarnation: ObjectId, key: str, start: int, stop: int) -> list[Document]:
         """Return the messages from offset ``start`` up to ``stop``, decoded; reads only the segments they are in.
@@ -66,7 +64,7 @@ class History(RelatedCollection):
         page = segments.segment_page_projection(start, stop)
         read = partial(self._find, session_id, projection=page, plain=key == FEEDBACKS)
         up_to = segments.segments_up_to(session_id, incarnation, key, start)
-        found: list[SegmentPage] = read({"_id": up_to}, newest_first=True, limit=1)
+        found: list[Document] = read({"_id": up_to}, newest=True)
         if found and found[0]["_id"]["first"] + found[0]["count"] < stop:
             after, before = (segments.segment_id(session_id, incarnation, key, first) for first in (start, stop))
             found += read({"_id": {"$gt": after, "$lt": before}})
@@ -88,10 +86,8 @@ class History(RelatedCollection):
             HistoryIncompleteError: They are not all there; perhaps the session was deleted meanwhile.
         """
         begin, end = (segments.segment_id(session_id, incarnation, FEEDBACKS, first) for first in (0, stop))
-        projection = totals.segment_ratings_projection(agent_id)
-        found: list[SegmentRatings] = self._find(
-            session_id, {"_id": {"$gte": begin, "$lt": end}}, projection, plain=True
-        )
+        projection = reading.segment_ratings_projection(agent_id)
+        found: list[Document] = self._find(session_id, {"_id": {"$gte": begin, "$lt": end}}, projection, plain=True)
         feedbacks = sum(segment["count"] for segment in found)
         if feedbacks != stop:
             raise _incomplete(session_id, incarnation, FEEDBACKS, 0, stop, feedbacks)
@@ -155,7 +151,7 @@ class History(RelatedCollection):
         """
         which: Document = {"_id": segments.segments_up_to(session_id, incarnation, key, offset)}
         projection = {**searching.unindexed_in_segment_projection(offset), "indexed": 1}
-        for _ in attempts(f"session_id={session_id!r}: a segment could not be read", session_id=session_id):
+        for _ in attempts(f"session_id={session_id!r}: a segment could not be read", session_id):
             found = self.collection.find_one(which, projection, sort=[("_id", -1)])
             if found is None or not found["messages"]:
                 break
@@ -189,12 +185,11 @@ class History(RelatedCollection):
             return False  # Or it is this one, and only the answer to the first attempt was lost.
         return True
 
-    def standing(self, segment_id: SegmentId, expires_at: datetime | None) -> SegmentStanding | None:
-        """Let a segment expire no sooner than this, and return how it stands; None if there is none."""
+    def standing(self, segment_id: SegmentId, expires_at: datetime | None) -> Document | None:
+        """Let a segment expire no sooner than this; return its ``count`` and ``edits``, or None if there is none."""
         if expires_at is not None:
-            until_known(lambda: self.collection.update_one({"_id": segment_id}, related_expiry.keep_until(expires_at)))
-        found = self.collection.find_one({"_id": segment_id}, {"_id": 0, "count": 1, "edits": 1})
-        return cast("SegmentStanding | None", found)
+            until_known(lambda: self.collection.update_one({"_id": segment_id}, sessions.keep_until(expires_at)))
+        return self.collection.find_one({"_id": segment_id}, {"_id": 0, "count": 1, "edits": 1})
 
     def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> bool:
         """Give an expiry to those segments of an incarnation that have none; return whether there was one."""
@@ -221,13 +216,12 @@ class History(RelatedCollection):
         offset = message_id
         while low <= high:
             which = {"_id": segments.segments_up_to(session_id, incarnation, key, offset)}
-            found: list[SegmentBounds] = self._find(
-                session_id, which, segments.segment_bounds(), newest_first=True, limit=1
-            )
+            found: list[Document] = self._find(session_id, which, segments.segment_bounds(), newest=True)
             if not found or (last_id := found[0].get("last_id", -1)) < message_id:
                 low = offset + 1
             elif found[0].get("first_id", -1) <= message_id <= last_id:
-                return found[0]["_id"]
+                covering: SegmentId = found[0]["_id"]
+                return covering
             else:
                 high = found[0]["_id"]["first"] - 1
             offset = (low + high) // 2
@@ -257,12 +251,12 @@ class History(RelatedCollection):
         stale: list[SegmentId] = [*but]
         deleted = 0
         with self._majority().aggregate(sweeping.stale_segments(sessions), allowDiskUse=True) as found:
-            for segment in cast("Iterator[StaleSegment]", found):
+            for segment in found:
                 stale.append(segment["_id"])
                 with failures.of(segment["_id"]["session"]):
                     is_stale = partial(holds, segment["_id"]["session"], sweeping.outdates(segment))
                     # Its `edits` are in the filter: a segment that takes its place meanwhile is another one.
-                    deleted += orphans.sweep_together({**segment}, is_stale, marked=True)
+                    deleted += orphans.sweep_together(segment, is_stale, marked=True)
         return deleted + super().sweep(sessions, holds, grace_seconds, failures, but=stale)
 
     def _find(
@@ -271,24 +265,14 @@ class History(RelatedCollection):
         query: Document,
         projection: Mapping[str, Any],
         *,
-        newest_first: bool = False,
-        limit: int = 0,
+        newest: bool = False,
         plain: bool = False,
-    ) -> list[Any]:
-        """Return segments as the projection yields them, decoded unless they are plain."""
-        decode = self._reader.plain if plain else self._reader.decode
-        missing: ObjectId | None = None
-        failed = f"session_id={session_id!r}: archived messages could not be read"
-        for _ in attempts(failed, session_id=session_id):
-            found = self._raw.find(query, projection, sort=[("_id", -1 if newest_first else 1)], limit=limit)
-            try:
-                return [decode(document) for document in found]
-            except BlobMissingError as error:
-                error.session_id = session_id
-                if error.file_id == missing:
-                    raise
-                missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.
-        raise AssertionError  # `attempts` never ends without an error.
+    ) -> list[Document]:
+        """Return segments, or only the newest one, as the projection yields them, decoded unless they are plain."""
+        find = partial(self._raw.find, query, projection, sort=[("_id", -1 if newest else 1)], limit=int(newest))
+        if plain:
+            return [from_bson(document.raw) for document in find()]
+        return self._blobs.decoded(find, f"session_id={session_id!r}: archived messages", session_id)
 
 
 def _holding(session_id: str, incarnation: ObjectId, work: Rewrite) -> Document:

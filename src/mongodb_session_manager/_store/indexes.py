@@ -14,7 +14,7 @@ from pymongo.collection import Collection
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ..errors import described
-from .server_codes import INDEX_REFUSED, UNAUTHORIZED
+from .sending import INDEX_REFUSED, UNAUTHORIZED
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,14 @@ from typing import NamedTuple, cast
 from bson import ObjectId
 
 from .._model.documents import Document
+from .._model.encoding import from_bson
 from .._model.expiry import NOT_EXPIRED
 from .._model.foreign import name_of
 from .._model.keys import is_key
 from .._model.limits import INDEXED_PER_BATCH, MAX_BEHIND_ATTEMPTS, SESSIONS_PER_BATCH
 from .._model.shapes import IndexingProgress
 from .._statements import searching
-from .._statements.searching import AgentToIndex, SessionToIndex, UnindexedMessages
+from .._statements.searching import UnindexedMessages
 from ..errors import HistoryIncompleteError, MongoDBSessionError, SessionNotFoundError
 from .history import History
 from .search_index import SearchIndex, is_count, message_id_of
@@ -142,7 +143,7 @@ class Indexer:
         found = self.commands.find_raw(which, searching.unindexed_projection(task.key, INDEXED_PER_BATCH))
         if found is None and not self.commands.is_over(task.session_id, task.incarnation):
             return None
-        standing = cast(UnindexedMessages, {} if found is None else self.commands.reader.plain(found))
+        standing = cast(UnindexedMessages, {} if found is None else from_bson(found.raw))
         if "archived_count" not in standing:  # Not even an agent is there.
             raise _IncarnationIsOverError
         # What was written with w=1 may have yet to reach a majority.
@@ -193,7 +194,7 @@ class Indexer:
             query["_id"] = session_id
         projection = searching.behind_projection()
         cursor = self.commands.collection.find(query, projection, batch_size=SESSIONS_PER_BATCH)
-        for found in cast("Iterator[SessionToIndex]", cursor):
+        for found in cursor:
             sessions += 1
             agents = [agent for agent in found["agents"] if rebuild or agent["behind"]]
             incarnation: ObjectId | None = None
@@ -211,7 +212,7 @@ class Indexer:
             raise SessionNotFoundError(f"session_id={session_id!r} does not exist", session_id=session_id)
         return looked_at
 
-    def _adopted(self, found: SessionToIndex, agents: Sequence[AgentToIndex]) -> ObjectId | None:
+    def _adopted(self, found: Document, agents: Sequence[Document]) -> ObjectId | None:
         """Return the incarnation of a session; an older document is adopted first. None: the session is gone."""
         session_id, incarnation = found["_id"], found.get("incarnation")
         lacking = [agent["key"] for agent in agents if not agent["adopted"] and is_key(agent["key"])]

@@ -21,8 +21,7 @@ from ..errors import AgentNotFoundError, MessageNotFoundError, SessionConflictEr
 from .history import History
 from .related_documents import RelatedDocuments
 from .search_index import SearchIndex
-from .sending import attempts
-from .server_codes import NOT_A_LIST_OR_NUMBER
+from .sending import NOT_A_LIST_OR_NUMBER, attempts
 from .session_commands import SessionCommands, now
 from .session_reads import SessionReads
 
@@ -61,7 +60,7 @@ class MessageWrites:
             AgentNotFoundError: The session does not have the agent, or not any more.
             SessionBusyError: Another process holds the session's lease, or the writer's own has run out.
         """
-        for times in attempts(_named(session, work.key)):
+        for times in attempts(_named(session, work.key), session.session_id):
             if times or session.incarnation is None:
                 needed = commits.append_projection(work.key, work.first_message_id or 0)
                 standing = self.commands.standing(session, needed, [work.key])
@@ -117,7 +116,7 @@ class MessageWrites:
         """
         session_id, where = session.session_id, _named(session, work.key)
         agent_id = decode_key(work.key)
-        for _ in attempts(f"{where}: message_id={work.message_id} could not be replaced"):
+        for _ in attempts(f"{where}: message_id={work.message_id} could not be replaced", session_id):
             standing = self.commands.standing(session, rewrites.rewrite_projection(work), [work.key])
             found, here = cast(RewriteStanding, standing.found), session.pinned(standing.incarnation)
             if not found["exists"]:
@@ -148,7 +147,8 @@ class MessageWrites:
         work.unnamed |= _unnamed(archived, work.body)
         if "indexed" in found or read_to_index:
             self.search.rewrite(session_id, work, replaced + archived, found)
-        self.related.delete_blobs(work.unnamed)
+        # Nothing names these any more. Where the process dies before this, a sweep finds them.
+        self.commands.blobs.delete(work.unnamed)
 
 
 def _unnamed(messages: Sequence[Document], body: Document) -> set[ObjectId]:

@@ -5,9 +5,9 @@ Both lie in a collection beside the sessions, and their ``_id`` begins ``{sessio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from bson import ObjectId
 from pymongo.collection import Collection
@@ -16,8 +16,8 @@ from pymongo.read_preferences import Primary
 
 from .._model.documents import Document
 from .._model.related_shapes import SegmentId
-from .._statements import related_expiry, segments, sweeping
-from .._statements.sweeping import IncarnationToSweep
+from .._statements import segments, sweeping
+from .._statements.sessions import keep_until
 from .sending import until_known
 from .upkeep import Failures, Orphans
 
@@ -52,7 +52,7 @@ class RelatedCollection:
     def keep(self, session_id: str, incarnation: ObjectId, until: datetime) -> None:
         """Let all documents of one incarnation of a session expire no sooner than this."""
         which = {"_id": segments.segments_of(session_id, incarnation)}
-        until_known(lambda: self.collection.update_many(which, related_expiry.keep_until(until)))
+        until_known(lambda: self.collection.update_many(which, keep_until(until)))
 
     def let_expire(self, session_id: str, incarnation: ObjectId, until: datetime) -> bool:
         """Give an expiry to those of one incarnation of a session that have none; return whether there was one."""
@@ -76,14 +76,12 @@ class RelatedCollection:
         deleted = 0
         to_sweep = sweeping.incarnations_to_sweep(sessions, self.number)
         with self._majority().aggregate(to_sweep, allowDiskUse=True) as incarnations:
-            for found in cast("Iterator[IncarnationToSweep]", incarnations):
+            for found in incarnations:
                 with failures.of(found["_id"]["session"]):
                     deleted += self._sweep_incarnation(orphans, holds, found, but)
         return deleted
 
-    def _sweep_incarnation(
-        self, orphans: Orphans, holds: Holds, found: IncarnationToSweep, but: Sequence[SegmentId]
-    ) -> int:
+    def _sweep_incarnation(self, orphans: Orphans, holds: Holds, found: Document, but: Sequence[SegmentId]) -> int:
         session_id, incarnation = found["_id"]["session"], found["_id"]["incarnation"]
         ids = {**segments.segments_of(session_id, incarnation), "$nin": list(but)}
         which = {"_id": ids, "$expr": sweeping.says_whose("$_id", self.number)}

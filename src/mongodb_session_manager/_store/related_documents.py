@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 
+from .._model.encoding import PendingBlobs
 from .._model.expiry import FOREVER, expiry_of_new_related, related_kept_until, related_needed_until
-from .._model.pending_blobs import PendingBlobs
 from .._model.related_shapes import BlobOwner
-from .._statements import related_expiry, sessions
+from .._statements import sessions
 from .._statements.sessions import SessionRef, Standing
 from .blob_sweep import BlobSweep
 from .history import History
@@ -50,10 +50,6 @@ class RelatedDocuments:
         if indexed:
             self.search.delete_session(session_id, incarnation)
 
-    def delete_blobs(self, file_ids: Iterable[ObjectId]) -> None:
-        """Delete blobs that nothing names any more. Where a process dies before, a sweep finds them."""
-        self.commands.blobs.delete(file_ids)
-
     def see_to_expiry(self, session: SessionRef, standing: Standing) -> None:
         """Let a session's related documents live longer where this writer is about to let the session outlive them.
 
@@ -70,18 +66,18 @@ class RelatedDocuments:
         elif standing.ttl_hours is None:
             return
         elif promised is None or promised >= FOREVER:
-            self.commands.update(related_expiry.end_expiry(session_id, found))
+            self.commands.update(sessions.end_expiry(session_id, found))
             return
         else:
             until = FOREVER
         # Or as long as somebody else is just making them live, or was when it died.
         until = max(until, standing.parts_moving_to or until)
-        if self.commands.update(related_expiry.announce_move(session_id, found, until)):
+        if self.commands.update(sessions.announce_move(session_id, found, until)):
             self.history.keep(session_id, incarnation, until)
             self.commands.blobs.keep_session(session_id, incarnation, until, standing.now)
             if standing.any_indexed:
                 self.search.keep(session_id, incarnation, until)
-            self.commands.update(related_expiry.confirm_move(session_id, found, until))
+            self.commands.update(sessions.confirm_move(session_id, found, until))
 
     def let_related_expire(self, session: SessionRef) -> None:
         """Give an expiry to the related documents that a session had before it got a ttl.
@@ -93,7 +89,7 @@ class RelatedDocuments:
         assert session.incarnation is not None
         session_id, incarnation = session.session_id, session.incarnation
         began, until = self.commands.blobs.server_time(), related_kept_until(now(), session.ttl)
-        if self.commands.update(related_expiry.begin_expiry(session_id, incarnation, until)):
+        if self.commands.update(sessions.begin_expiry(session_id, incarnation, until)):
             self.history.let_expire(session_id, incarnation, until)
             if self.has_indexed(session_id):
                 self.search.let_expire(session_id, incarnation, until)
@@ -130,11 +126,10 @@ class RelatedDocuments:
         """
         which = sessions.of_incarnation(session.session_id, incarnation)
         kept: datetime | None = None
-        failed = f"session_id={session.session_id!r}: its blobs could not be kept"
-        for _ in attempts(failed, session_id=session.session_id):
+        for _ in attempts(f"session_id={session.session_id!r}: its blobs could not be kept", session.session_id):
             standing = self.commands.find_raw(which, {"parts_expire_at": 1, "parts_moving_to": 1})
             if standing is None:
-                self.delete_blobs(file_ids)
+                self.commands.blobs.delete(file_ids)
                 self.commands.explain(session, {})
                 raise has_expired(session)
             until = expiry_of_new_related(standing)

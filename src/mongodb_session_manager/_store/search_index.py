@@ -37,8 +37,7 @@ from .._statements.searching import IndexingStanding
 from ..errors import MongoDBSessionError
 from .indexes import EXPIRY_INDEX
 from .related_collection import RelatedCollection
-from .sending import until_known
-from .server_codes import INDEX_NOT_FOUND
+from .sending import INDEX_NOT_FOUND, until_known
 from .session_commands import SessionCommands
 
 
@@ -129,9 +128,7 @@ class SearchIndex(RelatedCollection):
         """
         documents, operations = [], []
         for message in messages:
-            document = search_document(
-                session_id, standing["incarnation"], key, message["message_id"], message, standing["edits"]
-            )
+            document = search_document(session_id, standing["incarnation"], key, message, standing["edits"])
             if "application_name" in standing:
                 document["application_name"] = standing["application_name"]
             if (expires_at := expiry_of_new_related(standing)) is not None:

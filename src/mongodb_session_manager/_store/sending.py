@@ -1,4 +1,4 @@
-"""How often, and how soon, a command is sent again."""
+"""How often, and how soon, a command is sent again; which error codes of the server are looked at."""
 
 from __future__ import annotations
 
@@ -14,10 +14,38 @@ from ..errors import SessionConflictError
 
 T = TypeVar("T")
 
+UNAUTHORIZED = 13
+"""The user has no right to this command."""
 
-def attempts(
-    what: str, *, session_id: str | None = None, agent_id: str | None = None, message_id: int | None = None
-) -> Iterator[int]:
+INDEX_NOT_FOUND = 27
+"""A text search without its index: no message was indexed yet."""
+
+PATH_NOT_VIABLE = 28
+"""A metadata key leads through a field that is no document."""
+
+NAMESPACE_EXISTS = 48
+"""The collection or view is there."""
+
+NOT_A_LIST_OR_NUMBER = frozenset((2, 14))
+"""The field to push to is no list, or the one to add to no number (BadValue, TypeMismatch)."""
+
+DOCUMENT_TOO_LARGE = frozenset((10334, 17419, 17420))
+"""The update would make a document larger than 16 MB."""
+
+INDEX_REFUSED = frozenset((UNAUTHORIZED, 67, 85, 86))
+"""An index that will be refused as long as the collection and the user's rights are as they are.
+
+Unauthorized, too many indexes (67), or one of the application's own with the same keys (85) or the same name (86) and
+other options.
+"""
+
+WATCHING_REFUSED = frozenset((UNAUTHORIZED, 18, 59, 115, 40573))
+"""A change stream that will never be granted: the user may not (Unauthorized, AuthenticationFailed), or the server has
+none (CommandNotFound, CommandNotSupported, "only supported on replica sets").
+"""
+
+
+def attempts(what: str, session_id: str | None = None) -> Iterator[int]:
     """Yield how often something was tried before, with a pause in between.
 
     Every loop that reads how something stands and then sends what is right for that runs over this.
@@ -25,8 +53,6 @@ def attempts(
     Args:
         what: For the error: what could not be done, and of which session.
         session_id: For the error: the session.
-        agent_id: The agent.
-        message_id: The message.
 
     Raises:
         SessionConflictError: It was tried too often.
@@ -35,12 +61,7 @@ def attempts(
         if times:
             back_off(times - 1)
         yield times
-    raise SessionConflictError(
-        f"{what}: other writers came first {MAX_WRITE_ATTEMPTS} times",
-        session_id=session_id,
-        agent_id=agent_id,
-        message_id=message_id,
-    )
+    raise SessionConflictError(f"{what}: other writers came first {MAX_WRITE_ATTEMPTS} times", session_id=session_id)
 
 
 def is_there(error: DuplicateKeyError) -> bool:

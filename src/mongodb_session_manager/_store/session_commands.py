@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -22,17 +22,13 @@ from pymongo.results import UpdateResult
 
 from .._client.clients import check_client
 from .._client.executor import executor_of
-from .._model.documents import Document, check_message_count
-from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS
+from .._model.documents import Document, check_message_count, stored_time
+from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, from_bson
 from .._statements import adoption, sessions, sweeping
 from .._statements.sessions import SessionRef, Standing, Update
-from ..errors import BlobMissingError, SessionBusyError, SessionNotFoundError, UnstorableValueError
+from ..errors import SessionBusyError, SessionNotFoundError, UnstorableValueError
 from .blobs import BlobStore
-from .reading import Reader
-from .sending import attempts, is_there, until_known
-from .server_codes import DOCUMENT_TOO_LARGE
-
-T = TypeVar("T")
+from .sending import DOCUMENT_TOO_LARGE, attempts, is_there, until_known
 
 
 class SessionCommands:
@@ -50,8 +46,7 @@ class SessionCommands:
         raw: The same, as they are stored.
         writes: The same, for what is encoded already.
         settled: The same as ``raw``, and what is read there no failover takes back.
-        blobs: The large parts of session documents.
-        reader: Decodes what was read.
+        blobs: The large parts of session documents; decodes what holds them.
         when_full: Makes room in a session document and returns its size, or None where there was nothing to move.
 
     Raises:
@@ -77,7 +72,6 @@ class SessionCommands:
         # What decides that something is deleted must be true for ever: no failover may take back what is read here.
         self.settled = self.raw.with_options(read_preference=Primary(), read_concern=ReadConcern("majority"))
         self.blobs = BlobStore(self.collection.database, collection_name)
-        self.reader = Reader(self.blobs)
         self.when_full: Callable[[str], int | None] = lambda _: None
 
     def adopt(self, session_id: str, agent_keys: Sequence[str]) -> None:
@@ -98,23 +92,13 @@ class SessionCommands:
 
     def find_one(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document, decoded."""
-        missing: ObjectId | None = None
-        for _ in attempts("a session could not be read with its blobs"):
-            found = self.raw.find_one(query, projection)
-            if found is None:
-                break
-            try:
-                return self.reader.decode(found)
-            except BlobMissingError as error:
-                if error.file_id == missing:
-                    raise
-                missing = error.file_id  # Perhaps it was redacted or deleted since it was read: then not again.
-        return None
+        found = self.blobs.decoded(lambda: self.raw.find(query, projection, limit=-1), "a session")
+        return found[0] if found else None
 
     def find_plain(self, query: Document, projection: Mapping[str, Any]) -> Document | None:
         """Return one document whose values are not encoded: metadata, feedback."""
         found = self.raw.find_one(query, projection)
-        return None if found is None else self.reader.plain(found)
+        return None if found is None else from_bson(found.raw)
 
     def find_raw(self, query: Document, projection: Mapping[str, Any]) -> RawBSONDocument | None:
         """Return one document as it is stored, and will be after any failover."""
@@ -142,18 +126,15 @@ class SessionCommands:
     def _send(
         self, update: Update, *, upsert: bool = False, driver_session: ClientSession | None = None
     ) -> UpdateResult:
-        which, changes, array_filters = update
-        options: Any = {"upsert": upsert, "array_filters": array_filters, "session": driver_session}
-        return self._with_room(update, partial(self.writes.update_one, which, changes, **options))
-
-    def _with_room(self, update: Update, send: Callable[[], T]) -> T:
         """Send an update until its outcome is known; where the document has no room for it, make some.
 
         Raises:
             UnstorableValueError: Even without any message there is no room for it. Nothing of it was written.
         """
-        session_id = update.filter["_id"]
-        for _ in attempts(f"session_id={session_id!r}: no room could be made"):
+        which, changes, array_filters = update
+        options: Any = {"upsert": upsert, "array_filters": array_filters, "session": driver_session}
+        send, session_id = partial(self.writes.update_one, which, changes, **options), which["_id"]
+        for _ in attempts(f"session_id={session_id!r}: no room could be made", session_id):
             try:
                 return until_known(send)
             except (WriteError, DocumentTooLarge) as error:
@@ -186,7 +167,7 @@ class SessionCommands:
             SessionNotFoundError: There is no such session.
             SessionBusyError: Another process holds its lease, or the writer's own has run out.
         """
-        for _ in attempts(f"session_id={session.session_id!r}: its counters could not be added"):
+        for _ in attempts(f"session_id={session.session_id!r}: its counters could not be added", session.session_id):
             standing = self.explain(session, needed or {}, whose_lease_it_is=whose_lease_it_is)
             found = standing.found
             if "message_count" in found:
@@ -235,8 +216,7 @@ def _check_lease(session: SessionRef, standing: Standing) -> None:
 
 def now() -> datetime:
     """Return the time as MongoDB keeps it."""
-    moment = datetime.now(timezone.utc)
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    return stored_time(datetime.now(timezone.utc))
 
 
 def has_expired(session: SessionRef) -> SessionNotFoundError:

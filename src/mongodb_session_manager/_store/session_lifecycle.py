@@ -12,7 +12,8 @@ from pymongo.errors import DuplicateKeyError
 from .._model.archive_policy import Embedded
 from .._model.documents import Document, StoredAgent, check_message_count
 from .._model.expiry import EXPIRED
-from .._statements import opening, sessions
+from .._statements import sessions
+from .._statements.reading import open_projection
 from .._statements.sessions import SessionRef
 from ..errors import HistoryIncompleteError, SessionNotFoundError
 from .history import History
@@ -66,8 +67,8 @@ class SessionLifecycle:
         Returns:
             The session, or None if there is none and ``create`` is None.
         """
-        projection = opening.open_projection(agent_keys)
-        for _ in attempts(f"session_id={session_id!r} could not be opened"):
+        projection = open_projection(agent_keys)
+        for _ in attempts(f"session_id={session_id!r} could not be opened", session_id):
             document = self.commands.find_one({"_id": session_id}, projection)
             if document is None or document["expired"]:
                 if create is None:
@@ -106,7 +107,7 @@ class SessionLifecycle:
             DuplicateKeyError: There is a session with this id.
         """
         session_id = document["_id"]
-        for _ in attempts(f"session_id={session_id!r} could not be created"):
+        for _ in attempts(f"session_id={session_id!r} could not be created", session_id):
             try:
                 self.commands.collection.insert_one(document)
             except DuplicateKeyError as error:
@@ -148,7 +149,7 @@ class SessionLifecycle:
             SessionBusyError: A process holds its lease.
         """
         session_id = session.session_id
-        for _ in attempts(f"session_id={session_id!r} could not be deleted"):
+        for _ in attempts(f"session_id={session_id!r} could not be deleted", session_id):
             try:
                 standing = self.commands.standing(session)
             except SessionNotFoundError:
@@ -189,12 +190,7 @@ def _has_counters(session_id: str, key: str, agent: Document | None) -> bool:
 def _stored_agent(found: Document | None) -> StoredAgent:
     if found is None:
         return StoredAgent(agent_data=None)
-    embedded = Embedded(
-        archived=int(found["archived_count"]),
-        count=int(found["embedded"]),
-        bytes=int(found["bytes"]),
-        removed=max(0, int(found["removed"])),
-    )
+    embedded = Embedded.of(found)
     return StoredAgent(
         agent_data=found.get("agent_data", {}),
         message_count=int(found["message_count"]),

@@ -8,22 +8,19 @@ from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 from bson import ObjectId
-from bson.raw_bson import RawBSONDocument
 from pymongo.change_stream import ChangeStream
 from pymongo.read_preferences import Primary
 
 from .._model.documents import Document, check_message_count
+from .._model.encoding import from_bson
 from .._model.foreign import count, mapping, mappings, name_of
 from .._model.limits import INT32_MAX
-from .._statements import commits, metadata_changes, multi_agent_states, session_headers, sessions, totals
-from .._statements import reading as reading_statements
+from .._statements import changes, commits, reading, session_headers, sessions
 from .._statements.expressions import count_of
 from .._statements.feedback import FEEDBACKS
-from .._statements.reading import PageAsRead
 from .._statements.session_headers import ListedSession
 from .._statements.session_listing import Listing, SessionPage, page
 from .._statements.sessions import SessionRef
-from .._statements.totals import TotalsAsRead
 from ..errors import HistoryIncompleteError
 from .history import History
 from .sending import attempts
@@ -42,8 +39,8 @@ def _read_again_if_gone(
     """
 
     @wraps(read)
-    def reading(self: SessionReads, session_id: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        for _ in attempts(f"session_id={session_id!r} could not be read", session_id=session_id):
+    def read_again(self: SessionReads, session_id: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in attempts(f"session_id={session_id!r} could not be read", session_id):
             try:
                 return read(self, session_id, *args, **kwargs)
             except HistoryIncompleteError as error:
@@ -52,7 +49,7 @@ def _read_again_if_gone(
                     raise
         raise AssertionError  # `attempts` never ends without an error.
 
-    return reading
+    return read_again
 
 
 class MetadataAsRead(NamedTuple):
@@ -81,18 +78,6 @@ class MultiAgentAsRead(NamedTuple):
     changes: int | None
 
 
-class SessionMetrics(NamedTuple):
-    """What a summary of metrics is made of.
-
-    Attributes:
-        usages: Of each agent its key and its running totals as stored; None where it has none.
-        ratings: The rating of each feedback: text, a number, a bool; None for one without.
-    """
-
-    usages: list[tuple[str, Any]]
-    ratings: list[Any]
-
-
 @dataclass(eq=False)
 class SessionReads:
     """Reads the sessions of one collection.
@@ -118,13 +103,13 @@ class SessionReads:
                 cursor = self.commands.raw.find(
                     query, session_headers.PROJECTION, sort=asked.order.sort, limit=missing, allow_disk_use=True
                 )
-                found += cast(list[ListedSession], list(map(self.commands.reader.plain, cursor)))
+                found += cast(list[ListedSession], [from_bson(one.raw) for one in cursor])
         segments = [segment for one in found[: asked.limit] if (segment := session_headers.first_segment(one))]
         return page(asked, found, self.history.first_user_texts(segments))
 
     def read_agent_data(self, session_id: str, key: str) -> Document | None:
         """Return what is stored of an agent, decoded, or None if the session has no such agent."""
-        projection = {"_id": 0, "agent_data": reading_statements.agent_data_expression(key)}
+        projection = {"_id": 0, "agent_data": reading.agent_data_expression(key)}
         document = self.commands.find_one(sessions.not_expired(session_id), projection)
         return (document or {}).get("agent_data")
 
@@ -133,7 +118,7 @@ class SessionReads:
         projection = {
             "incarnation": 1,
             **commits.append_projection(key, message_id),
-            **reading_statements.message_projection(key, message_id),
+            **reading.message_projection(key, message_id),
         }
         document = self.commands.find_one(sessions.not_expired(session_id), projection)
         if document is None or not document["exists"]:
@@ -150,21 +135,21 @@ class SessionReads:
             return []
         offset = min(offset, INT32_MAX)
         limit = None if limit is None else min(limit, INT32_MAX - offset)
-        projection = reading_statements.page_projection(key, offset, limit)
+        projection = reading.page_projection(key, offset, limit)
         document = self.commands.find_one(sessions.not_expired(session_id), projection)
         if document is None:
             return []
-        found = cast(PageAsRead, document)
-        messages, archived = found["messages"], int(found["archived_count"])
+        messages: list[Document] = document["messages"]
+        archived = int(document["archived_count"])
         stop = archived if limit is None else min(archived, offset + limit)
         if offset < stop:
-            messages[:0] = self.history.read(session_id, found["incarnation"], key, offset, stop)
+            messages[:0] = self.history.read(session_id, document["incarnation"], key, offset, stop)
         return messages
 
     def list_agents(self, session_id: str) -> list[str]:
         """Return the ids of a session's agents, in the order in which they joined it."""
         # Keys only: no message is read. `agent_ids` lacks in older documents.
-        projection = {"_id": 0, "keys": reading_statements.AGENT_KEYS}
+        projection = {"_id": 0, "keys": reading.AGENT_KEYS}
         document = self.commands.find_one(sessions.not_expired(session_id), projection)
         return [name_of(key) for key in (document or {}).get("keys") or []]
 
@@ -191,7 +176,7 @@ class SessionReads:
 
     def metadata(self, content: bytes) -> Document:
         """Return the values of metadata that were read as they are stored."""
-        return dict(mapping(self.commands.reader.plain(RawBSONDocument(content)).get("metadata")))
+        return dict(mapping(from_bson(content).get("metadata")))
 
     def watch_metadata(self, max_await_ms: int) -> ChangeStream[Document]:
         """Open a stream of the changes after which a session's metadata may be other than before.
@@ -204,7 +189,7 @@ class SessionReads:
         for seconds in (options.timeout, options.pool_options.socket_timeout):
             if seconds:
                 max_await_ms = min(max_await_ms, max(1, int(seconds * 500)))
-        return self.commands.collection.watch(metadata_changes.METADATA_CHANGES, max_await_time_ms=max_await_ms)
+        return self.commands.collection.watch(changes.METADATA_CHANGES, max_await_time_ms=max_await_ms)
 
     @_read_again_if_gone
     def get_feedbacks(self, session_id: str) -> list[Document]:
@@ -220,16 +205,20 @@ class SessionReads:
         return feedbacks
 
     @_read_again_if_gone
-    def read_metrics(self, session_id: str, agent_id: str | None) -> SessionMetrics:
-        """Return the running totals and the ratings of a session, of one agent or of all."""
-        document = self.commands.find_plain(sessions.not_expired(session_id), totals.metrics_projection(agent_id))
+    def read_metrics(self, session_id: str, agent_id: str | None) -> tuple[list[tuple[str, Any]], list[Any]]:
+        """Return what a summary of metrics is made of, of one agent or of all.
+
+        Returns:
+            Of each agent its key and its running totals as stored, None where it has none; the rating of each feedback:
+            text, a number, a bool, None for one without.
+        """
+        document = self.commands.find_plain(sessions.not_expired(session_id), reading.metrics_projection(agent_id))
         if document is None:
-            return SessionMetrics([], [])
-        found = cast(TotalsAsRead, document)
-        ratings, archived = found["ratings"], count(found["feedbacks_archived"])
+            return [], []
+        ratings, archived = document["ratings"], count(document["feedbacks_archived"])
         if archived:
-            ratings += self.history.ratings(session_id, found["incarnation"], archived, agent_id)
-        return SessionMetrics([(agent["key"], agent.get("usage")) for agent in found["agents"]], ratings)
+            ratings += self.history.ratings(session_id, document["incarnation"], archived, agent_id)
+        return [(agent["key"], agent.get("usage")) for agent in document["agents"]], ratings
 
     def get_guardrail_events(self, session_id: str) -> list[Document]:
         """Return the interventions that are listed in a session, oldest first."""
@@ -240,8 +229,8 @@ class SessionReads:
         """Return the stored state of a graph or swarm, decoded; None if it is not stored."""
         projection = {
             "_id": 0,
-            "state": multi_agent_states.multi_agent_state_expression(multi_agent_id),
-            **multi_agent_states.multi_agent_projection(multi_agent_id),
+            "state": changes.multi_agent_state_expression(multi_agent_id),
+            **changes.multi_agent_projection(multi_agent_id),
         }
         document = self.commands.find_one(sessions.not_expired(session_id), projection) or {}
         return MultiAgentAsRead(document.get("state"), document.get("changes"))

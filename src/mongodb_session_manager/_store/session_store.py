@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from pymongo import ASCENDING, IndexModel, MongoClient
+from pymongo.errors import OperationFailure
 
-from .._statements import session_listing
+from .._statements import messages_view, session_listing
+from ..errors import MongoDBSessionError
 from .archiving import Archiver
 from .guarded_writes import GuardedWrites
 from .history import History
 from .indexes import EXPIRY_INDEX, ensure_indexes
 from .indexing import Indexer
 from .message_writes import MessageWrites
-from .messages_view import create_messages_view
 from .related_documents import RelatedDocuments
 from .search_index import SearchIndex
+from .sending import NAMESPACE_EXISTS
 from .session_commands import SessionCommands
 from .session_lifecycle import SessionLifecycle
 from .session_reads import SessionReads
@@ -49,14 +51,10 @@ class SessionStore:
     """
 
     def __init__(
-        self,
-        client: MongoClient[Any],
-        database_name: str,
-        collection_name: str,
-        metadata_fields: Sequence[str] = (),
+        self, client: MongoClient[Any], database_name: str, collection_name: str, metadata_fields: Sequence[str] = ()
     ) -> None:
         self.commands = SessionCommands(client, database_name, collection_name)
-        self.history = History(self.commands.writes, self.commands.reader)
+        self.history = History(self.commands.writes, self.commands.blobs)
         self.search = SearchIndex(self.commands)
         self.indexer = Indexer(self.commands, self.history, self.search)
         self.archiver = Archiver(self.commands, self.history)
@@ -84,5 +82,24 @@ class SessionStore:
                 self._indexes_ensured.add(expiring)
 
     def create_messages_view(self) -> str:
-        """Make the view of all messages, or bring it up to date; return its name."""
-        return create_messages_view(self.commands.collection, self.history.collection)
+        """Make the view of all messages, or bring it up to date; return its name.
+
+        Raises:
+            MongoDBSessionError: Something else has that name.
+        """
+        sessions, database = self.commands.collection, self.commands.collection.database
+        name = f"{sessions.name}_messages"
+        pipeline = messages_view.pipeline(sessions.name, self.history.collection.name)
+        try:
+            database.create_collection(name, viewOn=sessions.name, pipeline=pipeline, check_exists=False)
+        except OperationFailure as error:
+            if error.code != NAMESPACE_EXISTS:
+                raise
+            there = next(iter(database.list_collections(filter={"name": name})), {})
+            if there.get("options", {}).get("viewOn") != sessions.name:
+                raise MongoDBSessionError(
+                    f"{database.name}.{name} is there already and is no view of {sessions.name}; it was left as it is. "
+                    "Rename it, or keep the sessions in a collection of another name"
+                ) from error
+            database.command("collMod", name, viewOn=sessions.name, pipeline=pipeline)
+        return name

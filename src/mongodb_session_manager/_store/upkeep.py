@@ -15,15 +15,13 @@ from bson.errors import BSONError
 from pymongo.collection import Collection
 from pymongo.errors import DocumentTooLarge, OperationFailure
 
+from .._model.documents import Document
 from .._model.limits import MAX_SHOWN_SESSIONS
 from ..errors import MongoDBSessionError, described, shown
-from .server_codes import UNAUTHORIZED
+from .sending import UNAUTHORIZED
 
-Filter = dict[str, Any]
-
-
-_MARKED: Filter = {"orphaned_at": {"$exists": True}}
-_UNMARKED: Filter = {"orphaned_at": {"$not": {"$type": "date"}}}
+_MARKED: Document = {"orphaned_at": {"$exists": True}}
+_UNMARKED: Document = {"orphaned_at": {"$not": {"$type": "date"}}}
 
 
 class Orphans:
@@ -38,14 +36,14 @@ class Orphans:
     """
 
     def __init__(
-        self, collection: Collection[Any], grace_seconds: float, delete: Callable[[Filter], int] | None = None
+        self, collection: Collection[Any], grace_seconds: float, delete: Callable[[Document], int] | None = None
     ) -> None:
         self._collection = collection
         self._delete = delete or (lambda which: collection.delete_many(which).deleted_count)
         since = {"$subtract": ["$$NOW", round(grace_seconds * 1000)]}
-        self._due: Filter = {"orphaned_at": {"$type": "date"}, "$expr": {"$lte": ["$orphaned_at", since]}}
+        self._due: Document = {"orphaned_at": {"$type": "date"}, "$expr": {"$lte": ["$orphaned_at", since]}}
 
-    def sweep(self, which: Filter, orphaned: Callable[[], Filter | None], *, marked: bool) -> int:
+    def sweep(self, which: Document, orphaned: Callable[[], Document | None], *, marked: bool) -> int:
         """Delete what was marked long enough ago, mark what was not, and take the mark off what is orphaned no more.
 
         Args:
@@ -72,7 +70,7 @@ class Orphans:
             self._collection.update_many({"$and": back}, {"$unset": {"orphaned_at": ""}})
         return deleted
 
-    def sweep_together(self, which: Filter, orphaned: Callable[[], bool], *, marked: bool) -> int:
+    def sweep_together(self, which: Document, orphaned: Callable[[], bool], *, marked: bool) -> int:
         """Do the same with documents of which all are orphaned, or none: ``orphaned`` returns whether they are."""
         return self.sweep(which, lambda: which if orphaned() else None, marked=marked)
 
@@ -107,9 +105,8 @@ class Failures:
         if self._first is None:
             return
         named = ", ".join(map(shown, list(self._sessions)[:MAX_SHOWN_SESSIONS]))
-        more = (
-            f" and {len(self._sessions) - MAX_SHOWN_SESSIONS} more" if len(self._sessions) > MAX_SHOWN_SESSIONS else ""
-        )
+        others = len(self._sessions) - MAX_SHOWN_SESSIONS
+        more = f" and {others} more" if others > 0 else ""
         raise MongoDBSessionError(
             f"{what} of session_id={named}{more}; all others are done. The first error: {described(self._first)}",
             session_id=next(iter(self._sessions)) if len(self._sessions) == 1 else None,

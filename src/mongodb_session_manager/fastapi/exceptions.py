@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -10,27 +11,13 @@ from pymongo.errors import ConnectionFailure, PyMongoError
 from starlette.websockets import WebSocket
 from strands.types.exceptions import EventLoopException
 
+from .. import errors
 from .._model.limits import RETRY_AFTER_SECONDS
-from ..errors import (
-    AgentNotFoundError,
-    InvalidIdentifierError,
-    MessageNotFoundError,
-    SessionBusyError,
-    SessionConflictError,
-    SessionExistsError,
-    SessionNotFoundError,
-    UnstorableValueError,
-)
 
-_STATUS: dict[type[Exception], int] = {
-    SessionNotFoundError: 404,
-    AgentNotFoundError: 404,
-    MessageNotFoundError: 404,
-    SessionBusyError: 409,
-    SessionConflictError: 409,
-    SessionExistsError: 409,
-    InvalidIdentifierError: 422,
-    UnstorableValueError: 422,
+_STATUS: dict[int, tuple[type[Exception], ...]] = {
+    404: (errors.SessionNotFoundError, errors.AgentNotFoundError, errors.MessageNotFoundError),
+    409: (errors.SessionBusyError, errors.SessionConflictError, errors.SessionExistsError),
+    422: (errors.InvalidIdentifierError, errors.UnstorableValueError),
 }
 
 
@@ -46,7 +33,7 @@ def add_exception_handlers(app: FastAPI) -> None:
     Whatever else PyMongo raises stays an error of the server, 500. An error inside a stream that has begun ends the
     stream: its status is sent already. ``status_of`` tells which it would have been.
     """
-    for expected in (*_STATUS, PyMongoError, EventLoopException):
+    for expected in (*chain.from_iterable(_STATUS.values()), PyMongoError, EventLoopException):
         app.add_exception_handler(expected, _answer)
 
 
@@ -56,8 +43,8 @@ def status_of(error: Exception) -> tuple[int, str] | None:
     For a stream that has begun, whose own status is sent already: tell the client in an event.
     """
     found = _cause(error)
-    for kind, status in _STATUS.items():
-        if isinstance(found, kind):
+    for status, kinds in _STATUS.items():
+        if isinstance(found, kinds):
             return status, str(found.args[0]) if found.args else type(found).__name__
     if isinstance(found, ConnectionFailure) or (isinstance(found, PyMongoError) and found.timeout):
         # PyMongo's own words name the hosts.
@@ -70,11 +57,9 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     if answer is None or isinstance(request, WebSocket):  # The latter has no statuses.
         raise error
     status, detail = answer
-    headers = None
-    if status == 503:
-        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
     found = _cause(error)
-    if isinstance(found, SessionBusyError):
+    if isinstance(found, errors.SessionBusyError):
         headers = {"Retry-After": str(max(1, math.ceil(found.retry_after or 0)))}
     return JSONResponse({"detail": detail}, status, headers)
 

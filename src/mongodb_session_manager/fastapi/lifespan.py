@@ -6,23 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from fastapi import FastAPI
 from pymongo import MongoClient
 from starlette.requests import HTTPConnection
 
+from .. import mongodb_session_factory as factories
 from .._model.limits import ENDING_SECONDS
-from ..mongodb_session_factory import (
-    MongoDBSessionManagerFactory,
-    close_global_factory,
-    get_global_factory,
-    initialize_global_factory,
-)
 from .metrics import SessionMetrics
 
-# What tells that a request is over, for those that are under way.
-_under_way: WeakKeyDictionary[MongoDBSessionManagerFactory, set[asyncio.Future[None]]] = WeakKeyDictionary()
+# The requests that are under way: what tells that one is over, and its factory.
+_under_way: dict[asyncio.Future[None], factories.MongoDBSessionManagerFactory] = {}
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
@@ -63,7 +57,7 @@ def session_lifespan(
             given["event_listeners"] = [*(options.get("event_listeners") or ()), metrics]
         # Off the loop: the name of a cluster may have to be looked up.
         factory = await asyncio.to_thread(
-            initialize_global_factory, connection_string, database_name, collection_name, client, **given
+            factories.initialize_global_factory, connection_string, database_name, collection_name, client, **given
         )
         try:
             metrics.watch(factory)
@@ -73,37 +67,36 @@ def session_lifespan(
                 yield state
         finally:
             await _requests_are_over(factory)
-            await asyncio.to_thread(close_global_factory)
+            await asyncio.to_thread(factories.close_global_factory)
 
     return owns_the_factory
 
 
-def factory_of(connection: HTTPConnection) -> MongoDBSessionManagerFactory:
+def factory_of(connection: HTTPConnection) -> factories.MongoDBSessionManagerFactory:
     """Return the application's factory; of an application mounted into another one, the global factory.
 
     Raises:
         RuntimeError: There is neither.
     """
     found = getattr(connection.app.state, "session_factory", None)
-    return found if isinstance(found, MongoDBSessionManagerFactory) else get_global_factory()
+    return found if isinstance(found, factories.MongoDBSessionManagerFactory) else factories.get_global_factory()
 
 
 @contextmanager
-def request_under_way(factory: MongoDBSessionManagerFactory) -> Iterator[None]:
+def request_under_way(factory: factories.MongoDBSessionManagerFactory) -> Iterator[None]:
     """Let the application end only when this is over: what a request has still to store needs the factory's client."""
     is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    under_way = _under_way.setdefault(factory, set())
-    under_way.add(is_over)
+    _under_way[is_over] = factory
     try:
         yield
     finally:
-        under_way.discard(is_over)
+        del _under_way[is_over]
         is_over.set_result(None)
 
 
-async def _requests_are_over(factory: MongoDBSessionManagerFactory) -> None:
+async def _requests_are_over(factory: factories.MongoDBSessionManagerFactory) -> None:
     """Wait for requests that are ending: a server that is told to end cancels them, and ends the lifespan at once."""
     here = asyncio.get_running_loop()
-    ending = [is_over for is_over in list(_under_way.get(factory, ())) if is_over.get_loop() is here]
+    ending = [over for over, of in list(_under_way.items()) if of is factory and over.get_loop() is here]
     if ending:
         await asyncio.wait(ending, timeout=ENDING_SECONDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -13,9 +13,6 @@ from prometheus_client.registry import Collector
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from ..mongodb_session_factory import MongoDBSessionManagerFactory
-
-if TYPE_CHECKING:
-    from .._client.pool_statistics import PoolStats
 
 # From a command beside the server to one that waits for an election.
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -108,7 +105,7 @@ _DIRECTIONS = {
 
 _Family = Callable[..., "GaugeMetricFamily | CounterMetricFamily"]
 
-# By the key of `ServerPoolStats`; milliseconds are told as seconds.
+# By the key of `ServerPoolStats`, and the limit; milliseconds are told as seconds.
 _POOL: dict[str, tuple[_Family, str, str]] = {
     "open": (GaugeMetricFamily, "connections", "Connections that exist."),
     "in_use": (GaugeMetricFamily, "connections_in_use", "Connections that a command holds."),
@@ -122,36 +119,26 @@ _POOL: dict[str, tuple[_Family, str, str]] = {
     "check_out_timeouts": (CounterMetricFamily, "check_out_timeouts", "Of these, those that waited in vain."),
     "check_out_wait_total_ms": (CounterMetricFamily, "check_out_wait_seconds", "Time spent waiting for connections."),
     "clears": (CounterMetricFamily, "clears", "Times all connections were given up after an error."),
+    "limit": (GaugeMetricFamily, "limit", "maxPoolSize."),
 }
 
 
 class _Pool(Collector):
     """Reads the pool's state when Prometheus asks, so that nothing is counted twice."""
 
-    def __init__(self) -> None:
-        self.factory: MongoDBSessionManagerFactory | None = None
-
-    def describe(self) -> Iterable[Metric]:
-        return self._families().values()
+    factory: MongoDBSessionManagerFactory | None = None
 
     def collect(self) -> Iterable[Metric]:
-        families = self._families()
-        if self.factory is None:
-            return families.values()
-        stats: PoolStats = self.factory.get_connection_stats()
-        limit = stats["configuration"]["max_pool_size"]
-        for server, counts in (stats["servers"] or {}).items():
-            for key, family in families.items():
-                value = limit if key == "limit" else cast("Mapping[str, Any]", counts)[key]
-                if value is not None:
-                    family.add_metric([server], value / 1000 if key.endswith("_ms") else value)
-        return families.values()
-
-    @staticmethod
-    def _families() -> dict[str, Any]:
-        made = {
+        families: dict[str, Any] = {
             key: family(f"mongodb_session_pool_{name}", says, labels=["server"])
             for key, (family, name, says) in _POOL.items()
         }
-        made["limit"] = GaugeMetricFamily("mongodb_session_pool_limit", "maxPoolSize.", labels=["server"])
-        return made
+        if self.factory is not None:
+            stats = self.factory.get_connection_stats()
+            limit = stats["configuration"]["max_pool_size"]
+            for server, counts in (stats["servers"] or {}).items():
+                told: dict[str, Any] = {**counts, "limit": limit}
+                for key, family in families.items():
+                    if (value := told[key]) is not None:
+                        family.add_metric([server], value / 1000 if key.endswith("_ms") else value)
+        return families.values()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pymongo
 from fastapi import APIRouter, Request
@@ -56,7 +55,12 @@ def create_router(*, ping_timeout: float = 1.0, metrics: SessionMetrics | None =
         factory = factory_of(request)
         if asks_for_json(accept):
             return JSONResponse({"pool": await asyncio.to_thread(factory.get_connection_stats)})
-        content, media_type = await asyncio.to_thread(_metrics_of(request, factory, metrics).render, accept)
+        state = request.app.state
+        told = metrics or getattr(state, "session_metrics", None)
+        if told is None:
+            told = state.session_metrics = SessionMetrics()
+        told.watch(factory)
+        content, media_type = await asyncio.to_thread(told.render, accept)
         return Response(content, headers={"Content-Type": media_type})
 
     return router
@@ -75,12 +79,3 @@ def _ping(factory: MongoDBSessionManagerFactory, seconds: float) -> bool:
     except (PyMongoError, RuntimeError):  # The latter: it is closed already.
         return False
     return True
-
-
-def _metrics_of(request: Request, factory: MongoDBSessionManagerFactory, given: SessionMetrics | None) -> Any:
-    state = request.app.state
-    found = given or getattr(state, "session_metrics", None)
-    if found is None:
-        found = state.session_metrics = SessionMetrics()
-    found.watch(factory)
-    return found
