@@ -8,10 +8,8 @@ is killed.
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
-import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -31,6 +29,7 @@ from support.failpoints import fail_command
 from support.histories import by_hand, gapless, manager_of, said, stored, texts
 from support.histories import tool_talker as talker
 from support.repositories import MultiAgent
+from support.running import run_python, start_python
 from support.waiting import eventually
 from support.wire_proxy import Cut, Moment, WireProxy
 
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pymongo.database import Database
-
-    Proxies = Callable[[], WireProxy]
 
 pytestmark = pytest.mark.topology
 
@@ -70,11 +67,24 @@ def stored_messages(database: Database[Any], session_id: str = "s") -> list[dict
 
 @dataclass(frozen=True)
 class Processes:
-    """Managers of this test's database, each with a client of its own."""
+    """Managers of this test's database, each with a client of its own; `proxy` makes proxies of the server."""
 
     uri: str
-    database_name: str
+    database: Database[Any]
     stack: ExitStack
+    proxy: Callable[[], WireProxy]
+
+    @property
+    def client(self) -> MongoClient[Any]:
+        """A plain client."""
+        return self.database.client
+
+    def stored(self, session_id: str = "s") -> list[str]:
+        """What the stored messages say."""
+        return texts(stored_messages(self.database, session_id))
+
+    def session(self) -> Any:
+        return self.database.sessions.find_one({"_id": "s"})
 
     def __call__(
         self,
@@ -89,14 +99,14 @@ class Processes:
             uri or self.uri, **{**OPTIONS, **dict(client_options), "event_listeners": listeners}
         )
         self.stack.enter_context(client)
-        return manager_of(client, self.database_name, session_id, **options)
+        return manager_of(client, self.database.name, session_id, **options)
 
 
 @pytest.fixture
-def process(server: Any, database_name: str, proxies: Any) -> Iterator[Processes]:
+def process(server: Any, database: Database[Any], proxies: Any) -> Iterator[Processes]:
     # After `proxies`, so that it ends before them: a client that finds no server takes 30 s to close.
     with ExitStack() as stack:
-        yield Processes(server.uri, database_name, stack)
+        yield Processes(server.uri, database, stack, proxies)
 
 
 # --- one broken connection, at every command of every kind of write
@@ -112,7 +122,6 @@ class Writing:
         commands: how many commands write it.
         durability: of the manager.
         begun: whether the session has the agent already, with a message that says "before".
-        redaction: which of the commands, counted from 1, is a redaction; 0: none.
     """
 
     act: Callable[[MongoDBSessionManager], None]
@@ -120,7 +129,6 @@ class Writing:
     commands: int
     durability: Literal["message", "turn"] = "message"
     begun: bool = True
-    redaction: int = 0
 
 
 def say(*prompts: str) -> Callable[[MongoDBSessionManager], None]:
@@ -157,9 +165,9 @@ WRITINGS = {
     ),
     "two turns in two updates": Writing(say("hi", "ho"), ("before", "hi", "Re: hi", "ho", "Re: ho"), 2, "turn"),
     "messages by hand": Writing(append_by_hand, ("before", "one", "two"), 2),
-    "a redacted turn": Writing(say("my secret"), ("before", "[redacted]", "I cannot."), 3, redaction=2),
+    "a redacted turn": Writing(say("my secret"), ("before", "[redacted]", "I cannot."), 3),
     "a redacted turn in one update": Writing(say("my secret"), ("before", "[redacted]", "I cannot."), 1, "turn"),
-    "a redaction by hand": Writing(redact_by_hand, ("before", "one", "[redacted]"), 3, redaction=3),
+    "a redaction by hand": Writing(redact_by_hand, ("before", "one", "[redacted]"), 3),
     "an agent with messages": Writing(
         begin_an_agent_with_messages, ("one", "two", "three", "Re: three"), 5, begun=False
     ),
@@ -169,22 +177,20 @@ WRITINGS = {
 
 
 @pytest.mark.parametrize("writing", WRITINGS.values(), ids=WRITINGS.keys())
-def test_a_broken_connection_loses_nothing_and_doubles_nothing(
-    writing: Writing, process: Processes, proxies: Proxies, database: Database[Any]
-) -> None:
+def test_a_broken_connection_loses_nothing_and_doubles_nothing(writing: Writing, process: Processes) -> None:
     def run(number: int, moment: Moment, retry_writes: bool) -> tuple[str, list[str]]:
         session_id = f"{number} {moment} {retry_writes}"
         if writing.begun:
             manager = process(session_id)
             manager.append_message(by_hand("before"), talker(manager))
-        proxy = proxies()
+        proxy = process.proxy()
         proxy.cut(Cut("update", moment, number))
         manager = process(session_id, proxy.uri, None, {"retryWrites": retry_writes}, durability=writing.durability)
         writing.act(manager)
         manager.close()
         return session_id, proxy.cut_commands
 
-    database.sessions.create_index("created_at")  # or the collection begins in the midst of it
+    process.database.sessions.create_index("created_at")  # or the collection begins in the midst of it
     # At once: each waits half a second for the driver to look at the server again. One number more than there are
     # commands shows that none was forgotten.
     numbers = range(1, writing.commands + 2)
@@ -193,16 +199,16 @@ def test_a_broken_connection_loses_nothing_and_doubles_nothing(
 
     for (number, _, _), (session_id, cut) in zip(product(numbers, MOMENTS, (True, False)), ended, strict=True):
         assert cut == ["update"] * (number <= writing.commands), session_id
-        assert tuple(texts(stored_messages(database, session_id))) == writing.stored, session_id
-    assert "secret" not in str(list(database.sessions.find()))
+        assert tuple(process.stored(session_id)) == writing.stored, session_id
+    assert "secret" not in str(list(process.database.sessions.find()))
 
 
 @both_durabilities
 def test_a_message_whose_answer_was_lost_is_not_doubled_behind_what_others_stored_meanwhile(
-    process: Processes, proxies: Proxies, database: Database[Any], durability: str
+    process: Processes, durability: str
 ) -> None:
     other = talker(process())
-    proxy = proxies()
+    proxy = process.proxy()
     one = talker(process(uri=proxy.uri, durability=durability))
     proxy.cut(Cut("update", "before its answer arrives", meanwhile=lambda: other("other")))
 
@@ -213,41 +219,37 @@ def test_a_message_whose_answer_was_lost_is_not_doubled_behind_what_others_store
         "message": ["one", "other", "Re: other", "Re: one"],
         "turn": ["one", "Re: one", "other", "Re: other"],
     }
-    assert texts(stored_messages(database)) == expected[durability]
+    assert process.stored() == expected[durability]
 
 
-def test_a_message_that_never_arrived_is_appended_behind_what_others_stored_meanwhile(
-    process: Processes, proxies: Proxies, database: Database[Any]
-) -> None:
+def test_a_message_that_never_arrived_is_appended_behind_what_others_stored_meanwhile(process: Processes) -> None:
     other = talker(process())
-    proxy = proxies()
+    proxy = process.proxy()
     one = talker(process(uri=proxy.uri))
     proxy.cut(Cut("update", "before it is run", meanwhile=lambda: other("other")))
 
     one("one")
 
-    assert texts(stored_messages(database)) == ["other", "Re: other", "one", "Re: one"]
+    assert process.stored() == ["other", "Re: other", "one", "Re: one"]
 
 
-def test_with_raise_a_message_whose_answer_was_lost_is_no_conflict_with_itself(
-    process: Processes, proxies: Proxies, database: Database[Any]
-) -> None:
-    proxy = proxies()
+def test_with_raise_a_message_whose_answer_was_lost_is_no_conflict_with_itself(process: Processes) -> None:
+    proxy = process.proxy()
     one = talker(process(uri=proxy.uri, on_conflict="raise"))
     proxy.cut(Cut("update", "before its answer arrives", times=2))
 
     one("one")
 
-    assert texts(stored_messages(database)) == ["one", "Re: one"]
+    assert process.stored() == ["one", "Re: one"]
 
 
 def test_a_message_that_has_moved_behind_others_is_not_doubled_when_it_is_sent_again_after_an_error(
-    process: Processes, proxies: Proxies, database: Database[Any]
+    process: Processes,
 ) -> None:
     """It is looked for where it was sent to, not where the conversation was thought to end."""
     other = talker(process())
     other("before")
-    proxy = proxies()
+    proxy = process.proxy()
     manager = process(uri=proxy.uri)
     one = talker(manager)
     other("other")
@@ -259,7 +261,7 @@ def test_a_message_that_has_moved_behind_others_is_not_doubled_when_it_is_sent_a
 
     manager.flush()
 
-    assert texts(stored_messages(database)) == ["before", "Re: before", "other", "Re: other", "one"]
+    assert process.stored() == ["before", "Re: before", "other", "Re: other", "one"]
 
 
 SINGLE_WRITES: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object], str, Any]] = {
@@ -298,10 +300,10 @@ SINGLE_WRITES: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object],
 @pytest.mark.parametrize("name", SINGLE_WRITES)
 @at_both_moments
 def test_a_single_write_whose_connection_broke_is_stored_once_and_is_no_error(
-    process: Processes, proxies: Proxies, database: Database[Any], name: str, moment: Moment
+    process: Processes, name: str, moment: Moment
 ) -> None:
     write, path, expected = SINGLE_WRITES[name]
-    proxy = proxies()
+    proxy = process.proxy()
     manager = process(uri=proxy.uri)
     agent = talker(manager)
     manager.append_message(by_hand("before"), agent)
@@ -310,15 +312,13 @@ def test_a_single_write_whose_connection_broke_is_stored_once_and_is_no_error(
     write(manager, agent)
 
     assert proxy.cut_commands == ["update"]
-    found = database.sessions.aggregate([{"$project": {"_id": 0, "found": f"${path}"}}]).next()
+    found = process.database.sessions.aggregate([{"$project": {"_id": 0, "found": f"${path}"}}]).next()
     assert found == {"found": expected}
 
 
 @pytest.mark.parametrize("timed", [False, True])
-def test_tokens_that_come_late_are_counted_once_when_their_answer_is_lost(
-    process: Processes, proxies: Proxies, database: Database[Any], timed: bool
-) -> None:
-    proxy = proxies()
+def test_tokens_that_come_late_are_counted_once_when_their_answer_is_lost(process: Processes, timed: bool) -> None:
+    proxy = process.proxy()
     manager = process(uri=proxy.uri)
     agent = talker(manager)
     manager.append_message(by_hand("before"), agent)
@@ -331,7 +331,7 @@ def test_tokens_that_come_late_are_counted_once_when_their_answer_is_lost(
     manager.sync_agent(agent)
 
     assert proxy.cut_commands == ["update"]
-    (model,) = stored(database).agent["usage"]["models"].values()
+    (model,) = stored(process.database).agent["usage"]["models"].values()
     assert (model["inputTokens"], model["outputTokens"], model["totalTokens"], model["calls"]) == (3, 4, 7, 1)
     assert model.get("latency", {}).get("count", 0) == timed
 
@@ -356,12 +356,12 @@ KEEPERS: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object], list[
 
 @both_durabilities
 def test_a_turn_that_cannot_be_stored_is_an_error_and_is_stored_later_once_however(
-    process: Processes, proxies: Proxies, database: Database[Any], durability: Any
+    process: Processes, durability: Any
 ) -> None:
     def run(moment: Moment, keeper: str) -> None:
         keep, more = KEEPERS[keeper]
         session_id = f"{moment} {keeper}"
-        proxy = proxies()
+        proxy = process.proxy()
         manager = process(session_id, proxy.uri, durability=durability)
         agent = talker(manager)
         agent("before")
@@ -377,11 +377,11 @@ def test_a_turn_that_cannot_be_stored_is_an_error_and_is_stored_later_once_howev
 
         # With "message" the turn ended at its first write, before the model was asked.
         expected = [*said("before"), "hi", *(["Re: hi"] if durability == "turn" else []), *more]
-        assert texts(stored_messages(database, session_id)) == expected, session_id
+        assert process.stored(session_id) == expected, session_id
         if keeper not in ("close", "leaving"):
             agent("last")
             manager.close()
-            assert texts(stored_messages(database, session_id)) == [*expected, "last", "Re: last"], session_id
+            assert process.stored(session_id) == [*expected, "last", "Re: last"], session_id
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda case: run(*case), product(MOMENTS, KEEPERS)))
@@ -389,9 +389,9 @@ def test_a_turn_that_cannot_be_stored_is_an_error_and_is_stored_later_once_howev
 
 @at_both_moments
 def test_a_message_that_is_redacted_while_it_cannot_be_stored_leaves_its_text_nowhere(
-    process: Processes, proxies: Proxies, database: Database[Any], moment: Moment
+    process: Processes, moment: Moment
 ) -> None:
-    proxy = proxies()
+    proxy = process.proxy()
     manager = process(uri=proxy.uri)
     agent = talker(manager)
     proxy.cut(Cut("update", moment, times=None))
@@ -403,15 +403,15 @@ def test_a_message_that_is_redacted_while_it_cannot_be_stored_leaves_its_text_no
 
     manager.flush()
 
-    assert texts(stored_messages(database)) == ["[redacted]"]
-    assert "secret" not in str(database.sessions.find_one({}))
+    assert process.stored() == ["[redacted]"]
+    assert "secret" not in str(process.session())
 
 
 def test_opening_a_session_while_the_database_is_away_is_an_error_and_never_an_empty_conversation(
-    process: Processes, proxies: Proxies, database: Database[Any]
+    process: Processes,
 ) -> None:
     talker(process())("before")
-    proxy = proxies()
+    proxy = process.proxy()
     manager = process(uri=proxy.uri)
     proxy.cut(Cut("find", "before it is run", times=None))
     with pytest.raises(AutoReconnect):
@@ -422,7 +422,7 @@ def test_opening_a_session_while_the_database_is_away_is_an_error_and_never_an_e
 
     assert texts(agent.messages) == ["before", "Re: before"]
     agent("hi")
-    assert texts(stored_messages(database)) == ["before", "Re: before", "hi", "Re: hi"]
+    assert process.stored() == ["before", "Re: before", "hi", "Re: hi"]
 
 
 # https://github.com/mongodb/specifications, retryable writes: NotWritablePrimary, PrimarySteppedDown,
@@ -432,16 +432,16 @@ def test_opening_a_session_while_the_database_is_away_is_an_error_and_never_an_e
 )
 @both_durabilities
 def test_a_server_that_is_no_longer_the_primary_or_hangs_up_costs_no_message(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, fault: dict[str, Any]
+    process: Processes, durability: str, fault: dict[str, Any]
 ) -> None:
     recorder = CommandRecorder()
     agent = talker(process(listener=recorder, durability=durability))
 
-    with fail_command(client, "update", app_name=APP_NAME, times=1, **fault):
+    with fail_command(process.client, "update", app_name=APP_NAME, times=1, **fault):
         agent("hi")
 
     assert len(recorder.commands.failures) == 1
-    assert texts(stored_messages(database)) == said("hi")
+    assert process.stored() == said("hi")
 
 
 def retryable_writes_or_skip(server: Any) -> None:
@@ -455,54 +455,50 @@ def replicate_too_late(client: MongoClient[Any], error: dict[str, Any]) -> None:
     client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
 
 
-def test_a_turn_that_was_stored_but_not_replicated_in_time_is_told_and_not_stored_again(
-    process: Processes, client: MongoClient[Any], database: Database[Any]
-) -> None:
+def test_a_turn_that_was_stored_but_not_replicated_in_time_is_told_and_not_stored_again(process: Processes) -> None:
     manager = process(durability="turn")
     agent = talker(manager)
-    replicate_too_late(client, {"code": 64, "errmsg": "waiting for replication timed out"})
+    replicate_too_late(process.client, {"code": 64, "errmsg": "waiting for replication timed out"})
     with pytest.raises(WriteConcernError):
         agent("hi")
 
     agent("ho")
 
-    assert texts(stored_messages(database)) == said("hi", "ho")
+    assert process.stored() == said("hi", "ho")
 
 
 # The spec for retryable writes lists more of them; no server labels them for a command without a transaction number.
 @pytest.mark.parametrize("code", [6, 7, 89, 262, 9001])
 @both_durabilities
 def test_an_error_of_the_network_behind_the_server_costs_no_turn(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int, server: Any
+    process: Processes, durability: str, code: int, server: Any
 ) -> None:
     retryable_writes_or_skip(server)
     agent = talker(process(durability=durability, client_options={"retryWrites": True}))
 
-    with fail_command(client, "update", app_name=APP_NAME, error_code=code, times=1):
+    with fail_command(process.client, "update", app_name=APP_NAME, error_code=code, times=1):
         agent("hi")
 
-    assert texts(stored_messages(database)) == said("hi")
+    assert process.stored() == said("hi")
 
 
 @pytest.mark.parametrize("code", [91, 189, 262, 11602])
 @both_durabilities
 def test_a_primary_that_steps_down_before_others_have_the_commit_costs_no_turn(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int, server: Any
+    process: Processes, durability: str, code: int, server: Any
 ) -> None:
     retryable_writes_or_skip(server)
     agent = talker(process(durability=durability, client_options={"retryWrites": True}))
-    replicate_too_late(client, {"code": code, "errmsg": "interrupted", "errInfo": {"writeConcern": {}}})
+    replicate_too_late(process.client, {"code": code, "errmsg": "interrupted", "errInfo": {"writeConcern": {}}})
 
     agent("hi")
 
-    assert texts(stored_messages(database)) == said("hi")
+    assert process.stored() == said("hi")
 
 
-def test_a_change_of_state_that_arrives_late_does_not_undo_a_newer_one(
-    process: Processes, proxies: Proxies, database: Database[Any], server: Any
-) -> None:
+def test_a_change_of_state_that_arrives_late_does_not_undo_a_newer_one(process: Processes, server: Any) -> None:
     retryable_writes_or_skip(server)
-    proxy, all_else_is_stored = proxies(), threading.Event()
+    proxy, all_else_is_stored = process.proxy(), threading.Event()
     manager = process(uri=proxy.uri, client_options={"retryWrites": True, "socketTimeoutMS": 500})
     agent = talker(manager)
     agent("hi")
@@ -515,19 +511,17 @@ def test_a_change_of_state_that_arrives_late_does_not_undo_a_newer_one(
     all_else_is_stored.set()
 
     assert first.answered.wait(10)
-    assert database.sessions.find_one({"_id": "s"})["agents"]["assistant"]["agent_data"]["state"] == {"number": 2}  # type: ignore[index]
+    assert process.session()["agents"]["assistant"]["agent_data"]["state"] == {"number": 2}
 
 
 @pytest.mark.parametrize("options", [{"timeoutMS": 300}, {"socketTimeoutMS": 300, "retryReads": False}])
-def test_a_read_whose_time_is_over_is_not_sent_again(
-    process: Processes, client: MongoClient[Any], options: dict[str, Any]
-) -> None:
+def test_a_read_whose_time_is_over_is_not_sent_again(process: Processes, options: dict[str, Any]) -> None:
     talker(process())("hi")
     recorder = CommandRecorder()
     manager = process(listener=recorder, client_options=options)
 
     with (
-        fail_command(client, "find", app_name=APP_NAME, block_ms=1000, times=2),
+        fail_command(process.client, "find", app_name=APP_NAME, block_ms=1000, times=2),
         pytest.raises(NetworkTimeout),
     ):
         talker(manager)
@@ -544,7 +538,8 @@ def test_a_primary_that_is_killed_in_the_midst_of_turns_loses_nothing_that_was_a
     enough = threading.Event()
 
     with LocalMongoDB(replica_set=True) as server, ExitStack() as stack:
-        process = Processes(server.uri, "test", stack)
+        plain: MongoClient[Any] = stack.enter_context(MongoClient(server.uri))
+        process = Processes(server.uri, plain["test"], stack, pytest.fail)
         retry = {"retryWrites": True}
         agents = {
             writer: talker(process(writer, client_options=retry, durability=durability))
@@ -577,9 +572,8 @@ def test_a_primary_that_is_killed_in_the_midst_of_turns_loses_nothing_that_was_a
                 one.result()
         assert server.primary is not killed
 
-        plain: MongoClient[Any] = stack.enter_context(MongoClient(server.uri))
         for writer, turns in acknowledged.items():
-            assert texts(stored_messages(plain["test"], writer)) == said(*map(str, range(turns)))
+            assert process.stored(writer) == said(*map(str, range(turns)))
             assert texts(talker(process(writer)).messages) == texts(agents[writer].messages)
 
 
@@ -596,11 +590,7 @@ def notes_of(error: BaseException, log: pytest.LogCaptureFixture) -> str:
 
 @both_durabilities
 def test_the_models_error_is_not_hidden_by_the_databases(
-    process: Processes,
-    client: MongoClient[Any],
-    database: Database[Any],
-    durability: str,
-    caplog: pytest.LogCaptureFixture,
+    process: Processes, durability: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = process(durability=durability)
     agent = talker(manager)
@@ -608,7 +598,7 @@ def test_the_models_error_is_not_hidden_by_the_databases(
 
         def fail(_: Any) -> Any:
             agent.state.set("unsaved", True)
-            trouble.enter_context(fail_command(client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED))
+            trouble.enter_context(fail_command(process.client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED))
             raise ModelError("overloaded")
 
         agent.model = OfflineScriptedModel(fail)
@@ -617,17 +607,17 @@ def test_the_models_error_is_not_hidden_by_the_databases(
 
     assert "OperationFailure" in notes_of(raised.value, caplog)
     manager.close()  # and what could not be stored then is now
-    assert texts(stored_messages(database)) == ["hi"]
+    assert process.stored() == ["hi"]
     assert talker(process()).state.get("unsaved") is True
 
 
 def test_the_error_that_leaves_the_block_is_not_hidden_by_the_databases(
-    process: Processes, client: MongoClient[Any], caplog: pytest.LogCaptureFixture
+    process: Processes, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = process(durability="turn")
     agent = talker(manager)
 
-    with fail_command(client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED):
+    with fail_command(process.client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED):
         with pytest.raises(OperationFailure):
             agent("hi")
         with pytest.raises(ModelError) as raised, manager:
@@ -640,7 +630,7 @@ def test_the_error_that_leaves_the_block_is_not_hidden_by_the_databases(
     ("way", "durability"), [("called", "turn"), ("awaited", "turn"), ("streamed", "turn"), ("awaited", "message")]
 )
 def test_a_commit_that_fails_while_an_unrelated_error_is_handled_is_still_told(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, way: str
+    process: Processes, durability: str, way: str
 ) -> None:
     manager = process(durability=durability)
     agent = talker(manager)
@@ -666,13 +656,13 @@ def test_a_commit_that_fails_while_an_unrelated_error_is_handled_is_still_told(
 
     ways = {"called": call, "awaited": lambda: asyncio.run(wait()), "streamed": lambda: asyncio.run(stream())}
     with (
-        fail_command(client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED),
+        fail_command(process.client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED),
         pytest.raises(OperationFailure),
     ):
         ways[way]()
 
     manager.close()
-    assert texts(stored_messages(database)) == (["hi", "Re: hi"] if durability == "turn" else ["hi"])
+    assert process.stored() == (["hi", "Re: hi"] if durability == "turn" else ["hi"])
 
 
 # --- cancellation
@@ -713,45 +703,39 @@ async def cancel_a_turn(agent: Agent, watch: Watch, times: int = 1) -> None:
 
 @both_durabilities
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_cancelled_turn_leaves_when_its_commit_has_settled(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, times: int
-) -> None:
+def test_a_cancelled_turn_leaves_when_its_commit_has_settled(process: Processes, durability: str, times: int) -> None:
     watch = Watch()
     manager = process(durability=durability, listener=watch)
     agent = talker(manager)
     watch.sent.clear()
 
-    with fail_command(client, "update", app_name=APP_NAME, block_ms=300):
+    with fail_command(process.client, "update", app_name=APP_NAME, block_ms=300):
         asyncio.run(cancel_a_turn(agent, watch, times))
 
     expected = ["hi"] if durability == "message" else said("hi")
-    assert texts(stored_messages(database)) == expected
+    assert process.stored() == expected
     agent("ho")
-    assert texts(stored_messages(database)) == [*expected, *said("ho")]
+    assert process.stored() == [*expected, *said("ho")]
 
 
-def test_a_cancelled_turn_whose_commit_failed_keeps_it_for_the_next(
-    process: Processes, client: MongoClient[Any], database: Database[Any]
-) -> None:
+def test_a_cancelled_turn_whose_commit_failed_keeps_it_for_the_next(process: Processes) -> None:
     watch = Watch()
     manager = process(listener=watch)
     agent = talker(manager)
     watch.sent.clear()
 
-    with fail_command(client, "update", app_name=APP_NAME, block_ms=100, error_code=UNAUTHORIZED):
+    with fail_command(process.client, "update", app_name=APP_NAME, block_ms=100, error_code=UNAUTHORIZED):
         asyncio.run(cancel_a_turn(agent, watch))
 
     agent("ho")
-    assert texts(stored_messages(database)) == ["hi", "ho", "Re: ho"]
+    assert process.stored() == ["hi", "ho", "Re: ho"]
 
 
 # --- the caller's deadline
 
 
 @pytest.mark.parametrize("way", ["called", "awaited"])
-def test_the_callers_deadline_reaches_the_commit(
-    process: Processes, client: MongoClient[Any], database: Database[Any], way: str
-) -> None:
+def test_the_callers_deadline_reaches_the_commit(process: Processes, way: str) -> None:
     watch = Watch()
     manager = process(durability="turn", listener=watch)
     agent = talker(manager)
@@ -761,7 +745,7 @@ def test_the_callers_deadline_reaches_the_commit(
 
     ways = {"called": lambda: agent("hi"), "awaited": lambda: asyncio.run(wait())}
     with (
-        fail_command(client, "update", app_name=APP_NAME, block_ms=4000, times=1),
+        fail_command(process.client, "update", app_name=APP_NAME, block_ms=4000, times=1),
         pytest.raises(PyMongoError) as raised,
         pymongo.timeout(1),
     ):
@@ -771,7 +755,7 @@ def test_the_callers_deadline_reaches_the_commit(
     # Of the command alone: a busy machine takes its time for everything else.
     assert watch.failed_after_seconds < 3.5, "the commit waited for the server, not for the caller's deadline"
     manager.flush()
-    assert texts(stored_messages(database)) == said("hi")
+    assert process.stored() == said("hi")
 
 
 # --- the end of the process
@@ -805,14 +789,7 @@ UNFINISHED = """
 @contextmanager
 def unfinished(uri: str, database_name: str) -> Iterator[subprocess.Popen[str]]:
     """A process that ends, as soon as its input says so, in the midst of a turn that is to be stored at its end."""
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(UNFINISHED), uri, database_name],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as running:
+    with start_python(UNFINISHED, uri, database_name) as running:
         try:
             assert running.stdout is not None
             assert running.stdout.readline() == "speaking\n", running.communicate()[1]
@@ -833,7 +810,7 @@ def test_a_turn_that_was_not_stored_when_the_process_ends_is_stored_at_its_end(
 
 
 def test_a_turn_that_is_lost_at_the_end_of_the_process_is_at_least_told(
-    proxies: Proxies, database: Database[Any], database_name: str
+    proxies: Callable[[], WireProxy], database: Database[Any], database_name: str
 ) -> None:
     proxy = proxies()
     with unfinished(f"{proxy.uri}&retryWrites=false", database_name) as running:
@@ -881,13 +858,6 @@ TOLD = """
 def test_a_question_that_was_told_to_have_failed_and_was_asked_again_is_not_stored_a_second_time_at_exit(
     server: Any, database: Database[Any], database_name: str
 ) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TOLD), server.uri, database_name],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ended = run_python(TOLD, server.uri, database_name)
     assert ended.returncode == 0, ended.stderr
     assert texts(stored_messages(database)) == ["Transfer 5.", "Done."] * 2
