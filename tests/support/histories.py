@@ -103,17 +103,6 @@ def by_hand(text: str, role: str = "user") -> Any:
     return {"role": role, "content": [{"text": text}]}
 
 
-@dataclass
-class StandIn:
-    """A graph as far as a repository sees it."""
-
-    state: dict[str, Any]
-    id: str = "graph"
-
-    def serialize_state(self) -> dict[str, Any]:
-        return self.state
-
-
 @dataclass(frozen=True)
 class Stored:
     """One agent's conversation as it lies in the collections.
