@@ -76,6 +76,11 @@ def files_of(app: Application) -> Any:
     return app.database["sessions_blobs.files"]
 
 
+def opened(app: Application, session_id: str = "s", **options: Any) -> tuple[MongoDBSessionManager, Agent]:
+    manager = app.manager(session_id, **options)
+    return manager, talker(manager)
+
+
 def restored(app: Application, session_id: str = "s", **options: Any) -> Agent:
     """The agent as a new process restores it."""
     return talker(app.manager(session_id), **options)
@@ -159,8 +164,7 @@ class Interrupted(UserDict[str, Any]):
 @pytest.mark.topology
 @pytest.mark.parametrize("other", [{"text": "Hm."}, {"text": object()}], ids=["stored", "refused"])
 def test_messages_that_are_appended_in_two_threads_at_once_keep_their_blobs(app: Application, other: Any) -> None:
-    manager = app.manager(durability="turn")
-    agent = talker(manager)
+    manager, agent = opened(app, durability="turn")
 
     def append_other() -> None:
         with suppress(UnstorableValueError):
@@ -191,8 +195,7 @@ def test_a_binary_or_text_comes_back_from_anywhere_in_a_message(app: Application
         "metadata": {"custom": {"raw": data(4)}},
         "a field of its own": {"raw": data(5)},
     }
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     manager.append_message(message, agent)
     manager.close()
 
@@ -356,8 +359,7 @@ def test_a_message_appended_by_hand_that_strands_then_appends_is_stored_once_wit
     app: Application, durability: str, with_text: bool
 ) -> None:
     prompt: Any = shown("look", 1) if with_text else [image(1)]
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     manager.append_message({"role": "user", "content": prompt}, agent)
 
     with app.recorder.recording() as commands:
@@ -375,9 +377,8 @@ def test_a_message_appended_by_hand_that_strands_then_appends_is_stored_once_wit
 def test_a_message_appended_by_hand_without_the_image_that_strands_then_appends_gets_it(
     app: Application, durability: str
 ) -> None:
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
-    manager.append_message({"role": "user", "content": [{"text": "look"}]}, agent)
+    manager, agent = opened(app, durability=durability)
+    manager.append_message(by_hand("look"), agent)
     agent(shown("look", 1))
     manager.close()
     assert said(restored(app).messages) == ["look*", "Re: look"]
@@ -487,8 +488,7 @@ def test_a_text_of_16_mb_is_refused_by_field_size_and_limit_and_the_conversation
 
 @both_durabilities
 def test_an_image_in_the_state_that_does_not_change_is_uploaded_once(app: Application, durability: str) -> None:
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     agent._model_state["screen"] = {"image": data(1)}
     with app.recorder.recording() as commands:
         agent("one")
@@ -510,8 +510,7 @@ def test_an_image_in_the_state_that_does_not_change_is_uploaded_once(app: Applic
 @pytest.mark.slow
 @both_durabilities
 def test_an_image_in_the_state_that_is_replaced_is_left_to_the_sweep(app: Application, durability: str) -> None:
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     for seed in (1, 2):
         agent._model_state["screen"] = {"image": data(seed)}
         agent(f"{seed}")
@@ -530,8 +529,7 @@ def test_an_image_in_the_state_that_is_replaced_is_left_to_the_sweep(app: Applic
 
 
 def two_turns_with_images(app: Application, **options: Any) -> tuple[MongoDBSessionManager, Agent]:
-    manager = app.manager(**options)
-    agent = talker(manager)
+    manager, agent = opened(app, **options)
     agent(shown("one", 1, 2))
     agent(shown("two", 3))
     return manager, agent
@@ -563,8 +561,7 @@ def test_updating_a_message_with_what_it_holds_keeps_it_whole(app: Application) 
 
 @both_durabilities
 def test_an_image_that_a_guardrail_redacts_is_never_sent_or_deleted_at_once(app: Application, durability: str) -> None:
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     agent("before")
     with app.recorder.recording() as commands:
         agent(shown("my secret", 1, 2))
@@ -593,8 +590,7 @@ def test_redacting_the_latest_message_deletes_its_images_and_no_others(app: Appl
 @both_durabilities
 def test_what_a_redaction_leaves_of_a_message_keeps_its_blobs(app: Application, durability: str) -> None:
     """Role and content are replaced; the message's metadata stays, and with it what is large in it."""
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     custom = {"scan": data(1), "text": "x" * MEGABYTE}
     message: Any = {"role": "user", "content": shown("secret", 2), "metadata": {"custom": custom}}
     manager.append_message(message, agent)
@@ -702,8 +698,7 @@ def test_deleting_a_session_deletes_the_files_of_archived_messages(app: Applicat
 
 
 def test_a_page_of_messages_fetches_the_blobs_of_that_page_only(app: Application) -> None:
-    manager = app.manager()
-    agent = talker(manager)
+    manager, agent = opened(app)
     for n in range(5):
         agent([{"text": f"{n}"}, image(n, 50_000)])
     manager.close()
@@ -887,8 +882,7 @@ def test_what_looks_like_a_marker_in_messages_and_state_comes_back_as_it_was(app
 
 @both_durabilities
 def test_an_object_id_in_a_message_is_refused_so_nobody_can_name_a_file(app: Application, durability: str) -> None:
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     with app.recorder.recording() as commands, pytest.raises(UnstorableValueError):
         manager.append_message({"role": "user", "content": [forged(ObjectId(), 5)]}, agent)  # type: ignore[list-item]
     assert commands.names == []

@@ -133,6 +133,17 @@ def converse(manager: MongoDBSessionManager, turns: int = 6, images: int = 1) ->
     return agent
 
 
+def begin(app: Application, session_id: str = "s", turns: int = 6, **options: Any) -> None:
+    with app.manager(session_id, **options) as manager:
+        converse(manager, turns)
+
+
+def say(app: Application, prompt: Any, **options: Any) -> None:
+    """Take one turn in a process of its own."""
+    with app.manager(**options) as manager:
+        windowed(manager)(prompt)
+
+
 def windowed(manager: MongoDBSessionManager) -> Any:
     return talker(manager, conversation_manager=SlidingWindowConversationManager(window_size=4))
 
@@ -212,8 +223,7 @@ WRITES: dict[str, Callable[[MongoDBSessionRepository], object]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("write", WRITES)
 def test_every_write_of_a_repository_is_an_activity(app: Application, write: str) -> None:
-    with app.manager() as manager:
-        converse(manager)
+    begin(app)
     let_pass(app, 9)
     WRITES[write](repository(app, 10))
     found = app.session()
@@ -333,8 +343,7 @@ def test_an_id_that_is_resumed_after_the_end_is_a_new_session_and_nothing_is_lef
 @pytest.mark.topology
 def test_an_expired_session_is_created_anew_by_a_repository_and_deleted_like_an_absent_one(app: Application) -> None:
     found = repository(app, 10)
-    with app.manager() as manager:
-        converse(manager)
+    begin(app)
     let_pass(app, 10)
     # Its times are the caller's; what it lives from is now.
     old = Session("s", SessionType.AGENT, created_at="2020-01-01T00:00:00Z", updated_at="2020-01-01T00:00:00Z")
@@ -350,8 +359,7 @@ def test_an_expired_session_is_created_anew_by_a_repository_and_deleted_like_an_
 
 @pytest.mark.slow
 def test_of_two_that_resume_an_expired_session_at_once_both_get_the_same_new_one(app: Application) -> None:
-    with app.manager() as manager:
-        converse(manager)
+    begin(app)
     for client, interruption in interruptions(app.uri):
         let_pass(app, 10)
         first, other = app.manager(client=client), app.manager()
@@ -391,8 +399,7 @@ def test_mongodb_removes_a_session_and_all_its_parts(app: Application) -> None:
 @pytest.mark.slow
 @pytest.mark.topology
 def test_a_resume_after_the_end_does_not_need_the_parts_that_are_gone(app: Application) -> None:
-    with app.manager() as manager:
-        converse(manager)
+    begin(app)
     let_pass(app, 10)
     for name in PARTS:
         app.database[name].delete_many({})
@@ -409,8 +416,7 @@ def test_a_resume_after_the_end_does_not_need_the_parts_that_are_gone(app: Appli
 def test_a_new_session_in_the_place_of_an_expired_one_is_there_once_though_its_answer_was_lost(
     proxies: Any, app: Application, again: str
 ) -> None:
-    with app.manager() as manager:
-        converse(manager)
+    begin(app)
     let_pass(app, 10)
     proxy = proxies()
     cut_off = app.new_client(proxy.uri, retryWrites=False)
@@ -441,8 +447,7 @@ def test_an_expired_session_that_mongodb_removes_while_it_is_created_anew_is_cre
 def test_nobody_brings_a_session_back_that_ends_while_its_expiry_is_taken_away(app: Application) -> None:
     for client, interruption in interruptions(app.uri):
         session_id = f"{interruption.number}"
-        with app.manager(session_id) as manager:
-            converse(manager)
+        begin(app, session_id)
 
         def end(session_id: str = session_id) -> None:
             let_pass(app, 30, session_id)
@@ -524,8 +529,7 @@ def test_leaving_with_after_the_end_of_a_session_closes_the_manager(app: Applica
 
 @pytest.mark.slow
 def test_a_write_that_is_refused_for_another_reason_leaves_the_expiry_as_it_is(app: Application) -> None:
-    with app.manager() as manager:
-        converse(manager)
+    begin(app)
     before = app.session()
     with pytest.raises(MessageNotFoundError):
         repository(app, None).update_message("s", "assistant", SessionMessage(by_hand("?"), 99))
@@ -553,8 +557,7 @@ def test_parts_expire_about_one_ttl_after_their_session(app: Application) -> Non
 @pytest.mark.topology
 @both_durabilities
 def test_parts_move_on_when_less_than_one_ttl_is_left_and_only_then(app: Application, durability: str) -> None:
-    with app.manager(durability=durability) as manager:
-        converse(manager)
+    begin(app, durability=durability)
     for hours, moved in ((8.5, 0), (3, 4), (5, 0), (8, 4)):
         let_pass(app, hours)
         with app.manager(durability=durability) as manager:
@@ -572,14 +575,11 @@ def test_parts_move_on_when_less_than_one_ttl_is_left_and_only_then(app: Applica
 
 @pytest.mark.slow
 def test_a_writer_with_a_longer_ttl_takes_the_parts_along(app: Application) -> None:
-    with app.manager(ttl_hours=1) as manager:
-        converse(manager)
-    with app.manager(ttl_hours=100) as manager:
-        windowed(manager)("hello")
+    begin(app, ttl_hours=1)
+    say(app, "hello", ttl_hours=100)
     assert app.session()["expires_at"] > utc_now() + timedelta(hours=99)
     assert_parts_outlive(app)
-    with app.manager(ttl_hours=1) as manager:
-        windowed(manager)("hello")
+    say(app, "hello", ttl_hours=1)
     # It ends sooner now, and its parts are kept until they would have gone.
     assert app.session()["expires_at"] < utc_now() + timedelta(hours=2)
     assert_parts_outlive(app)
@@ -589,20 +589,17 @@ def test_a_writer_with_a_longer_ttl_takes_the_parts_along(app: Application) -> N
 
 @pytest.mark.slow
 def test_a_session_without_a_ttl_gets_one_at_its_next_activity_and_so_do_its_parts(app: Application) -> None:
-    with app.manager(ttl_hours=None) as manager:
-        converse(manager)
+    begin(app, ttl_hours=None)
     assert not any("expires_at" in part for part in parts(app))
     assert "expires_at" not in app.session()
-    with app.manager() as manager:
-        windowed(manager)("hello")
+    say(app, "hello")
     assert app.session()["expires_at"] > utc_now()
     assert all("expires_at" in part for part in parts(app))
     assert_parts_outlive(app)
 
 
 def test_a_ttl_that_came_and_went_before_the_parts_had_any_expiry_is_gone(app: Application) -> None:
-    with app.manager(ttl_hours=None) as manager:
-        converse(manager)
+    begin(app, ttl_hours=None)
     repository(app, 10).update_metadata("s", {"a": 1})
     assert "expires_at" in app.session()
     repository(app, None).update_metadata("s", {"b": 1})
@@ -614,10 +611,8 @@ def test_a_ttl_that_came_and_went_before_the_parts_had_any_expiry_is_gone(app: A
 @pytest.mark.topology
 @both_durabilities
 def test_a_session_loses_its_ttl_at_its_next_activity_and_keeps_its_parts(app: Application, durability: str) -> None:
-    with app.manager() as manager:
-        converse(manager)
-    with app.manager(ttl_hours=None, durability=durability) as manager:
-        windowed(manager)(shown("hello", 7))
+    begin(app)
+    say(app, shown("hello", 7), ttl_hours=None, durability=durability)
     assert "expires_at" not in app.session()
     assert_parts_outlive(app)
     let_pass(app, 10**4)
@@ -628,8 +623,7 @@ def test_a_session_loses_its_ttl_at_its_next_activity_and_keeps_its_parts(app: A
 
 def two_turns_of_another(app: Application, ttl_hours: float | None) -> None:
     for turn in range(2):
-        with app.manager(ttl_hours=ttl_hours) as manager:
-            windowed(manager)(shown(f"other {turn}", turn))
+        say(app, shown(f"other {turn}", turn), ttl_hours=ttl_hours)
 
 
 @pytest.mark.slow
@@ -641,8 +635,7 @@ def test_whatever_another_process_does_between_two_commands_no_live_session_lose
     app: Application, ttl: float | None, other_ttl: float | None, moment: str
 ) -> None:
     """One takes a turn with an image and archives; another does the same, with another ttl, at any moment of that."""
-    with app.manager() as manager:
-        converse(manager, turns=4)
+    begin(app, turns=4)
     # Little is left, so that whoever writes next moves the parts on.
     let_pass(app, 9.5)
     keep(app.database)
@@ -662,8 +655,7 @@ def test_whatever_another_process_does_between_two_commands_no_live_session_lose
 
 @pytest.mark.slow
 def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leaves_nothing(app: Application) -> None:
-    with app.manager(index_messages=False) as manager:
-        converse(manager)
+    begin(app, index_messages=False)
     # The session has half an hour left, and its parts an hour.
     now = utc_now()
     change(app, expires_at=now + timedelta(hours=0.5))
@@ -691,8 +683,7 @@ def test_a_process_killed_at_any_command_while_it_moves_parts_on_loses_and_leave
 def test_a_blob_that_is_stored_while_older_ones_get_their_expiry_is_kept_as_long_as_its_session(
     app: Application, ttl: float | None
 ) -> None:
-    with app.manager("s", ttl_hours=None) as manager:
-        converse(manager, turns=4)
+    begin(app, turns=4, ttl_hours=None)
     keep(app.database)
 
     for client, interruption in interruptions(app.uri, "succeeded"):

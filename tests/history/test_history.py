@@ -26,6 +26,7 @@ from support.histories import (
     NEVER,
     SESSIONS,
     SMALL,
+    Stored,
     at_rest,
     by_hand,
     foreign_segments,
@@ -70,6 +71,13 @@ def archive(app: Application) -> None:
 
 def listed(app: Application, session_id: str = "s", **page: int) -> list[str]:
     return texts(app.repository.list_messages(session_id, "assistant", **page))
+
+
+def assert_holds(app: Application, expected: list[str]) -> Stored:
+    """This is what is stored and what is listed."""
+    found = gapless(stored(app.database))
+    assert texts(found.messages) == listed(app) == expected
+    return found
 
 
 def prompts(count: int, first: int = 0) -> list[str]:
@@ -249,9 +257,7 @@ def test_messages_appended_by_hand_are_archived_in_their_places(app: Application
             agent(prompt)
             expected += [f"before {prompt}", *said(prompt)]
 
-    found = gapless(stored(app.database))
-    assert len(found.archived) >= 8
-    assert texts(found.messages) == listed(app) == expected
+    assert len(assert_holds(app, expected).archived) >= 8
 
 
 @pytest.mark.parametrize("name", ["archive_after_messages", "archive_after_bytes", "archive_block"])
@@ -268,9 +274,7 @@ def test_a_threshold_that_makes_no_sense_is_refused_before_anything_is_sent(
 def test_the_least_threshold_is_one_and_works(app: Application, name: str) -> None:
     converse(app, *prompts(6), **{"archive_after_messages": 4, "archive_block": 2, name: 1})
 
-    found = gapless(stored(app.database))
-    assert found.archived
-    assert texts(found.messages) == listed(app) == said(*prompts(6))
+    assert assert_holds(app, said(*prompts(6))).archived
 
 
 # --- reading
@@ -611,8 +615,7 @@ def test_the_latest_message_of_a_process_is_redacted_where_another_process_has_a
         manager.redact_latest_message(by_hand("[redacted]"), agent)
 
     app.nothing_at_rest("secret")
-    found = gapless(stored(app.database))
-    assert texts(found.messages) == listed(app) == ["[redacted]", *said(*prompts(8))]
+    found = assert_holds(app, ["[redacted]", *said(*prompts(8))])
     assert found.archived[0]["guardrail_event"]["action"] == "redacted"
     assert found.archived[0]["redact_message"] == by_hand("[redacted]")
 
@@ -692,9 +695,8 @@ def test_a_session_that_begins_again_sees_nothing_of_the_one_before(app: Applica
     repository = app.repository
     assert [repository.read_message("s", "assistant", n) is None for n in range(16)] == [False, False] + [True] * 14
     converse(app, *prompts(8, first=100), **SMALL)
-    found = gapless(stored(app.database))
+    found = assert_holds(app, said("hello", *prompts(8, first=100)))
     assert found.archived
-    assert texts(found.messages) == listed(app) == said("hello", *prompts(8, first=100))
     assert len(foreign_segments(app.database)) == len(orphans)
 
 
