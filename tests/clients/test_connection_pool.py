@@ -35,9 +35,9 @@ from pymongo.monitoring import (
 from pymongo.read_concern import ReadConcern
 from pymongo.server_api import ServerApi
 from support.application import NOWHERE
-from support.children import run_script
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
+from support.running import run_script
 from support.waiting import eventually
 
 from mongodb_session_manager._client.clients import open_client
@@ -549,7 +549,7 @@ def test_a_forked_child_gets_a_client_of_its_own_even_if_the_fork_hits_a_busy_mo
     script = """
         import sys, threading, warnings
         from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool as Pool
-        from support.children import in_child
+        from support.running import in_child
 
         warnings.filterwarnings("error", message="MongoClient opened before fork")
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of every fork beside threads.
@@ -591,7 +591,7 @@ def test_a_lock_that_was_held_at_the_fork_does_not_stop_the_child(server: Any) -
         import sys, threading, warnings
         from mongodb_session_manager._client.pool_statistics import PoolStatistics
         from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool as Pool
-        from support.children import in_child
+        from support.running import in_child
 
         warnings.simplefilter("ignore")
         inherited = Pool.initialize(sys.argv[1], minPoolSize=0)

@@ -407,24 +407,6 @@ def test_a_message_that_is_redacted_while_it_cannot_be_stored_leaves_its_text_no
     assert "secret" not in str(process.session())
 
 
-def test_opening_a_session_while_the_database_is_away_is_an_error_and_never_an_empty_conversation(
-    process: Processes,
-) -> None:
-    talker(process())("before")
-    proxy = process.proxy()
-    manager = process(uri=proxy.uri)
-    proxy.cut(Cut("find", "before it is run", times=None))
-    with pytest.raises(AutoReconnect):
-        talker(manager)
-    proxy.heal()
-
-    agent = talker(manager)  # the same manager goes on
-
-    assert texts(agent.messages) == ["before", "Re: before"]
-    agent("hi")
-    assert process.stored() == ["before", "Re: before", "hi", "Re: hi"]
-
-
 # https://github.com/mongodb/specifications, retryable writes: NotWritablePrimary, PrimarySteppedDown,
 # InterruptedDueToReplStateChange; and a connection that the server closes.
 @pytest.mark.parametrize(
@@ -609,21 +591,6 @@ def test_the_models_error_is_not_hidden_by_the_databases(
     manager.close()  # and what could not be stored then is now
     assert process.stored() == ["hi"]
     assert talker(process()).state.get("unsaved") is True
-
-
-def test_the_error_that_leaves_the_block_is_not_hidden_by_the_databases(
-    process: Processes, caplog: pytest.LogCaptureFixture
-) -> None:
-    manager = process(durability="turn")
-    agent = talker(manager)
-
-    with fail_command(process.client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED):
-        with pytest.raises(OperationFailure):
-            agent("hi")
-        with pytest.raises(ModelError) as raised, manager:
-            raise ModelError
-
-    assert "OperationFailure" in notes_of(raised.value, caplog)
 
 
 @pytest.mark.parametrize(

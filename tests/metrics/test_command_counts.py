@@ -226,8 +226,7 @@ def test_a_turn_that_failed_in_the_model_costs_one_write_for_what_the_user_said(
 @both_durabilities
 def test_syncing_flushing_and_closing_after_a_turn_send_nothing(shop: Shop, durability: Any) -> None:
     shop.stored_conversation()
-    manager = shop.manager(durability=durability)
-    agent = shop.agent(manager, *TOOL_TURN)
+    manager, agent = shop.opened(*TOOL_TURN, durability=durability)
     agent("What is the price?")
 
     with shop.recorder.recording() as commands:
@@ -241,8 +240,7 @@ def test_syncing_flushing_and_closing_after_a_turn_send_nothing(shop: Shop, dura
 
 def test_syncing_an_agent_that_was_just_restored_sends_nothing(shop: Shop) -> None:
     shop.stored_conversation(state={"language": "eu", "count": 1})
-    manager = shop.manager()
-    agent = shop.agent(manager)
+    manager, agent = shop.opened()
 
     assert shop.sent_by(manager.sync_agent, agent) == []
 

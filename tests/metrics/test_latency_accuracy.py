@@ -154,8 +154,7 @@ def test_each_answer_has_its_own_time_and_their_sum_is_that_of_the_session(app: 
 def test_the_time_from_start_timing_is_that_to_the_answer(app: Application) -> None:
     held = Held()
     model = HeldModel([ScriptedReply(text="Well.", latency_ms=1)], [held])
-    manager = app.manager()
-    agent = app.agent(manager, model=model)
+    manager, agent = app.opened(model=model)
 
     began = now_ms()
     manager.start_timing()

@@ -199,8 +199,7 @@ def test_a_turn_that_is_not_stored_yet_is_not_in_the_summary(app: Application) -
         seen.append(manager.get_metrics_summary().messages)
         return "Yes."
 
-    manager = app.manager(durability="turn")
-    agent = app.agent(manager, answer)
+    manager, agent = app.opened(answer, durability="turn")
     agent("1")
     agent("2")
     assert seen == [0, 2]

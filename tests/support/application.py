@@ -105,6 +105,11 @@ class Application:
         }
         return Agent(session_manager=manager or self.manager(), **{**defaults, **options})
 
+    def opened(self, *replies: Any, durability: str = "", **options: Any) -> tuple[MongoDBSessionManager, Agent]:
+        """A manager of session `s`, and an agent of it, as `agent` makes one."""
+        manager = self.manager(**({"durability": durability} if durability else {}))
+        return manager, self.agent(manager, *replies, **options)
+
     @property
     def repository(self) -> MongoDBSessionRepository:
         return MongoDBSessionRepository(client=self.client, database_name=self.database.name, collection_name=SESSIONS)

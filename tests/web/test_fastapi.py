@@ -31,9 +31,9 @@ from strands import Agent
 from strands.types.exceptions import EventLoopException
 from support.application import dialogue, look_up
 from support.baton import REPLY, WORDS, Baton, BatonModel
-from support.children import run_script
 from support.failpoints import fail_command
 from support.histories import SESSIONS
+from support.running import run_script
 from support.waiting import eventually
 from support.web import figure, served
 from support.wire_proxy import Cut
