@@ -1,21 +1,21 @@
 """Connection pooling: the shared client's options are the caller's, its figures true; it survives threads and forks."""
 
-from __future__ import annotations
-
 import json
 import logging
 import ssl
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from bson.codec_options import TypeRegistry
 from bson.son import SON
 from pymongo import AsyncMongoClient, CursorType, MongoClient, ReadPreference, WriteConcern
+from pymongo.database import Database
 from pymongo.driver_info import DriverInfo
 from pymongo.errors import (
     AutoReconnect,
@@ -44,12 +44,6 @@ from mongodb_session_manager._client.clients import open_client
 from mongodb_session_manager._client.pool_statistics import PoolReport, PoolStatistics
 from mongodb_session_manager._model.limits import MAX_UNCOUNTED_EVENTS
 from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from concurrent.futures import Future
-
-    from pymongo.database import Database
 
 
 @pytest.fixture(autouse=True)

@@ -1,17 +1,17 @@
 """Factories: managers that share a client, which nobody else's factory closes."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import inspect
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import pytest
 from offline_model import OfflineScriptedModel
 from pymongo import AsyncMongoClient, MongoClient
+from pymongo.database import Database
 from pymongo.errors import AutoReconnect, ConfigurationError, InvalidOperation
 from strands import Agent
 from support.application import NOWHERE
@@ -30,13 +30,7 @@ from mongodb_session_manager import (
 )
 from mongodb_session_manager._client.pool_statistics import PoolStatistics
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import TypeAlias
-
-    from pymongo.database import Database
-
-    Factories: TypeAlias = Callable[..., MongoDBSessionManagerFactory]
+Factories: TypeAlias = Callable[..., MongoDBSessionManagerFactory]
 
 
 @pytest.fixture(autouse=True)

@@ -4,14 +4,13 @@ After each fault the session goes on in a new process. Then every file that anyt
 sweep there is no other file or chunk.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count, product
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
@@ -37,9 +36,6 @@ from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import SessionNotFoundError
 from mongodb_session_manager._model.archive_policy import ArchivePolicy
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 

@@ -5,22 +5,22 @@ answer arrives (`support/wire_proxy.py`), the server's own `failCommand` (`suppo
 is killed.
 """
 
-from __future__ import annotations
-
 import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pymongo
 import pytest
 from offline_model import OfflineScriptedModel
 from pymongo import MongoClient, monitoring
+from pymongo.database import Database
 from pymongo.errors import AutoReconnect, NetworkTimeout, OperationFailure, PyMongoError, WriteConcernError
 from strands import Agent
 from strands.types.session import SessionAgent, SessionMessage
@@ -35,11 +35,6 @@ from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.local import LocalMongoDB
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pymongo.database import Database
 
 pytestmark = pytest.mark.topology
 

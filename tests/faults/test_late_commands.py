@@ -4,15 +4,15 @@ Its client has given it up and sent another; the network delivers it all the sam
 does just that (`support/wire_proxy.py`). What no standalone server can keep out is told in `docs/guarantees.md`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from pymongo.database import Database
 from strands.types.session import Session, SessionAgent, SessionMessage
 from support.histories import SESSIONS, SMALL, by_hand, manager_of, repository_of, talker, texts
 from support.repositories import MultiAgent
@@ -20,11 +20,6 @@ from support.waiting import eventually
 from support.wire_proxy import Cut
 
 from mongodb_session_manager import MongoDBSessionRepository
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pymongo.database import Database
 
 pytestmark = pytest.mark.topology
 

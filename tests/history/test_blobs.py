@@ -1,19 +1,19 @@
 """Large binaries and texts are kept beside the session document, whole, and only as long as somebody names them."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gridfs
 import pytest
 from bson import ObjectId
 from pymongo import MongoClient
+from pymongo.database import Database
 from pymongo.errors import AutoReconnect, OperationFailure
 from support.blobs import left as files_and_chunks
 from support.blobs import stored, taken_out
@@ -28,13 +28,7 @@ from mongodb_session_manager._model.encoding import PendingBlobs, blob_files, de
 from mongodb_session_manager._model.limits import BLOB_CHUNK_BYTES
 from mongodb_session_manager._model.related_shapes import BlobOwner
 from mongodb_session_manager._store.blobs import BlobStore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-
-    from pymongo.database import Database
-
-    from mongodb_session_manager.local import LocalMongoDB
+from mongodb_session_manager.local import LocalMongoDB
 
 MEGABYTE = 1024 * 1024
 LIFE = ObjectId()

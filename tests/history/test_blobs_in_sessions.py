@@ -3,8 +3,6 @@
 `test_blobs.py` is about the files themselves, `test_blob_faults.py` about processes that die and writers that race.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import itertools
@@ -12,18 +10,21 @@ import random
 import sys
 import threading
 from collections import UserDict
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient, monitoring
+from pymongo.database import Database
 from strands import Agent, ToolContext, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.exceptions import EventLoopException
 from strands.types.session import SessionAgent, SessionMessage
+from support.application import Application
 from support.blobs import (
     THRESHOLD,
     assert_every_named_file_is_whole,
@@ -54,12 +55,6 @@ from mongodb_session_manager import (
 )
 from mongodb_session_manager._model.encoding import PLAIN_CODEC_OPTIONS
 from mongodb_session_manager._model.limits import BLOB_CHUNK_BYTES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pymongo.database import Database
-    from support.application import Application
 
 MEGABYTE = 1024 * 1024
 _RAW: Any = PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)

@@ -1,18 +1,19 @@
 """Sessions that end by themselves: when, what goes with them, and that a live one never loses a part."""
 
-from __future__ import annotations
-
 import asyncio
 import random
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from pymongo.database import Database
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+from support.application import Application
 from support.blobs import THRESHOLD, said, shown, talker
 from support.gates import Gate
 from support.histories import HISTORY, NEVER, SESSIONS, SMALL, by_hand, interruptions, stored
@@ -29,12 +30,6 @@ from mongodb_session_manager import (
     SessionNotFoundError,
 )
 from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pymongo.database import Database
-    from support.application import Application
 
 FILES = "sessions_blobs.files"
 PARTS = (HISTORY, "sessions_search", FILES, "sessions_blobs.chunks")

@@ -3,20 +3,20 @@
 The same spoilt sessions are given to everything else that goes through all of them.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bson
 import pytest
 from bson import Decimal128, Int64, MaxKey, ObjectId, Regex
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
+from pymongo.database import Database
 from pymongo.errors import WriteError
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from support.blobs import THRESHOLD, assert_every_named_file_is_whole, shown, talker
@@ -26,11 +26,6 @@ from support.sweeping import swept
 from mongodb_session_manager import MongoDBSessionError
 from mongodb_session_manager._model.archive_policy import ArchivePolicy
 from mongodb_session_manager._store.indexing import IndexingTask
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pymongo.database import Database
 
 COLLECTIONS = (SESSIONS, "sessions_history", "sessions_search", "sessions_blobs.files", "sessions_blobs.chunks")
 PARTS = COLLECTIONS[1:]

@@ -1,15 +1,14 @@
 """`SessionMetadataCache`: what it saves, and that nobody ever reads what a write of his own process has replaced."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json
 import logging
 import threading
 import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from bson.raw_bson import RawBSONDocument
@@ -25,11 +24,7 @@ from support.waiting import eventually
 
 from mongodb_session_manager import MongoDBSessionManagerFactory, SessionMetadataCache, SessionNotFoundError
 from mongodb_session_manager._model.limits import MAX_CACHED_METADATA_BYTES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from mongodb_session_manager.local import LocalMongoDB
+from mongodb_session_manager.local import LocalMongoDB
 
 APP_NAME = "metadata cache"
 THREAD = "mongodb-metadata-watch"

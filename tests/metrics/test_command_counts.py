@@ -4,31 +4,25 @@ A command is a round trip that a person waits for, and a line on the database's 
 is sent that carries nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import copy
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import ScriptedReply, ToolCall
-from strands import ToolContext, tool
+from pymongo.database import Database
+from strands import Agent, ToolContext, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.agent.state import AgentState
 from support.application import Application, both_durabilities, look_up
+from support.commands import Commands
 from support.histories import SESSIONS
 
 from mongodb_session_manager import MongoDBSessionManager
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pymongo.database import Database
-    from strands import Agent
-    from support.commands import Commands
 
 pytestmark = pytest.mark.topology
 

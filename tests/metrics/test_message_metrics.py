@@ -4,27 +4,22 @@ Strands' own `event_loop_metrics` run for the life of an `Agent` object. Stored 
 with every message, and somebody would pay by them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from strands import Agent, ModelRetryStrategy, ToolContext, tool
 from strands.hooks import AfterModelCallEvent, BeforeModelCallEvent
 from strands.types.exceptions import ModelThrottledException
-from support.application import both_durabilities, look_up
+from support.application import Application, both_durabilities, look_up
 from support.costs import LOOK_UP, TOKENS, reply, use
 from support.histories import by_hand
 
 from mongodb_session_manager._model.keys import encode_key
 from mongodb_session_manager._model.metrics import ToolCall as FinishedCall
-
-if TYPE_CHECKING:
-    from support.application import Application
 
 
 @tool

@@ -1,17 +1,15 @@
 """An application that knows better what an answer cost says so, for the next answer alone, and the sums stay true."""
 
-from __future__ import annotations
-
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import ScriptedReply, ToolCall
-from strands import tool
+from strands import Agent, tool
 from strands.bidi import BidiAgent
 from strands.hooks import AfterInvocationEvent, BeforeInvocationEvent
-from support.application import both_durabilities
+from support.application import Application, both_durabilities
 from support.bidi_model import HANG_UP, ScriptedBidiModel
 from support.costs import LOOK_UP, use
 from support.costs import plain_reply as reply
@@ -19,10 +17,6 @@ from support.flows import call, spoken, written
 from support.histories import by_hand
 
 from mongodb_session_manager import TokenCounts, UnstorableValueError
-
-if TYPE_CHECKING:
-    from strands import Agent
-    from support.application import Application
 
 
 def metrics(app: Application, agent_id: str = "a") -> list[Any]:

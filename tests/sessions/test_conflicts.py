@@ -3,33 +3,24 @@
 A manager with a client of its own stands for a process: the library shares nothing between two of them.
 """
 
-from __future__ import annotations
-
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import ScriptedReply, ToolCall
 from pymongo import monitoring
-from strands import ToolContext, tool
+from strands import Agent, ToolContext, tool
 from strands.types.session import SessionMessage
-from support.application import both_durabilities
+from support.application import Application, both_durabilities
 from support.histories import SMALL, Interruption, by_hand
 from support.histories import talker as windowed
 from support.running import start_python
 from support.starting import begin_together
 
-from mongodb_session_manager import SessionConflictError, SessionNotFoundError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from strands import Agent
-    from support.application import Application
-
-    from mongodb_session_manager import MongoDBSessionManager
+from mongodb_session_manager import MongoDBSessionManager, SessionConflictError, SessionNotFoundError
 
 pytestmark = pytest.mark.topology
 

@@ -4,18 +4,16 @@ Faults on the wire and processes that die: `test_exactly_once.py`, `test_crashes
 `test_identifiers_and_values.py`.
 """
 
-from __future__ import annotations
-
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply
 from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError, ServerSelectionTimeoutError
 from strands import Agent
 from strands.types.exceptions import SessionException
-from support.application import both_durabilities
+from support.application import Application, both_durabilities
 from support.histories import texts
 
 import mongodb_session_manager
@@ -34,10 +32,6 @@ from mongodb_session_manager import (
     UnstorableValueError,
     create_mongodb_session_manager,
 )
-
-if TYPE_CHECKING:
-    from support.application import Application
-
 
 # --- which errors there are
 

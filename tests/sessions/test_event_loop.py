@@ -4,20 +4,20 @@ Every command is made to take 200 ms. A heart beats on the loop meanwhile; a com
 during which the heart did not beat at all. So what is asserted is an order of events, not a duration.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import contextvars
 import inspect
 import threading
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pymongo
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import monitoring
+from pymongo.database import Database
 from pymongo.errors import PyMongoError
 from strands import Agent
 from strands.bidi import BidiAgent
@@ -30,12 +30,7 @@ from support.bidi_model import ScriptedBidiModel
 from support.histories import SESSIONS, by_hand
 from support.running import run_python
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
-
-    from pymongo.database import Database
-
-    from mongodb_session_manager import MongoDBSessionManager
+from mongodb_session_manager import MongoDBSessionManager
 
 SLOW_MS = 200
 # What is watched, and made slow.

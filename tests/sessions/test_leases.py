@@ -1,35 +1,33 @@
 """The lease: one process at a time writes to a session, by the server's clock, whatever becomes of the processes."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel
 from pymongo.errors import OperationFailure
 from strands import Agent
+from support.application import Application
 from support.commands import CommandRecorder
 from support.histories import by_hand, texts
 from support.repositories import MultiAgent, a_message, an_agent
 from support.running import start_python
 from support.waiting import eventually
-from support.wire_proxy import Cut
+from support.wire_proxy import Cut, WireProxy
 
-from mongodb_session_manager import MongoDBSessionError, SessionBusyError, SessionNotFoundError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from support.application import Application
-    from support.wire_proxy import WireProxy
-
-    from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository
-    from mongodb_session_manager._session.lease import SessionLease
+from mongodb_session_manager import (
+    MongoDBSessionError,
+    MongoDBSessionManager,
+    MongoDBSessionRepository,
+    SessionBusyError,
+    SessionNotFoundError,
+)
+from mongodb_session_manager._session.lease import SessionLease
 
 
 def lease_of(app: Application) -> Any:

@@ -1,14 +1,13 @@
 """The session manager as an application uses it: what it stores, restores, refuses and gives back."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import copy
 import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
@@ -19,6 +18,7 @@ from strands import Agent, ToolContext, tool
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types.exceptions import EventLoopException
 from support.application import NOWHERE, Application, both_durabilities, dialogue
+from support.commands import Commands
 from support.equality import assert_same
 from support.histories import SESSIONS, at_rest, by_hand, texts
 
@@ -31,11 +31,6 @@ from mongodb_session_manager import (
     UnstorableValueError,
     create_mongodb_session_manager,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
-    from support.commands import Commands
 
 SECRET = "my card is 4929-1234-5678-9012"
 

@@ -1,13 +1,12 @@
 """What waits to be stored is neither lost, held up, kept for ever nor taken for something else."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc
 import weakref
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply
@@ -15,7 +14,7 @@ from pymongo.errors import InvalidOperation, OperationFailure, WriteConcernError
 from strands import Agent
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.hooks import MessageAddedEvent
-from support.application import APP_NAME, both_durabilities
+from support.application import APP_NAME, Application, both_durabilities
 from support.histories import by_hand, texts
 from support.running import run_script
 
@@ -27,11 +26,6 @@ from mongodb_session_manager import (
     SessionNotFoundError,
     UnstorableValueError,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from support.application import Application
 
 
 def agent(manager: MongoDBSessionManager, *replies: Any, **options: Any) -> Agent:

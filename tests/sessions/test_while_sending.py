@@ -1,27 +1,21 @@
 """What happens to a turn while it is being stored: changes, forks and outages lose nothing and leave nothing behind."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pymongo.errors import OperationFailure
-from support.application import APP_NAME
+from support.application import APP_NAME, Application
 from support.gates import Gate
 from support.histories import by_hand
 from support.running import run_script
 from support.waiting import eventually
 
 from mongodb_session_manager import MongoDBSessionManagerFactory
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from support.application import Application
 
 pytestmark = pytest.mark.slow
 

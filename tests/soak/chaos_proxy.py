@@ -4,21 +4,17 @@ The clients see the whole replica set through its proxies: the hosts in the answ
 `support/wire_proxy.py` cuts one connection exactly where a test wants it; this one cuts any, anywhere.
 """
 
-from __future__ import annotations
-
 import collections
 import random
 import re
 import socket
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bson
 from support.wire_proxy import BODY, HEADER, Connection, Proxy, command_of, read_message
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 _UNTOUCHED = frozenset(("", "hello", "isMaster", "ismaster", "ping", "buildInfo", "endSessions", "killCursors"))
 _INCARNATION = re.compile(rb"\x07incarnation\x00(.{12})", re.DOTALL)

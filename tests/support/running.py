@@ -1,16 +1,11 @@
 """Python programs of a test's own, each in a process of its own that finds what the tests find; forked children."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 import textwrap
 import traceback
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
 
 
 def run_python(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
