@@ -1,7 +1,5 @@
 """Lists of sessions: every session once, by the filters that were given, with headers that cost little."""
 
-from __future__ import annotations
-
 import base64
 import inspect
 import re
