@@ -1,17 +1,12 @@
 """What holds for all tests: where their fixtures are, how many examples a property gets, which marks a folder gives."""
 
-from __future__ import annotations
-
 import os
+from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from support.chromium import MISSING
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 pytest_plugins = ["fixtures.servers", "fixtures.databases", "fixtures.applications", "fixtures.proxies"]
 

@@ -19,10 +19,9 @@ from ._model.archive_policy import ArchivePolicy
 from ._model.limits import BLOB_THRESHOLD_BYTES
 from ._session.metadata_cache import MetadataCacheStats, MetadataMemory, SessionMetadataCache
 from ._session.options import Durability, FeedbackHook, MetadataHook, OnConflict, Settings
-from ._session.outboxes import unsent_on
+from ._session.outboxes import flush_managers_on
 from ._statements.session_listing import SessionPage
 from ._store.search_index import MessageHit
-from .errors import SessionNotFoundError
 from .mongodb_connection_pool import OwnedClient
 from .mongodb_session_manager import MongoDBSessionManager
 from .mongodb_session_repository import RepositoryOfManagers
@@ -319,7 +318,7 @@ class MongoDBSessionManagerFactory:
         if self.closed:
             return
         if isinstance(self._source, OwnedClient) and (client := self._source.client_if_made) is not None:
-            _flush_managers_on(client)
+            flush_managers_on(client)
             executor_of(client).close(wait=True)  # Archiving that is under way ends first.
         if self._memory is not None:
             self._memory.end()  # Managers of a borrowed client may go on; they ask the database.
@@ -355,20 +354,6 @@ class _BorrowedClient:
         self.closed = True
 
 
-def _flush_managers_on(client: MongoClient[Any]) -> None:
-    """Store what managers with this very client have not stored; the first failure is raised after all tried."""
-    failure: Exception | None = None
-    for outboxes in unsent_on(client):
-        try:
-            outboxes.flush()
-        except Exception as error:
-            if isinstance(error, SessionNotFoundError):
-                outboxes.drop()  # Told once; another attempt to close need not fail over it.
-            failure = failure or error
-    if failure is not None:
-        raise failure
-
-
 def initialize_global_factory(
     connection_string: str | None = None,
     database_name: str = "database_name",
@@ -399,14 +384,9 @@ def initialize_global_factory(
         pymongo.errors.ConfigurationError: As for `MongoDBSessionManagerFactory`.
     """
     global _global
-    arguments = {
-        **kwargs,
-        "connection_string": connection_string,
-        "database_name": database_name,
-        "collection_name": collection_name,
-        # By identity: two clients of one server compare equal.
-        "client": None if client is None else id(client),
-    }
+    # By identity: two clients of one server compare equal.
+    borrowed = None if client is None else id(client)
+    arguments = connection_string, database_name, collection_name, borrowed, kwargs
     with _global_lock:
         if _global is None or _global[0].closed:
             factory = MongoDBSessionManagerFactory(connection_string, database_name, collection_name, client, **kwargs)
@@ -446,7 +426,7 @@ def close_global_factory() -> None:
 _PARAMETERS = {"metadata_fields", *Settings.names()}
 
 # The factory, perhaps closed, and the arguments it was made from.
-_global: tuple[MongoDBSessionManagerFactory, dict[str, Any]] | None = None
+_global: tuple[MongoDBSessionManagerFactory, tuple[Any, ...]] | None = None
 _global_lock = threading.Lock()
 
 

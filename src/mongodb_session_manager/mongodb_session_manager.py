@@ -19,15 +19,11 @@ from ._model.guardrails import facts_of_trace
 from ._model.keys import check_feedback, check_id, encode_key
 from ._model.limits import BLOB_THRESHOLD_BYTES
 from ._model.metrics_summary import MetricsSummary, ModelPrice
-from ._session.agents import ManagedAgents
-from ._session.behind_turns import BehindTurns
-from ._session.flushing import Flushing
-from ._session.lease import HeldLease, SessionLease
+from ._session.lease import SessionLease
 from ._session.managed_session import ManagedSession
 from ._session.metadata import SessionMetadata
 from ._session.metadata_tool import metadata_tool
 from ._session.options import Durability, FeedbackHook, MetadataHook, OnConflict, Settings, call_hook, check_on_conflict
-from ._session.orchestrators import Orchestrators
 from ._session.outboxes import Outboxes
 from ._session.strands_events import StrandsEvents, has_guardrail
 from .errors import AgentNotFoundError, SessionNotFoundError
@@ -132,18 +128,11 @@ class MongoDBSessionManager(RepositorySessionManager):
     ) -> None:
         self.session_id = session_id
         self.session_repository: RepositoryOfManagers = repository
-        store = repository._store
         self._settings = settings
-        self._observer = observer
-        self._store = store
-        self._executor = store.commands.executor
-        self._session = session = ManagedSession(session_id, settings, store, observer)
-        self._outboxes = outboxes = Outboxes(self, session, store.commands.client)
-        self._agents = ManagedAgents(session, settings, store, outboxes, observer)
-        self._orchestrators = Orchestrators(session, store, outboxes, settings.blob_threshold_bytes)
-        outboxes.sources += (self._agents.works, self._orchestrators.works)
-        self._behind = BehindTurns(session, settings, store)
-        self._flushing = Flushing(self._agents, outboxes, self._behind)
+        self._session = ManagedSession(session_id, settings, repository._store, observer)
+        self._outboxes = Outboxes(self, self._session)
+        self._agents = self._outboxes.agents
+        self._executor = repository._store.commands.executor
 
     # --- Strands' methods -------------------------------------------------------------------------------------------
 
@@ -231,20 +220,20 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def initialize_multi_agent(self, source: Any, **kwargs: Any) -> None:
         """Restore a graph or swarm from the session, or begin to keep it there."""
-        sending = self._orchestrators.begin(source, self._orchestrators.read(source))
+        sending = self._outboxes.orchestrators.begin(source, self._outboxes.orchestrators.read(source))
         if sending is not None:
             sending.wait()
 
     def sync_multi_agent(self, source: Any, **kwargs: Any) -> None:
         """Store the state of a graph or swarm if it has changed."""
-        wait_unless_in_loop(self._orchestrators.stage(source))
+        wait_unless_in_loop(self._outboxes.orchestrators.stage(source))
 
     # --- the session ------------------------------------------------------------------------------------------------
 
     @property
     def session(self) -> Session:  # type: ignore[override]
         """The session's header. Reads it; begins the session if there is none."""
-        self._session.ensure_open()
+        self._session.open_ref()
         session = self.session_repository.read_session(self.session_id)
         if session is None:
             raise self._session.is_gone()
@@ -278,9 +267,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         self._metadata().delete(metadata_keys)
 
     def _metadata(self) -> SessionMetadata:
-        return SessionMetadata(
-            self._session, self.session_repository._metadata, self._settings.metadata_hook, session_manager=self
-        )
+        return SessionMetadata(self._session, self.session_repository._metadata, self)
 
     def get_metadata_tool(
         self, readable: Sequence[str] | None = None, writable: Sequence[str] | None = None
@@ -330,12 +317,8 @@ class MongoDBSessionManager(RepositorySessionManager):
                     agent_id=agent_id,
                 ) from error
 
-        if self._settings.feedback_hook is None:
-            add(feedback)
-        else:
-            given = check_feedback(feedback)
-            names: Any = {"session_manager": self, "feedback": given}
-            call_hook(self._settings.feedback_hook, "feedback_hook", add, "add", self.session_id, **names)
+        given = check_feedback(feedback)
+        call_hook(self._settings.feedback_hook, "feedback_hook", add, "add", self, feedback=given)
 
     def get_feedbacks(self) -> list[dict[str, Any]]:
         """Return the session's feedbacks, oldest first, each with its ``created_at``."""
@@ -347,11 +330,11 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def list_agents(self) -> list[str]:
         """Return the ids of the agents that the session has, in the order in which they joined it."""
-        return self._store.reads.list_agents(self.session_id)
+        return self._session.store.reads.list_agents(self.session_id)
 
     def get_message_count(self, agent_id: str) -> int:
         """Return how many messages an agent's stored conversation has; 0 if there is no such agent."""
-        return self._store.reads.count_messages(self.session_id, encode_key(check_id(agent_id, "agent_id")))
+        return self._session.store.reads.count_messages(self.session_id, encode_key(check_id(agent_id, "agent_id")))
 
     def check_session_exists(self) -> bool:
         """Return whether the session is stored. It is not begun by that."""
@@ -422,7 +405,7 @@ class MongoDBSessionManager(RepositorySessionManager):
             check_on_conflict(on_conflict)
             for follower in self._agents.followers():
                 follower.work.set_rebase(on_conflict == "rebase")
-        self._flushing.flush()
+        self._outboxes.flush()
 
     def reload(self, agent: Any) -> None:
         """Make the agent equal to what is stored, and forget what of it is not.
@@ -447,17 +430,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         Returns:
             The lease; entering it raises ``SessionBusyError`` if another process held it for all of ``wait``.
         """
-        if self._session.held_lease is None:
-            self._session.held_lease = HeldLease(
-                self._store,
-                self.session_id,
-                opened=self._session.open_ref,
-                session=self._session.ref,
-                taken=self._session.prefetch_again,
-                flush=self._leave_lease,
-                settle=self._settle_lease,
-            )
-        return SessionLease(self._session.held_lease, seconds, wait)
+        return SessionLease(self._session, seconds, wait, self._store_beside, self._settle_beside)
 
     def close(self) -> None:
         """Store what is unsaved, then close the client if the manager owns it. May be called again.
@@ -466,7 +439,8 @@ class MongoDBSessionManager(RepositorySessionManager):
             PyMongoError: Something could not be stored. The manager stays open and keeps it: ``close()`` again later.
             UnstorableValueError: Something never can be. The manager is closed all the same.
         """
-        self._end(None)
+        if not self._closed:
+            self._store_beside(None, closes=True)
 
     def __enter__(self) -> MongoDBSessionManager:
         """Return the manager; leaving ``with`` closes it."""
@@ -476,15 +450,8 @@ class MongoDBSessionManager(RepositorySessionManager):
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Store what is unsaved and close."""
-        self._end(error)
-
-    def _end(self, error: BaseException | None) -> None:
         if not self._closed:
-            try:
-                with self._flushing.beside(error):
-                    self.flush()
-            finally:
-                self._close()
+            self._store_beside(error, closes=True)
 
     async def __aenter__(self) -> MongoDBSessionManager:
         """Return the manager; leaving ``async with`` closes it without holding up the event loop."""
@@ -495,33 +462,37 @@ class MongoDBSessionManager(RepositorySessionManager):
     ) -> None:
         """Store what is unsaved and close."""
         if not self._closed:
-            try:
-                with self._flushing.beside(error):
-                    await self._flushing.settle()
-            finally:
-                await self._executor.run(self._close)
+            await self._settle_beside(error, closes=True)
 
-    def _leave_lease(self, error: BaseException | None) -> None:
+    def _store_beside(self, error: BaseException | None, *, closes: bool = False) -> None:
+        """Store what is unsaved; then close, if this is the end of the manager or of its session.
+
+        Args:
+            error: One that is on its way already; a failure becomes a note of it.
+            closes: Whether this is the manager's end.
+        """
         try:
-            with self._flushing.beside(error):
+            with self._outboxes.beside(error):
                 self.flush()
         finally:
-            if self._flushing.session_is_gone:
+            if closes or self._outboxes.session_is_gone:
                 self._close()
 
-    async def _settle_lease(self, error: BaseException | None) -> None:
+    async def _settle_beside(self, error: BaseException | None, *, closes: bool = False) -> None:
+        """Do the same without holding up the event loop."""
         try:
-            with self._flushing.beside(error):
-                await self._flushing.settle()
+            with self._outboxes.beside(error):
+                await self._outboxes.settle()
         finally:
-            if self._flushing.session_is_gone:
+            if closes or self._outboxes.session_is_gone:
                 await self._executor.run(self._close)
 
     def _close(self) -> None:
         if self._outboxes.unsent:
             return  # It could not be stored; the client stays open, so that `close()` can be called again.
-        if self._observer is not None and self._session.incarnation is not None and not self._closed:
-            self._observer.session_closed()
+        observer = self._session.observer
+        if observer is not None and self._session.incarnation is not None and not self._closed:
+            observer.session_closed()
         self._closed = True
         self._outboxes.closed()
         self.session_repository.close()
@@ -530,7 +501,7 @@ class MongoDBSessionManager(RepositorySessionManager):
 
     def _events(self) -> StrandsEvents:
         # Made when it is asked for: it knows the manager, which is not to be kept alive by what it holds itself.
-        return StrandsEvents(self._agents, self._orchestrators, self._behind, self._executor, self)
+        return StrandsEvents(self._outboxes, self)
 
     def __repr__(self) -> str:
         """Name the session; never the connection string."""

@@ -152,20 +152,8 @@ class MongoDBSessionRepository(StrandsRepository):
             InvalidIdentifierError: A metadata key or ``agent_id`` cannot be used.
             UnstorableValueError: A value to compare with is none that MongoDB knows.
         """
-        asked = session_listing.listing(
-            metadata=metadata,
-            application_name=application_name,
-            session_type=session_type,
-            agent_id=agent_id,
-            created_from=created_from,
-            created_before=created_before,
-            updated_from=updated_from,
-            updated_before=updated_before,
-            sort_by=sort_by,
-            newest_first=newest_first,
-            limit=limit,
-            cursor=cursor,
-        )
+        filters = {name: value for name, value in locals().items() if name != "self"}
+        asked = session_listing.listing(**filters)
         for condition in asked.conditions:
             check_storable(condition, "filter")
         return self._store.reads.list_sessions(asked)

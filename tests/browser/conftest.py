@@ -4,25 +4,20 @@ The scope is this folder, not the run: Playwright keeps an event loop running in
 no other test could have one there.
 """
 
-from __future__ import annotations
-
 import os
 import uuid
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 from pymongo import MongoClient
 from support.chat_page import Chat, Watch
 from support.chromium import NoChromiumError, launch
+from support.gated_model import Gate
 from support.playground import Playground, served_playground
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from support.gated_model import Gate
-
-    from mongodb_session_manager.local import LocalMongoDB
+from mongodb_session_manager.local import LocalMongoDB
 
 
 @pytest.fixture(scope="package")

@@ -1,26 +1,19 @@
 """A conversation on the page is the stored one: whatever happens, nothing is lost and nothing is there twice."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
 from example_fastapi_streaming import COLLECTION, DATABASE
 from playwright.sync_api import expect
 from pymongo import MongoClient
-from support.playground import SECRET, BackendProcess, served_frontend
+from support.chat_page import Chat
+from support.gated_model import Gate
+from support.playground import SECRET, BackendProcess, Playground, served_frontend
 from support.waiting import eventually
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from support.chat_page import Chat
-    from support.gated_model import Gate
-    from support.playground import Playground
-
-    from browser.conftest import OpenBrowser
-    from mongodb_session_manager.local import LocalMongoDB
+from browser.conftest import OpenBrowser
+from mongodb_session_manager.local import LocalMongoDB
 
 COUNTED = " ".join(f"word{number}" for number in range(60))
 

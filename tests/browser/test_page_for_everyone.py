@@ -1,20 +1,16 @@
 """The page can be read and used by everyone: in light and dark, wide and narrow, by keyboard, without motion."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
+from support.chat_page import Chat
+from support.gated_model import Gate
 from support.waiting import eventually
 
-if TYPE_CHECKING:
-    from support.chat_page import Chat
-    from support.gated_model import Gate
-
-    from browser.conftest import OpenBrowser
+from browser.conftest import OpenBrowser
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}

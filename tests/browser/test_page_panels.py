@@ -1,17 +1,13 @@
 """Past conversations and a conversation's details: what the page shows and changes is what MongoDB holds."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from playwright.sync_api import expect
+from support.chat_page import Chat
+from support.gated_model import Gate
+from support.playground import Playground
 from support.waiting import eventually
-
-if TYPE_CHECKING:
-    from support.chat_page import Chat
-    from support.gated_model import Gate
-    from support.playground import Playground
 
 
 def test_conversations_are_listed_resumed_and_found_by_title_and_by_what_was_said(chat: Chat) -> None:

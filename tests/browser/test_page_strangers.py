@@ -1,18 +1,13 @@
 """Nobody sees another's conversations, and nothing that is said, stored or named becomes code in somebody's browser."""
 
-from __future__ import annotations
-
 import json
 import re
-from typing import TYPE_CHECKING
 
 from playwright.sync_api import expect
+from support.chat_page import Chat
+from support.playground import Playground
 
-if TYPE_CHECKING:
-    from support.chat_page import Chat
-    from support.playground import Playground
-
-    from browser.conftest import OpenBrowser
+from browser.conftest import OpenBrowser
 
 HOSTILE = [
     "<script>window.pwned = 1</script>",

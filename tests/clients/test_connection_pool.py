@@ -1,21 +1,21 @@
 """Connection pooling: the shared client's options are the caller's, its figures true; it survives threads and forks."""
 
-from __future__ import annotations
-
 import json
 import logging
 import ssl
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from bson.codec_options import TypeRegistry
 from bson.son import SON
 from pymongo import AsyncMongoClient, CursorType, MongoClient, ReadPreference, WriteConcern
+from pymongo.database import Database
 from pymongo.driver_info import DriverInfo
 from pymongo.errors import (
     AutoReconnect,
@@ -35,21 +35,15 @@ from pymongo.monitoring import (
 from pymongo.read_concern import ReadConcern
 from pymongo.server_api import ServerApi
 from support.application import NOWHERE
-from support.children import run_script
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
+from support.running import run_script
 from support.waiting import eventually
 
 from mongodb_session_manager._client.clients import open_client
 from mongodb_session_manager._client.pool_statistics import PoolReport, PoolStatistics
 from mongodb_session_manager._model.limits import MAX_UNCOUNTED_EVENTS
 from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from concurrent.futures import Future
-
-    from pymongo.database import Database
 
 
 @pytest.fixture(autouse=True)
@@ -549,7 +543,7 @@ def test_a_forked_child_gets_a_client_of_its_own_even_if_the_fork_hits_a_busy_mo
     script = """
         import sys, threading, warnings
         from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool as Pool
-        from support.children import in_child
+        from support.running import in_child
 
         warnings.filterwarnings("error", message="MongoClient opened before fork")
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of every fork beside threads.
@@ -591,7 +585,7 @@ def test_a_lock_that_was_held_at_the_fork_does_not_stop_the_child(server: Any) -
         import sys, threading, warnings
         from mongodb_session_manager._client.pool_statistics import PoolStatistics
         from mongodb_session_manager.mongodb_connection_pool import MongoDBConnectionPool as Pool
-        from support.children import in_child
+        from support.running import in_child
 
         warnings.simplefilter("ignore")
         inherited = Pool.initialize(sys.argv[1], minPoolSize=0)

@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bson
 import gridfs
@@ -24,9 +25,6 @@ from support.waiting import eventually
 from mongodb_session_manager import local
 from mongodb_session_manager._local.mongod import find_mongod
 from mongodb_session_manager.local import LocalMongoDB, LocalMongoDBError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.slow
 

@@ -1,24 +1,24 @@
 """Factories: managers that share a client, which nobody else's factory closes."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import inspect
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import pytest
 from offline_model import OfflineScriptedModel
 from pymongo import AsyncMongoClient, MongoClient
+from pymongo.database import Database
 from pymongo.errors import AutoReconnect, ConfigurationError, InvalidOperation
 from strands import Agent
 from support.application import NOWHERE
-from support.children import run_script
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
 from support.histories import SESSIONS
+from support.running import run_script
 from support.waiting import eventually
 
 from mongodb_session_manager import (
@@ -30,13 +30,7 @@ from mongodb_session_manager import (
 )
 from mongodb_session_manager._client.pool_statistics import PoolStatistics
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import TypeAlias
-
-    from pymongo.database import Database
-
-    Factories: TypeAlias = Callable[..., MongoDBSessionManagerFactory]
+Factories: TypeAlias = Callable[..., MongoDBSessionManagerFactory]
 
 
 @pytest.fixture(autouse=True)
@@ -273,15 +267,6 @@ def test_two_factories_with_different_options_live_side_by_side_and_close_only_t
     assert len(talk(second.create_session_manager("s")).messages) == 4
 
 
-def test_a_borrowed_client_is_never_closed(server: Any, database_name: str) -> None:
-    with MongoClient(server.uri) as client:
-        with MongoDBSessionManagerFactory(client=client, database_name=database_name) as factory:
-            talk(factory.create_session_manager("s"))
-        factory.close()
-
-        assert client.admin.command("ping")["ok"] == 1
-
-
 def test_a_closed_factory_says_so() -> None:
     factory = MongoDBSessionManagerFactory(NOWHERE)
     factory.close()
@@ -457,7 +442,7 @@ def test_a_factory_made_before_a_fork_stores_sessions_in_the_children(server: An
         from offline_model import OfflineScriptedModel
         from strands import Agent
         from mongodb_session_manager import get_global_factory, initialize_global_factory
-        from support.children import in_child
+        from support.running import in_child
 
         warnings.filterwarnings("error", message="MongoClient opened before fork")
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of every fork beside threads.

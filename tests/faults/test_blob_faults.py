@@ -4,14 +4,13 @@ After each fault the session goes on in a new process. Then every file that anyt
 sweep there is no other file or chunk.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count, product
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
@@ -29,16 +28,14 @@ from support.blobs import (
     talker,
 )
 from support.deeds import WITH_IMAGES, Place, turn_with_images
-from support.histories import StandIn, by_hand, interruptions
+from support.histories import by_hand, interruptions
 from support.killed import Crash, crashes
+from support.repositories import MultiAgent
 from support.snapshots import keep
 from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import SessionNotFoundError
 from mongodb_session_manager._model.archive_policy import ArchivePolicy
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 
@@ -315,14 +312,13 @@ def delete_and_begin_again(place: Place) -> None:
 
 
 BIG: Any = {"role": "user", "content": [{"text": "look"}, image(3, 128 * 1024)]}
+SCREEN = {"screen": data(3, 128 * 1024)}
 WRITERS: dict[str, Callable[[Place], object]] = {
     "a manager": turn_with_images("message"),
     "the repository": lambda place: place.repository.create_message("s", "assistant", SessionMessage(BIG, 7)),
     "an update": lambda place: place.repository.update_message("s", "assistant", SessionMessage(BIG, 0)),
-    "an update of an agent": lambda place: place.repository.update_agent(
-        "s", SessionAgent("assistant", {"screen": data(3, 128 * 1024)}, {})
-    ),
-    "a graph": lambda place: place.repository.create_multi_agent("s", StandIn({"screen": data(3, 128 * 1024)})),
+    "an update of an agent": lambda place: place.repository.update_agent("s", SessionAgent("assistant", SCREEN, {})),
+    "a graph": lambda place: place.repository.create_multi_agent("s", MultiAgent("graph", SCREEN)),
 }
 
 

@@ -3,19 +3,15 @@
 `support/killed.py` kills it before and after each of its commands.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
 from support.deeds import PROMPTS_OF_ALL_KINDS, TURN_ENDS
 from support.deeds import SAID_OF_ALL_KINDS as SAID
 from support.histories import SESSIONS, gapless, manager_of, stored, texts, tool_talker
 from support.killed import Crash, crashes
-
-if TYPE_CHECKING:
-    from pymongo import MongoClient
-    from pymongo.database import Database
 
 pytestmark = pytest.mark.topology
 

@@ -5,40 +5,36 @@ answer arrives (`support/wire_proxy.py`), the server's own `failCommand` (`suppo
 is killed.
 """
 
-from __future__ import annotations
-
 import asyncio
-import os
 import subprocess
 import sys
-import textwrap
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pymongo
 import pytest
 from offline_model import OfflineScriptedModel
 from pymongo import MongoClient, monitoring
+from pymongo.database import Database
 from pymongo.errors import AutoReconnect, NetworkTimeout, OperationFailure, PyMongoError, WriteConcernError
 from strands import Agent
+from strands.types.session import SessionAgent, SessionMessage
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
-from support.histories import by_hand, texts
+from support.histories import by_hand, gapless, manager_of, said, stored, texts
 from support.histories import tool_talker as talker
+from support.repositories import MultiAgent
+from support.running import run_python, start_python
 from support.waiting import eventually
 from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.local import LocalMongoDB
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pymongo.database import Database
 
 pytestmark = pytest.mark.topology
 
@@ -56,27 +52,34 @@ UNAUTHORIZED = 13
 
 def stored_messages(database: Database[Any], session_id: str = "s") -> list[dict[str, Any]]:
     """The stored conversation, after a look at what must be true of it whatever has happened."""
-    document = database.sessions.find_one({"_id": session_id})
-    assert document is not None
-    agent = document["agents"]["assistant"]
-    messages = agent["messages"]
-    assert [message["message_id"] for message in messages] == list(range(len(messages)))
-    assert agent["message_count"] == len(messages)
+    found = gapless(stored(database, session_id))
     # Running totals ride with the messages, so what is counted twice was sent twice.
-    assert agent["usage"].get("messages", 0) == len(messages)
-    tokens = [message["event_loop_metrics"]["accumulated_usage"] for message in messages if "metadata" in message]
-    models = agent["usage"].get("models", {}).values()
-    assert sum(model["totalTokens"] for model in models) == sum(t["totalTokens"] for t in tokens)
-    return messages
+    tokens = [one["event_loop_metrics"]["accumulated_usage"] for one in found.messages if "metadata" in one]
+    models = found.agent["usage"].get("models", {}).values()
+    assert sum(model["totalTokens"] for model in models) == sum(each["totalTokens"] for each in tokens)
+    return found.messages
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Managers of this test's database, each with a client of its own."""
+    """Managers of this test's database, each with a client of its own; `proxy` makes proxies of the server."""
 
     uri: str
-    database_name: str
+    database: Database[Any]
     stack: ExitStack
+    proxy: Callable[[], WireProxy]
+
+    @property
+    def client(self) -> MongoClient[Any]:
+        """A plain client."""
+        return self.database.client
+
+    def stored(self, session_id: str = "s") -> list[str]:
+        """What the stored messages say."""
+        return texts(stored_messages(self.database, session_id))
+
+    def session(self) -> Any:
+        return self.database.sessions.find_one({"_id": "s"})
 
     def __call__(
         self,
@@ -91,16 +94,14 @@ class Processes:
             uri or self.uri, **{**OPTIONS, **dict(client_options), "event_listeners": listeners}
         )
         self.stack.enter_context(client)
-        return MongoDBSessionManager(
-            session_id, client=client, database_name=self.database_name, collection_name="sessions", **options
-        )
+        return manager_of(client, self.database.name, session_id, **options)
 
 
 @pytest.fixture
-def process(server: Any, database_name: str, proxies: Any) -> Iterator[Processes]:
+def process(server: Any, database: Database[Any], proxies: Any) -> Iterator[Processes]:
     # After `proxies`, so that it ends before them: a client that finds no server takes 30 s to close.
     with ExitStack() as stack:
-        yield Processes(server.uri, database_name, stack)
+        yield Processes(server.uri, database, stack, proxies)
 
 
 # --- one broken connection, at every command of every kind of write
@@ -116,7 +117,6 @@ class Writing:
         commands: how many commands write it.
         durability: of the manager.
         begun: whether the session has the agent already, with a message that says "before".
-        redaction: which of the commands, counted from 1, is a redaction; 0: none.
     """
 
     act: Callable[[MongoDBSessionManager], None]
@@ -124,7 +124,6 @@ class Writing:
     commands: int
     durability: Literal["message", "turn"] = "message"
     begun: bool = True
-    redaction: int = 0
 
 
 def say(*prompts: str) -> Callable[[MongoDBSessionManager], None]:
@@ -150,7 +149,7 @@ def append_by_hand(manager: MongoDBSessionManager) -> None:
 def redact_by_hand(manager: MongoDBSessionManager) -> None:
     agent = talker(manager)
     agent("one")
-    manager.redact_latest_message({"role": "assistant", "content": [{"text": "[redacted]"}]}, agent)
+    manager.redact_latest_message(by_hand("[redacted]", "assistant"), agent)
 
 
 WRITINGS = {
@@ -161,9 +160,9 @@ WRITINGS = {
     ),
     "two turns in two updates": Writing(say("hi", "ho"), ("before", "hi", "Re: hi", "ho", "Re: ho"), 2, "turn"),
     "messages by hand": Writing(append_by_hand, ("before", "one", "two"), 2),
-    "a redacted turn": Writing(say("my secret"), ("before", "[redacted]", "I cannot."), 3, redaction=2),
+    "a redacted turn": Writing(say("my secret"), ("before", "[redacted]", "I cannot."), 3),
     "a redacted turn in one update": Writing(say("my secret"), ("before", "[redacted]", "I cannot."), 1, "turn"),
-    "a redaction by hand": Writing(redact_by_hand, ("before", "one", "[redacted]"), 3, redaction=3),
+    "a redaction by hand": Writing(redact_by_hand, ("before", "one", "[redacted]"), 3),
     "an agent with messages": Writing(
         begin_an_agent_with_messages, ("one", "two", "three", "Re: three"), 5, begun=False
     ),
@@ -173,22 +172,20 @@ WRITINGS = {
 
 
 @pytest.mark.parametrize("writing", WRITINGS.values(), ids=WRITINGS.keys())
-def test_a_broken_connection_loses_nothing_and_doubles_nothing(
-    writing: Writing, process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
-) -> None:
+def test_a_broken_connection_loses_nothing_and_doubles_nothing(writing: Writing, process: Processes) -> None:
     def run(number: int, moment: Moment, retry_writes: bool) -> tuple[str, list[str]]:
         session_id = f"{number} {moment} {retry_writes}"
         if writing.begun:
             manager = process(session_id)
             manager.append_message(by_hand("before"), talker(manager))
-        proxy = proxies()
+        proxy = process.proxy()
         proxy.cut(Cut("update", moment, number))
         manager = process(session_id, proxy.uri, None, {"retryWrites": retry_writes}, durability=writing.durability)
         writing.act(manager)
         manager.close()
         return session_id, proxy.cut_commands
 
-    database.sessions.create_index("created_at")  # or the collection begins in the midst of it
+    process.database.sessions.create_index("created_at")  # or the collection begins in the midst of it
     # At once: each waits half a second for the driver to look at the server again. One number more than there are
     # commands shows that none was forgotten.
     numbers = range(1, writing.commands + 2)
@@ -197,16 +194,16 @@ def test_a_broken_connection_loses_nothing_and_doubles_nothing(
 
     for (number, _, _), (session_id, cut) in zip(product(numbers, MOMENTS, (True, False)), ended, strict=True):
         assert cut == ["update"] * (number <= writing.commands), session_id
-        assert tuple(texts(stored_messages(database, session_id))) == writing.stored, session_id
-    assert "secret" not in str(list(database.sessions.find()))
+        assert tuple(process.stored(session_id)) == writing.stored, session_id
+    assert "secret" not in str(list(process.database.sessions.find()))
 
 
 @both_durabilities
 def test_a_message_whose_answer_was_lost_is_not_doubled_behind_what_others_stored_meanwhile(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], durability: str
+    process: Processes, durability: str
 ) -> None:
     other = talker(process())
-    proxy = proxies()
+    proxy = process.proxy()
     one = talker(process(uri=proxy.uri, durability=durability))
     proxy.cut(Cut("update", "before its answer arrives", meanwhile=lambda: other("other")))
 
@@ -217,41 +214,37 @@ def test_a_message_whose_answer_was_lost_is_not_doubled_behind_what_others_store
         "message": ["one", "other", "Re: other", "Re: one"],
         "turn": ["one", "Re: one", "other", "Re: other"],
     }
-    assert texts(stored_messages(database)) == expected[durability]
+    assert process.stored() == expected[durability]
 
 
-def test_a_message_that_never_arrived_is_appended_behind_what_others_stored_meanwhile(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
-) -> None:
+def test_a_message_that_never_arrived_is_appended_behind_what_others_stored_meanwhile(process: Processes) -> None:
     other = talker(process())
-    proxy = proxies()
+    proxy = process.proxy()
     one = talker(process(uri=proxy.uri))
     proxy.cut(Cut("update", "before it is run", meanwhile=lambda: other("other")))
 
     one("one")
 
-    assert texts(stored_messages(database)) == ["other", "Re: other", "one", "Re: one"]
+    assert process.stored() == ["other", "Re: other", "one", "Re: one"]
 
 
-def test_with_raise_a_message_whose_answer_was_lost_is_no_conflict_with_itself(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
-) -> None:
-    proxy = proxies()
+def test_with_raise_a_message_whose_answer_was_lost_is_no_conflict_with_itself(process: Processes) -> None:
+    proxy = process.proxy()
     one = talker(process(uri=proxy.uri, on_conflict="raise"))
     proxy.cut(Cut("update", "before its answer arrives", times=2))
 
     one("one")
 
-    assert texts(stored_messages(database)) == ["one", "Re: one"]
+    assert process.stored() == ["one", "Re: one"]
 
 
 def test_a_message_that_has_moved_behind_others_is_not_doubled_when_it_is_sent_again_after_an_error(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
+    process: Processes,
 ) -> None:
     """It is looked for where it was sent to, not where the conversation was thought to end."""
     other = talker(process())
     other("before")
-    proxy = proxies()
+    proxy = process.proxy()
     manager = process(uri=proxy.uri)
     one = talker(manager)
     other("other")
@@ -263,18 +256,7 @@ def test_a_message_that_has_moved_behind_others_is_not_doubled_when_it_is_sent_a
 
     manager.flush()
 
-    assert texts(stored_messages(database)) == ["before", "Re: before", "other", "Re: other", "one"]
-
-
-class Picture:
-    """A graph as far as a repository sees it."""
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.id = "graph"
-        self._state = state
-
-    def serialize_state(self) -> dict[str, Any]:
-        return self._state
+    assert process.stored() == ["before", "Re: before", "other", "Re: other", "one"]
 
 
 SINGLE_WRITES: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object], str, Any]] = {
@@ -288,47 +270,35 @@ SINGLE_WRITES: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object],
         ["up"],
     ),
     "repository-message": (
-        lambda m, _: m.session_repository.create_message("s", "assistant", session_message("new", 1)),
+        lambda m, _: m.session_repository.create_message("s", "assistant", SessionMessage(by_hand("new"), 1)),
         "agents.assistant.messages.message_id",
         [0, 1],
     ),
     "repository-update": (
-        lambda m, _: m.session_repository.update_message("s", "assistant", session_message("new", 0)),
+        lambda m, _: m.session_repository.update_message("s", "assistant", SessionMessage(by_hand("new"), 0)),
         "agents.assistant.messages.content",
         [[{"text": "new"}]],
     ),
     "repository-agent": (
-        lambda m, _: m.session_repository.create_agent("s", session_agent("other")),
+        lambda m, _: m.session_repository.create_agent("s", SessionAgent("other", {}, {})),
         "agents.other.messages",
         [],
     ),
     "graph": (
-        lambda m, _: m.session_repository.create_multi_agent("s", Picture({"status": "new"})),
+        lambda m, _: m.session_repository.create_multi_agent("s", MultiAgent("graph", {"status": "new"})),
         "multi_agents.graph.state",
         {"status": "new"},
     ),
 }
 
 
-def session_message(text: str, message_id: int) -> Any:
-    from strands.types.session import SessionMessage
-
-    return SessionMessage(message=by_hand(text), message_id=message_id)
-
-
-def session_agent(agent_id: str) -> Any:
-    from strands.types.session import SessionAgent
-
-    return SessionAgent(agent_id=agent_id, state={}, conversation_manager_state={})
-
-
 @pytest.mark.parametrize("name", SINGLE_WRITES)
 @at_both_moments
 def test_a_single_write_whose_connection_broke_is_stored_once_and_is_no_error(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], name: str, moment: Moment
+    process: Processes, name: str, moment: Moment
 ) -> None:
     write, path, expected = SINGLE_WRITES[name]
-    proxy = proxies()
+    proxy = process.proxy()
     manager = process(uri=proxy.uri)
     agent = talker(manager)
     manager.append_message(by_hand("before"), agent)
@@ -337,89 +307,56 @@ def test_a_single_write_whose_connection_broke_is_stored_once_and_is_no_error(
     write(manager, agent)
 
     assert proxy.cut_commands == ["update"]
-    found = database.sessions.aggregate([{"$project": {"_id": 0, "found": f"${path}"}}]).next()
+    found = process.database.sessions.aggregate([{"$project": {"_id": 0, "found": f"${path}"}}]).next()
     assert found == {"found": expected}
 
 
-def test_metrics_that_come_late_are_counted_once_when_their_answer_is_lost(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
-) -> None:
-    proxy = proxies()
+@pytest.mark.parametrize("timed", [False, True])
+def test_tokens_that_come_late_are_counted_once_when_their_answer_is_lost(process: Processes, timed: bool) -> None:
+    proxy = process.proxy()
     manager = process(uri=proxy.uri)
     agent = talker(manager)
     manager.append_message(by_hand("before"), agent)
-    manager.append_message({"role": "assistant", "content": [{"text": "by hand"}]}, agent)
+    if timed:
+        manager.start_timing()
+    manager.append_message(by_hand("by hand", "assistant"), agent)
     agent.event_loop_metrics.accumulated_usage.update(inputTokens=3, outputTokens=4, totalTokens=7)
     proxy.cut(Cut("update", "before its answer arrives"))
 
     manager.sync_agent(agent)
 
     assert proxy.cut_commands == ["update"]
-    usage = database.sessions.find_one({})["agents"]["assistant"]["usage"]  # type: ignore[index]
-    (model,) = usage["models"].values()
+    (model,) = stored(process.database).agent["usage"]["models"].values()
     assert (model["inputTokens"], model["outputTokens"], model["totalTokens"], model["calls"]) == (3, 4, 7, 1)
-
-
-def test_tokens_that_come_late_to_a_timed_answer_are_counted_once_when_their_answer_is_lost(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
-) -> None:
-    proxy = proxies()
-    manager = process(uri=proxy.uri)
-    agent = talker(manager)
-    manager.append_message(by_hand("before"), agent)
-    manager.start_timing()
-    manager.append_message({"role": "assistant", "content": [{"text": "by hand"}]}, agent)
-    agent.event_loop_metrics.accumulated_usage.update(inputTokens=3, outputTokens=4, totalTokens=7)
-    proxy.cut(Cut("update", "before its answer arrives"))
-
-    manager.sync_agent(agent)
-
-    assert proxy.cut_commands == ["update"]
-    usage = database.sessions.find_one({})["agents"]["assistant"]["usage"]  # type: ignore[index]
-    (model,) = usage["models"].values()
-    assert (model["inputTokens"], model["outputTokens"], model["totalTokens"], model["calls"]) == (3, 4, 7, 1)
-    assert model["latency"]["count"] == 1
+    assert model.get("latency", {}).get("count", 0) == timed
 
 
 # --- a database that stays away
 
 
-def keep_by_flush(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
-    manager.flush()
-    return ()
-
-
-def keep_by_close(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
-    manager.close()
-    return ()
-
-
-def keep_by_next_turn(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
-    agent("next")
-    return ("next", "Re: next")
-
-
-def keep_by_sync(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
-    manager.sync_agent(agent)
-    return ()
-
-
-def keep_by_leaving(manager: MongoDBSessionManager, agent: Agent) -> tuple[str, ...]:
+def leave(manager: MongoDBSessionManager) -> None:
     with manager:
         pass
-    return ()
 
 
-KEEPERS = [keep_by_flush, keep_by_close, keep_by_next_turn, keep_by_sync, keep_by_leaving]
+# What stores what could not be stored, and what it says itself.
+KEEPERS: dict[str, tuple[Callable[[MongoDBSessionManager, Agent], object], list[str]]] = {
+    "flush": (lambda manager, _: manager.flush(), []),
+    "close": (lambda manager, _: manager.close(), []),
+    "next turn": (lambda _, agent: agent("next"), said("next")),
+    "sync": (lambda manager, agent: manager.sync_agent(agent), []),
+    "leaving": (lambda manager, _: leave(manager), []),
+}
 
 
 @both_durabilities
 def test_a_turn_that_cannot_be_stored_is_an_error_and_is_stored_later_once_however(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], durability: Any
+    process: Processes, durability: Any
 ) -> None:
-    def run(moment: Moment, keep: Callable[[MongoDBSessionManager, Agent], tuple[str, ...]]) -> None:
-        session_id = f"{moment} {keep.__name__}"
-        proxy = proxies()
+    def run(moment: Moment, keeper: str) -> None:
+        keep, more = KEEPERS[keeper]
+        session_id = f"{moment} {keeper}"
+        proxy = process.proxy()
         manager = process(session_id, proxy.uri, durability=durability)
         agent = talker(manager)
         agent("before")
@@ -431,15 +368,15 @@ def test_a_turn_that_cannot_be_stored_is_an_error_and_is_stored_later_once_howev
         assert len(proxy.cut_commands) >= 4, "it gave up at once"
         proxy.heal()
 
-        said = keep(manager, agent)
+        keep(manager, agent)
 
         # With "message" the turn ended at its first write, before the model was asked.
-        expected = ["before", "Re: before", "hi", *(["Re: hi"] if durability == "turn" else []), *said]
-        assert texts(stored_messages(database, session_id)) == expected, session_id
-        if keep not in (keep_by_close, keep_by_leaving):
+        expected = [*said("before"), "hi", *(["Re: hi"] if durability == "turn" else []), *more]
+        assert process.stored(session_id) == expected, session_id
+        if keeper not in ("close", "leaving"):
             agent("last")
             manager.close()
-            assert texts(stored_messages(database, session_id)) == [*expected, "last", "Re: last"], session_id
+            assert process.stored(session_id) == [*expected, "last", "Re: last"], session_id
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda case: run(*case), product(MOMENTS, KEEPERS)))
@@ -447,128 +384,98 @@ def test_a_turn_that_cannot_be_stored_is_an_error_and_is_stored_later_once_howev
 
 @at_both_moments
 def test_a_message_that_is_redacted_while_it_cannot_be_stored_leaves_its_text_nowhere(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], moment: Moment
+    process: Processes, moment: Moment
 ) -> None:
-    proxy = proxies()
+    proxy = process.proxy()
     manager = process(uri=proxy.uri)
     agent = talker(manager)
     proxy.cut(Cut("update", moment, times=None))
     with pytest.raises(AutoReconnect):
         manager.append_message(by_hand("a secret"), agent)
     with pytest.raises(AutoReconnect):
-        manager.redact_latest_message({"role": "user", "content": [{"text": "[redacted]"}]}, agent)
+        manager.redact_latest_message(by_hand("[redacted]"), agent)
     proxy.heal()
 
     manager.flush()
 
-    assert texts(stored_messages(database)) == ["[redacted]"]
-    assert "secret" not in str(database.sessions.find_one({}))
-
-
-def test_opening_a_session_while_the_database_is_away_is_an_error_and_never_an_empty_conversation(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any]
-) -> None:
-    talker(process())("before")
-    proxy = proxies()
-    manager = process(uri=proxy.uri)
-    proxy.cut(Cut("find", "before it is run", times=None))
-    with pytest.raises(AutoReconnect):
-        talker(manager)
-    proxy.heal()
-
-    agent = talker(manager)  # the same manager goes on
-
-    assert texts(agent.messages) == ["before", "Re: before"]
-    agent("hi")
-    assert texts(stored_messages(database)) == ["before", "Re: before", "hi", "Re: hi"]
+    assert process.stored() == ["[redacted]"]
+    assert "secret" not in str(process.session())
 
 
 # https://github.com/mongodb/specifications, retryable writes: NotWritablePrimary, PrimarySteppedDown,
-# InterruptedDueToReplStateChange
-@pytest.mark.parametrize("code", [10107, 189, 11602])
+# InterruptedDueToReplStateChange; and a connection that the server closes.
+@pytest.mark.parametrize(
+    "fault", [{"error_code": 10107}, {"error_code": 189}, {"error_code": 11602}, {"close_connection": True}], ids=str
+)
 @both_durabilities
-def test_a_server_that_is_no_longer_the_primary_costs_no_message(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int
+def test_a_server_that_is_no_longer_the_primary_or_hangs_up_costs_no_message(
+    process: Processes, durability: str, fault: dict[str, Any]
 ) -> None:
     recorder = CommandRecorder()
     agent = talker(process(listener=recorder, durability=durability))
 
-    with fail_command(client, "update", app_name=APP_NAME, error_code=code, times=1):
+    with fail_command(process.client, "update", app_name=APP_NAME, times=1, **fault):
         agent("hi")
 
     assert len(recorder.commands.failures) == 1
-    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+    assert process.stored() == said("hi")
 
 
-@both_durabilities
-def test_a_connection_that_the_server_closes_costs_no_message(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str
-) -> None:
-    recorder = CommandRecorder()
-    agent = talker(process(listener=recorder, durability=durability))
-
-    with fail_command(client, "update", app_name=APP_NAME, close_connection=True, times=1):
-        agent("hi")
-
-    assert len(recorder.commands.failures) == 1
-    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+def retryable_writes_or_skip(server: Any) -> None:
+    if server.kind != "replica_set":
+        pytest.skip("a standalone server has no retryable writes")
 
 
-def test_a_turn_that_was_stored_but_not_replicated_in_time_is_told_and_not_stored_again(
-    process: Processes, client: MongoClient[Any], database: Database[Any]
-) -> None:
-    manager = process(durability="turn")
-    agent = talker(manager)
-    error = {"code": 64, "codeName": "WriteConcernFailed", "errmsg": "waiting for replication timed out"}
+def replicate_too_late(client: MongoClient[Any], error: dict[str, Any]) -> None:
+    """The next update is run, and its answer says that others do not have it yet."""
     data = {"failCommands": ["update"], "appName": APP_NAME, "writeConcernError": error}
     client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
+
+
+def test_a_turn_that_was_stored_but_not_replicated_in_time_is_told_and_not_stored_again(process: Processes) -> None:
+    manager = process(durability="turn")
+    agent = talker(manager)
+    replicate_too_late(process.client, {"code": 64, "errmsg": "waiting for replication timed out"})
     with pytest.raises(WriteConcernError):
         agent("hi")
 
     agent("ho")
 
-    assert texts(stored_messages(database)) == ["hi", "Re: hi", "ho", "Re: ho"]
+    assert process.stored() == said("hi", "ho")
 
 
 # The spec for retryable writes lists more of them; no server labels them for a command without a transaction number.
 @pytest.mark.parametrize("code", [6, 7, 89, 262, 9001])
 @both_durabilities
 def test_an_error_of_the_network_behind_the_server_costs_no_turn(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int, server: Any
+    process: Processes, durability: str, code: int, server: Any
 ) -> None:
-    if server.kind != "replica_set":
-        pytest.skip("a standalone server has no retryable writes")
+    retryable_writes_or_skip(server)
     agent = talker(process(durability=durability, client_options={"retryWrites": True}))
 
-    with fail_command(client, "update", app_name=APP_NAME, error_code=code, times=1):
+    with fail_command(process.client, "update", app_name=APP_NAME, error_code=code, times=1):
         agent("hi")
 
-    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+    assert process.stored() == said("hi")
 
 
 @pytest.mark.parametrize("code", [91, 189, 262, 11602])
 @both_durabilities
 def test_a_primary_that_steps_down_before_others_have_the_commit_costs_no_turn(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, code: int, server: Any
+    process: Processes, durability: str, code: int, server: Any
 ) -> None:
-    if server.kind != "replica_set":
-        pytest.skip("a standalone server has no retryable writes")
+    retryable_writes_or_skip(server)
     agent = talker(process(durability=durability, client_options={"retryWrites": True}))
-    error = {"code": code, "errmsg": "interrupted", "errInfo": {"writeConcern": {}}}
-    data = {"failCommands": ["update"], "appName": APP_NAME, "writeConcernError": error}
-    client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
+    replicate_too_late(process.client, {"code": code, "errmsg": "interrupted", "errInfo": {"writeConcern": {}}})
 
     agent("hi")
 
-    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+    assert process.stored() == said("hi")
 
 
-def test_a_change_of_state_that_arrives_late_does_not_undo_a_newer_one(
-    process: Processes, proxies: Callable[[], WireProxy], database: Database[Any], server: Any
-) -> None:
-    if server.kind != "replica_set":
-        pytest.skip("a standalone server has no retryable writes")
-    proxy, all_else_is_stored = proxies(), threading.Event()
+def test_a_change_of_state_that_arrives_late_does_not_undo_a_newer_one(process: Processes, server: Any) -> None:
+    retryable_writes_or_skip(server)
+    proxy, all_else_is_stored = process.proxy(), threading.Event()
     manager = process(uri=proxy.uri, client_options={"retryWrites": True, "socketTimeoutMS": 500})
     agent = talker(manager)
     agent("hi")
@@ -581,19 +488,17 @@ def test_a_change_of_state_that_arrives_late_does_not_undo_a_newer_one(
     all_else_is_stored.set()
 
     assert first.answered.wait(10)
-    assert database.sessions.find_one({"_id": "s"})["agents"]["assistant"]["agent_data"]["state"] == {"number": 2}  # type: ignore[index]
+    assert process.session()["agents"]["assistant"]["agent_data"]["state"] == {"number": 2}
 
 
 @pytest.mark.parametrize("options", [{"timeoutMS": 300}, {"socketTimeoutMS": 300, "retryReads": False}])
-def test_a_read_whose_time_is_over_is_not_sent_again(
-    process: Processes, client: MongoClient[Any], options: dict[str, Any]
-) -> None:
+def test_a_read_whose_time_is_over_is_not_sent_again(process: Processes, options: dict[str, Any]) -> None:
     talker(process())("hi")
     recorder = CommandRecorder()
     manager = process(listener=recorder, client_options=options)
 
     with (
-        fail_command(client, "find", app_name=APP_NAME, block_ms=1000, times=2),
+        fail_command(process.client, "find", app_name=APP_NAME, block_ms=1000, times=2),
         pytest.raises(NetworkTimeout),
     ):
         talker(manager)
@@ -610,7 +515,8 @@ def test_a_primary_that_is_killed_in_the_midst_of_turns_loses_nothing_that_was_a
     enough = threading.Event()
 
     with LocalMongoDB(replica_set=True) as server, ExitStack() as stack:
-        process = Processes(server.uri, "test", stack)
+        plain: MongoClient[Any] = stack.enter_context(MongoClient(server.uri))
+        process = Processes(server.uri, plain["test"], stack, pytest.fail)
         retry = {"retryWrites": True}
         agents = {
             writer: talker(process(writer, client_options=retry, durability=durability))
@@ -643,10 +549,8 @@ def test_a_primary_that_is_killed_in_the_midst_of_turns_loses_nothing_that_was_a
                 one.result()
         assert server.primary is not killed
 
-        plain: MongoClient[Any] = stack.enter_context(MongoClient(server.uri))
         for writer, turns in acknowledged.items():
-            expected = [text for n in range(turns) for text in (f"{n}", f"Re: {n}")]
-            assert texts(stored_messages(plain["test"], writer)) == expected
+            assert process.stored(writer) == said(*map(str, range(turns)))
             assert texts(talker(process(writer)).messages) == texts(agents[writer].messages)
 
 
@@ -663,11 +567,7 @@ def notes_of(error: BaseException, log: pytest.LogCaptureFixture) -> str:
 
 @both_durabilities
 def test_the_models_error_is_not_hidden_by_the_databases(
-    process: Processes,
-    client: MongoClient[Any],
-    database: Database[Any],
-    durability: str,
-    caplog: pytest.LogCaptureFixture,
+    process: Processes, durability: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = process(durability=durability)
     agent = talker(manager)
@@ -675,7 +575,7 @@ def test_the_models_error_is_not_hidden_by_the_databases(
 
         def fail(_: Any) -> Any:
             agent.state.set("unsaved", True)
-            trouble.enter_context(fail_command(client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED))
+            trouble.enter_context(fail_command(process.client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED))
             raise ModelError("overloaded")
 
         agent.model = OfflineScriptedModel(fail)
@@ -684,30 +584,15 @@ def test_the_models_error_is_not_hidden_by_the_databases(
 
     assert "OperationFailure" in notes_of(raised.value, caplog)
     manager.close()  # and what could not be stored then is now
-    assert texts(stored_messages(database)) == ["hi"]
+    assert process.stored() == ["hi"]
     assert talker(process()).state.get("unsaved") is True
-
-
-def test_the_error_that_leaves_the_block_is_not_hidden_by_the_databases(
-    process: Processes, client: MongoClient[Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    manager = process(durability="turn")
-    agent = talker(manager)
-
-    with fail_command(client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED):
-        with pytest.raises(OperationFailure):
-            agent("hi")
-        with pytest.raises(ModelError) as raised, manager:
-            raise ModelError
-
-    assert "OperationFailure" in notes_of(raised.value, caplog)
 
 
 @pytest.mark.parametrize(
     ("way", "durability"), [("called", "turn"), ("awaited", "turn"), ("streamed", "turn"), ("awaited", "message")]
 )
 def test_a_commit_that_fails_while_an_unrelated_error_is_handled_is_still_told(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, way: str
+    process: Processes, durability: str, way: str
 ) -> None:
     manager = process(durability=durability)
     agent = talker(manager)
@@ -733,13 +618,13 @@ def test_a_commit_that_fails_while_an_unrelated_error_is_handled_is_still_told(
 
     ways = {"called": call, "awaited": lambda: asyncio.run(wait()), "streamed": lambda: asyncio.run(stream())}
     with (
-        fail_command(client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED),
+        fail_command(process.client, "update", app_name=APP_NAME, error_code=UNAUTHORIZED),
         pytest.raises(OperationFailure),
     ):
         ways[way]()
 
     manager.close()
-    assert texts(stored_messages(database)) == (["hi", "Re: hi"] if durability == "turn" else ["hi"])
+    assert process.stored() == (["hi", "Re: hi"] if durability == "turn" else ["hi"])
 
 
 # --- cancellation
@@ -766,64 +651,53 @@ class Watch(monitoring.CommandListener):
         self.failed_after_seconds = max(self.failed_after_seconds, event.duration_micros / 1e6)
 
 
+async def cancel_a_turn(agent: Agent, watch: Watch, times: int = 1) -> None:
+    """Cancel a turn as soon as it sends an update; an impatient canceller changes nothing."""
+    turn = asyncio.create_task(agent.invoke_async("hi"))
+    await asyncio.to_thread(watch.sent.wait, 30)
+    for _ in range(times):
+        turn.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    assert watch.under_way == 0
+
+
 @both_durabilities
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_cancelled_turn_leaves_when_its_commit_has_settled(
-    process: Processes, client: MongoClient[Any], database: Database[Any], durability: str, times: int
-) -> None:
+def test_a_cancelled_turn_leaves_when_its_commit_has_settled(process: Processes, durability: str, times: int) -> None:
     watch = Watch()
     manager = process(durability=durability, listener=watch)
     agent = talker(manager)
     watch.sent.clear()
 
-    async def cancel_it() -> None:
-        turn = asyncio.create_task(agent.invoke_async("hi"))
-        await asyncio.to_thread(watch.sent.wait, 30)
-        for _ in range(times):  # an impatient canceller changes nothing
-            turn.cancel()
-            await asyncio.sleep(0)
-        with pytest.raises(asyncio.CancelledError):
-            await turn
-        assert watch.under_way == 0
+    with fail_command(process.client, "update", app_name=APP_NAME, block_ms=300):
+        asyncio.run(cancel_a_turn(agent, watch, times))
 
-    with fail_command(client, "update", app_name=APP_NAME, block_ms=300):
-        asyncio.run(cancel_it())
-
-    said = ["hi"] if durability == "message" else ["hi", "Re: hi"]
-    assert texts(stored_messages(database)) == said
+    expected = ["hi"] if durability == "message" else said("hi")
+    assert process.stored() == expected
     agent("ho")
-    assert texts(stored_messages(database)) == [*said, "ho", "Re: ho"]
+    assert process.stored() == [*expected, *said("ho")]
 
 
-def test_a_cancelled_turn_whose_commit_failed_keeps_it_for_the_next(
-    process: Processes, client: MongoClient[Any], database: Database[Any]
-) -> None:
+def test_a_cancelled_turn_whose_commit_failed_keeps_it_for_the_next(process: Processes) -> None:
     watch = Watch()
     manager = process(listener=watch)
     agent = talker(manager)
     watch.sent.clear()
 
-    async def cancel_it() -> None:
-        turn = asyncio.create_task(agent.invoke_async("hi"))
-        await asyncio.to_thread(watch.sent.wait, 30)
-        turn.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await turn
-
-    with fail_command(client, "update", app_name=APP_NAME, block_ms=100, error_code=UNAUTHORIZED):
-        asyncio.run(cancel_it())
+    with fail_command(process.client, "update", app_name=APP_NAME, block_ms=100, error_code=UNAUTHORIZED):
+        asyncio.run(cancel_a_turn(agent, watch))
 
     agent("ho")
-    assert texts(stored_messages(database)) == ["hi", "ho", "Re: ho"]
+    assert process.stored() == ["hi", "ho", "Re: ho"]
 
 
 # --- the caller's deadline
 
 
 @pytest.mark.parametrize("way", ["called", "awaited"])
-def test_the_callers_deadline_reaches_the_commit(
-    process: Processes, client: MongoClient[Any], database: Database[Any], way: str
-) -> None:
+def test_the_callers_deadline_reaches_the_commit(process: Processes, way: str) -> None:
     watch = Watch()
     manager = process(durability="turn", listener=watch)
     agent = talker(manager)
@@ -833,7 +707,7 @@ def test_the_callers_deadline_reaches_the_commit(
 
     ways = {"called": lambda: agent("hi"), "awaited": lambda: asyncio.run(wait())}
     with (
-        fail_command(client, "update", app_name=APP_NAME, block_ms=4000, times=1),
+        fail_command(process.client, "update", app_name=APP_NAME, block_ms=4000, times=1),
         pytest.raises(PyMongoError) as raised,
         pymongo.timeout(1),
     ):
@@ -843,7 +717,7 @@ def test_the_callers_deadline_reaches_the_commit(
     # Of the command alone: a busy machine takes its time for everything else.
     assert watch.failed_after_seconds < 3.5, "the commit waited for the server, not for the caller's deadline"
     manager.flush()
-    assert texts(stored_messages(database)) == ["hi", "Re: hi"]
+    assert process.stored() == said("hi")
 
 
 # --- the end of the process
@@ -877,14 +751,7 @@ UNFINISHED = """
 @contextmanager
 def unfinished(uri: str, database_name: str) -> Iterator[subprocess.Popen[str]]:
     """A process that ends, as soon as its input says so, in the midst of a turn that is to be stored at its end."""
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(UNFINISHED), uri, database_name],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as running:
+    with start_python(UNFINISHED, uri, database_name) as running:
         try:
             assert running.stdout is not None
             assert running.stdout.readline() == "speaking\n", running.communicate()[1]
@@ -953,13 +820,6 @@ TOLD = """
 def test_a_question_that_was_told_to_have_failed_and_was_asked_again_is_not_stored_a_second_time_at_exit(
     server: Any, database: Database[Any], database_name: str
 ) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TOLD), server.uri, database_name],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ended = run_python(TOLD, server.uri, database_name)
     assert ended.returncode == 0, ended.stderr
     assert texts(stored_messages(database)) == ["Transfer 5.", "Done."] * 2

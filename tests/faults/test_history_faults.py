@@ -5,16 +5,16 @@ archive, append, redact and delete at the same time: wherever the order decides,
 (`support.histories.Interruption`).
 """
 
-from __future__ import annotations
-
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from pymongo.database import Database
 from strands.types.session import SessionMessage
 from support.deeds import (
     CONVERSATION,
@@ -50,11 +50,6 @@ from support.sweeping import swept
 from support.wire_proxy import Cut, Moment, WireProxy
 
 from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository, SessionNotFoundError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pymongo.database import Database
 
 MOMENTS: tuple[Moment, Moment] = ("before it is run", "before its answer arrives")
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])

@@ -4,34 +4,24 @@ Its client has given it up and sent another; the network delivers it all the sam
 does just that (`support/wire_proxy.py`). What no standalone server can keep out is told in `docs/guarantees.md`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from pymongo.database import Database
 from strands.types.session import Session, SessionAgent, SessionMessage
-from support.histories import SMALL, by_hand, manager_of, talker, texts
+from support.histories import SESSIONS, SMALL, by_hand, manager_of, repository_of, talker, texts
+from support.repositories import MultiAgent
 from support.waiting import eventually
 from support.wire_proxy import Cut
 
-from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pymongo.database import Database
+from mongodb_session_manager import MongoDBSessionRepository
 
 pytestmark = pytest.mark.topology
-
-SESSIONS = "sessions"
-
-
-def repository_of(client: MongoClient[Any], database_name: str) -> MongoDBSessionRepository:
-    return MongoDBSessionRepository(client=client, database_name=database_name, collection_name=SESSIONS)
 
 
 @dataclass
@@ -140,26 +130,14 @@ def test_an_agent_that_the_repository_has_updated_later_stays(world: World) -> N
     assert world.session()["agents"]["assistant"]["agent_data"]["state"] == {"n": 2}
 
 
-class Orchestrator:
-    """What a repository needs of a graph."""
-
-    id = "graph"
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def serialize_state(self) -> dict[str, Any]:
-        return {"n": self.number}
-
-
 @pytest.mark.parametrize("begun", [False, True])
 def test_the_state_of_a_graph_that_was_stored_later_stays(world: World, begun: bool) -> None:
     world.there.create_session(Session(session_id="s", session_type="x"))
     if begun:
-        world.there.create_multi_agent("s", Orchestrator(0))
+        world.there.create_multi_agent("s", MultiAgent("graph", {"n": 0}))
     with world.hold("update"):
-        world.late.create_multi_agent("s", Orchestrator(1))
-        world.late.update_multi_agent("s", Orchestrator(2))
+        world.late.create_multi_agent("s", MultiAgent("graph", {"n": 1}))
+        world.late.update_multi_agent("s", MultiAgent("graph", {"n": 2}))
 
     assert world.there.read_multi_agent("s", "graph") == {"n": 2}
 
@@ -238,9 +216,7 @@ def test_a_session_that_was_begun_and_deleted_is_not_brought_back(world: World, 
         pytest.skip("a standalone server numbers no commands: see docs/guarantees.md")
     world.there.create_session(Session(session_id="another", session_type="x"))
     with world.hold("update"):
-        MongoDBSessionManager(
-            "s", client=world.late_client, database_name=world.database.name, collection_name=SESSIONS
-        ).update_metadata({"x": 1})
+        manager_of(world.late_client, world.database.name).update_metadata({"x": 1})
         world.there.delete_session("s")
 
     assert not world.there.session_exists("s")

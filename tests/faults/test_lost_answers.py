@@ -4,23 +4,18 @@ MongoDB then answers what it answered before; but a `findAndModify` it answers w
 whatever projection was asked for. So none is sent here: the library writes, and reads by ids what it has to know.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from pymongo.database import Database
 from strands.types.session import SessionMessage
 from support.commands import CommandRecorder
 from support.histories import by_hand, manager_of, talker, texts
 from support.wire_proxy import Cut
 
 from mongodb_session_manager import MongoDBSessionRepository
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pymongo.database import Database
 
 pytestmark = pytest.mark.topology
 

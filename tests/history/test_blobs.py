@@ -1,20 +1,21 @@
 """Large binaries and texts are kept beside the session document, whole, and only as long as somebody names them."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gridfs
 import pytest
 from bson import ObjectId
 from pymongo import MongoClient
+from pymongo.database import Database
 from pymongo.errors import AutoReconnect, OperationFailure
+from support.blobs import left as files_and_chunks
 from support.blobs import stored, taken_out
 from support.commands import CommandRecorder
 from support.equality import assert_same
@@ -27,13 +28,7 @@ from mongodb_session_manager._model.encoding import PendingBlobs, blob_files, de
 from mongodb_session_manager._model.limits import BLOB_CHUNK_BYTES
 from mongodb_session_manager._model.related_shapes import BlobOwner
 from mongodb_session_manager._store.blobs import BlobStore
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-
-    from pymongo.database import Database
-
-    from mongodb_session_manager.local import LocalMongoDB
+from mongodb_session_manager.local import LocalMongoDB
 
 MEGABYTE = 1024 * 1024
 LIFE = ObjectId()
@@ -89,12 +84,16 @@ def age(files: Any, file_ids: Collection[ObjectId], **age: float) -> None:
     files.update_many({"_id": {"$in": list(file_ids)}}, {"$set": {"uploadDate": moment}})
 
 
-def left(collection: Any) -> set[ObjectId]:
-    """The files of which the collection, files or chunks, has something."""
-    return set(collection.distinct("files_id" if collection.name.endswith("chunks") else "_id"))
+@pytest.fixture
+def left(database: Database[Any]) -> Callable[[], set[ObjectId]]:
+    """The files that are there; each has its chunks, and there are no others."""
 
+    def look() -> set[ObjectId]:
+        files, chunks = files_and_chunks(database)
+        assert files == chunks
+        return files
 
-# --- what is taken out of a value -----------------------------------------------------------------
+    return look
 
 
 # --- uploading and reading ------------------------------------------------------------------------
@@ -111,22 +110,6 @@ def test_a_block_of_20_mb_comes_back_and_every_gridfs_tool_can_read_it(store: Bl
     with gridfs.GridFSBucket(database, "sessions_blobs").open_download_stream(file_id) as stream:
         assert stream.read() == data
         assert stream.metadata == OWNER
-
-
-@pytest.mark.slow
-def test_many_blocks_of_64_mb_in_all_come_back(store: BlobStore) -> None:
-    lengths = [
-        1,
-        BLOB_CHUNK_BYTES - 1,
-        BLOB_CHUNK_BYTES,
-        BLOB_CHUNK_BYTES + 1,
-        32 * BLOB_CHUNK_BYTES,
-        33 * BLOB_CHUNK_BYTES,
-    ]
-    while sum(lengths) < 64 * MEGABYTE:
-        lengths.append(MEGABYTE + len(lengths))
-    data = [random.Random(length).randbytes(length) for length in lengths]
-    assert fetched(store, upload(store, *data)) == data
 
 
 @pytest.mark.slow
@@ -163,27 +146,18 @@ def test_indexes_are_made_once_per_process(
 
 
 @pytest.mark.slow
-def test_twelve_blobs_are_read_with_one_command(watched: BlobStore, recorder: CommandRecorder) -> None:
-    value = upload(watched, *(bytes([n]) * MEGABYTE for n in range(12)))
-    with recorder.recording() as commands:
-        assert len(fetched(watched, value)) == 12
-    assert commands.names == ["find"]
-
-
-@pytest.mark.slow
-def test_two_hundred_small_blobs_are_read_with_one_command(watched: BlobStore, recorder: CommandRecorder) -> None:
-    value = upload(watched, *(b"%d" % n for n in range(200)))
-    with recorder.recording() as commands:
-        assert fetched(watched, value) == [b"%d" % n for n in range(200)]
-    assert commands.names == ["find"]
-
-
-@pytest.mark.slow
-def test_beyond_16_mb_only_more_of_the_same_answer_is_read(watched: BlobStore, recorder: CommandRecorder) -> None:
-    value = upload(watched, b"x" * 40 * MEGABYTE)
-    with recorder.recording() as commands:
-        fetched(watched, value)
-    assert commands.names == ["find", "getMore", "getMore"]
+@pytest.mark.parametrize(
+    ("count", "size", "commands"),
+    [(12, MEGABYTE, ["find"]), (200, 3, ["find"]), (1, 40 * MEGABYTE, ["find", "getMore", "getMore"])],
+)
+def test_all_blobs_are_read_with_one_command_and_beyond_16_mb_with_more_of_the_same_answer(
+    watched: BlobStore, recorder: CommandRecorder, count: int, size: int, commands: list[str]
+) -> None:
+    data = [bytes([n]) * size for n in range(count)]
+    value = upload(watched, *data)
+    with recorder.recording() as sent:
+        assert fetched(watched, value) == data
+    assert sent.names == commands
 
 
 def test_what_is_stored_already_is_not_sent_again(watched: BlobStore, recorder: CommandRecorder) -> None:
@@ -215,11 +189,8 @@ def test_what_a_sweep_might_have_taken_is_sent_again_and_what_may_be_named_stays
 
 
 @pytest.fixture
-def proxy(client: MongoClient[Any]) -> Iterator[WireProxy]:
-    client.admin.command("ping")
-    assert client.address is not None
-    with WireProxy(*client.address) as between:
-        yield between
+def proxy(proxies: Callable[[], WireProxy]) -> WireProxy:
+    return proxies()
 
 
 @pytest.fixture
@@ -235,14 +206,14 @@ def proxied(proxy: WireProxy, database_name: str) -> Iterator[BlobStore]:
 @pytest.mark.parametrize("moment", ["before it is run", "before its answer arrives"])
 @pytest.mark.parametrize(("command", "number", "times"), [("insert", 1, 1), ("insert", 2, 1), ("update", 1, 2)])
 def test_a_connection_lost_half_way_costs_nothing_but_time(
-    proxied: BlobStore, proxy: WireProxy, files: Any, chunks: Any, moment: Any, command: str, number: int, times: int
+    proxied: BlobStore, proxy: WireProxy, moment: Any, command: str, number: int, times: int, left: Any
 ) -> None:
     data = os.urandom(20 * MEGABYTE)
     proxy.cut(Cut(command, moment, number, times))
     value = upload(proxied, data)
     assert proxy.cut_commands == [command] * times
     assert fetched(proxied, value) == [data]
-    assert left(files) == left(chunks) == set(blob_files(value))
+    assert left() == set(blob_files(value))
 
 
 @pytest.mark.slow
@@ -253,7 +224,7 @@ def test_a_connection_that_is_always_lost_is_an_error(proxied: BlobStore, proxy:
     with pytest.raises(AutoReconnect):
         proxied.upload(pending, OWNER)
     assert len(proxy.cut_commands) == 3
-    assert left(files) == set()
+    assert files.distinct("_id") == []
     proxy.heal()
     proxied.upload(pending, OWNER)
     assert fetched(proxied, stored(encoded)) == b"x" * 9 * MEGABYTE
@@ -262,14 +233,14 @@ def test_a_connection_that_is_always_lost_is_an_error(proxied: BlobStore, proxy:
 @pytest.mark.slow
 @pytest.mark.topology
 def test_after_a_failed_upload_the_next_sends_the_rest_under_new_ids(
-    client: MongoClient[Any], watched: BlobStore, proxied: BlobStore, proxy: WireProxy, files: Any, chunks: Any
+    client: MongoClient[Any], watched: BlobStore, proxied: BlobStore, proxy: WireProxy, left: Any
 ) -> None:
     encoded, pending = taken_out([b"first", b"second" * MEGABYTE, "third"], 1, 1)
     proxy.cut(Cut("insert", "before it is run", 2, None))
     with pytest.raises(AutoReconnect):
         proxied.upload(pending, OWNER)
     first, failed, _ = blob_files(encoded)
-    assert left(files) == left(chunks) == {first}
+    assert left() == {first}
     with (
         fail_command(client, "insert", app_name=APP_NAME, error_code=96),
         pytest.raises(OperationFailure),
@@ -278,10 +249,10 @@ def test_after_a_failed_upload_the_next_sends_the_rest_under_new_ids(
     assert failed not in blob_files(encoded)
     assert first in blob_files(encoded)
     assert [blob.uploaded_at is None for blob in pending.blobs] == [False, True, True]
-    assert left(files) == left(chunks) == {first}
+    assert left() == {first}
     watched.upload(pending, OWNER)
     assert fetched(watched, stored(encoded)) == [b"first", b"second" * MEGABYTE, "third"]
-    assert left(files) == left(chunks) == set(blob_files(encoded))
+    assert left() == set(blob_files(encoded))
 
 
 UPLOADS_20_MB = """
@@ -307,7 +278,7 @@ def interrupted(proxy: WireProxy, database_name: str, files: Any, chunks: Any) -
     process = subprocess.Popen(arguments)
     proxy.cut(Cut("insert", "before it is run", 2, meanwhile=process.kill))
     assert process.wait(60) == -signal.SIGKILL
-    (file_id,) = left(files)
+    (file_id,) = files.distinct("_id")
     assert 0 < chunks.count_documents({"files_id": file_id}) < 20 * MEGABYTE / BLOB_CHUNK_BYTES
     return file_id
 
@@ -319,17 +290,17 @@ def test_half_an_upload_is_never_read_as_a_whole(store: BlobStore, interrupted: 
 
 
 @pytest.mark.slow
-def test_half_an_upload_goes_with_its_session(store: BlobStore, interrupted: ObjectId, files: Any, chunks: Any) -> None:
+def test_half_an_upload_goes_with_its_session(store: BlobStore, interrupted: ObjectId, left: Any) -> None:
     store.delete_session("s1", LIFE)
-    assert left(files) == left(chunks) == set()
+    assert left() == set()
 
 
 @pytest.mark.slow
-def test_half_an_upload_is_swept(store: BlobStore, interrupted: ObjectId, files: Any, chunks: Any) -> None:
+def test_half_an_upload_is_swept(store: BlobStore, interrupted: ObjectId, files: Any, chunks: Any, left: Any) -> None:
     assert swept_blobs(store, nothing_named) == 0
     age(files, [interrupted], hours=25)
     assert swept_blobs(store, nothing_named) == 1
-    assert left(files) == left(chunks) == set()
+    assert left() == set()
 
 
 @pytest.mark.parametrize(
@@ -364,11 +335,11 @@ def test_a_blob_that_is_not_whole_is_an_error_that_names_it(
 # --- deleting -------------------------------------------------------------------------------------
 
 
-def test_deleted_files_are_gone_with_their_chunks_and_others_stay(store: BlobStore, files: Any, chunks: Any) -> None:
+def test_deleted_files_are_gone_with_their_chunks_and_others_stay(store: BlobStore, left: Any) -> None:
     gone = upload(store, b"x" * 3 * BLOB_CHUNK_BYTES, b"y")
     kept = upload(store, b"z")
     store.delete(blob_files(gone))
-    assert left(files) == left(chunks) == set(blob_files(kept))
+    assert left() == set(blob_files(kept))
     store.delete(blob_files(gone))
     store.delete([])
     assert fetched(store, kept) == [b"z"]
@@ -382,32 +353,32 @@ def test_a_few_files_are_deleted_with_two_commands(watched: BlobStore, recorder:
     assert commands.names == ["delete", "delete"]
 
 
-def test_deleting_a_session_deletes_the_files_of_that_life_only(store: BlobStore, files: Any, chunks: Any) -> None:
+def test_deleting_a_session_deletes_the_files_of_that_life_only(store: BlobStore, left: Any) -> None:
     another_life = ObjectId()
     upload(store, b"a", b"b", of=owner())
     upload(store, b"c", of=owner(agent="other"))
     later = upload(store, b"d", of=owner(incarnation=another_life))
     neighbour = upload(store, b"e", of=owner("s10"))
     store.delete_session("s1", LIFE)
-    assert left(files) == left(chunks) == {*blob_files(later), *blob_files(neighbour)}
+    assert left() == {*blob_files(later), *blob_files(neighbour)}
     store.delete_session("s1", another_life)
-    assert left(files) == left(chunks) == set(blob_files(neighbour))
+    assert left() == set(blob_files(neighbour))
 
 
 @pytest.mark.slow
 @pytest.mark.topology
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_deletion_that_was_interrupted_can_be_repeated(
-    proxied: BlobStore, proxy: WireProxy, files: Any, chunks: Any, number: int
+    proxied: BlobStore, proxy: WireProxy, files: Any, number: int, left: Any
 ) -> None:
     upload(proxied, b"a", b"b")
     proxy.cut(Cut("delete", "before it is run", number, times=None))
     with pytest.raises(AutoReconnect):
         proxied.delete_session("s1", LIFE)
     proxy.heal()
-    assert left(files)
+    assert files.distinct("_id")
     proxied.delete_session("s1", LIFE)
-    assert left(files) == left(chunks) == set()
+    assert left() == set()
 
 
 # --- sweeping -------------------------------------------------------------------------------------
@@ -431,7 +402,7 @@ class Owners:
         return self._named.get((session, life, agent), set())
 
 
-def test_a_sweep_removes_old_files_that_nobody_names_and_no_others(store: BlobStore, files: Any, chunks: Any) -> None:
+def test_a_sweep_removes_old_files_that_nobody_names_and_no_others(store: BlobStore, files: Any, left: Any) -> None:
     named, unnamed, young = (
         upload(store, b"a", b"b"),
         upload(store, b"x" * 2 * BLOB_CHUNK_BYTES, b"d"),
@@ -440,20 +411,20 @@ def test_a_sweep_removes_old_files_that_nobody_names_and_no_others(store: BlobSt
     age(files, [*blob_files(named), *blob_files(unnamed)], hours=25)
     age(files, blob_files(young), hours=23)
     assert swept_blobs(store, Owners((OWNER, named))) == 2
-    assert left(files) == left(chunks) == {*blob_files(named), *blob_files(young)}
+    assert left() == {*blob_files(named), *blob_files(young)}
     assert fetched(store, named) == [b"a", b"b"]
     assert swept_blobs(store, Owners((OWNER, named))) == 0
     assert swept_blobs(store, Owners((OWNER, named)), grace_seconds=22 * 3600) == 1
-    assert left(files) == left(chunks) == set(blob_files(named))
+    assert left() == set(blob_files(named))
 
 
-def test_a_sweep_tells_lives_agents_and_sessions_apart(store: BlobStore, files: Any, chunks: Any) -> None:
+def test_a_sweep_tells_lives_agents_and_sessions_apart(store: BlobStore, files: Any, left: Any) -> None:
     owners = [owner(), owner(incarnation=ObjectId()), owner(agent="other"), owner("s10")]
     values = [upload(store, b"%d" % n, b"%d!" % n, of=of) for n, of in enumerate(owners)]
-    age(files, left(files), hours=25)
+    age(files, left(), hours=25)
     sessions = Owners((owners[0], values[0]), (owners[3], values[3]))
     assert swept_blobs(store, sessions) == 4
-    assert left(files) == left(chunks) == {*blob_files(values[0]), *blob_files(values[3])}
+    assert left() == {*blob_files(values[0]), *blob_files(values[3])}
     assert set(sessions.asked) == {(of["session"], of["incarnation"], of["agent"]) for of in owners}
 
 
@@ -480,21 +451,13 @@ def test_a_sweep_removes_old_chunks_without_a_file(store: BlobStore, files: Any,
     files.insert_one({"_id": live, "length": 6, "uploadDate": uploaded, "metadata": OWNER})
     chunks.insert_one(chunk_of(live))
     assert swept_blobs(store, lambda *_: {live}) == 1
-    assert left(chunks) == {young, live, *blob_files(value)}
-    assert left(files) == {live, *blob_files(value)}
-
-
-@pytest.mark.slow
-def test_a_sweep_leaves_alone_what_this_library_has_not_stored(store: BlobStore, database: Any, files: Any) -> None:
-    foreign = gridfs.GridFSBucket(database, "sessions_blobs").upload_from_stream("theirs", b"x", metadata={"by": "me"})
-    age(files, [foreign], days=100)
-    assert swept_blobs(store, nothing_named) == 0
-    assert left(files) == {foreign}
+    assert set(chunks.distinct("files_id")) == {young, live, *blob_files(value)}
+    assert set(files.distinct("_id")) == {live, *blob_files(value)}
 
 
 @pytest.mark.slow
 def test_a_sweep_of_many_files_asks_each_owner_for_a_thousand_at_a_time(
-    store: BlobStore, files: Any, chunks: Any
+    store: BlobStore, files: Any, chunks: Any, left: Any
 ) -> None:
     kept = upload(store, b"a")
     old = datetime.now(timezone.utc) - timedelta(days=2)
@@ -508,47 +471,4 @@ def test_a_sweep_of_many_files_asks_each_owner_for_a_thousand_at_a_time(
     sessions.asked.clear()
     assert sweep_blobs(store, sessions) == 2500
     assert len(sessions.asked) == 3
-    assert left(files) == left(chunks) == set(blob_files(kept))
-
-
-@pytest.mark.slow
-def test_a_sweep_that_was_ended_half_way_is_finished_by_the_next(store: BlobStore, files: Any, chunks: Any) -> None:
-    owners = [owner(f"s{number}") for number in range(4)]
-    kept, *_ = [upload(store, b"%d" % n, b"%d!" % n, of=of) for n, of in enumerate(owners)]
-    age(files, left(files), hours=25)
-    sessions = Owners((owners[0], kept))
-
-    def ends_in_the_middle(*arguments: Any) -> set[ObjectId]:
-        if len(sessions.asked) == 2:
-            raise KeyboardInterrupt
-        return sessions(*arguments)
-
-    assert sweep_blobs(store, sessions) == 0
-    age_marks(store)
-    sessions.asked.clear()
-    with pytest.raises(KeyboardInterrupt):
-        sweep_blobs(store, ends_in_the_middle)
-    assert len(left(files)) == 6
-    assert sweep_blobs(store, sessions) == 4
-    assert left(files) == left(chunks) == set(blob_files(kept))
-
-
-@pytest.mark.slow
-@pytest.mark.topology
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_sweep_whose_connection_was_lost_is_finished_by_the_next(
-    proxied: BlobStore, proxy: WireProxy, files: Any, chunks: Any, number: int
-) -> None:
-    value = upload(proxied, b"a", b"b")
-    age(files, blob_files(value), hours=25)
-    proxy.cut(Cut("delete", "before its answer arrives", number, times=None))
-    with pytest.raises(AutoReconnect):
-        swept_blobs(proxied, nothing_named)
-    proxy.heal()
-    swept_blobs(proxied, nothing_named)
-    assert left(files) == left(chunks) == set()
-
-
-@pytest.mark.slow
-def test_a_sweep_of_nothing_does_nothing(store: BlobStore) -> None:
-    assert swept_blobs(store, nothing_named) == 0
+    assert left() == set(blob_files(kept))

@@ -3,8 +3,6 @@
 `test_blobs.py` is about the files themselves, `test_blob_faults.py` about processes that die and writers that race.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import itertools
@@ -12,19 +10,21 @@ import random
 import sys
 import threading
 from collections import UserDict
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient, monitoring
+from pymongo.database import Database
 from strands import Agent, ToolContext, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.exceptions import EventLoopException
 from strands.types.session import SessionAgent, SessionMessage
+from support.application import Application
 from support.blobs import (
     THRESHOLD,
     assert_every_named_file_is_whole,
@@ -38,10 +38,11 @@ from support.blobs import (
     shown,
     talker,
 )
-from support.commands import CommandRecorder
 from support.equality import assert_same
 from support.failpoints import fail_command
 from support.flows import FLOWS, Flow
+from support.histories import by_hand, manager_of
+from support.repositories import MultiAgent
 from support.stores import MongoStore, alternating_clients, run
 from support.sweeping import swept
 
@@ -53,71 +54,46 @@ from mongodb_session_manager import (
     UnstorableValueError,
 )
 from mongodb_session_manager._model.encoding import PLAIN_CODEC_OPTIONS
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pymongo.database import Database
+from mongodb_session_manager._model.limits import BLOB_CHUNK_BYTES
 
 MEGABYTE = 1024 * 1024
 _RAW: Any = PLAIN_CODEC_OPTIONS.with_options(document_class=RawBSONDocument)
 both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
 
 
-@dataclass(frozen=True)
-class Application:
-    """Processes that share a database; their commands are recorded."""
-
-    client: MongoClient[Any]
-    database: Database[Any]
-    recorder: CommandRecorder
-
-    def manager(self, session_id: str = "s", **options: Any) -> MongoDBSessionManager:
-        options = {"blob_threshold_bytes": THRESHOLD, **options}
-        return MongoDBSessionManager(
-            session_id,
-            client=self.client,
-            database_name=self.database.name,
-            collection_name="sessions",
-            **options,
-        )
-
-    @property
-    def repository(self) -> MongoDBSessionRepository:
-        return MongoDBSessionRepository(
-            client=self.client, database_name=self.database.name, collection_name="sessions"
-        )
-
-    @property
-    def files(self) -> Any:
-        return self.database["sessions_blobs.files"]
-
-    @property
-    def chunks(self) -> Any:
-        return self.database["sessions_blobs.chunks"]
-
-    def session(self, session_id: str = "s") -> Any:
-        return self.database.sessions.find_one({"_id": session_id})
-
-    def restored(self, session_id: str = "s", **options: Any) -> Agent:
-        """The agent as a new process restores it."""
-        return talker(self.manager(session_id), **options)
-
-    def repository_messages(self, session_id: str = "s") -> list[Any]:
-        """The stored conversation, without Strands' repairs."""
-        return [found.message for found in self.repository.list_messages(session_id, "assistant")]
-
-    def uploads(self, commands: Any) -> int:
-        return len(commands.on("sessions_blobs.files").named("update"))
-
-
 @pytest.fixture
-def app(server: Any, database: Database[Any]) -> Iterator[Application]:
-    recorder = CommandRecorder()
-    client: MongoClient[Any]
-    with MongoClient(server.uri, appname="blobs in sessions", event_listeners=[recorder]) as client:
-        yield Application(client, database, recorder)
+def app(applications: Callable[..., Application]) -> Application:
+    """A process in which the size of a blob does not matter."""
+    return applications(blob_threshold_bytes=THRESHOLD)
+
+
+def files_of(app: Application) -> Any:
+    return app.database["sessions_blobs.files"]
+
+
+def opened(app: Application, session_id: str = "s", **options: Any) -> tuple[MongoDBSessionManager, Agent]:
+    manager = app.manager(session_id, **options)
+    return manager, talker(manager)
+
+
+def restored(app: Application, session_id: str = "s", **options: Any) -> Agent:
+    """The agent as a new process restores it."""
+    return talker(app.manager(session_id), **options)
+
+
+def repository_messages(app: Application) -> list[Any]:
+    """The stored conversation, without Strands' repairs."""
+    return [found.message for found in app.repository.list_messages("s", "assistant")]
+
+
+def message_in(app: Application, message_id: int) -> SessionMessage:
+    found = app.repository.read_message("s", "assistant", message_id)
+    assert found is not None
+    return found
+
+
+def uploads(commands: Any) -> int:
+    return len(commands.on("sessions_blobs.files").named("update"))
 
 
 def assert_no_blob_is_in_the_sessions(app: Application, *blobs: bytes) -> None:
@@ -161,7 +137,7 @@ def test_images_documents_videos_and_results_of_tools_come_back_in_a_new_process
     agent(EVERYTHING[:2])
     manager.close()
 
-    assert_same(app.restored().messages, agent.messages)
+    assert_same(restored(app).messages, agent.messages)
     assert_no_blob_is_in_the_sessions(app, *(data(seed) for seed in (1, 5, 6, 9)), data(2, 500), data(3, 900))
     # Three and two of the user, two of the tool, one of the model; each with one file of its own.
     assert len(named_files(app.database)) == 3 + 2 + 1 + 1
@@ -183,8 +159,7 @@ class Interrupted(UserDict[str, Any]):
 @pytest.mark.topology
 @pytest.mark.parametrize("other", [{"text": "Hm."}, {"text": object()}], ids=["stored", "refused"])
 def test_messages_that_are_appended_in_two_threads_at_once_keep_their_blobs(app: Application, other: Any) -> None:
-    manager = app.manager(durability="turn")
-    agent = talker(manager)
+    manager, agent = opened(app, durability="turn")
 
     def append_other() -> None:
         with suppress(UnstorableValueError):
@@ -198,9 +173,9 @@ def test_messages_that_are_appended_in_two_threads_at_once_keep_their_blobs(app:
     manager.append_message({"role": "user", "content": [image(1), Interrupted({"text": "Look."}, meanwhile)]}, agent)
     manager.close()
 
-    [message] = [message for message in app.repository_messages() if len(message["content"]) == 2]
+    [message] = [message for message in repository_messages(app) if len(message["content"]) == 2]
     assert message["content"] == [image(1), {"text": "Look."}]
-    [owner] = app.files.find()
+    [owner] = files_of(app).find()
     stored = app.session()["agents"]["assistant"]["messages"]
     assert [m["message_id"] for m in stored if len(m["content"]) == 2] == [owner["metadata"]["message"]]
 
@@ -215,8 +190,7 @@ def test_a_binary_or_text_comes_back_from_anywhere_in_a_message(app: Application
         "metadata": {"custom": {"raw": data(4)}},
         "a field of its own": {"raw": data(5)},
     }
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     manager.append_message(message, agent)
     manager.close()
 
@@ -231,14 +205,8 @@ def test_a_binary_or_text_comes_back_from_anywhere_in_a_message(app: Application
 
 class StoreOfSmallBlobs(MongoStore):
     def manager(self) -> MongoDBSessionManager:
-        manager = MongoDBSessionManager(
-            self.session_id,
-            client=next(self.clients),
-            database_name=self.database_name,
-            collection_name="sessions",
-            durability=self.durability,
-            blob_threshold_bytes=1,
-        )
+        options: Any = {"durability": self.durability, "blob_threshold_bytes": 1}
+        manager = manager_of(next(self.clients), self.database_name, self.session_id, **options)
         return self.stack.enter_context(manager)
 
 
@@ -287,13 +255,13 @@ def test_an_interrupt_that_shows_an_image_is_answered_in_a_new_process(app: Appl
 
     agent = signer()
     agent("Sign this")
-    restored = signer()
-    assert_same(restored._interrupt_state.to_dict(), agent._interrupt_state.to_dict())
-    (interrupt,) = restored._interrupt_state.interrupts.values()
+    again = signer()
+    assert_same(again._interrupt_state.to_dict(), agent._interrupt_state.to_dict())
+    (interrupt,) = again._interrupt_state.interrupts.values()
     assert_same(interrupt.reason, {"proof": data(7), "terms": "x" * MEGABYTE})
     assert_no_blob_is_in_the_sessions(app, data(7))
 
-    result = restored([{"interruptResponse": {"interruptId": interrupt.id, "response": "Alice"}}])
+    result = again([{"interruptResponse": {"interruptId": interrupt.id, "response": "Alice"}}])
 
     assert str(result) == "Signed.\n"
     assert named_files(app.database) == {}  # The question is answered.
@@ -333,24 +301,13 @@ def test_the_repository_keeps_large_state_of_agents_beside_the_session(app: Appl
     assert_only_named_files_are_left(app.database)
 
 
-class Orchestrator:
-    """A graph as far as a repository sees it."""
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.id = "graph"
-        self.state = state
-
-    def serialize_state(self) -> dict[str, Any]:
-        return self.state
-
-
 @pytest.mark.slow
 def test_the_repository_keeps_large_state_of_graphs_beside_the_session(app: Application) -> None:
     repository = app.repository
     app.manager().update_metadata({"begun": True})
-    repository.create_multi_agent("s", Orchestrator(big_state(1)))
+    repository.create_multi_agent("s", MultiAgent("graph", big_state(1)))
     assert_same(repository.read_multi_agent("s", "graph"), big_state(1))
-    repository.update_multi_agent("s", Orchestrator(big_state(2)))
+    repository.update_multi_agent("s", MultiAgent("graph", big_state(2)))
     assert_same(repository.read_multi_agent("s", "graph"), big_state(2))
     assert_no_blob_is_in_the_sessions(app, data(2, 128 * 1024))
     assert swept(repository) == 2
@@ -383,11 +340,11 @@ def test_an_agent_can_begin_with_large_messages_on_a_new_session_and_on_one_that
     for agent_id, files in (("new session", 3), ("same session", 6)):
         manager = app.manager(durability=durability)
         agent = talker(manager, agent_id, messages=copy.deepcopy(begun))
-        assert_same(app.restored(agent_id=agent_id).messages, agent.messages)
+        assert_same(restored(app, agent_id=agent_id).messages, agent.messages)
         assert len(named_files(app.database)) == files
         agent("four")
         manager.close()
-        assert said(app.restored(agent_id=agent_id).messages) == ["one*", "two", "three**", "four", "Re: four"]
+        assert said(restored(app, agent_id=agent_id).messages) == ["one*", "two", "three**", "four", "Re: four"]
     assert_only_named_files_are_left(app.database)
 
 
@@ -397,16 +354,15 @@ def test_a_message_appended_by_hand_that_strands_then_appends_is_stored_once_wit
     app: Application, durability: str, with_text: bool
 ) -> None:
     prompt: Any = shown("look", 1) if with_text else [image(1)]
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     manager.append_message({"role": "user", "content": prompt}, agent)
 
     with app.recorder.recording() as commands:
         agent(prompt)
         manager.close()
 
-    assert app.uploads(commands) == 0
-    assert_same(app.restored().messages, agent.messages)
+    assert uploads(commands) == 0
+    assert_same(restored(app).messages, agent.messages)
     assert len(agent.messages) == 2
     assert len(left(app.database)[0]) == 1
     assert_only_named_files_are_left(app.database)
@@ -416,13 +372,12 @@ def test_a_message_appended_by_hand_that_strands_then_appends_is_stored_once_wit
 def test_a_message_appended_by_hand_without_the_image_that_strands_then_appends_gets_it(
     app: Application, durability: str
 ) -> None:
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
-    manager.append_message({"role": "user", "content": [{"text": "look"}]}, agent)
+    manager, agent = opened(app, durability=durability)
+    manager.append_message(by_hand("look"), agent)
     agent(shown("look", 1))
     manager.close()
-    assert said(app.restored().messages) == ["look*", "Re: look"]
-    assert_same(app.restored().messages, agent.messages)
+    assert said(restored(app).messages) == ["look*", "Re: look"]
+    assert_same(restored(app).messages, agent.messages)
     assert_only_named_files_are_left(app.database)
 
 
@@ -437,9 +392,9 @@ def test_a_session_of_an_older_version_takes_images(app: Application, durability
     manager = app.manager(durability=durability)
     talker(manager)(shown("and this", 2))
     manager.close()
-    restored = app.restored().messages
-    assert said(restored) == ["look*", "and this*", "Re: and this"]
-    assert restored[0]["content"] == big
+    messages = restored(app).messages
+    assert said(messages) == ["look*", "and this*", "Re: and this"]
+    assert messages[0]["content"] == big
     assert_only_named_files_are_left(app.database)
 
 
@@ -447,31 +402,21 @@ def test_a_session_of_an_older_version_takes_images(app: Application, durability
 
 
 @pytest.mark.slow
-@both_durabilities
-def test_a_message_of_20_mb_in_one_block_comes_back_byte_for_byte(app: Application, durability: str) -> None:
-    prompt: Any = [{"text": "Look."}, image(20, 20 * MEGABYTE)]
-    manager = app.manager(durability=durability, blob_threshold_bytes=128 * 1024)
-    talker(manager)(prompt)
-    manager.close()
-    user, _ = app.restored().messages
-    assert user["content"] == prompt
-    assert len(left(app.database)[0]) == 1
-
-
-@pytest.mark.slow
 def test_a_message_of_64_mb_in_many_blocks_comes_back_byte_for_byte(app: Application) -> None:
+    chunk = BLOB_CHUNK_BYTES
     sizes = [*itertools.repeat(3 * MEGABYTE + 1, 20), 128 * 1024 - 1, 128 * 1024, 4 * MEGABYTE]
+    sizes += [chunk - 1, chunk, chunk + 1, 32 * chunk, 33 * chunk]
     assert sum(sizes) >= 64 * MEGABYTE
     # Not random byte by byte: what is compared is that no block or chunk is missing or in another's place.
-    page = random.Random(64).randbytes(5 * MEGABYTE)
+    page = random.Random(64).randbytes(9 * MEGABYTE)
     blocks = [{"image": {"format": "png", "source": {"bytes": page[seed : seed + n]}}} for seed, n in enumerate(sizes)]
     prompt: Any = [{"text": "Look."}, *blocks]
     manager = app.manager(blob_threshold_bytes=128 * 1024)
     talker(manager)(prompt)
     manager.close()
-    user, _ = app.restored().messages
+    user, _ = restored(app).messages
     assert user["content"] == prompt
-    assert len(left(app.database)[0]) == 22  # One byte less than the threshold stays in the message.
+    assert len(left(app.database)[0]) == len(sizes) - 1  # One byte less than the threshold stays in the message.
 
 
 @tool
@@ -494,12 +439,18 @@ def reader(app: Application, durability: str, characters: int) -> Agent:
 
 @pytest.mark.slow
 @both_durabilities
-def test_a_tool_result_of_10_mb_of_text_comes_back(app: Application, durability: str) -> None:
+def test_a_tool_result_of_10_mb_of_text_comes_back_and_the_conversation_goes_on(
+    app: Application, durability: str
+) -> None:
     agent = reader(app, durability, 10 * MEGABYTE)
     agent("read")
     agent("more")
-    assert_same(app.restored().messages, agent.messages)
-    assert len(app.restored().messages[2]["content"][0]["toolResult"]["content"][0]["text"]) >= 10 * 10**6
+    again = reader(app, durability, 10 * MEGABYTE)
+    assert_same(again.messages, agent.messages)
+    assert len(again.messages[2]["content"][0]["toolResult"]["content"][0]["text"]) >= 10 * 10**6
+    for prompt in ("one", "read", "two"):  # Two such results do not fit into one document.
+        again(prompt)
+    assert_same(restored(app).messages, again.messages)
     assert len(str(app.session())) < 10_000
     assert_only_named_files_are_left(app.database)
 
@@ -516,12 +467,12 @@ def test_a_text_of_16_mb_is_refused_by_field_size_and_limit_and_the_conversation
     for part in ("['toolResult']['content'][0]['text']", str(16 * MEGABYTE // 10 * 10), str(15 * MEGABYTE)):
         assert part in str(refused.value)
     assert commands.request_bytes < 100_000, "some of it was sent"
-    assert [message["role"] for message in app.repository_messages()] == ["user", "assistant"]
+    assert [message["role"] for message in repository_messages(app)] == ["user", "assistant"]
 
     agent("more")
     agent("and more")
 
-    stored = app.repository_messages()
+    stored = repository_messages(app)
     texts = [block["text"] for message in stored for block in message["content"] if "text" in block]
     assert texts == ["read", "more", "Read.", "and more", "Read."]
     assert left(app.database) == (set(), set())
@@ -532,21 +483,20 @@ def test_a_text_of_16_mb_is_refused_by_field_size_and_limit_and_the_conversation
 
 @both_durabilities
 def test_an_image_in_the_state_that_does_not_change_is_uploaded_once(app: Application, durability: str) -> None:
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     agent._model_state["screen"] = {"image": data(1)}
     with app.recorder.recording() as commands:
         agent("one")
-    assert app.uploads(commands) == 1
+    assert uploads(commands) == 1
 
     with app.recorder.recording() as commands:
         agent("two")
         manager.sync_agent(agent)
         manager.close()
-        again = app.restored()
+        again = restored(app)
         assert again._model_state == {"screen": {"image": data(1)}}
         again("three")
-    assert app.uploads(commands) == 0
+    assert uploads(commands) == 0
     # Both fetches of a restored agent: no more than the one image.
     assert len(commands.on("sessions_blobs.chunks").named("find")) == 1
     assert_only_named_files_are_left(app.database)
@@ -555,8 +505,7 @@ def test_an_image_in_the_state_that_does_not_change_is_uploaded_once(app: Applic
 @pytest.mark.slow
 @both_durabilities
 def test_an_image_in_the_state_that_is_replaced_is_left_to_the_sweep(app: Application, durability: str) -> None:
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     for seed in (1, 2):
         agent._model_state["screen"] = {"image": data(seed)}
         agent(f"{seed}")
@@ -568,15 +517,14 @@ def test_an_image_in_the_state_that_is_replaced_is_left_to_the_sweep(app: Applic
     assert left(app.database)[0] == files
     assert swept(app.repository) == 1
     assert_only_named_files_are_left(app.database)
-    assert app.restored()._model_state == {"screen": {"image": data(2)}}
+    assert restored(app)._model_state == {"screen": {"image": data(2)}}
 
 
 # --- removed --------------------------------------------------------------------------------------
 
 
 def two_turns_with_images(app: Application, **options: Any) -> tuple[MongoDBSessionManager, Agent]:
-    manager = app.manager(**options)
-    agent = talker(manager)
+    manager, agent = opened(app, **options)
     agent(shown("one", 1, 2))
     agent(shown("two", 3))
     return manager, agent
@@ -585,12 +533,11 @@ def two_turns_with_images(app: Application, **options: Any) -> tuple[MongoDBSess
 @pytest.mark.slow
 def test_updating_a_message_deletes_what_only_it_named(app: Application) -> None:
     two_turns_with_images(app)
-    message = app.repository.read_message("s", "assistant", 0)
-    assert message is not None
-    message.message = {"role": "user", "content": [{"text": "gone"}]}
+    message = message_in(app, 0)
+    message.message = by_hand("gone")
     app.repository.update_message("s", "assistant", message)
 
-    assert said(app.restored().messages) == ["gone", "Re: one", "two*", "Re: two"]
+    assert said(restored(app).messages) == ["gone", "Re: one", "two*", "Re: two"]
     assert len(left(app.database)[0]) == 1
     assert_only_named_files_are_left(app.database)
 
@@ -600,28 +547,25 @@ def test_updating_a_message_with_what_it_holds_keeps_it_whole(app: Application) 
     app.repository.create_agent("s", SessionAgent("assistant", {}, {}))
     big = [{"text": "look"}, image(1, 128 * 1024)]
     app.repository.create_message("s", "assistant", SessionMessage({"role": "user", "content": big}, 0))
-    message = app.repository.read_message("s", "assistant", 0)
-    assert message is not None
+    message = message_in(app, 0)
     app.repository.update_message("s", "assistant", message)
-    found = app.repository.read_message("s", "assistant", 0)
-    assert found is not None
+    found = message_in(app, 0)
     assert_same(found.message, message.message)
     assert_only_named_files_are_left(app.database)
 
 
 @both_durabilities
 def test_an_image_that_a_guardrail_redacts_is_never_sent_or_deleted_at_once(app: Application, durability: str) -> None:
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     agent("before")
     with app.recorder.recording() as commands:
         agent(shown("my secret", 1, 2))
         manager.close()
 
-    assert app.uploads(commands) == (2 if durability == "message" else 0)
+    assert uploads(commands) == (2 if durability == "message" else 0)
     assert left(app.database) == (set(), set())
-    assert said(app.restored().messages) == ["before", "Re: before", "[redacted]", "No."]
-    assert_same(app.restored().messages, agent.messages)
+    assert said(restored(app).messages) == ["before", "Re: before", "[redacted]", "No."]
+    assert_same(restored(app).messages, agent.messages)
 
 
 @pytest.mark.slow
@@ -630,9 +574,9 @@ def test_redacting_the_latest_message_deletes_its_images_and_no_others(app: Appl
     manager, agent = two_turns_with_images(app, durability=durability)
     manager.append_message({"role": "user", "content": shown("three", 4, 5)}, agent)
     assert len(left(app.database)[0]) == 5
-    manager.redact_latest_message({"role": "user", "content": [{"text": "gone"}]}, agent)
+    manager.redact_latest_message(by_hand("gone"), agent)
     manager.close()
-    assert said(app.restored().messages) == ["one**", "Re: one", "two*", "Re: two", "gone"]
+    assert said(restored(app).messages) == ["one**", "Re: one", "two*", "Re: two", "gone"]
     assert len(left(app.database)[0]) == 3
     assert_only_named_files_are_left(app.database)
 
@@ -641,17 +585,16 @@ def test_redacting_the_latest_message_deletes_its_images_and_no_others(app: Appl
 @both_durabilities
 def test_what_a_redaction_leaves_of_a_message_keeps_its_blobs(app: Application, durability: str) -> None:
     """Role and content are replaced; the message's metadata stays, and with it what is large in it."""
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     custom = {"scan": data(1), "text": "x" * MEGABYTE}
     message: Any = {"role": "user", "content": shown("secret", 2), "metadata": {"custom": custom}}
     manager.append_message(message, agent)
-    manager.redact_latest_message({"role": "user", "content": [{"text": "gone"}]}, agent)
+    manager.redact_latest_message(by_hand("gone"), agent)
     manager.close()
 
-    (restored,) = app.restored().messages
-    assert restored["content"] == [{"text": "gone"}]
-    assert_same(restored["metadata"], {"custom": custom})
+    (message,) = restored(app).messages
+    assert message["content"] == [{"text": "gone"}]
+    assert_same(message["metadata"], {"custom": custom})
     assert len(left(app.database)[0]) == 2
     assert_only_named_files_are_left(app.database)
 
@@ -665,7 +608,7 @@ def test_what_a_redaction_leaves_of_a_message_that_was_not_sent_yet_is_sent_with
     agent([message])
     manager.close()
 
-    first, _ = app.restored().messages
+    first, _ = restored(app).messages
     assert first["content"] == [{"text": "[redacted]"}]
     assert_same(first.get("metadata"), {"custom": custom})
     assert len(left(app.database)[0]) == 1
@@ -676,10 +619,9 @@ def test_what_a_redaction_leaves_of_a_message_that_was_not_sent_yet_is_sent_with
 def test_what_an_update_leaves_of_an_archived_message_keeps_its_blobs(app: Application) -> None:
     manager = archived_conversation(app, metadata={"custom": {"scan": data(99)}})
     files = set(left(app.database)[0])
-    redacted = SessionMessage({"role": "user", "content": [{"text": "gone"}]}, 0)
+    redacted = SessionMessage(by_hand("gone"), 0)
     app.repository.update_message("s", "assistant", redacted)
-    found = app.repository.read_message("s", "assistant", 0)
-    assert found is not None
+    found = message_in(app, 0)
     assert found.message["content"] == [{"text": "gone"}]
     assert_same(found.message["metadata"], {"custom": {"scan": data(99)}})
     assert len(files) - len(left(app.database)[0]) == 1
@@ -690,7 +632,7 @@ def test_what_an_update_leaves_of_an_archived_message_keeps_its_blobs(app: Appli
 @pytest.mark.slow
 def test_deleting_a_session_deletes_the_files_of_that_life_only(app: Application) -> None:
     two_turns_with_images(app)
-    app.files.update_many({}, {"$set": {"metadata.incarnation": ObjectId()}})  # Of another life, as yet unswept.
+    files_of(app).update_many({}, {"$set": {"metadata.incarnation": ObjectId()}})  # Of another life, as yet unswept.
     foreign, _ = left(app.database)
     talker(app.manager("neighbour"))(shown("one", 1))
     neighbour = left(app.database)[0] - foreign
@@ -700,7 +642,7 @@ def test_deleting_a_session_deletes_the_files_of_that_life_only(app: Application
 
     assert left(app.database) == (foreign | neighbour, foreign | neighbour)
     talker(app.manager())(shown("anew", 5))
-    assert said(app.restored().messages) == ["anew*", "Re: anew"]
+    assert said(restored(app).messages) == ["anew*", "Re: anew"]
     swept(app.repository)
     assert_only_named_files_are_left(app.database)
     assert neighbour < left(app.database)[0]
@@ -730,11 +672,10 @@ def test_images_of_archived_messages_are_read_and_are_gone_with_a_redaction(app:
         assert stored[2 * n].message["content"][1:] == [image(n)]
     assert_only_named_files_are_left(app.database)
 
-    redacted = SessionMessage({"role": "user", "content": [{"text": "gone"}]}, 2)
+    redacted = SessionMessage(by_hand("gone"), 2)
     app.repository.update_message("s", "assistant", redacted)
 
-    found = app.repository.read_message("s", "assistant", 2)
-    assert found is not None
+    found = message_in(app, 2)
     assert said([found.message]) == ["gone"]
     assert len(left(app.database)[0]) == 5
     assert_only_named_files_are_left(app.database)
@@ -752,8 +693,7 @@ def test_deleting_a_session_deletes_the_files_of_archived_messages(app: Applicat
 
 
 def test_a_page_of_messages_fetches_the_blobs_of_that_page_only(app: Application) -> None:
-    manager = app.manager()
-    agent = talker(manager)
+    manager, agent = opened(app)
     for n in range(5):
         agent([{"text": f"{n}"}, image(n, 50_000)])
     manager.close()
@@ -797,14 +737,14 @@ def test_a_message_whose_blob_is_not_whole_is_an_error_and_never_an_empty_messag
     two_turns_with_images(app)
     file_id = next(iter(named_files(app.database)))
     if how == "cut":
-        app.chunks.update_one({"files_id": file_id}, {"$set": {"data": b"short"}})
+        app.database["sessions_blobs.chunks"].update_one({"files_id": file_id}, {"$set": {"data": b"short"}})
     else:
-        app.chunks.delete_many({"files_id": file_id})
+        app.database["sessions_blobs.chunks"].delete_many({"files_id": file_id})
         if how == "no file":
-            app.files.delete_one({"_id": file_id})
+            files_of(app).delete_one({"_id": file_id})
 
     reads: list[Callable[[], object]] = [
-        app.restored,
+        lambda: restored(app),
         lambda: app.repository.list_messages("s", "assistant"),
         lambda: app.repository.read_message("s", "assistant", 0),
     ]
@@ -819,7 +759,7 @@ def test_a_message_whose_blob_is_not_whole_is_an_error_and_never_an_empty_messag
         "Re: two",
     ]
     app.repository.update_message("s", "assistant", SessionMessage({"role": "user", "content": [{"text": "!"}]}, 0))
-    assert said(app.restored().messages) == ["!", "Re: one", "two*", "Re: two"]
+    assert said(restored(app).messages) == ["!", "Re: one", "two*", "Re: two"]
 
 
 class Heart(monitoring.CommandListener):
@@ -872,7 +812,7 @@ def test_a_turn_of_20_mb_its_redaction_and_its_restore_run_in_threads_and_the_lo
             agent = talker(manager)
             assert agent.messages[0]["content"] == prompt
             manager.append_message({"role": "user", "content": shown("secret", 1)}, agent)
-            manager.redact_latest_message({"role": "user", "content": [{"text": "gone"}]}, agent)
+            manager.redact_latest_message(by_hand("gone"), agent)
             await asyncio.to_thread(manager.flush)
         beating.cancel()
 
@@ -903,10 +843,16 @@ def forged(file_id: Any, length: int, kind: str = "blob") -> dict[str, Any]:
     return {"__encoded__": kind, "value": {"file": file_id, "length": length}}
 
 
+def file_of_another(app: Application) -> tuple[Any, int]:
+    """A file of a session `victim`, and its length."""
+    talker(app.manager("victim"))(shown("private", 1))
+    (found,) = named_files(app.database).items()
+    return found
+
+
 @both_durabilities
 def test_what_looks_like_a_marker_in_messages_and_state_comes_back_as_it_was(app: Application, durability: str) -> None:
-    talker(app.manager("victim"))(shown("private", 1))
-    ((file_id, length),) = named_files(app.database).items()
+    file_id, length = file_of_another(app)
     fakes: Any = [forged(str(file_id), length), forged(str(file_id), length, "text"), forged(file_id.binary, length)]
     content: Any = [
         {"text": str(fakes[0])},
@@ -922,26 +868,23 @@ def test_what_looks_like_a_marker_in_messages_and_state_comes_back_as_it_was(app
 
     with app.recorder.recording() as commands:
         (first, _) = app.repository.list_messages("thief", "assistant")
-        restored = app.restored("thief")
+        thief = restored(app, "thief")
     assert_same(first.message["content"], content)
-    assert restored.state.get("fakes") == fakes[:2]
-    assert_same(restored._model_state, {"fake": fakes[2]})
+    assert thief.state.get("fakes") == fakes[:2]
+    assert_same(thief._model_state, {"fake": fakes[2]})
     assert commands.on("sessions_blobs.chunks") == []
 
 
 @both_durabilities
 def test_an_object_id_in_a_message_is_refused_so_nobody_can_name_a_file(app: Application, durability: str) -> None:
-    manager = app.manager(durability=durability)
-    agent = talker(manager)
+    manager, agent = opened(app, durability=durability)
     with app.recorder.recording() as commands, pytest.raises(UnstorableValueError):
         manager.append_message({"role": "user", "content": [forged(ObjectId(), 5)]}, agent)  # type: ignore[list-item]
     assert commands.names == []
 
 
 def test_what_looks_like_a_marker_in_metadata_and_feedback_comes_back_as_it_was(app: Application) -> None:
-    talker(app.manager("victim"))(shown("private", 1))
-    ((file_id, length),) = named_files(app.database).items()
-    fake = forged(file_id, length)
+    fake = forged(*file_of_another(app))
     manager = app.manager("thief")
     talker(manager)("Hello")
 
@@ -955,17 +898,15 @@ def test_what_looks_like_a_marker_in_metadata_and_feedback_comes_back_as_it_was(
         assert_same(feedback["fake"], fake)
         (feedback,) = app.repository.get_feedbacks("thief")
         assert_same(feedback["fake"], fake)
-        assert said(app.restored("thief").messages) == ["Hello", "Re: Hello"]
+        assert said(restored(app, "thief").messages) == ["Hello", "Re: Hello"]
     assert commands.on("sessions_blobs.chunks") == []
     app.repository.delete_session("thief")
-    assert said(app.restored("victim").messages) == ["private*", "Re: private"]
+    assert said(restored(app, "victim").messages) == ["private*", "Re: private"]
 
 
 @pytest.mark.slow
 def test_archived_feedback_that_looks_like_a_marker_comes_back_as_it_was(app: Application) -> None:
-    talker(app.manager("victim"))(shown("private", 1))
-    ((file_id, length),) = named_files(app.database).items()
-    fake = forged(file_id, length)
+    fake = forged(*file_of_another(app))
     app.manager("thief").update_metadata({"begun": True})
     for n in range(201):
         app.repository.add_feedback("thief", {"n": n, "fake": fake})

@@ -8,96 +8,76 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import bson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offline_model import OfflineScriptedModel, ToolCall
-from pymongo import MongoClient
-from strands import Agent, tool
+from strands import Agent
 from strands.agent.conversation_manager import NullConversationManager, SlidingWindowConversationManager
 from strands.types.session import SessionMessage
-from support.commands import CommandRecorder, Commands
+from support.application import both_durabilities
+from support.commands import Commands
 from support.equality import assert_same
-from support.failpoints import fail_command
 from support.gates import Gate
 from support.histories import (
     HISTORY,
     NEVER,
     SESSIONS,
     SMALL,
+    Stored,
     at_rest,
     by_hand,
     foreign_segments,
     gapless,
     lay_out,
-    manager_of,
     said,
     stored,
     talker,
     texts,
 )
 
-from mongodb_session_manager import MessageNotFoundError, MongoDBSessionManager, UnstorableValueError
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
+from mongodb_session_manager import (
+    MessageNotFoundError,
+    MongoDBSessionManager,
+    MongoDBSessionRepository,
+    UnstorableValueError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pymongo.database import Database
+    from support.application import Application
 
-both_durabilities = pytest.mark.parametrize("durability", ["message", "turn"])
-
-APP_NAME = "archiving"
 MEGABYTE = 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Service:
-    """What opens sessions: one recorded client of this test's database.
-
-    Attributes:
-        client: the client of all managers.
-        recorder: what it sends.
-        database: the same database, by another client.
-    """
-
-    client: MongoClient[Any]
-    recorder: CommandRecorder
-    database: Database[Any]
-
-    def manager(self, session_id: str = "s", **options: Any) -> MongoDBSessionManager:
-        return manager_of(self.client, self.database.name, session_id, **options)
-
-    def repository(self) -> MongoDBSessionRepository:
-        return MongoDBSessionRepository(client=self.client, database_name=self.database.name, collection_name=SESSIONS)
-
-    def converse(self, *prompts: str, session_id: str = "s", window: int = 4, **options: Any) -> Agent:
-        """Take these turns in a process of their own; return its agent."""
-        with self.manager(session_id, **options) as manager:
-            agent = talker(manager, window)
-            for prompt in prompts:
-                agent(prompt)
-        return agent
-
-    def archive(self, session_id: str = "s", window: int = 4, **options: Any) -> None:
-        """Open the session with small thresholds and close it again."""
-        with self.manager(session_id, **{**SMALL, **options}) as manager:
-            talker(manager, window)
-
-    def listed(self, session_id: str = "s", **page: int) -> list[str]:
-        return texts(self.repository().list_messages(session_id, "assistant", **page))
+def converse(app: Application, *prompts: str, session_id: str = "s", window: int = 4, **options: Any) -> Agent:
+    """Take these turns in a process of their own; return its agent."""
+    with app.manager(session_id, **options) as manager:
+        agent = talker(manager, window)
+        for prompt in prompts:
+            agent(prompt)
+    return agent
 
 
-@pytest.fixture
-def service(server: Any, database: Database[Any]) -> Iterator[Service]:
-    recorder = CommandRecorder()
-    client: MongoClient[Any]
-    with MongoClient(server.uri, appname=APP_NAME, event_listeners=[recorder]) as client:
-        yield Service(client, recorder, database)
+def archive(app: Application) -> None:
+    """Open the session with small thresholds and close it again."""
+    with app.manager(**SMALL) as manager:
+        talker(manager)
+
+
+def listed(app: Application, session_id: str = "s", **page: int) -> list[str]:
+    return texts(app.repository.list_messages(session_id, "assistant", **page))
+
+
+def assert_holds(app: Application, expected: list[str]) -> Stored:
+    """This is what is stored and what is listed."""
+    found = gapless(stored(app.database))
+    assert texts(found.messages) == listed(app) == expected
+    return found
 
 
 def prompts(count: int, first: int = 0) -> list[str]:
@@ -112,16 +92,16 @@ def prompts(count: int, first: int = 0) -> list[str]:
 @both_durabilities
 @pytest.mark.parametrize("window", [2, 4])
 def test_archiving_begins_after_the_turn_that_makes_it_due_and_moves_blocks_of_what_is_no_longer_live(
-    service: Service, durability: Any, window: int
+    app: Application, durability: Any, window: int
 ) -> None:
     archived_before, began_at = 0, 0
-    with service.manager(durability=durability, **SMALL) as manager:
+    with app.manager(durability=durability, **SMALL) as manager:
         agent = talker(manager, window)
         for number, prompt in enumerate(prompts(14), 1):
             agent(prompt)
             manager.flush()
 
-            found = gapless(stored(service.database))
+            found = gapless(stored(app.database))
             assert texts(found.messages) == said(*prompts(number))
             assert not found.beyond
             assert [segment["count"] for segment in found.segments] == [4] * len(found.segments)
@@ -138,51 +118,50 @@ def test_archiving_begins_after_the_turn_that_makes_it_due_and_moves_blocks_of_w
         assert archived_before >= 16
 
 
-def test_below_the_thresholds_nothing_is_archived_however_much_has_left_the_window(service: Service) -> None:
-    service.converse(*prompts(10), archive_after_messages=100, archive_block=2)
+def test_below_the_thresholds_nothing_is_archived_however_much_has_left_the_window(app: Application) -> None:
+    converse(app, *prompts(10), archive_after_messages=100, archive_block=2)
 
-    assert stored(service.database).archived == []
-    assert service.database[HISTORY].count_documents({}) == 0
-    assert not service.recorder.commands.on(HISTORY)
+    assert stored(app.database).archived == []
+    assert app.database[HISTORY].count_documents({}) == 0
+    assert not app.recorder.commands.on(HISTORY)
 
 
 @pytest.mark.slow
-def test_with_the_default_thresholds_200_messages_are_many_enough_and_100_of_them_leave(service: Service) -> None:
-    service.converse(*prompts(99), durability="turn")
-    assert stored(service.database).archived == []
+def test_with_the_default_thresholds_200_messages_are_many_enough_and_100_of_them_leave(app: Application) -> None:
+    converse(app, *prompts(99), durability="turn")
+    assert stored(app.database).archived == []
 
-    service.converse("one more", durability="turn")
+    converse(app, "one more", durability="turn")
 
-    found = gapless(stored(service.database))
+    found = gapless(stored(app.database))
     assert (len(found.archived), len(found.embedded)) == (100, 100)
 
 
 @pytest.mark.slow
-def test_where_bytes_force_it_a_segment_has_as_many_messages_as_half_of_archive_after_bytes(service: Service) -> None:
-    service.converse(*(f"{'x' * 700} {number}" for number in range(12)), archive_after_bytes=8000, archive_block=100)
+def test_where_bytes_force_it_a_segment_has_as_many_messages_as_half_of_archive_after_bytes(app: Application) -> None:
+    converse(app, *(f"{'x' * 700} {number}" for number in range(12)), archive_after_bytes=8000, archive_block=100)
 
-    found = gapless(stored(service.database))
+    found = gapless(stored(app.database))
     assert len(found.segments) >= 2
     for segment in found.segments:
         sizes = [len(bson.encode(message)) for message in segment["messages"]]
         assert sum(sizes[:-1]) < 4000 <= sum(sizes)
-    assert texts(found.messages) == service.listed()
+    assert texts(found.messages) == listed(app)
 
 
 @pytest.mark.slow
-def test_a_document_that_many_agents_fill_is_archived_from_though_none_of_them_holds_much(service: Service) -> None:
-    with service.manager(archive_after_bytes=8000, archive_block=2) as manager:
+def test_a_document_that_many_agents_fill_is_archived_from_though_none_of_them_holds_much(app: Application) -> None:
+    with app.manager(archive_after_bytes=8000, archive_block=2) as manager:
         agents = [talker(manager, 2, agent_id=f"agent-{number}") for number in range(12)]
         for turn in range(3):
             for agent in agents:
                 agent(f"turn {turn} {'x' * 300}")
 
-    counts = [len(stored(service.database, "s", agent.agent_id).embedded) for agent in agents]
-    document = service.database[SESSIONS].find_one({})
-    assert document is not None
+    counts = [len(stored(app.database, "s", agent.agent_id).embedded) for agent in agents]
+    document = app.session()
     assert len(bson.encode(document["agents"]["agent-11"])) < 8000
     assert min(counts) < 6
-    repository = service.repository()
+    repository = app.repository
     for agent in agents:
         assert len(repository.list_messages("s", agent.agent_id)) == 6
 
@@ -190,133 +169,122 @@ def test_a_document_that_many_agents_fill_is_archived_from_though_none_of_them_h
 # --- who waits for it
 
 
-def close(manager: MongoDBSessionManager) -> None:
-    manager.close()
-
-
-def flush(manager: MongoDBSessionManager) -> None:
-    manager.flush()
-
-
 def leave_with(manager: MongoDBSessionManager) -> None:
     with manager:
         pass
 
 
-def leave_async_with(manager: MongoDBSessionManager) -> None:
-    async def leave() -> None:
-        async with manager:
-            pass
+async def leave_async_with(manager: MongoDBSessionManager) -> None:
+    async with manager:
+        pass
 
-    asyncio.run(leave())
+
+ENDINGS: dict[str, Callable[[MongoDBSessionManager], object]] = {
+    "flush": MongoDBSessionManager.flush,
+    "close": MongoDBSessionManager.close,
+    "with": leave_with,
+    "async with": lambda manager: asyncio.run(leave_async_with(manager)),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.topology
 @both_durabilities
-@pytest.mark.parametrize("ending", [flush, close, leave_with, leave_async_with])
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
 def test_who_ends_a_session_waits_until_its_archiving_is_done(
-    service: Service, client: MongoClient[Any], durability: Any, ending: Callable[[MongoDBSessionManager], None]
+    app: Application, durability: Any, ending: Callable[[MongoDBSessionManager], None]
 ) -> None:
-    manager = service.manager(durability=durability, **SMALL)
+    manager = app.manager(durability=durability, **SMALL)
     agent = talker(manager)
-    with fail_command(client, "insert", app_name=APP_NAME, block_ms=200):
+    with app.slow("insert"):
         for prompt in prompts(6):
             agent(prompt)
         ending(manager)
-        commands = list(service.recorder.commands)
+        commands = list(app.recorder.commands)
 
-        found = gapless(stored(service.database))
+        found = gapless(stored(app.database))
         assert len(found.archived) >= 4
         assert len(found.embedded) < 8 + 4
         assert not found.beyond
     manager.close()
-    assert service.recorder.commands == commands
+    assert app.recorder.commands == commands
 
 
 @pytest.mark.topology
 @both_durabilities
-def test_the_turn_itself_does_not_wait_for_its_archiving(service: Service, server: Any, durability: Any) -> None:
+def test_the_turn_itself_does_not_wait_for_its_archiving(app: Application, durability: Any) -> None:
     gate = Gate()
-    client: MongoClient[Any]
-    with (
-        MongoClient(server.uri, event_listeners=[gate]) as client,
-        manager_of(client, service.database.name, durability=durability, **SMALL) as manager,
-    ):
+    with app.manager(client=app.new_client(event_listeners=[gate]), durability=durability, **SMALL) as manager:
         agent = talker(manager)
         with gate.holding("insert") as archiving:
             for prompt in prompts(7):
                 agent(prompt)
             archiving.wait()
-            assert stored(service.database).archived == []
-            assert texts(stored(service.database).messages) == said(*prompts(7))
+            assert stored(app.database).archived == []
+            assert texts(stored(app.database).messages) == said(*prompts(7))
         manager.flush()
-    assert len(gapless(stored(service.database)).archived) >= 8
+    assert len(gapless(stored(app.database)).archived) >= 8
 
 
 @pytest.mark.slow
 @pytest.mark.topology
 def test_archiving_that_fails_is_logged_and_the_next_turn_does_it(
-    service: Service, client: MongoClient[Any], caplog: pytest.LogCaptureFixture
+    app: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with service.manager(**SMALL) as manager:
+    with app.manager(**SMALL) as manager:
         agent = talker(manager)
-        with fail_command(client, "insert", app_name=APP_NAME, error_code=13):
+        with app.failing("insert"):
             for prompt in prompts(6):
                 agent(prompt)
             manager.flush()
-        assert stored(service.database).archived == []
+        assert stored(app.database).archived == []
         assert "not archived" in caplog.text
         agent("and on")
 
-    found = gapless(stored(service.database))
+    found = gapless(stored(app.database))
     assert len(found.archived) >= 4
     assert texts(found.messages) == said(*prompts(6), "and on")
 
 
 @pytest.mark.slow
 @both_durabilities
-def test_messages_appended_by_hand_are_archived_in_their_places(service: Service, durability: Any) -> None:
+def test_messages_appended_by_hand_are_archived_in_their_places(app: Application, durability: Any) -> None:
     expected = []
-    with service.manager(durability=durability, **SMALL) as manager:
+    with app.manager(durability=durability, **SMALL) as manager:
         agent = talker(manager)
         for prompt in prompts(8):
             manager.append_message(by_hand(f"before {prompt}"), agent)
             agent(prompt)
             expected += [f"before {prompt}", *said(prompt)]
 
-    found = gapless(stored(service.database))
-    assert len(found.archived) >= 8
-    assert texts(found.messages) == service.listed() == expected
+    assert len(assert_holds(app, expected).archived) >= 8
 
 
 @pytest.mark.parametrize("name", ["archive_after_messages", "archive_after_bytes", "archive_block"])
 @pytest.mark.parametrize("value", [0, -1, "x", "8", True, False, 1.5, None])
 def test_a_threshold_that_makes_no_sense_is_refused_before_anything_is_sent(
-    service: Service, name: str, value: Any
+    app: Application, name: str, value: Any
 ) -> None:
     with pytest.raises(ValueError, match=name):
-        service.manager(**{name: value})
-    assert service.recorder.names == []
+        app.manager(**{name: value})
+    assert app.recorder.names == []
 
 
 @pytest.mark.parametrize("name", ["archive_after_messages", "archive_after_bytes", "archive_block"])
-def test_the_least_threshold_is_one_and_works(service: Service, name: str) -> None:
-    service.converse(*prompts(6), **{"archive_after_messages": 4, "archive_block": 2, name: 1})
+def test_the_least_threshold_is_one_and_works(app: Application, name: str) -> None:
+    converse(app, *prompts(6), **{"archive_after_messages": 4, "archive_block": 2, name: 1})
 
-    found = gapless(stored(service.database))
-    assert found.archived
-    assert texts(found.messages) == service.listed() == said(*prompts(6))
+    assert assert_holds(app, said(*prompts(6))).archived
 
 
 # --- reading
 
 
 @pytest.mark.slow
-def test_every_page_is_what_it_is_of_the_whole_list(service: Service) -> None:
-    service.converse(*prompts(11), **SMALL)
-    assert len(stored(service.database).segments) >= 3
-    repository = service.repository()
+def test_every_page_is_what_it_is_of_the_whole_list(app: Application) -> None:
+    converse(app, *prompts(11), **SMALL)
+    assert len(stored(app.database).segments) >= 3
+    repository = app.repository
     whole = repository.list_messages("s", "assistant")
     assert texts(whole) == said(*prompts(11))
 
@@ -327,8 +295,8 @@ def test_every_page_is_what_it_is_of_the_whole_list(service: Service) -> None:
 
 
 @pytest.mark.slow
-def test_pages_of_any_conversation_however_it_is_cut_and_numbered(service: Service) -> None:
-    repository = service.repository()
+def test_pages_of_any_conversation_however_it_is_cut_and_numbered(app: Application) -> None:
+    repository = app.repository
     layouts = st.tuples(
         st.lists(st.integers(1, 40), min_size=1, max_size=25),  # from one id to the next
         st.lists(st.integers(1, 6), max_size=6),
@@ -342,7 +310,7 @@ def test_pages_of_any_conversation_however_it_is_cut_and_numbered(service: Servi
         ids = [sum(steps[: n + 1]) - 1 for n in range(len(steps))]
         while sum(blocks) > len(ids):
             blocks = blocks[:-1]
-        lay_out(service.database, ids, blocks)
+        lay_out(app.database, ids, blocks)
 
         try:
             page = repository.list_messages("s", "assistant", limit=limit, offset=offset)
@@ -352,26 +320,26 @@ def test_pages_of_any_conversation_however_it_is_cut_and_numbered(service: Servi
                 assert (message.message_id if message else None) == (message_id if message_id in ids else None)
         finally:
             repository.delete_session("s")
-        assert service.database[HISTORY].count_documents({}) == 0
+        assert app.database[HISTORY].count_documents({}) == 0
 
     check()
 
 
 @pytest.mark.parametrize("offset", [2**63 + 2**32, 2**70])
-def test_a_page_that_begins_beyond_64_bits_is_empty(service: Service, offset: int) -> None:
-    service.converse(*prompts(6), **SMALL)
+def test_a_page_that_begins_beyond_64_bits_is_empty(app: Application, offset: int) -> None:
+    converse(app, *prompts(6), **SMALL)
 
-    assert service.listed(offset=offset, limit=1) == []
+    assert listed(app, offset=offset, limit=1) == []
 
 
 GAPPED = [1, 2, 5, 100, 101, 102, 500, 501, 502, 503, 504, 1000, 1001, 5000, 5001]
 
 
-def begin_with_gaps(service: Service) -> MongoDBSessionRepository:
+def begin_with_gaps(app: Application) -> MongoDBSessionRepository:
     """A conversation with ids that have gaps, all but the last four messages out of the window, archived."""
-    with service.manager() as manager:
+    with app.manager() as manager:
         talker(manager)
-    repository = service.repository()
+    repository = app.repository
     for number in GAPPED:
         repository.create_message("s", "assistant", SessionMessage(by_hand(f"text {number}"), number))
     agent = repository.read_agent("s", "assistant")
@@ -381,14 +349,14 @@ def begin_with_gaps(service: Service) -> MongoDBSessionRepository:
         "removed_message_count": len(GAPPED) - 4,
     }
     repository.update_agent("s", agent)
-    service.archive()
-    assert len(stored(service.database).segments) == 2
+    archive(app)
+    assert len(stored(app.database).segments) == 2
     return repository
 
 
 @pytest.mark.slow
-def test_messages_whose_ids_have_gaps_are_found_by_id_archived_or_not(service: Service) -> None:
-    repository = begin_with_gaps(service)
+def test_messages_whose_ids_have_gaps_are_found_by_id_archived_or_not(app: Application) -> None:
+    repository = begin_with_gaps(app)
 
     for number in [*range(110), *range(495, 510), *range(995, 1005), *range(4995, 5005)]:
         found = repository.read_message("s", "assistant", number)
@@ -396,9 +364,9 @@ def test_messages_whose_ids_have_gaps_are_found_by_id_archived_or_not(service: S
 
 
 @pytest.mark.slow
-def test_every_message_can_be_updated_archived_or_not_and_ids_in_gaps_are_not_found(service: Service) -> None:
-    repository = begin_with_gaps(service)
-    before = stored(service.database).messages
+def test_every_message_can_be_updated_archived_or_not_and_ids_in_gaps_are_not_found(app: Application) -> None:
+    repository = begin_with_gaps(app)
+    before = stored(app.database).messages
 
     for number in (0, 3, 99, 103, 999, 5002):
         with pytest.raises(MessageNotFoundError):
@@ -406,20 +374,20 @@ def test_every_message_can_be_updated_archived_or_not_and_ids_in_gaps_are_not_fo
     for number in GAPPED:
         repository.update_message("s", "assistant", SessionMessage(by_hand(f"new {number}"), number))
 
-    found = stored(service.database)
-    assert texts(found.messages) == service.listed() == [f"new {number}" for number in GAPPED]
-    assert b"text " not in at_rest(service.database)
+    found = stored(app.database)
+    assert texts(found.messages) == listed(app) == [f"new {number}" for number in GAPPED]
+    assert b"text " not in at_rest(app.database)
     assert [message["created_at"] for message in found.messages] == [message["created_at"] for message in before]
     assert all(message["updated_at"] >= old["updated_at"] for message, old in zip(found.messages, before, strict=True))
 
 
-def test_a_message_far_below_its_id_is_found_in_a_few_reads(service: Service) -> None:
+def test_a_message_far_below_its_id_is_found_in_a_few_reads(app: Application) -> None:
     ids = list(range(100_000, 100_600))
-    lay_out(service.database, ids, [2] * 250)
-    repository = service.repository()
+    lay_out(app.database, ids, [2] * 250)
+    repository = app.repository
 
     for number in (ids[0], ids[123], ids[499]):
-        with service.recorder.recording() as commands:
+        with app.recorder.recording() as commands:
             message = repository.read_message("s", "assistant", number)
         assert message is not None
         assert message.message_id == number
@@ -427,37 +395,37 @@ def test_a_message_far_below_its_id_is_found_in_a_few_reads(service: Service) ->
 
 
 @pytest.mark.slow
-def test_a_page_in_the_middle_of_a_long_conversation_reads_only_the_segments_that_hold_it(service: Service) -> None:
-    lay_out(service.database, list(range(4_010)), [2] * 2_000)
-    lay_out(service.database, list(range(410)), [2] * 200, session_id="another")
-    repository = service.repository()
+def test_a_page_in_the_middle_of_a_long_conversation_reads_only_the_segments_that_hold_it(app: Application) -> None:
+    lay_out(app.database, list(range(4_010)), [2] * 2_000)
+    lay_out(app.database, list(range(410)), [2] * 200, session_id="another")
+    repository = app.repository
 
     def reads(read: Callable[[], Any]) -> Commands:
-        with service.recorder.recording() as commands:
+        with app.recorder.recording() as commands:
             read()
         return commands
 
-    whole_segment = reads(lambda: service.listed(offset=2_000, limit=2))
-    across_five = reads(lambda: service.listed(offset=2_001, limit=8))
+    whole_segment = reads(lambda: listed(app, offset=2_000, limit=2))
+    across_five = reads(lambda: listed(app, offset=2_001, limit=8))
     one_message = reads(lambda: repository.read_message("s", "assistant", 3_001))
-    newest = reads(lambda: service.listed(offset=4_000, limit=10))
+    newest = reads(lambda: listed(app, offset=4_000, limit=10))
 
     assert [command.collection for command in newest] == [SESSIONS]
     assert [command.collection for command in whole_segment] == [SESSIONS, HISTORY]
     assert [command.collection for command in across_five] == [SESSIONS, HISTORY, HISTORY]
     assert len(one_message) <= 3
-    assert [documents_examined(service, reads) for reads in (whole_segment, across_five)] == [1, 5]
-    assert documents_examined(service, one_message) <= 2
+    assert [documents_examined(app, reads) for reads in (whole_segment, across_five)] == [1, 5]
+    assert documents_examined(app, one_message) <= 2
     assert whole_segment.reply_bytes < 2_000
 
 
-def documents_examined(service: Service, commands: Commands) -> int:
+def documents_examined(app: Application, commands: Commands) -> int:
     """How many segments the server looked at, each found by the index on `_id`."""
     examined = 0
     for command in commands.on(HISTORY):
         assert command.name == "find"
         query = {k: v for k, v in command.command.items() if k in ("find", "filter", "projection", "sort", "limit")}
-        plan = service.database.command("explain", query, verbosity="executionStats")
+        plan = app.database.command("explain", query, verbosity="executionStats")
         stages = str(plan["queryPlanner"]["winningPlan"])
         assert "IXSCAN" in stages or "IDHACK" in stages
         assert "COLLSCAN" not in stages
@@ -468,14 +436,14 @@ def documents_examined(service: Service, commands: Commands) -> int:
 
 
 @pytest.mark.slow
-def test_the_number_of_messages_is_that_of_all_archived_or_not(service: Service) -> None:
-    with service.manager(**SMALL) as manager:
+def test_the_number_of_messages_is_that_of_all_archived_or_not(app: Application) -> None:
+    with app.manager(**SMALL) as manager:
         agent = talker(manager)
         for number, prompt in enumerate(prompts(12), 1):
             agent(prompt)
             assert manager.get_message_count("assistant") == 2 * number
         manager.flush()
-        assert stored(service.database).archived
+        assert stored(app.database).archived
         assert manager.get_message_count("assistant") == 24
 
 
@@ -484,30 +452,28 @@ def test_the_number_of_messages_is_that_of_all_archived_or_not(service: Service)
 
 @pytest.mark.slow
 @both_durabilities
-def test_an_agent_that_is_restored_is_the_live_one(service: Service, durability: Any) -> None:
-    with service.manager(durability=durability, **SMALL) as manager:
+def test_an_agent_that_is_restored_is_the_live_one(app: Application, durability: Any) -> None:
+    with app.manager(durability=durability, **SMALL) as manager:
         live = talker(manager)
         for prompt in prompts(13):
             live.state.set("last", prompt)
             live(prompt)
             manager.flush()
-            with service.manager() as another:
+            with app.manager() as another:
                 restored = talker(another)
             assert_same(restored.messages, live.messages)
             assert_same(restored.conversation_manager.get_state(), live.conversation_manager.get_state())
             assert_same(restored.state.get(), live.state.get())
-    assert len(stored(service.database).segments) >= 3
+    assert len(stored(app.database).segments) >= 3
 
 
-def test_archiving_changes_nothing_of_a_session_document_but_where_the_oldest_messages_are(service: Service) -> None:
-    service.converse(*prompts(8), **NEVER)
-    before = service.database[SESSIONS].find_one({})
+def test_archiving_changes_nothing_of_a_session_document_but_where_the_oldest_messages_are(app: Application) -> None:
+    converse(app, *prompts(8), **NEVER)
+    before = app.session()
 
-    service.archive()
+    archive(app)
 
-    after = service.database[SESSIONS].find_one({})
-    assert before is not None
-    assert after is not None
+    after = app.session()
     assert after["agents"]["assistant"].pop("archived_count") == 8
     assert before["agents"]["assistant"].pop("archived_count") == 0
     assert after["agents"]["assistant"]["usage"]["messages"] == 16
@@ -516,14 +482,12 @@ def test_archiving_changes_nothing_of_a_session_document_but_where_the_oldest_me
 
 
 @pytest.mark.topology
-def test_archiving_needs_no_lease_and_leaves_the_one_of_another_process(service: Service) -> None:
-    service.converse(*prompts(8), **NEVER)
-    with service.manager() as holder, holder.lease(60):
-        service.archive()
-        document = service.database[SESSIONS].find_one({})
-        assert document is not None
-        assert document["lease"]["owner"]
-    assert len(gapless(stored(service.database)).archived) == 8
+def test_archiving_needs_no_lease_and_leaves_the_one_of_another_process(app: Application) -> None:
+    converse(app, *prompts(8), **NEVER)
+    with app.manager() as holder, holder.lease(60):
+        archive(app)
+        assert app.session()["lease"]["owner"]
+    assert len(gapless(stored(app.database)).archived) == 8
 
 
 ODD: dict[str, Any] = {
@@ -542,8 +506,8 @@ ODD: dict[str, Any] = {
 
 
 @pytest.mark.slow
-def test_values_and_fields_that_nobody_knows_are_archived_byte_for_byte(service: Service) -> None:
-    with service.manager(**NEVER) as manager:
+def test_values_and_fields_that_nobody_knows_are_archived_byte_for_byte(app: Application) -> None:
+    with app.manager(**NEVER) as manager:
         agent = talker(manager)
         odd = {"toolUse": {"toolUseId": "1", "name": "look_up", "input": ODD}}
         manager.append_message({"role": "assistant", "content": [odd]}, agent)
@@ -557,19 +521,19 @@ def test_values_and_fields_that_nobody_knows_are_archived_byte_for_byte(service:
         "at": bson.Timestamp(1, 2),
         "n": bson.Int64(1),
     }
-    service.database[SESSIONS].update_one({}, {"$set": {"agents.assistant.messages.$[].of_ours": unknown}})
-    before = [message.raw for message in raw_messages(service.database)]
-    listed = service.repository().list_messages("s", "assistant")
+    app.database[SESSIONS].update_one({}, {"$set": {"agents.assistant.messages.$[].of_ours": unknown}})
+    before = [message.raw for message in raw_messages(app.database)]
+    listed = app.repository.list_messages("s", "assistant")
 
-    service.archive()
+    archive(app)
 
-    found = stored(service.database)
+    found = stored(app.database)
     assert len(found.archived) == 8
-    assert [message.raw for message in raw_messages(service.database)] == before
+    assert [message.raw for message in raw_messages(app.database)] == before
     assert all(message["of_ours"] == unknown for message in found.messages)
-    assert_same(service.repository().list_messages("s", "assistant"), listed)
+    assert_same(app.repository.list_messages("s", "assistant"), listed)
     assert_same(listed[0].message["content"][0]["toolUse"]["input"], ODD)
-    read = service.repository().read_message("s", "assistant", 1)
+    read = app.repository.read_message("s", "assistant", 1)
     assert read is not None
     assert_same(read.message["content"][0]["toolResult"]["content"], [{"json": ODD}])
 
@@ -585,9 +549,9 @@ def raw_messages(database: Database[Any]) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_a_thousand_messages_cost_hardly_a_command_more_where_they_are_archived(service: Service) -> None:
+def test_a_thousand_messages_cost_hardly_a_command_more_where_they_are_archived(app: Application) -> None:
     def commands(turns: int, session_id: str, **options: Any) -> int:
-        with service.recorder.recording() as sent, service.manager(session_id, **options) as manager:
+        with app.recorder.recording() as sent, app.manager(session_id, **options) as manager:
             agent = talker(manager, 40)
             for prompt in prompts(turns):
                 agent(prompt)
@@ -599,42 +563,40 @@ def test_a_thousand_messages_cost_hardly_a_command_more_where_they_are_archived(
     without = one_turn + (ten_turns - one_turn) // 9 * 499
 
     assert without < commands(500, "archived") < 1.05 * without
-    assert len(gapless(stored(service.database, "archived")).archived) >= 800
+    assert len(gapless(stored(app.database, "archived")).archived) >= 800
 
 
 # --- redaction
 
 
 @pytest.mark.parametrize("message_id", range(10))
-def test_a_redacted_message_is_in_none_of_the_collections(service: Service, message_id: int) -> None:
+def test_a_redacted_message_is_in_none_of_the_collections(app: Application, message_id: int) -> None:
     texts_of_turns = [f"secret of the {number}" for number in range(5)]
-    service.converse(*texts_of_turns, **SMALL)
-    found = stored(service.database)
+    converse(app, *texts_of_turns, **SMALL)
+    found = stored(app.database)
     assert len(found.archived) == 4
     text = texts(found.messages)[message_id]
     role = found.messages[message_id]["role"]
-    repository = service.repository()
+    repository = app.repository
     message = repository.read_message("s", "assistant", message_id)
     assert message is not None
 
     # The answer to a prompt repeats it, so a word that only this message says stands for it.
-    service.database[HISTORY].update_many(
-        {}, {"$set": {"messages.$[m].content.0.text": "the very secret"}}, array_filters=[{"m.message_id": message_id}]
-    )
-    service.database[SESSIONS].update_many(
-        {},
-        {"$set": {"agents.assistant.messages.$[m].content.0.text": "the very secret"}},
-        array_filters=[{"m.message_id": message_id}],
-    )
-    assert b"the very secret" in at_rest(service.database)
+    for name, path in ((HISTORY, "messages"), (SESSIONS, "agents.assistant.messages")):
+        app.database[name].update_many(
+            {},
+            {"$set": {f"{path}.$[m].content.0.text": "the very secret"}},
+            array_filters=[{"m.message_id": message_id}],
+        )
+    assert b"the very secret" in at_rest(app.database)
     message.redact_message = by_hand("[redacted]", role)
     repository.update_message("s", "assistant", message)
 
-    assert b"the very secret" not in at_rest(service.database)
+    app.nothing_at_rest("the very secret")
     expected = [text if n != message_id else "[redacted]" for n, text in enumerate(said(*texts_of_turns))]
-    assert service.listed() == expected
-    assert text not in service.listed()
-    after = stored(service.database).messages[message_id]
+    assert listed(app) == expected
+    assert text not in listed(app)
+    after = stored(app.database).messages[message_id]
     kept = ("message_id", "tracking_id", "turn_id", "created_at", "metadata", "event_loop_metrics")
     assert {k: after[k] for k in kept if k in after} == {
         k: found.messages[message_id][k] for k in kept if k in found.messages[message_id]
@@ -643,120 +605,112 @@ def test_a_redacted_message_is_in_none_of_the_collections(service: Service, mess
 
 @pytest.mark.slow
 @pytest.mark.topology
-def test_the_latest_message_of_a_process_is_redacted_where_another_process_has_archived_it(service: Service) -> None:
-    with service.manager() as manager:
+def test_the_latest_message_of_a_process_is_redacted_where_another_process_has_archived_it(app: Application) -> None:
+    with app.manager() as manager:
         agent = talker(manager)
         manager.append_message(by_hand("my secret"), agent)
-        service.converse(*prompts(8), **SMALL)
-        assert "my secret" in texts(stored(service.database).archived)
+        converse(app, *prompts(8), **SMALL)
+        assert "my secret" in texts(stored(app.database).archived)
 
         manager.redact_latest_message(by_hand("[redacted]"), agent)
 
-    assert b"secret" not in at_rest(service.database)
-    found = gapless(stored(service.database))
-    assert texts(found.messages) == service.listed() == ["[redacted]", *said(*prompts(8))]
+    app.nothing_at_rest("secret")
+    found = assert_holds(app, ["[redacted]", *said(*prompts(8))])
     assert found.archived[0]["guardrail_event"]["action"] == "redacted"
     assert found.archived[0]["redact_message"] == by_hand("[redacted]")
 
 
-def test_what_was_redacted_before_it_is_archived_stays_redacted(service: Service) -> None:
-    with service.manager(**SMALL) as manager:
+def test_what_was_redacted_before_it_is_archived_stays_redacted(app: Application) -> None:
+    with app.manager(**SMALL) as manager:
         agent = talker(manager)
         manager.append_message(by_hand("my secret"), agent)
         manager.redact_latest_message(by_hand("[redacted]"), agent)
         for prompt in prompts(8):
             agent(prompt)
 
-    assert len(stored(service.database).archived) >= 8
-    assert b"secret" not in at_rest(service.database)
-    assert service.listed() == ["[redacted]", *said(*prompts(8))]
+    assert len(stored(app.database).archived) >= 8
+    app.nothing_at_rest("secret")
+    assert listed(app) == ["[redacted]", *said(*prompts(8))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "same_process",
-    [
-        True,
-        False,
-    ],
-)
+@pytest.mark.parametrize("same_process", [True, False])
 def test_a_prompt_that_was_tried_again_is_redacted_in_both_places_though_the_first_is_archived(
-    service: Service, same_process: bool
+    app: Application, same_process: bool
 ) -> None:
-    with service.manager(**SMALL) as manager, service.manager() as another:
+    with app.manager(**SMALL) as manager, app.manager() as another:
         agent = talker(manager, 2)
         agent([{"text": "my secret"}])
         tracking_id = agent.messages[0]["tracking_id"]
         for prompt in prompts(6):
             agent(prompt)
         manager.flush()
-        assert "my secret" in texts(stored(service.database).archived)
+        assert "my secret" in texts(stored(app.database).archived)
         if not same_process:
             manager, agent = another, talker(another, 2)
         manager.append_message({**by_hand("my secret"), "tracking_id": tracking_id}, agent)
 
         manager.redact_latest_message({**by_hand("[redacted]"), "tracking_id": tracking_id}, agent)
 
-    listed = service.listed()
-    assert (listed[0], listed[-1]) == ("[redacted]", "[redacted]")
+    found = listed(app)
+    assert (found[0], found[-1]) == ("[redacted]", "[redacted]")
 
 
 # --- the life of a session
 
 
 @pytest.mark.slow
-def test_a_deleted_session_takes_its_own_segments_along_and_no_others(service: Service) -> None:
+def test_a_deleted_session_takes_its_own_segments_along_and_no_others(app: Application) -> None:
     others = ["s0", "S", "s ", "t", "r", "ss", "s.s", "$s"]
     for session_id in ("s", *others):
-        service.converse(*prompts(6), session_id=session_id, **SMALL)
-    with service.manager(**SMALL) as manager:
+        converse(app, *prompts(6), session_id=session_id, **SMALL)
+    with app.manager(**SMALL) as manager:
         for agent_id in ("assistant.two", "zz", "$agent", "a"):
             agent = talker(manager, 2, agent_id=agent_id)
             for prompt in prompts(6):
                 agent(prompt)
-    before = service.database[HISTORY].count_documents({})
-    mine = service.database[HISTORY].count_documents({"_id.session": "s"})
+    before = app.database[HISTORY].count_documents({})
+    mine = app.database[HISTORY].count_documents({"_id.session": "s"})
     assert mine >= 5
 
-    service.repository().delete_session("s")
+    app.repository.delete_session("s")
 
-    assert service.database[HISTORY].count_documents({"_id.session": "s"}) == 0
-    assert service.database[HISTORY].count_documents({}) == before - mine
+    assert app.database[HISTORY].count_documents({"_id.session": "s"}) == 0
+    assert app.database[HISTORY].count_documents({}) == before - mine
     for session_id in others:
-        assert service.listed(session_id) == said(*prompts(6))
+        assert listed(app, session_id) == said(*prompts(6))
 
 
 @pytest.mark.slow
 @pytest.mark.topology
-def test_a_session_that_begins_again_sees_nothing_of_the_one_before(service: Service) -> None:
-    service.converse(*prompts(8), **SMALL)
-    orphans = list(service.database[HISTORY].find())
-    service.repository().delete_session("s")
-    service.database[HISTORY].insert_many(orphans)  # as a process leaves them that dies while it deletes
+def test_a_session_that_begins_again_sees_nothing_of_the_one_before(app: Application) -> None:
+    converse(app, *prompts(8), **SMALL)
+    orphans = list(app.database[HISTORY].find())
+    app.repository.delete_session("s")
+    app.database[HISTORY].insert_many(orphans)  # as a process leaves them that dies while it deletes
 
-    agent = service.converse("hello", **SMALL)
+    agent = converse(app, "hello", **SMALL)
 
-    assert texts(agent.messages) == service.listed() == said("hello")
-    repository = service.repository()
+    assert texts(agent.messages) == listed(app) == said("hello")
+    repository = app.repository
     assert [repository.read_message("s", "assistant", n) is None for n in range(16)] == [False, False] + [True] * 14
-    service.converse(*prompts(8, first=100), **SMALL)
-    found = gapless(stored(service.database))
+    converse(app, *prompts(8, first=100), **SMALL)
+    found = assert_holds(app, said("hello", *prompts(8, first=100)))
     assert found.archived
-    assert texts(found.messages) == service.listed() == said("hello", *prompts(8, first=100))
-    assert len(foreign_segments(service.database)) == len(orphans)
+    assert len(foreign_segments(app.database)) == len(orphans)
 
 
 @pytest.mark.slow
-def test_agents_of_a_session_have_histories_of_their_own(service: Service) -> None:
+def test_agents_of_a_session_have_histories_of_their_own(app: Application) -> None:
     agent_ids = ["assistant", "assistant.", "assistant%2E", "a", "$feedbacks", "b c"]
-    with service.manager(**SMALL) as manager:
+    with app.manager(**SMALL) as manager:
         agents = [talker(manager, 2, agent_id=agent_id) for agent_id in agent_ids]
         for prompt in prompts(7):
             for agent in agents:
                 agent(f"{agent.agent_id} {prompt}")
 
-    assert service.database[HISTORY].count_documents({}) >= 2 * len(agent_ids)
-    repository = service.repository()
+    assert app.database[HISTORY].count_documents({}) >= 2 * len(agent_ids)
+    repository = app.repository
     for agent_id in agent_ids:
         expected = said(*(f"{agent_id} {prompt}" for prompt in prompts(7)))
         assert texts(repository.list_messages("s", agent_id)) == expected
@@ -766,25 +720,25 @@ def test_agents_of_a_session_have_histories_of_their_own(service: Service) -> No
 
 
 @pytest.mark.parametrize("removed", [0, 1, 3, 4, 5, 8, 11])
-def test_a_window_that_begins_in_the_history_is_restored_from_there(service: Service, removed: int) -> None:
-    service.converse(*prompts(8), **SMALL)
-    assert len(stored(service.database).archived) == 8
+def test_a_window_that_begins_in_the_history_is_restored_from_there(app: Application, removed: int) -> None:
+    converse(app, *prompts(8), **SMALL)
+    assert len(stored(app.database).archived) == 8
     path = "agents.assistant.agent_data.conversation_manager_state.removed_message_count"
-    service.database[SESSIONS].update_one({}, {"$set": {path: removed}})
+    app.database[SESSIONS].update_one({}, {"$set": {path: removed}})
 
-    with service.recorder.recording() as commands, service.manager() as manager:
+    with app.recorder.recording() as commands, app.manager() as manager:
         agent = talker(manager, 40)
         assert texts(agent.messages) == said(*prompts(8))[removed:]
         assert len(commands.named("find").on(HISTORY)) <= (2 if removed < 8 else 0)
         agent("and on")
 
-    assert service.listed() == said(*prompts(8), "and on")
+    assert listed(app) == said(*prompts(8), "and on")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stored_form", ["nested", "string", "direct"])
 def test_a_long_conversation_of_an_older_document_is_archived_by_the_next_turn(
-    service: Service, stored_form: str
+    app: Application, stored_form: str
 ) -> None:
     def message(number: int) -> dict[str, Any]:
         role, text = ("user", "assistant")[number % 2], f"text {number}"
@@ -802,24 +756,24 @@ def test_a_long_conversation_of_an_older_document_is_archived_by_the_next_turn(
             }
         },
     }
-    service.database[SESSIONS].insert_one(older)
+    app.database[SESSIONS].insert_one(older)
 
-    service.converse("hello")
+    converse(app, "hello")
 
-    found = stored(service.database)
+    found = stored(app.database)
     assert len(found.archived) >= 2_800
     assert len(found.embedded) < 200
     assert {segment["count"] for segment in found.segments} <= {*range(1, 101)}
     expected = [*(f"text {number}" for number in range(3_000)), *said("hello")]
-    assert service.listed() == expected
+    assert listed(app) == expected
     assert found.archived[:2_500] == older["agents"]["assistant"]["messages"][:2_500]  # type: ignore[index]
-    repository = service.repository()
+    repository = app.repository
     for number in (0, 99, 100, 1_777, 2_999, 3_000, 3_001):
         read = repository.read_message("s", "assistant", number)
         assert texts([read]) == [expected[number]]
     repository.update_message("s", "assistant", SessionMessage(by_hand("[redacted]"), 5))
-    assert b"text 5\0" not in at_rest(service.database)
-    assert service.listed(offset=4, limit=3) == ["text 4", "[redacted]", "text 6"]
+    assert b"text 5\0" not in at_rest(app.database)
+    assert listed(app, offset=4, limit=3) == ["text 4", "[redacted]", "text 6"]
 
 
 # --- 16 MB: MongoDB takes no more in a document
@@ -838,68 +792,68 @@ def document_bytes(database: Database[Any], session_id: str = "s") -> int:
 
 @pytest.mark.slow
 def test_live_messages_leave_where_they_would_fill_the_document_and_the_agent_is_restored_whole(
-    service: Service,
+    app: Application,
 ) -> None:
-    with service.manager() as manager:
+    with app.manager() as manager:
         agent = talker(manager, conversation_manager=NullConversationManager())
         for number in range(300):
             manager.append_message(by_hand(large(number)), agent)
         agent("and on")
 
-    found = gapless(stored(service.database))
+    found = gapless(stored(app.database))
     assert len(found.archived) >= 100
-    with service.manager() as manager:
+    with app.manager() as manager:
         restored = talker(manager, conversation_manager=NullConversationManager())
         assert texts(restored.messages) == [*(large(number) for number in range(300)), *said("and on")]
         restored("once more")
-    assert service.listed(offset=300) == said("and on", "once more")
+    assert listed(app, offset=300) == said("and on", "once more")
 
 
 @pytest.mark.slow
-def test_room_is_made_before_the_document_has_6_mb_the_second_time_as_the_first(service: Service) -> None:
+def test_room_is_made_before_the_document_has_6_mb_the_second_time_as_the_first(app: Application) -> None:
     sizes = []
-    with service.manager() as manager:
+    with app.manager() as manager:
         agent = talker(manager, conversation_manager=NullConversationManager())
         for number in range(22):
             for _ in range(10):
                 manager.append_message(by_hand(large(number)), agent)
-            sizes.append(document_bytes(service.database))
+            sizes.append(document_bytes(app.database))
 
     assert sum(after < before for before, after in itertools.pairwise(sizes)) >= 2
     assert 4 * MEGABYTE < max(sizes) <= 6.5 * MEGABYTE
 
 
 @pytest.mark.slow
-def test_a_repository_alone_keeps_the_document_below_16_mb_as_well(service: Service) -> None:
-    with service.manager() as manager:
+def test_a_repository_alone_keeps_the_document_below_16_mb_as_well(app: Application) -> None:
+    with app.manager() as manager:
         talker(manager)
-    repository = service.repository()
+    repository = app.repository
 
     for number in range(200):
         repository.create_message("s", "assistant", SessionMessage(by_hand(large(number)), 3 * number))
 
-    found = stored(service.database)
+    found = stored(app.database)
     assert found.archived
     assert [message["message_id"] for message in found.messages] == list(range(0, 600, 3))
-    assert service.listed() == [large(number) for number in range(200)]
+    assert listed(app) == [large(number) for number in range(200)]
 
 
 @pytest.mark.slow
-def test_three_hundred_agents_with_full_windows_stay_writable(service: Service) -> None:
+def test_three_hundred_agents_with_full_windows_stay_writable(app: Application) -> None:
     window = [by_hand(f"{number} " + "x" * 2_000, ("user", "assistant")[number % 2]) for number in range(40)]
     agent_ids = [f"agent-{number}" for number in range(300)]
-    with service.manager() as manager:
+    with app.manager() as manager:
         for agent_id in agent_ids:
             talker(manager, 40, agent_id=agent_id, messages=[dict(message) for message in window])
-    assert document_bytes(service.database) < 16 * MEGABYTE
+    assert document_bytes(app.database) < 16 * MEGABYTE
 
-    with service.manager() as manager:
+    with app.manager() as manager:
         for agent_id in (agent_ids[0], agent_ids[150], agent_ids[-1]):
             agent = talker(manager, 40, agent_id=agent_id)
             assert texts(agent.messages) == texts(window)
             agent("and on")
 
-    repository = service.repository()
+    repository = app.repository
     for agent_id in agent_ids[::30]:
         assert texts(repository.list_messages("s", agent_id))[:40] == texts(window)
     assert texts(repository.list_messages("s", agent_ids[150], offset=40)) == said("and on")
@@ -907,63 +861,19 @@ def test_three_hundred_agents_with_full_windows_stay_writable(service: Service) 
 
 
 @pytest.mark.slow
-@both_durabilities
-def test_a_tool_result_of_10_mb_is_stored_and_restored_and_the_conversation_goes_on(
-    service: Service, durability: Any
-) -> None:
-    @tool
-    def look_up() -> str:
-        """Look something up."""
-        return "y" * (10 * MEGABYTE)
-
-    def answer(messages: Any) -> Any:
-        heard = messages[-1]["content"][0]
-        if "toolResult" in heard:
-            return "Found."
-        return ToolCall("look_up", {}) if heard["text"] == "look it up" else f"Re: {heard['text']}"
-
-    def build(manager: MongoDBSessionManager) -> Agent:
-        agent = talker(manager, 40, tools=[look_up])
-        agent.model = OfflineScriptedModel(answer)
-        return agent
-
-    with service.manager(durability=durability) as manager:
-        live = build(manager)
-        live("hi")
-        live("look it up")
-    with service.manager(durability=durability) as manager:
-        restored = build(manager)
-        assert_same(restored.messages, live.messages)
-        for prompt in ("one", "look it up", "two"):
-            restored(prompt)
-
-    found = gapless(stored(service.database))
-    tool_turn = ["look it up", "toolUse", "toolResult", "Found."]
-    assert texts(found.messages) == [*said("hi"), *tool_turn, *said("one"), *tool_turn, *said("two")]
-    # In a blob or in the history: two such results do not fit into one document.
-    assert found.archived or document_bytes(service.database) < MEGABYTE
-    with service.manager() as manager:
-        assert_same(build(manager).messages, restored.messages)
-
-
-@pytest.mark.slow
-def test_an_answer_is_counted_though_the_prompt_in_its_commit_found_no_room(service: Service) -> None:
-    service.converse("hi", window=100)
+def test_an_answer_is_counted_though_the_prompt_in_its_commit_found_no_room(app: Application) -> None:
+    converse(app, "hi", window=100)
     # Somebody else's field leaves room for the answer, and not for the prompt.
     update = {"$set": {"of_somebody_else": "x" * (15 * MEGABYTE + MEGABYTE // 2)}}
-    assert service.database[SESSIONS].update_one({"_id": "s"}, update).matched_count
+    assert app.database[SESSIONS].update_one({"_id": "s"}, update).matched_count
 
-    with service.manager(durability="turn") as manager:
-        agent = Agent(
-            model=OfflineScriptedModel(["Short."]), agent_id="assistant", session_manager=manager, callback_handler=None
-        )
+    with app.manager(durability="turn") as manager:
+        agent = app.agent(manager, "Short.", agent_id="assistant")
         with pytest.raises(UnstorableValueError, match="no room"):
             agent("y" * 900_000)
 
-    assert texts(gapless(stored(service.database)).messages) == [*said("hi"), "Short."]
-    document = service.database[SESSIONS].find_one({"_id": "s"}, {"agents": 1})
-    assert document is not None
-    usage = document["agents"]["assistant"]["usage"]
+    assert texts(gapless(stored(app.database)).messages) == [*said("hi"), "Short."]
+    usage = app.record("assistant")["usage"]
     assert (usage["messages"], usage["turns"]) == (3, 1)
     (model,) = usage["models"].values()
     assert model["calls"] == 2
@@ -971,14 +881,14 @@ def test_an_answer_is_counted_though_the_prompt_in_its_commit_found_no_room(serv
 
 @pytest.mark.slow
 @both_durabilities
-def test_a_text_of_16_mb_is_refused_by_name_and_size_and_the_session_goes_on(service: Service, durability: Any) -> None:
-    with service.manager(durability=durability, **SMALL) as manager:
+def test_a_text_of_16_mb_is_refused_by_name_and_size_and_the_session_goes_on(app: Application, durability: Any) -> None:
+    with app.manager(durability=durability, **SMALL) as manager:
         agent = talker(manager)
         agent("hi")
         with pytest.raises(UnstorableValueError, match=r"message.*'text'.* 16777\d{3} bytes.* 15728640"):
             manager.append_message(by_hand("z" * (16 * MEGABYTE)), agent)
         agent("and on")
-        repository = service.repository()
+        repository = app.repository
         with pytest.raises(UnstorableValueError, match=r"message_id=4 message.*'text'.* 16777\d{3} bytes.* 15728640"):
             repository.create_message("s", "assistant", SessionMessage(by_hand("z" * (16 * MEGABYTE)), 4))
         agent.state.set("huge", "z" * (16 * MEGABYTE))
@@ -988,6 +898,6 @@ def test_a_text_of_16_mb_is_refused_by_name_and_size_and_the_session_goes_on(ser
         for prompt in prompts(5):
             agent(prompt)
 
-    found = gapless(stored(service.database))
+    found = gapless(stored(app.database))
     assert texts(found.messages) == said("hi", "and on", *prompts(5))
     assert found.archived

@@ -3,37 +3,30 @@
 The same spoilt sessions are given to everything else that goes through all of them.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bson
 import pytest
 from bson import Decimal128, Int64, MaxKey, ObjectId, Regex
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
+from pymongo.database import Database
 from pymongo.errors import WriteError
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from support.blobs import THRESHOLD, assert_every_named_file_is_whole, shown, talker
-from support.histories import Interruption
+from support.histories import SESSIONS, Interruption, manager_of, repository_of
 from support.sweeping import swept
 
-from mongodb_session_manager import MongoDBSessionError, MongoDBSessionManager
+from mongodb_session_manager import MongoDBSessionError
 from mongodb_session_manager._model.archive_policy import ArchivePolicy
-from mongodb_session_manager._store.indexing import IndexingTask
-from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
+from mongodb_session_manager._store.search_index import IndexingTask
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pymongo.database import Database
-
-SESSIONS = "sessions"
 COLLECTIONS = (SESSIONS, "sessions_history", "sessions_search", "sessions_blobs.files", "sessions_blobs.chunks")
 PARTS = COLLECTIONS[1:]
 GRACE = timedelta(days=1)
@@ -47,27 +40,20 @@ class World:
     def __init__(self, client: MongoClient[Any], name: str) -> None:
         self.client = client
         self.database: Database[Any] = client[name]
-        self.repository = MongoDBSessionRepository(client=client, database_name=name, collection_name=SESSIONS)
+        self.repository = repository_of(client, name)
 
     def begin(self, session_id: str, turns: int = 6, **options: Any) -> None:
         """A conversation with images; most of it is in the history, and all can be searched."""
-        manager = MongoDBSessionManager(
-            session_id,
-            client=self.client,
-            database_name=self.database.name,
-            collection_name=SESSIONS,
-            **{
-                "blob_threshold_bytes": THRESHOLD,
-                "archive_after_messages": 4,
-                "archive_block": 2,
-                "index_messages": True,
-                **options,
-            },
-        )
-        agent = talker(manager, conversation_manager=SlidingWindowConversationManager(window_size=2))
-        for number in range(turns):
-            agent(shown(f"prompt {number}", number))
-        manager.close()
+        defaults: dict[str, Any] = {
+            "blob_threshold_bytes": THRESHOLD,
+            "archive_after_messages": 4,
+            "archive_block": 2,
+            "index_messages": True,
+        }
+        with manager_of(self.client, self.database.name, session_id, **{**defaults, **options}) as manager:
+            agent = talker(manager, conversation_manager=SlidingWindowConversationManager(window_size=2))
+            for number in range(turns):
+                agent(shown(f"prompt {number}", number))
 
     def make_older(self) -> None:
         """Let every blob be two days old: their ids, which tell the time, too."""
@@ -83,12 +69,32 @@ class World:
         self.files.update_many({}, {"$set": {"uploadDate": datetime.now(timezone.utc) - days}})
 
     @property
+    def segments(self) -> Any:
+        return self.database["sessions_history"]
+
+    @property
     def files(self) -> Any:
         return self.database["sessions_blobs.files"]
 
-    @property
-    def chunks(self) -> Any:
-        return self.database["sessions_blobs.chunks"]
+    def session(self) -> Any:
+        return self.database[SESSIONS].find_one({"_id": "s"})
+
+    def headers(self, limit: int) -> list[Any]:
+        """All sessions that are listed, page by page."""
+        found: list[Any] = []
+        cursor = None
+        while True:
+            page = self.repository.list_sessions(limit=limit, cursor=cursor)
+            found += page.sessions
+            if (cursor := page.cursor) is None:
+                return found
+
+    def leave_uncommitted(self) -> int:
+        """Leave a segment as of an archiver that has died after it had inserted it; return its `first`."""
+        last = self.segments.find_one(sort=[("_id.first", -1)])
+        first: int = last["_id"]["first"] + last["count"]
+        self.segments.insert_one({**last, "_id": {**last["_id"], "first": first}})
+        return first
 
     def content(self) -> State:
         """Every document, as bytes."""
@@ -195,7 +201,7 @@ def test_chunks_whose_file_comes_back_are_kept_and_have_the_whole_grace_time_whe
     assert world.repository.sweep() == 0
     world.let_the_grace_time_pass()
     assert world.repository.sweep() == 6
-    assert world.chunks.count_documents({}) == 0
+    assert world.database["sessions_blobs.chunks"].count_documents({}) == 0
 
 
 @pytest.mark.slow
@@ -234,18 +240,12 @@ def test_a_segment_that_nobody_can_commit_goes_after_the_grace_time_and_stays_if
     world: World,
 ) -> None:
     world.begin("s")
-    segments = world.database["sessions_history"]
-    last = segments.find_one(sort=[("_id.first", -1)])
-    assert last is not None
-    agent = "agents.assistant"
-    # An archiver has died after it had inserted this, and a message was edited since.
-    archived = last["_id"]["first"] + last["count"]
-    segments.insert_one({**last, "_id": {**last["_id"], "first": archived}})
-    earlier = world.database[SESSIONS].find_one({})
-    world.database[SESSIONS].update_one({}, {"$inc": {f"{agent}.edits": 1}})
-    later = world.database[SESSIONS].find_one({})
-    assert earlier is not None
-    assert later is not None
+    archived = world.leave_uncommitted()
+    earlier = world.session()
+    # A message was edited since.
+    world.database[SESSIONS].update_one({}, {"$inc": {"agents.assistant.edits": 1}})
+    later = world.session()
+    segments = world.segments
     count = segments.count_documents({})
 
     assert world.repository.sweep() == 0
@@ -274,14 +274,11 @@ def test_a_segment_is_not_given_up_because_somebody_has_spoilt_a_counter(world: 
     world.begin("s")
     changed = {f"agents.assistant.{name}": value for name, value in counters.items()}
     world.database[SESSIONS].update_one({}, {"$set": changed})
-    # One that an archiver is about to commit.
-    segments = world.database["sessions_history"]
-    last: Any = segments.find_one(sort=[("_id.first", -1)])
-    segments.insert_one({**last, "_id": {**last["_id"], "first": last["_id"]["first"] + last["count"]}})
-    count = segments.count_documents({})
+    world.leave_uncommitted()  # An archiver is about to commit it.
+    count = world.segments.count_documents({})
 
     assert swept(world.repository) == 0
-    assert segments.count_documents({}) == count
+    assert world.segments.count_documents({}) == count
 
 
 @pytest.mark.slow
@@ -292,7 +289,7 @@ def test_the_history_of_a_session_whose_incarnation_was_spoilt_is_kept(world: Wo
     world.begin("s")
     world.make_older()
     before = world.content()
-    mine = world.database[SESSIONS].find_one({})["incarnation"]  # type: ignore[index]
+    mine = world.session()["incarnation"]
     world.database[SESSIONS].update_one({}, {"$set": {"incarnation": incarnation}})
     for _ in range(2):
         assert world.repository.sweep() == 0
@@ -384,14 +381,13 @@ def test_a_session_that_comes_back_between_any_two_commands_of_a_sweep_keeps_no_
         world.database[SESSIONS].insert_one(session)
         world.repository.sweep()
 
-    interruption = Interruption()
+    interruption = Interruption(number=number)
     client: MongoClient[Any]
     with MongoClient(server.uri, event_listeners=[interruption]) as client:
         client.admin.command("ping")
-        interruption.arm("started", number, come_back)
+        interruption.at_its_command(come_back)
         World(client, world.database.name).repository.sweep()
-    if interruption.error is not None:
-        raise interruption.error
+        interruption.disarm()
     assert world.database[SESSIONS].count_documents({}) == 1, f"there are only {len(interruption.commands)} commands"
     assert world.content() == before
 
@@ -423,7 +419,7 @@ def test_sweeps_at_once_remove_what_is_orphaned_and_nothing_else(server: Any, wo
 def test_a_sweep_that_cannot_do_one_session_does_all_others_and_names_it(world: World) -> None:
     world.begin("a")
     world.begin("z")
-    history = world.database["sessions_history"]
+    history = world.segments
     lose(world, "a")
     lose(world, "z")
     # There is no room for a mark.
@@ -447,13 +443,13 @@ def test_a_sweep_that_cannot_do_one_session_does_all_others_and_names_it(world: 
 
 def put_bad(world: World, change: Callable[[Any], None]) -> None:
     """A copy of the session `s` that is spoilt: it comes first wherever sessions are in order of their ids."""
-    session: Any = world.database[SESSIONS].find_one({"_id": "s"})
+    session = world.session()
     session["_id"] = session["session_id"] = "bad"
     change(session)
     world.database[SESSIONS].insert_one(session)
-    for segment in list(world.database["sessions_history"].find({"_id.session": "s"})):
+    for segment in list(world.segments.find({"_id.session": "s"})):
         segment["_id"]["session"] = "bad"
-        world.database["sessions_history"].insert_one(segment)
+        world.segments.insert_one(segment)
 
 
 def found(world: World, session_id: str) -> list[int]:
@@ -470,10 +466,8 @@ def test_a_spoilt_message_keeps_no_other_of_its_session_from_being_found(world: 
         session["agents"]["assistant"]["messages"][0] = spoilt
 
     put_bad(world, change)
-    world.database["sessions_history"].update_one(
-        {"_id.session": "bad", "_id.first": 2}, {"$set": {"messages.1": spoilt}}
-    )
-    embedded = 12 - len(world.database[SESSIONS].find_one({"_id": "s"})["agents"]["assistant"]["messages"])  # type: ignore[index]
+    world.segments.update_one({"_id.session": "bad", "_id.first": 2}, {"$set": {"messages.1": spoilt}})
+    embedded = 12 - len(world.session()["agents"]["assistant"]["messages"])
 
     assert world.repository.index_messages() == 24
     assert found(world, "s") == list(range(12))
@@ -529,19 +523,12 @@ def test_a_spoilt_search_document_hides_no_other(world: World) -> None:
 
 def test_a_session_of_a_time_beyond_all_calendars_ends_no_list(world: World) -> None:
     world.begin("s", 1)
-    session: Any = world.database[SESSIONS].find_one({})
+    session = world.session()
     for number, milliseconds in enumerate((2**60, -(2**60))):
         moment = bson.datetime_ms.DatetimeMS(milliseconds)
         world.database[SESSIONS].insert_one({**session, "_id": f"x{number}", "created_at": moment})
     world.database[SESSIONS].insert_one({**session, "_id": "t"})
-    shown: list[str] = []
-    cursor = None
-    while True:
-        page = world.repository.list_sessions(limit=1, cursor=cursor)
-        shown += [header.session_id for header in page.sessions]
-        if (cursor := page.cursor) is None:
-            break
-    assert sorted(shown) == ["s", "t"]
+    assert sorted(header.session_id for header in world.headers(1)) == ["s", "t"]
 
 
 JUNK: list[Any] = [
@@ -635,7 +622,7 @@ def test_whatever_is_spoilt_in_some_sessions_all_others_are_swept_indexed_shown_
         tells_only_of_bad_ones(lambda: world.repository.sweep(0))
     gone = [{"_id.session": "gone"}, {"_id.session": "gone"}, {"metadata.session": "gone"}]
     assert [world.database[name].count_documents(which) for name, which in zip(PARTS, gone, strict=False)] == [0, 0, 0]
-    assert list(world.database["sessions_history"].find({"_id.session": "good"})) == parts["sessions_history"]
+    assert list(world.segments.find({"_id.session": "good"})) == parts["sessions_history"]
     assert list(world.files.find({"metadata.session": "good"})) == files
     assert_whole(world, "good")
 
@@ -646,15 +633,8 @@ def test_whatever_is_spoilt_in_some_sessions_all_others_are_swept_indexed_shown_
     rows = list(world.database[world.repository.create_messages_view()].find({"session_id": "good"}))
     assert sorted(row["message_id"] for row in rows) == list(range(12))
 
-    headers: dict[str, Any] = {}
-    cursor = None
-    while True:
-        page = world.repository.list_sessions(limit=10, cursor=cursor)
-        headers.update((header.session_id, header) for header in page.sessions)
-        if (cursor := page.cursor) is None:
-            break
-    assert headers["good"].message_count == 12
-    assert headers["good"].title == "prompt 0"
+    (header,) = [header for header in world.headers(10) if header.session_id == "good"]
+    assert (header.message_count, header.title) == (12, "prompt 0")
 
 
 def assert_whole(world: World, session_id: str) -> None:

@@ -1,13 +1,12 @@
 """Feedback: what a person said of a session, an agent or one message, and never of something that is not there."""
 
-from __future__ import annotations
-
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from support.application import Application
 from support.gates import Gate
 from support.histories import SESSIONS, SMALL, repository_of, talker
 from support.repositories import a_message, an_agent
@@ -20,9 +19,6 @@ from mongodb_session_manager import (
     MongoDBSessionRepository,
     SessionNotFoundError,
 )
-
-if TYPE_CHECKING:
-    from support.application import Application
 
 
 def stored_feedbacks(app: Application) -> list[Any]:

@@ -1,38 +1,31 @@
 """`SessionMetadataCache`: what it saves, and that nobody ever reads what a write of his own process has replaced."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json
 import logging
-import subprocess
-import sys
-import textwrap
 import threading
 import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
+from support.application import NOWHERE
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
 from support.gates import Gate
 from support.histories import SESSIONS
+from support.running import run_script
 from support.waiting import eventually
 
 from mongodb_session_manager import MongoDBSessionManagerFactory, SessionMetadataCache, SessionNotFoundError
 from mongodb_session_manager._model.limits import MAX_CACHED_METADATA_BYTES
+from mongodb_session_manager.local import LocalMongoDB
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from mongodb_session_manager.local import LocalMongoDB
-
-NOWHERE = "mongodb://127.0.0.1:9/"
 APP_NAME = "metadata cache"
 THREAD = "mongodb-metadata-watch"
 
@@ -808,11 +801,21 @@ def test_where_there_are_no_change_streams_the_time_limit_holds_and_a_warning_sa
 def test_a_forked_child_begins_with_an_empty_cache_watches_by_itself_and_is_not_stopped_by_a_held_lock(
     replica_set: LocalMongoDB, name: str
 ) -> None:
-    script = textwrap.dedent(
-        """
-        import os, sys, threading, traceback, warnings
+    script = """
+        import sys, threading, warnings
         from mongodb_session_manager import MongoDBSessionManagerFactory, SessionMetadataCache
+        from support.running import in_child
         from support.waiting import eventually
+
+        def child():
+            assert cache.stats()["misses"] == cache.stats()["entries"] == cache.stats()["watching"] == 0
+            mine = factory.create_session_manager("s")
+            assert mine.get_metadata() == {"metadata": {"n": 1}}
+            eventually(lambda: cache.stats()["watching"] == 1)
+            mine.update_metadata({"n": 2})  # Here and in the parent.
+            assert mine.get_metadata() == {"metadata": {"n": 2}}
+            factory.close()
+            assert "mongodb-metadata-watch" not in [thread.name for thread in threading.enumerate()]
 
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of every fork beside threads.
         cache = SessionMetadataCache(ttl_seconds=3600, watch=True)
@@ -822,35 +825,8 @@ def test_a_forked_child_begins_with_an_empty_cache_watches_by_itself_and_is_not_
         eventually(lambda: cache.stats()["watching"] == 1 or manager.get_metadata() is None)
         manager.get_metadata()
         with cache._lock, cache._memory._lock:
-            child = os.fork()
-        if child == 0:
-            try:
-                assert cache.stats()["misses"] == cache.stats()["entries"] == cache.stats()["watching"] == 0
-                mine = factory.create_session_manager("s")
-                assert mine.get_metadata() == {"metadata": {"n": 1}}
-                eventually(lambda: cache.stats()["watching"] == 1)
-                mine.update_metadata({"n": 2})  # Here and in the parent.
-                assert mine.get_metadata() == {"metadata": {"n": 2}}
-                factory.close()
-                assert "mongodb-metadata-watch" not in [thread.name for thread in threading.enumerate()]
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                sys.stderr.flush()
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert in_child(child) == 0
         eventually(lambda: manager.get_metadata() == {"metadata": {"n": 2}})
         factory.close()
         """
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, replica_set.uri, name],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={"PYTHONPATH": ":".join(["tests", *sys.path])},
-    )
-
-    assert done.stderr == ""
-    assert done.returncode == 0
+    run_script(script, replica_set.uri, name)

@@ -1,10 +1,11 @@
 """How large, how deep and how far out in a list metadata may be, and that nothing passes the limits."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from support.application import Application
+from support.commands import Commands
 from support.repositories import a_session
 
 from mongodb_session_manager import (
@@ -18,12 +19,6 @@ from mongodb_session_manager._model.limits import (
     MAX_METADATA_INDEX,
     MAX_METADATA_KEY_CHARACTERS,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from support.application import Application
-    from support.commands import Commands
 
 MB = 1024 * 1024
 

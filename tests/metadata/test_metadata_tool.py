@@ -1,13 +1,11 @@
 """`manage_metadata`: what an agent's model may see and change of its session's metadata, and what it is told."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading
 import uuid
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from bson import Decimal128, ObjectId
@@ -16,11 +14,9 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 from strands import Agent
 from strands.hooks import AfterToolCallEvent
+from support.application import Application
 
 from mongodb_session_manager import InvalidIdentifierError, MongoDBSessionManager
-
-if TYPE_CHECKING:
-    from support.application import Application
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """`metadata_hook` and `feedback_hook`: the application takes part in what is done, or forbids it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ToolCall
 from strands import Agent
+from support.application import Application
 
 from mongodb_session_manager import (
     InvalidIdentifierError,
@@ -14,11 +14,6 @@ from mongodb_session_manager import (
     MongoDBSessionManager,
     UnstorableValueError,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from support.application import Application
 
 
 class Diary:

@@ -4,31 +4,25 @@ A command is a round trip that a person waits for, and a line on the database's 
 is sent that carries nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import copy
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import ScriptedReply, ToolCall
-from strands import ToolContext, tool
+from pymongo.database import Database
+from strands import Agent, ToolContext, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.agent.state import AgentState
 from support.application import Application, both_durabilities, look_up
+from support.commands import Commands
 from support.histories import SESSIONS
 
 from mongodb_session_manager import MongoDBSessionManager
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from pymongo.database import Database
-    from strands import Agent
-    from support.commands import Commands
 
 pytestmark = pytest.mark.topology
 
@@ -226,8 +220,7 @@ def test_a_turn_that_failed_in_the_model_costs_one_write_for_what_the_user_said(
 @both_durabilities
 def test_syncing_flushing_and_closing_after_a_turn_send_nothing(shop: Shop, durability: Any) -> None:
     shop.stored_conversation()
-    manager = shop.manager(durability=durability)
-    agent = shop.agent(manager, *TOOL_TURN)
+    manager, agent = shop.opened(*TOOL_TURN, durability=durability)
     agent("What is the price?")
 
     with shop.recorder.recording() as commands:
@@ -241,8 +234,7 @@ def test_syncing_flushing_and_closing_after_a_turn_send_nothing(shop: Shop, dura
 
 def test_syncing_an_agent_that_was_just_restored_sends_nothing(shop: Shop) -> None:
     shop.stored_conversation(state={"language": "eu", "count": 1})
-    manager = shop.manager()
-    agent = shop.agent(manager)
+    manager, agent = shop.opened()
 
     assert shop.sent_by(manager.sync_agent, agent) == []
 

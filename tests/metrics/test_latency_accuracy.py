@@ -4,25 +4,18 @@ Nothing sleeps: a model, or a tool, is held by an event, and the clock is read a
 inside of it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import threading
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
-from strands import tool
-from support.application import both_durabilities
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from strands import Agent
-    from support.application import Application
+from strands import Agent, tool
+from support.application import Application, both_durabilities
 
 DEADLINE_SECONDS = 30.0
 # Latencies are stored in whole milliseconds.
@@ -154,8 +147,7 @@ def test_each_answer_has_its_own_time_and_their_sum_is_that_of_the_session(app: 
 def test_the_time_from_start_timing_is_that_to_the_answer(app: Application) -> None:
     held = Held()
     model = HeldModel([ScriptedReply(text="Well.", latency_ms=1)], [held])
-    manager = app.manager()
-    agent = app.agent(manager, model=model)
+    manager, agent = app.opened(model=model)
 
     began = now_ms()
     manager.start_timing()

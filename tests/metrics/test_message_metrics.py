@@ -4,27 +4,22 @@ Strands' own `event_loop_metrics` run for the life of an `Agent` object. Stored 
 with every message, and somebody would pay by them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from strands import Agent, ModelRetryStrategy, ToolContext, tool
 from strands.hooks import AfterModelCallEvent, BeforeModelCallEvent
 from strands.types.exceptions import ModelThrottledException
-from support.application import both_durabilities, look_up
+from support.application import Application, both_durabilities, look_up
 from support.costs import LOOK_UP, TOKENS, reply, use
 from support.histories import by_hand
 
 from mongodb_session_manager._model.keys import encode_key
 from mongodb_session_manager._model.metrics import ToolCall as FinishedCall
-
-if TYPE_CHECKING:
-    from support.application import Application
 
 
 @tool
@@ -162,8 +157,7 @@ def test_the_sum_stays_true_when_the_conversation_moves_through_several_processe
 
 
 def test_the_cost_survives_changes_of_state_syncs_and_redaction(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, reply("One.", 10), reply("Two.", 20, redact_user="[removed]"))
+    manager, agent = app.opened(reply("One.", 10), reply("Two.", 20, redact_user="[removed]"))
     agent("1")
     agent("2")
     before, usage = metrics(app), app.record()["usage"]
@@ -267,8 +261,7 @@ def test_a_tools_result_and_its_count_are_stored_by_the_same_update(app: Applica
 
 @both_durabilities
 def test_a_direct_call_of_a_tool_is_no_turn(app: Application, durability: Any) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, reply("One.", 1), reply("Two.", 1))
+    manager, agent = app.opened(reply("One.", 1), reply("Two.", 1), durability=durability)
     agent.tool.look_up(what="x")
     agent("1")
     agent.tool.look_up(what="y")
@@ -281,8 +274,7 @@ def test_a_direct_call_of_a_tool_is_no_turn(app: Application, durability: Any) -
 
 
 def test_a_prompt_that_was_put_into_the_conversation_and_appended_by_hand_begins_a_turn(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, reply("One.", 1), reply("Two.", 1))
+    manager, agent = app.opened(reply("One.", 1), reply("Two.", 1))
     for turns in (1, 3):
         agent.messages.append(by_hand("Hello"))
         manager.append_message(agent.messages[-1], agent)
@@ -333,8 +325,7 @@ def test_all_tools_of_an_interrupted_answer_are_counted_when_it_goes_on(
 ) -> None:
     calls = (ToolCall("look_up", {"what": "x"}), ToolCall("ask"))
     tools = [look_up, ask]
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, reply("", 1, calls=calls), reply("Done.", 1), tools=tools)
+    manager, agent = app.opened(reply("", 1, calls=calls), reply("Done.", 1), tools=tools, durability=durability)
     interrupts = agent("Do it").interrupts
     if in_another_process:
         manager.close()
@@ -362,8 +353,7 @@ def test_the_results_of_tools_that_are_appended_by_hand_are_counted(app: Applica
     def result_of(tool_use_id: Any, status: str) -> Any:
         return {"toolResult": {"toolUseId": tool_use_id, "status": status, "content": []}}
 
-    manager = app.manager()
-    agent = app.agent(manager)
+    manager, agent = app.opened()
     uses = [use_of("1", "look_up"), use_of("2", "other"), use_of("3", None)]
     results = [result_of("1", "success"), result_of("2", "error")]
     strange = [result_of("3", "success"), result_of("4", "error"), result_of([], "error"), {"toolResult": None}]
@@ -471,8 +461,7 @@ def test_an_answer_that_a_hook_had_made_anew_is_paid_for_and_stored_nowhere(app:
 
 @both_durabilities
 def test_what_a_discarded_answer_used_is_given_to_no_other(app: Application, durability: Any) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, reply("No good.", 10), reply("Good.", 20), hooks=[once_more])
+    manager, agent = app.opened(reply("No good.", 10), reply("Good.", 20), hooks=[once_more], durability=durability)
     agent("1")
     manager.append_message(by_hand("By hand.", "assistant"), agent)
     manager.sync_agent(agent)
@@ -514,8 +503,7 @@ def test_a_discarded_answer_is_counted_with_the_next_message_if_its_turn_fails(a
 @pytest.mark.topology
 @both_durabilities
 def test_a_message_that_had_to_be_sent_again_is_counted_once(app: Application, durability: Any) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, reply("One.", 10), reply("Two.", 20))
+    manager, agent = app.opened(reply("One.", 10), reply("Two.", 20), durability=durability)
     agent("1")
     for message in agent.messages:  # by hand, as some do
         manager.append_message(message, agent)
@@ -556,8 +544,7 @@ def test_an_answer_appended_by_hand_gets_its_cost_at_the_next_sync_once(app: App
 
 
 def test_a_sync_that_finds_nothing_used_invents_no_cost(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager)
+    manager, agent = app.opened()
     manager.append_message(by_hand("Hello.", "assistant"), agent)
     manager.sync_agent(agent)
     assert metrics(app) == [None]
@@ -565,8 +552,7 @@ def test_a_sync_that_finds_nothing_used_invents_no_cost(app: Application) -> Non
 
 def test_late_cost_in_a_later_process_is_only_what_that_process_used(app: Application) -> None:
     app.agent(app.manager(), reply("One.", 10))("1")
-    manager = app.manager()
-    agent = app.agent(manager)
+    manager, agent = app.opened()
     manager.append_message(by_hand("Two.", "assistant"), agent)
     use(agent, 20, latency_ms=6)
     manager.sync_agent(agent)
@@ -588,8 +574,7 @@ def test_an_agent_whose_metrics_ran_before_it_was_given_a_session_brings_none_of
 
 
 def test_metrics_that_came_with_a_message_appended_by_hand_are_kept(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager)
+    manager, agent = app.opened()
     usage = {"inputTokens": 3, "outputTokens": 1, "totalTokens": 4}
     metadata = {"usage": usage, "metrics": {"latencyMs": 9}}
     manager.append_message({**by_hand("Hello.", "assistant"), "metadata": metadata}, agent)

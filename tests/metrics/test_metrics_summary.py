@@ -1,12 +1,11 @@
 """What a session has cost, asked in one small read: equal to what its messages say together, wherever they lie."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
 import random
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from strands import Agent, tool
 from strands.types.session import Session, SessionAgent, SessionMessage
-from support.application import both_durabilities, look_up
+from support.application import Application, both_durabilities, look_up
 from support.costs import LOOK_UP, TOKENS, plain_reply, reply
 from support.histories import HISTORY, SESSIONS, SMALL, by_hand, stored, talker
 
@@ -30,11 +29,6 @@ from mongodb_session_manager import (
 )
 from mongodb_session_manager._model.metrics import Totals
 from mongodb_session_manager._model.metrics_summary import summarise
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from support.application import Application
 
 # Buckets grow by 2^(1/4); the middle of one is at most half of that from either end.
 ERROR = 2 ** (1 / 8) * (1 + 1e-9)
@@ -199,8 +193,7 @@ def test_a_turn_that_is_not_stored_yet_is_not_in_the_summary(app: Application) -
         seen.append(manager.get_metrics_summary().messages)
         return "Yes."
 
-    manager = app.manager(durability="turn")
-    agent = app.agent(manager, answer)
+    manager, agent = app.opened(answer, durability="turn")
     agent("1")
     agent("2")
     assert seen == [0, 2]

@@ -1,17 +1,15 @@
 """An application that knows better what an answer cost says so, for the next answer alone, and the sums stay true."""
 
-from __future__ import annotations
-
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import ScriptedReply, ToolCall
-from strands import tool
+from strands import Agent, tool
 from strands.bidi import BidiAgent
 from strands.hooks import AfterInvocationEvent, BeforeInvocationEvent
-from support.application import both_durabilities
+from support.application import Application, both_durabilities
 from support.bidi_model import HANG_UP, ScriptedBidiModel
 from support.costs import LOOK_UP, use
 from support.costs import plain_reply as reply
@@ -19,10 +17,6 @@ from support.flows import call, spoken, written
 from support.histories import by_hand
 
 from mongodb_session_manager import TokenCounts, UnstorableValueError
-
-if TYPE_CHECKING:
-    from strands import Agent
-    from support.application import Application
 
 
 def metrics(app: Application, agent_id: str = "a") -> list[Any]:
@@ -56,8 +50,7 @@ def assert_summary_is_their_sum(app: Application, *agent_ids: str) -> None:
 def test_the_next_answer_records_the_counts_that_were_set_and_the_one_after_it_its_own(
     app: Application, durability: Any
 ) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, reply("One.", 3, 1), reply("Two.", 6, 2))
+    manager, agent = app.opened(reply("One.", 3, 1), reply("Two.", 6, 2), durability=durability)
     manager.set_token_counts(input_tokens=20, output_tokens=45)
     agent("Kaixo")
     agent("And?")
@@ -84,8 +77,7 @@ def test_the_next_answers_latency_is_the_time_since_timing_was_started(app: Appl
 
 
 def test_counts_and_timing_hold_together_and_the_last_that_was_said_counts(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, *(reply("One.", 3, 1, latency_ms=60_000) for _ in range(2)))
+    manager, agent = app.opened(*(reply("One.", 3, 1, latency_ms=60_000) for _ in range(2)))
     manager.set_token_counts(1, 1)
     manager.start_timing()
     manager.set_token_counts(20, 45)
@@ -100,16 +92,14 @@ def test_counts_and_timing_hold_together_and_the_last_that_was_said_counts(app: 
 
 
 def test_cached_tokens_that_were_reported_go_with_the_counts_they_belonged_to(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, reply("One.", 3, 1, more={"cacheReadInputTokens": 100}))
+    manager, agent = app.opened(reply("One.", 3, 1, more={"cacheReadInputTokens": 100}))
     manager.set_token_counts(20, 45)
     agent("1")
     assert manager.get_metrics_summary().tokens == TokenCounts(20, 45, 65, 0, 0)
 
 
 def test_a_provider_that_reports_nothing_is_helped(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, reply("One.", 0, 0))
+    manager, agent = app.opened(reply("One.", 0, 0))
     manager.set_token_counts(0, 45)
     agent("1")
     assert metrics(app)[1][:3] == (0, 45, 45)
@@ -118,8 +108,7 @@ def test_a_provider_that_reports_nothing_is_helped(app: Application) -> None:
 @pytest.mark.slow
 @both_durabilities
 def test_in_a_turn_with_tools_the_message_that_calls_them_takes_it(app: Application, durability: Any) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, reply("", 3, 1, tool_calls=LOOK_UP), reply("Done.", 6, 2))
+    manager, agent = app.opened(reply("", 3, 1, tool_calls=LOOK_UP), reply("Done.", 6, 2), durability=durability)
     manager.set_token_counts(20, 45)
     agent("Do it")
     assert metrics(app) == [None, (20, 45, 65, 20), None, (6, 2, 8, 20)]
@@ -133,8 +122,7 @@ def test_counts_that_are_set_by_a_tool_are_those_of_the_answer_that_follows(app:
         manager.set_token_counts(20, 45)
         return "counted"
 
-    manager = app.manager()
-    agent = app.agent(manager, reply("", 3, 1, tool_calls=(ToolCall("count"),)), reply("Done.", 6, 2), tools=[count])
+    manager, agent = app.opened(reply("", 3, 1, tool_calls=(ToolCall("count"),)), reply("Done.", 6, 2), tools=[count])
     agent("Do it")
     assert metrics(app) == [None, (3, 1, 4, 20), None, (20, 45, 65, 20)]
 
@@ -179,8 +167,7 @@ def test_another_manager_of_the_session_takes_nothing(app: Application) -> None:
 
 
 def test_a_reloaded_agent_takes_it(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, reply("One.", 3, 1), reply("Two.", 6, 2))
+    manager, agent = app.opened(reply("One.", 3, 1), reply("Two.", 6, 2))
     agent("1")
     manager.set_token_counts(20, 45)
     manager.reload(agent)
@@ -189,8 +176,7 @@ def test_a_reloaded_agent_takes_it(app: Application) -> None:
 
 
 def test_a_redacted_answer_keeps_the_counts_that_were_set(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, reply("Secret.", 3, 1, redact_user="[removed]", redact_assistant="[removed]"))
+    manager, agent = app.opened(reply("Secret.", 3, 1, redact_user="[removed]", redact_assistant="[removed]"))
     manager.set_token_counts(20, 45)
     agent("Secret?")
     manager.redact_latest_message(by_hand("[gone]", "assistant"), agent)
@@ -228,8 +214,7 @@ def test_a_turn_that_fails_leaves_nothing_to_the_next(app: Application, durabili
 
 
 def test_what_is_said_after_a_turns_last_answer_is_forgotten_with_the_turn(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, reply("One.", 3, 1), reply("Two.", 6, 2))
+    manager, agent = app.opened(reply("One.", 3, 1), reply("Two.", 6, 2))
     agent.hooks.add_callback(AfterInvocationEvent, lambda _: manager.set_token_counts(20, 45))
     agent("1")
     agent("2")
@@ -237,8 +222,7 @@ def test_what_is_said_after_a_turns_last_answer_is_forgotten_with_the_turn(app: 
 
 
 def test_what_a_hook_says_when_a_turn_begins_is_that_turns(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, reply("One.", 3, 1))
+    manager, agent = app.opened(reply("One.", 3, 1))
     agent.hooks.add_callback(BeforeInvocationEvent, lambda _: manager.set_token_counts(20, 45))
     agent("1")
     assert metrics(app) == [None, (20, 45, 65, 20)]
@@ -249,16 +233,14 @@ def test_an_answer_that_goes_on_in_another_turn_gives_nothing_away(app: Applicat
         if agent.model.calls == 1:  # type: ignore[attr-defined]
             event.resume = "And then?"
 
-    manager = app.manager()
-    agent = app.agent(manager, reply("Once upon a time.", 3, 1), reply("The end.", 6, 2), hooks=[go_on])
+    manager, agent = app.opened(reply("Once upon a time.", 3, 1), reply("The end.", 6, 2), hooks=[go_on])
     manager.set_token_counts(20, 45)
     agent("Tell a story")
     assert metrics(app) == [None, (20, 45, 65, 20), None, (6, 2, 8, 20)]
 
 
 def test_what_was_said_of_an_answer_that_cannot_be_stored_is_no_others(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, reply("Two.", 6, 2))
+    manager, agent = app.opened(reply("Two.", 6, 2))
     manager.set_token_counts(20, 45)
     with pytest.raises(UnstorableValueError):
         manager.append_message({"role": "assistant", "content": [{"text": object()}]}, agent)
@@ -305,8 +287,7 @@ def test_what_is_said_after_a_turn_could_not_begin_is_the_next_turns(app: Applic
 
 @both_durabilities
 def test_an_answer_appended_by_hand_takes_what_was_set(app: Application, durability: Any) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, reply("Two.", 6, 2))
+    manager, agent = app.opened(reply("Two.", 6, 2), durability=durability)
     manager.start_timing()
     manager.append_message(by_hand("1"), agent)
     manager.set_token_counts(20, 45)
@@ -320,8 +301,7 @@ def test_an_answer_appended_by_hand_takes_what_was_set(app: Application, durabil
 
 
 def test_metrics_that_came_with_an_answer_give_way_to_what_was_set(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager)
+    manager, agent = app.opened()
     manager.set_token_counts(20, 45)
     usage = {"inputTokens": 3, "outputTokens": 1, "totalTokens": 4}
     answer: Any = {**by_hand("One.", "assistant"), "metadata": {"usage": usage, "metrics": {"latencyMs": 9}}}
@@ -334,8 +314,7 @@ def test_metrics_that_came_with_an_answer_give_way_to_what_was_set(app: Applicat
 def test_what_strands_counts_for_an_answer_whose_counts_were_set_is_given_to_no_other(
     app: Application, durability: Any
 ) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, reply("Three.", 6, 2))
+    manager, agent = app.opened(reply("Three.", 6, 2), durability=durability)
     manager.set_token_counts(20, 45)
     manager.append_message(by_hand("One.", "assistant"), agent)
     use(agent, 10, latency_ms=5)
@@ -352,8 +331,7 @@ def test_what_strands_counts_for_an_answer_whose_counts_were_set_is_given_to_no_
 
 @both_durabilities
 def test_an_answer_that_was_only_timed_gets_its_tokens_at_the_next_sync_once(app: Application, durability: Any) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, reply("Three.", 6, 2))
+    manager, agent = app.opened(reply("Three.", 6, 2), durability=durability)
     manager.start_timing()
     manager.append_message(by_hand("One.", "assistant"), agent)
     timed = metrics(app)[0]
@@ -370,8 +348,7 @@ def test_an_answer_that_was_only_timed_gets_its_tokens_at_the_next_sync_once(app
 
 
 def test_an_answer_of_a_turn_whose_counts_were_set_does_not_distort_what_comes_late(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, reply("One.", 3, 1), reply("Three.", 6, 2))
+    manager, agent = app.opened(reply("One.", 3, 1), reply("Three.", 6, 2))
     manager.set_token_counts(20, 45)
     agent("1")
     manager.append_message(by_hand("Two.", "assistant"), agent)
@@ -415,8 +392,7 @@ def test_the_copy_of_an_answer_corrects_it_before_its_turn_ends(app: Application
 
 
 def test_counts_that_are_no_single_answers_are_forgotten(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, reply("Wait. ", 3, 1, tool_calls=LOOK_UP), reply("Done.", 6, 2), reply("Two.", 9, 3))
+    manager, agent = app.opened(reply("Wait. ", 3, 1, tool_calls=LOOK_UP), reply("Done.", 6, 2), reply("Two.", 9, 3))
     agent("1")
     manager.set_token_counts(20, 45)
     manager.append_message(by_hand("Wait. Done.", "assistant"), agent)
@@ -454,8 +430,7 @@ def test_counts_that_are_no_integers_are_refused(app: Application, wrong: Any) -
 
 
 def test_the_largest_counts_are_stored_and_added_up(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, *(reply("Yes.", 3, 1) for _ in range(3)))
+    manager, agent = app.opened(*(reply("Yes.", 3, 1) for _ in range(3)))
     for _ in range(3):
         manager.set_token_counts(2**53, 2**53)
         agent("?")

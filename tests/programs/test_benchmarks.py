@@ -4,25 +4,20 @@ Times are never tested: machines differ. What a turn sends, in commands and byte
 `test_command_counts.py`; what a page of sessions reads, in `test_listing.py`.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from strands.agent.conversation_manager import SlidingWindowConversationManager
+from support.application import Application
 from support.histories import SESSIONS
 
 from mongodb_session_manager import MongoDBSessionManagerFactory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from support.application import Application
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = sorted(path for path in ROOT.glob("benchmarks/*.py") if path.name != "support.py")

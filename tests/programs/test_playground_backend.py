@@ -1,7 +1,5 @@
 """The chat's server as browsers see it: a real web server, a real MongoDB, cookies, streams that break."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import contextlib
@@ -9,7 +7,9 @@ import json
 import signal
 import threading
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +20,7 @@ from example_fastapi_streaming import AGENT_ID, create_app
 from itsdangerous import TimestampSigner
 from offline_model import ScriptedReply, ToolCall
 from pymongo import MongoClient
+from pymongo.database import Database
 from strands import Agent, tool
 from support.baton import REPLY, WORDS, Baton, BatonModel
 from support.failpoints import fail_command
@@ -29,12 +30,6 @@ from support.web import figure, served
 
 from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager.local import LocalMongoDB
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from pymongo.database import Database
 
 COLLECTION = "sessions"
 APP_NAME = "the chat"

@@ -1,10 +1,9 @@
 """Large binaries and texts are taken out of a value and put back; nobody else's value is taken for a marker."""
 
-from __future__ import annotations
-
 import itertools
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from bson import ObjectId
@@ -15,10 +14,6 @@ from support.equality import assert_same
 
 from mongodb_session_manager import UnstorableValueError
 from mongodb_session_manager._model.encoding import MARKER, PendingBlobs, blob_files, decode, encode, to_bson
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 MEGABYTE = 1024 * 1024
 LIFE = ObjectId()

@@ -1,7 +1,5 @@
 """The documentation: every link leads to a page and a heading that are there, every public name has a place."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An error is described by what cannot hold a conversation."""
 
-from __future__ import annotations
-
 import pytest
 from pymongo.errors import (
     BulkWriteError,

@@ -1,7 +1,5 @@
 """An error that names a session, agent or message in its text has it as an attribute as well, for callers."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

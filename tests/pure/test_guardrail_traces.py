@@ -1,7 +1,5 @@
 """Of a guardrail's trace what is known is kept, bounded, and never what a policy matched."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import bson

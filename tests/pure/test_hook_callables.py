@@ -1,7 +1,5 @@
 """What cannot be called as a hook is refused when the application starts."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

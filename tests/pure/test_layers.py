@@ -3,8 +3,6 @@
 Read from the source by `ast`, imports for type checkers included: what only types name is known as well.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

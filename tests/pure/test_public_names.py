@@ -1,7 +1,5 @@
 """What users import stays as it is, unless that is meant; and it is what the documentation names."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re

@@ -1,15 +1,11 @@
 """Documents that another program has written, or spoilt: they break nothing that is read, least of all a list."""
 
-from __future__ import annotations
-
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from bson import Decimal128
-
-if TYPE_CHECKING:
-    from support.application import Application
+from support.application import Application
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

@@ -1,21 +1,14 @@
 """A unique index of the application's own: what it refuses is told at once, and everything else goes on."""
 
-from __future__ import annotations
-
 import logging
-from typing import TYPE_CHECKING
 
 import pytest
 from pymongo.errors import DuplicateKeyError
+from support.application import Application
 from support.histories import SESSIONS, SMALL, said, stored, talker, texts
 from support.repositories import a_session
 
-from mongodb_session_manager import SessionExistsError
-
-if TYPE_CHECKING:
-    from support.application import Application
-
-    from mongodb_session_manager import MongoDBSessionRepository
+from mongodb_session_manager import MongoDBSessionRepository, SessionExistsError
 
 pytestmark = pytest.mark.new_database
 

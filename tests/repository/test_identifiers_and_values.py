@@ -671,15 +671,6 @@ def test_the_refusal_of_a_value_says_where_the_value_is(unstorable: Any, convers
         conversation.update_agent("s", an_agent(state={"fine": 1, "culprit": unstorable}))
 
 
-def test_a_text_larger_than_a_document_is_refused_and_the_session_stays_usable(conversation: Repository) -> None:
-    with pytest.raises(UnstorableValueError):
-        conversation.create_message("s", "a", a_message(text="x" * (17 * 1024 * 1024)))
-    with pytest.raises(UnstorableValueError):
-        conversation.update_agent("s", an_agent(state={"huge": "x" * (17 * 1024 * 1024)}))
-    conversation.create_message("s", "a", a_message(text="goes on"))
-    assert said(conversation) == ["goes on"]
-
-
 @pytest.mark.slow
 def test_a_message_of_many_small_values_that_no_document_holds_is_refused_by_size_before_anything_is_sent(
     conversation: Repository, app: Application

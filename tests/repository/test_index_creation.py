@@ -4,22 +4,18 @@ Which index serves which list of sessions: `test_listing.py`. Those of binaries 
 `test_search.py`.
 """
 
-from __future__ import annotations
-
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pymongo import IndexModel
+from support.application import Application
 from support.histories import SESSIONS, manager_of
 from support.repositories import a_session
 
 from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManagerFactory
 from mongodb_session_manager import MongoDBSessionRepository as Repository
-
-if TYPE_CHECKING:
-    from support.application import Application
 
 pytestmark = pytest.mark.new_database
 

@@ -1,7 +1,5 @@
 """Lists of sessions: every session once, by the filters that were given, with headers that cost little."""
 
-from __future__ import annotations
-
 import base64
 import inspect
 import re
@@ -23,7 +21,7 @@ from mongodb_session_manager import MongoDBSessionManagerFactory, SessionPage
 from mongodb_session_manager import MongoDBSessionRepository as Repository
 from mongodb_session_manager._model.documents import new_session
 from mongodb_session_manager._model.limits import MAX_LISTED_SESSIONS, TITLE_CHARACTERS
-from mongodb_session_manager._statements.session_listing import Order, PageEnd, write_cursor
+from mongodb_session_manager._statements.session_listing import PageEnd, write_cursor
 from mongodb_session_manager.errors import InvalidIdentifierError, UnstorableValueError
 
 T0 = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -330,7 +328,7 @@ def test_a_cursor_that_was_damaged_or_belongs_to_another_order_is_refused(
             with pytest.raises(ValueError, match="sort_by='created_at' and newest_first=True"):
                 repository.list_sessions(cursor=cursor, **other)  # type: ignore[arg-type]
         for time, session_id, tied in ((T0, {"$gt": ""}, False), ({"$gt": 0}, "s", False), (T0, "s", 1)):
-            forged = write_cursor(Order("created_at", True), PageEnd(time, session_id, tied))  # type: ignore[arg-type]
+            forged = write_cursor(PageEnd("created_at", True, time, session_id, tied))  # type: ignore[arg-type]
             with pytest.raises(ValueError, match="cursor is damaged"):
                 repository.list_sessions(cursor=forged)
         for content in (b"", b"\0", bson.encode({}), bson.encode({"time": T0, "session_id": "s", "tied": False})):

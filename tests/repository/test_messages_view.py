@@ -1,23 +1,19 @@
 """The view of all messages: each once, wherever it is stored, and nothing that does not count."""
 
-from __future__ import annotations
-
 from collections import Counter
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply
 from pymongo.errors import OperationFailure
 from strands.agent.conversation_manager import SlidingWindowConversationManager
+from support.application import Application
 
 from mongodb_session_manager import MongoDBSessionError
 from mongodb_session_manager import MongoDBSessionRepository as Repository
 from mongodb_session_manager._model.archive_policy import ArchivePolicy
 from mongodb_session_manager._model.keys import decode_key
-
-if TYPE_CHECKING:
-    from support.application import Application
 
 # Each makes a view.
 pytestmark = pytest.mark.new_database

@@ -252,17 +252,6 @@ def test_a_session_created_after_a_deletion_begins_empty(conversation: Repositor
     assert app.session()["incarnation"] != first
 
 
-@pytest.mark.topology
-def test_a_late_write_does_not_bring_a_deleted_session_back(conversation: Repository, app: Application) -> None:
-    conversation.create_message("s", "a", a_message())
-    conversation.delete_session("s")
-    with pytest.raises(SessionNotFoundError):
-        conversation.create_message("s", "a", a_message(1))
-    with pytest.raises(SessionNotFoundError):
-        conversation.update_metadata("s", {"status": "open"})
-    assert app.database[SESSIONS].count_documents({}) == 0
-
-
 # --- what is missing ------------------------------------------------------------------------------
 
 Operation = Callable[[Repository], Any]
@@ -483,15 +472,6 @@ def test_a_system_prompt_of_content_blocks_comes_back_as_it_was(session: Reposit
     agent.system_prompt = [{"text": "Be brief."}, {"cachePoint": {"type": "default"}}]
     session.create_agent("s", agent)
     assert_same(agent_of(session).system_prompt, agent.system_prompt)
-
-
-def test_the_agents_of_a_session_do_not_share_anything(conversation: Repository) -> None:
-    conversation.create_agent("s", an_agent("b", {"mine": 2}))
-    conversation.create_message("s", "a", a_message(0, "for one"))
-    conversation.create_message("s", "b", a_message(0, "for two"))
-    assert (agent_of(conversation).state, agent_of(conversation, "b").state) == ({}, {"mine": 2})
-    assert text_of(message_of(conversation)) == "for one"
-    assert text_of(message_of(conversation, agent_id="b")) == "for two"
 
 
 # --- messages -------------------------------------------------------------------------------------
@@ -777,16 +757,6 @@ def test_a_message_created_with_a_redaction_does_not_store_the_original(
     assert text_of(message_of(conversation)) == "[redacted]"
 
 
-def test_a_redacted_image_is_nowhere_in_the_database(conversation: Repository, app: Application) -> None:
-    picture = SECRET.encode() + b"\x89PNG" * 250_000
-    image = a_message(content=[{"image": {"format": "png", "source": {"bytes": picture}}}])
-    conversation.create_message("s", "a", image)
-    assert_same(message_of(conversation).message, image.message)
-    conversation.update_message("s", "a", a_message(0, "[an image]"))
-    app.nothing_at_rest(SECRET)
-    assert b"\x89PNG" * 100 not in at_rest(app.database)
-
-
 def test_a_message_behind_a_gap_is_rewritten_by_its_id_not_by_its_place(ten_messages: Repository) -> None:
     ten_messages.update_message("s", "a", a_message(6, "rewritten"))
     texts = {m.message_id: text_of(m) for m in ten_messages.list_messages("s", "a")}
@@ -811,15 +781,6 @@ def test_the_times_that_were_stored_are_written_back_into_the_object(conversatio
 # --- metadata and feedback ------------------------------------------------------------------------
 
 
-def test_a_partial_update_of_metadata_keeps_the_other_fields(session: Repository, app: Application) -> None:
-    assert session.update_metadata("s", {"user_name": "Alice", "priority": "high", "category": "support"}) is None
-    session.update_metadata("s", {"priority": "low"})
-    session.update_metadata("s", {"status": "active"})
-    expected = {"user_name": "Alice", "priority": "low", "category": "support", "status": "active"}
-    assert_same(session.get_metadata("s"), {"metadata": expected})
-    assert_same(app.session()["metadata"], expected)
-
-
 def test_a_dot_in_a_metadata_key_addresses_a_nested_field(session: Repository) -> None:
     session.update_metadata("s", {"customer": {"name": "Alice", "tier": "free"}})
     session.update_metadata("s", {"customer.tier": "gold", "order.number": 7})
@@ -827,12 +788,6 @@ def test_a_dot_in_a_metadata_key_addresses_a_nested_field(session: Repository) -
     assert_same(found, {"customer": {"name": "Alice", "tier": "gold"}, "order": {"number": 7}})
     session.delete_metadata("s", ["customer.name"])
     assert_same(session.get_metadata("s")["metadata"], {"customer": {"tier": "gold"}, "order": {"number": 7}})
-
-
-def test_deleting_metadata_removes_the_named_fields_only(session: Repository) -> None:
-    session.update_metadata("s", {"temp_token": "x", "session_secret": "y", "status": "open"})
-    assert session.delete_metadata("s", ["temp_token", "session_secret", "never_there"]) is None
-    assert_same(session.get_metadata("s"), {"metadata": {"status": "open"}})
 
 
 def test_an_empty_change_of_metadata_changes_nothing(session: Repository) -> None:

@@ -4,15 +4,14 @@ An indexer that copies messages into the search is stopped and killed at each of
 delete (`support/killed.py`), and so is a redaction while others feed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bson
 import pytest
@@ -59,11 +58,7 @@ from mongodb_session_manager import (
     MongoDBSessionError,
     SessionNotFoundError,
 )
-from mongodb_session_manager._store.indexing import IndexingTask
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
+from mongodb_session_manager._store.search_index import IndexingTask
 
 FEEDING = ["find", "update", "update"]
 """The commands of a feeding: read a batch, put it, say so."""

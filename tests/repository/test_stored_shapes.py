@@ -1,11 +1,10 @@
 """Whatever is stored has the fields and types that the shapes name, and no others."""
 
-from __future__ import annotations
-
 import types
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 from bson.codec_options import CodecOptions
@@ -20,10 +19,6 @@ from typing_extensions import get_type_hints, is_typeddict
 
 from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository
 from mongodb_session_manager._model import related_shapes, shapes
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 
 MARKERS = {"EncodedMarker", "BlobMarker", "BlobReference"}
 

@@ -4,15 +4,15 @@ Each test is one of the ways in which the library is first used: as a service wo
 collection. The details of each part are tested in the files that are named after it.
 """
 
-from __future__ import annotations
-
 import asyncio
+from collections.abc import Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ToolCall
 from pymongo import MongoClient
+from pymongo.database import Database
 from strands import Agent, ToolContext, tool
 from strands.types.session import Session, SessionAgent, SessionMessage
 from support.application import dialogue
@@ -27,11 +27,6 @@ from mongodb_session_manager import (
     get_global_factory,
     initialize_global_factory,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from pymongo.database import Database
 
 COLLECTION = "agent_sessions"
 

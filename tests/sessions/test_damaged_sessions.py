@@ -1,23 +1,17 @@
 """A session that another program has damaged says so at once and by name: nothing is guessed, nobody waits for it."""
 
-from __future__ import annotations
-
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from bson import Decimal128
 from strands.types.session import SessionMessage
+from support.application import Application
 from support.gates import Gate
 from support.histories import HISTORY, Interruption, by_hand, manager_of, talker
 
 from mongodb_session_manager import DamagedSessionError, HistoryIncompleteError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from support.application import Application
-
 
 # What a session document may say of how many messages an agent has, and no version of this library has written.
 NO_COUNTS = ["x", None, 2.5, -1, float("nan"), float("inf"), 2.0**63, {"n": 2}, [2], True, Decimal128("2")]

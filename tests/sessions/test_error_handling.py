@@ -4,18 +4,16 @@ Faults on the wire and processes that die: `test_exactly_once.py`, `test_crashes
 `test_identifiers_and_values.py`.
 """
 
-from __future__ import annotations
-
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply
 from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError, ServerSelectionTimeoutError
 from strands import Agent
 from strands.types.exceptions import SessionException
-from support.application import both_durabilities
+from support.application import Application, both_durabilities
 from support.histories import texts
 
 import mongodb_session_manager
@@ -34,10 +32,6 @@ from mongodb_session_manager import (
     UnstorableValueError,
     create_mongodb_session_manager,
 )
-
-if TYPE_CHECKING:
-    from support.application import Application
-
 
 # --- which errors there are
 
@@ -103,20 +97,6 @@ def test_without_a_server_the_first_use_says_so_and_the_manager_can_be_closed(da
 
 @pytest.mark.topology
 @both_durabilities
-def test_after_an_outage_the_next_turn_stores_what_the_failed_one_could_not(app: Application, durability: Any) -> None:
-    agent = app.agent(app.manager(durability=durability), "One.", "Two.", "Three.")
-    agent("1")
-    with app.failing(["update", "find"], error_code=8000), pytest.raises(OperationFailure):
-        agent("2")
-    agent("3")
-    # With "message" the question could not be stored, and Strands went no further.
-    answers = ["Two."] if durability == "message" else ["Two.", "Three."]
-    assert texts(app.messages()) == ["1", "One.", "2", *answers[:-1], "3", answers[-1]]
-    assert len(app.managers[0].session_repository.list_messages("s", "a")) == len(agent.messages)
-
-
-@pytest.mark.topology
-@both_durabilities
 def test_a_stream_that_breaks_off_leaves_the_question_and_the_conversation_goes_on(
     app: Application, durability: Any
 ) -> None:
@@ -131,35 +111,6 @@ def test_a_stream_that_breaks_off_leaves_the_question_and_the_conversation_goes_
 
     restored = app.agent(app.manager())
     assert [m["role"] for m in restored.messages] == [m["role"] for m in agent.messages]
-
-
-def test_an_error_of_the_application_inside_with_closes_the_manager_and_goes_on_its_way(app: Application) -> None:
-    def request() -> None:
-        with app.manager(durability="turn") as manager:
-            app.agent(manager, "Hello.")("Hello?")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        request()
-    assert texts(app.messages()) == ["Hello?", "Hello."]
-
-
-@pytest.mark.topology
-def test_a_session_deleted_in_mid_conversation_is_an_error_that_names_it_and_a_new_manager_begins_anew(
-    app: Application,
-) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, "One.", "Two.")
-    agent("1")
-    manager.session_repository.delete_session("s")
-
-    with pytest.raises(SessionNotFoundError, match="'s'"):
-        agent("2")
-    with pytest.raises(SessionNotFoundError):
-        manager.close()
-
-    app.agent(app.manager(), "Hello.")("Hello?")
-    assert texts(app.messages()) == ["Hello?", "Hello."]
 
 
 # --- edges of what is possible

@@ -4,20 +4,20 @@ Every command is made to take 200 ms. A heart beats on the loop meanwhile; a com
 during which the heart did not beat at all. So what is asserted is an order of events, not a duration.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import contextvars
 import inspect
 import threading
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pymongo
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import monitoring
+from pymongo.database import Database
 from pymongo.errors import PyMongoError
 from strands import Agent
 from strands.bidi import BidiAgent
@@ -30,12 +30,7 @@ from support.bidi_model import ScriptedBidiModel
 from support.histories import SESSIONS, by_hand
 from support.running import run_python
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
-
-    from pymongo.database import Database
-
-    from mongodb_session_manager import MongoDBSessionManager
+from mongodb_session_manager import MongoDBSessionManager
 
 SLOW_MS = 200
 # What is watched, and made slow.
@@ -270,8 +265,7 @@ def test_a_graph_and_a_swarm_are_stored_without_holding_up_the_loop(service: Ser
 
 @pytest.mark.slow
 def test_messages_appended_by_hand_on_the_loop_are_on_their_way_and_nobody_waits(service: Service) -> None:
-    manager = service.manager()
-    agent = service.agent(manager)
+    manager, agent = service.opened()
 
     async def request() -> None:
         manager.append_message({"role": "user", "content": "one"}, agent)
@@ -288,8 +282,7 @@ def test_messages_appended_by_hand_on_the_loop_are_on_their_way_and_nobody_waits
 
 @pytest.mark.slow
 def test_a_redaction_by_hand_on_the_loop_is_on_its_way_and_nobody_waits(service: Service) -> None:
-    manager = service.manager()
-    agent = service.agent(manager, "my secret")
+    manager, agent = service.opened("my secret")
     agent("Tell me")
 
     async def request() -> None:
@@ -304,8 +297,7 @@ def test_a_redaction_by_hand_on_the_loop_is_on_its_way_and_nobody_waits(service:
 
 @pytest.mark.slow
 def test_sync_agent_on_the_loop_is_on_its_way_and_nobody_waits(service: Service) -> None:
-    manager = service.manager()
-    agent = service.agent(manager, "Hello.")
+    manager, agent = service.opened("Hello.")
     agent("Hello?")
 
     async def request() -> None:
@@ -321,8 +313,7 @@ def test_sync_agent_on_the_loop_is_on_its_way_and_nobody_waits(service: Service)
 
 @pytest.mark.slow
 def test_the_streaming_example_of_the_documentation_never_holds_up_the_loop(service: Service) -> None:
-    manager = service.manager()
-    agent = service.agent(manager, "Fine, and how are you today, my friend?")
+    manager, agent = service.opened("Fine, and how are you today, my friend?")
 
     async def request() -> None:
         manager.append_message({"role": "user", "content": "How are you?"}, agent)
@@ -478,8 +469,7 @@ def test_each_command_runs_in_a_copy_of_its_requests_context(service: Service) -
 def test_a_deadline_of_pymongo_around_a_turn_reaches_the_commands_and_what_missed_it_is_stored_later(
     service: Service,
 ) -> None:
-    manager = service.manager()
-    agent = service.agent(manager, "Hello.", "Never said.")
+    manager, agent = service.opened("Hello.", "Never said.")
 
     async def in_time() -> None:
         with pymongo.timeout(30):
@@ -538,8 +528,7 @@ def test_every_hook_that_stores_is_a_coroutine_function_since_strands_runs_other
 def test_synchronous_calls_graphs_and_swarms_under_a_running_loop_and_beside_it_are_all_stored(
     service: Service, durability: Any
 ) -> None:
-    manager = service.manager(durability=durability)
-    agent = service.agent(manager, *[f"Answer {n}." for n in range(4)])
+    manager, agent = service.opened(*[f"Answer {n}." for n in range(4)], durability=durability)
     agent("0")  # no loop at all
 
     async def notebook() -> None:
@@ -557,8 +546,7 @@ def test_synchronous_calls_graphs_and_swarms_under_a_running_loop_and_beside_it_
 
 
 def test_a_synchronous_call_under_a_running_loop_returns_with_its_turn_stored(service: Service) -> None:
-    manager = service.manager()
-    agent = service.agent(manager, "Hello.")
+    agent = service.agent(None, "Hello.")
 
     async def notebook() -> list[tuple[str, str]]:
         agent("Hello?")

@@ -1,40 +1,33 @@
 """The lease: one process at a time writes to a session, by the server's clock, whatever becomes of the processes."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel
 from pymongo.errors import OperationFailure
 from strands import Agent
-from strands.types.session import SessionAgent, SessionMessage
+from support.application import Application
 from support.commands import CommandRecorder
 from support.histories import by_hand, texts
+from support.repositories import MultiAgent, a_message, an_agent
 from support.running import start_python
 from support.waiting import eventually
-from support.wire_proxy import Cut
+from support.wire_proxy import Cut, WireProxy
 
 from mongodb_session_manager import (
     MongoDBSessionError,
     MongoDBSessionManager,
+    MongoDBSessionRepository,
     SessionBusyError,
     SessionNotFoundError,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from support.application import Application
-    from support.wire_proxy import WireProxy
-
-    from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository
-    from mongodb_session_manager._session.lease import SessionLease
+from mongodb_session_manager._session.lease import SessionLease
 
 
 def lease_of(app: Application) -> Any:
@@ -282,24 +275,6 @@ def test_a_lease_whose_answer_was_lost_is_held(app: Application, proxies: Callab
 # --- who may write
 
 
-class Picture:
-    """A graph as far as a repository sees it."""
-
-    def __init__(self, multi_agent_id: str) -> None:
-        self.id = multi_agent_id
-
-    def serialize_state(self) -> dict[str, Any]:
-        return {"status": "new"}
-
-
-def session_message(message_id: int) -> SessionMessage:
-    return SessionMessage(message=by_hand("from outside"), message_id=message_id)
-
-
-def session_agent(agent_id: str) -> SessionAgent:
-    return SessionAgent(agent_id=agent_id, state={"new": True}, conversation_manager_state={})
-
-
 BY_A_MANAGER: dict[str, Callable[[MongoDBSessionManager, Agent], object]] = {
     "a turn": lambda _, agent: agent("from outside"),
     "a message": lambda manager, agent: manager.append_message(by_hand("from outside"), agent),
@@ -314,12 +289,12 @@ BY_A_MANAGER: dict[str, Callable[[MongoDBSessionManager, Agent], object]] = {
 }
 
 BY_A_REPOSITORY: dict[str, Callable[[MongoDBSessionRepository], object]] = {
-    "create_agent": lambda r: r.create_agent("s", session_agent("new")),
-    "update_agent": lambda r: r.update_agent("s", session_agent("a")),
-    "create_message": lambda r: r.create_message("s", "a", session_message(7)),
-    "update_message": lambda r: r.update_message("s", "a", session_message(0)),
-    "create_multi_agent": lambda r: r.create_multi_agent("s", Picture("new")),
-    "update_multi_agent": lambda r: r.update_multi_agent("s", Picture("graph")),
+    "create_agent": lambda r: r.create_agent("s", an_agent("new", {"new": True})),
+    "update_agent": lambda r: r.update_agent("s", an_agent("a", {"new": True})),
+    "create_message": lambda r: r.create_message("s", "a", a_message(7, "from outside")),
+    "update_message": lambda r: r.update_message("s", "a", a_message(0, "from outside")),
+    "create_multi_agent": lambda r: r.create_multi_agent("s", MultiAgent("new", {"status": "new"})),
+    "update_multi_agent": lambda r: r.update_multi_agent("s", MultiAgent("graph", {"status": "new"})),
     "update_metadata": lambda r: r.update_metadata("s", {"new": True}),
     "delete_metadata": lambda r: r.delete_metadata("s", ["topic"]),
     "add_feedback": lambda r: r.add_feedback("s", {"rating": "up"}),
@@ -331,7 +306,18 @@ def begin_with_everything(app: Application) -> None:
     manager = app.process()
     manager.update_metadata({"topic": "fish"})
     app.agent(manager)("hi")
-    manager.session_repository.create_multi_agent("s", Picture("graph"))
+    manager.session_repository.create_multi_agent("s", MultiAgent("graph", {"status": "new"}))
+
+
+def assert_refused_during_a_lease(app: Application, write: Callable[[], object]) -> Any:
+    """The write is refused and changes nothing; returns the session document of before."""
+    with app.process().lease(30):
+        before = app.session()
+        with pytest.raises(SessionBusyError) as raised:
+            write()
+        assert app.session() == before
+        assert 0 < (raised.value.retry_after or 0) <= 30
+    return before
 
 
 @pytest.mark.parametrize("name", BY_A_MANAGER)
@@ -343,20 +329,13 @@ def test_what_another_manager_writes_during_a_lease_is_refused_and_can_be_stored
     other = app.process()
     agent = app.agent(other)
 
-    with app.process().lease(30):
-        before = app.database.sessions.find_one({})
-        with pytest.raises(SessionBusyError) as raised:
-            write(other, agent)
-        assert app.database.sessions.find_one({}) == before
-        assert 0 < (raised.value.retry_after or 0) <= 30
+    before = assert_refused_during_a_lease(app, lambda: write(other, agent))
 
     other.flush()
     if name in ("metadata", "less metadata", "feedback"):  # these are written at once or not at all
         write(other, agent)
-    after = app.database.sessions.find_one({})
-    assert after is not None
-    assert after != before
-    assert "lease" not in after
+    assert app.session() != before
+    assert lease_of(app) is None
 
 
 @pytest.mark.parametrize("name", BY_A_REPOSITORY)
@@ -366,16 +345,10 @@ def test_what_a_repository_writes_during_a_lease_is_refused_and_goes_through_aft
     write = BY_A_REPOSITORY[name]
     begin_with_everything(app)
 
-    with app.process().lease(30):
-        before = app.database.sessions.find_one({})
-        with pytest.raises(SessionBusyError) as raised:
-            write(app.repository)
-        assert app.database.sessions.find_one({}) == before
-        assert 0 < (raised.value.retry_after or 0) <= 30
+    before = assert_refused_during_a_lease(app, lambda: write(app.repository))
 
     write(app.repository)
-    after = app.database.sessions.find_one({})
-    assert after is None or after != before
+    assert app.database.sessions.find_one({}) != {key: value for key, value in before.items() if key != "lease"}
 
 
 @pytest.mark.parametrize("name", BY_A_MANAGER)

@@ -1,9 +1,7 @@
 """Multiple agents: each agent of a session has a conversation, a state and figures of its own, whoever else answers."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
@@ -12,13 +10,10 @@ from strands.hooks import AfterMultiAgentInvocationEvent, AfterNodeCallEvent, Ho
 from strands.multiagent import GraphBuilder
 from strands.multiagent.base import MultiAgentBase, MultiAgentResult, Status
 from strands.types.exceptions import SessionException
-from support.application import both_durabilities
+from support.application import Application, both_durabilities
 from support.equality import assert_same
 
-if TYPE_CHECKING:
-    from support.application import Application
-
-    from mongodb_session_manager import MongoDBSessionManager
+from mongodb_session_manager import MongoDBSessionManager
 
 
 def test_agents_of_one_session_have_separate_histories_and_states(app: Application) -> None:

@@ -4,26 +4,21 @@ A validator quotes the value that it refuses, a unique index the key. The driver
 caller's, and the ``__cause__`` of ours.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from offline_model import ToolCall
 from pymongo.errors import OperationFailure
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.session import Session
+from support.application import Application
 from support.histories import by_hand
 from support.running import run_python
 
 from mongodb_session_manager import SessionExistsError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from support.application import Application
 
 # Validators and indexes of their own would stay in a database that others are lent.
 pytestmark = pytest.mark.new_database

@@ -1,14 +1,13 @@
 """The session manager as an application uses it: what it stores, restores, refuses and gives back."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import copy
 import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
@@ -19,6 +18,7 @@ from strands import Agent, ToolContext, tool
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types.exceptions import EventLoopException
 from support.application import NOWHERE, Application, both_durabilities, dialogue
+from support.commands import Commands
 from support.equality import assert_same
 from support.histories import SESSIONS, at_rest, by_hand, texts
 
@@ -32,12 +32,19 @@ from mongodb_session_manager import (
     create_mongodb_session_manager,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
-    from support.commands import Commands
-
 SECRET = "my card is 4929-1234-5678-9012"
+
+
+def looking_at(app: Application, seen: list[int]) -> Any:
+    """A tool that notes how many messages are stored when it is called."""
+
+    @tool
+    def look() -> str:
+        """Look at what is stored so far."""
+        seen.append(len(app.messages()))
+        return "looked"
+
+    return look
 
 
 @tool
@@ -161,27 +168,8 @@ def test_deleting_metadata_of_a_session_that_does_not_exist_is_no_error(app: App
     assert manager.get_metadata() in ({}, {"metadata": {}})
 
 
-def test_feedback_can_be_the_first_thing_that_happens_and_keeps_its_order_and_time(app: Application) -> None:
-    manager = app.manager()
-    assert manager.get_feedbacks() == []
-
-    before = datetime.now(timezone.utc)
-    manager.add_feedback({"rating": "up", "comment": "Great response!"})
-    manager.add_feedback({"rating": "down", "category": "speed", "user_id": "alice"})
-
-    feedbacks = manager.get_feedbacks()
-    times = [feedback.pop("created_at") for feedback in feedbacks]
-    assert feedbacks == [
-        {"rating": "up", "comment": "Great response!"},
-        {"rating": "down", "category": "speed", "user_id": "alice"},
-    ]
-    assert abs((times[0] - before).total_seconds()) < 60
-    assert [feedback["rating"] for feedback in app.session()["feedbacks"]] == ["up", "down"]
-
-
 def test_feedback_given_during_a_conversation_does_not_touch_the_conversation(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, "One.", "Two.")
+    manager, agent = app.opened("One.", "Two.")
     agent("1")
     manager.add_feedback({"rating": "up"})
     manager.update_metadata({"rated": True})
@@ -220,12 +208,11 @@ def test_application_name_and_session_type_are_stored_with_a_new_session_and_nev
 
 
 def test_a_manager_whose_session_was_deleted_does_not_bring_it_back_and_can_be_closed(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, "One.", "Two.")
+    manager, agent = app.opened("One.", "Two.")
     agent("1")
     app.database.sessions.delete_one({"_id": "s"})
 
-    with pytest.raises(SessionNotFoundError):
+    with pytest.raises(SessionNotFoundError, match="'s'"):
         agent("2")
     with pytest.raises(SessionNotFoundError):
         manager.update_metadata({"k": 1})
@@ -305,8 +292,7 @@ def test_leaving_with_stores_what_an_unfinished_turn_has_collected_also_when_an_
 @pytest.mark.topology
 @both_durabilities
 def test_what_could_not_be_stored_is_kept_and_stored_by_a_later_close(app: Application, durability: Any) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, "One.", "Two.")
+    manager, agent = app.opened("One.", "Two.", durability=durability)
     agent("1")
 
     with app.failing("update"):
@@ -327,8 +313,7 @@ def test_what_could_not_be_stored_is_kept_and_stored_by_a_later_close(app: Appli
 @pytest.mark.slow
 @pytest.mark.topology
 def test_a_failure_at_the_end_of_with_is_raised_and_close_can_be_called_again(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, "One.")
+    manager, agent = app.opened("One.")
     agent("1")
 
     def request() -> None:
@@ -346,8 +331,7 @@ def test_a_failure_at_the_end_of_with_is_raised_and_close_can_be_called_again(ap
 
 @with_and_async_with
 def test_an_error_inside_with_is_not_replaced_by_a_failure_to_store(app: Application, kind: str) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, "One.")
+    manager, agent = app.opened("One.")
     agent("1")
 
     async def request() -> None:
@@ -535,8 +519,7 @@ def test_the_streaming_example_with_a_tool_in_the_turn_stores_each_message_once(
 @both_durabilities
 @pytest.mark.parametrize("answers", [["Yes."] * 3, ["One.", "Two.", "Three."]])
 def test_the_same_question_asked_again_is_stored_again(app: Application, durability: Any, answers: list[str]) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, *answers)
+    manager, agent = app.opened(*answers, durability=durability)
 
     run_streaming_example(manager, agent, "Again!", "Again!", "Again!")
 
@@ -545,8 +528,7 @@ def test_the_same_question_asked_again_is_stored_again(app: Application, durabil
 
 
 def test_a_question_appended_by_hand_and_another_one_asked_are_two(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, "Fine.")
+    manager, agent = app.opened("Fine.")
     manager.append_message({"role": "user", "content": "A note of my own"}, agent)
     agent("How are you?")
     manager.append_message({"role": "assistant", "content": "Not what was said"}, agent)
@@ -555,8 +537,7 @@ def test_a_question_appended_by_hand_and_another_one_asked_are_two(app: Applicat
 
 
 def test_a_string_as_content_becomes_one_text_block_and_is_stored_when_the_call_returns(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager)
+    manager, agent = app.opened()
 
     message = {"role": "user", "content": "Hello"}
     manager.append_message(message, agent)  # type: ignore[arg-type]
@@ -566,8 +547,7 @@ def test_a_string_as_content_becomes_one_text_block_and_is_stored_when_the_call_
 
 
 def test_a_message_put_into_the_live_conversation_by_hand_is_stored_by_append_message(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, "Fine.")
+    manager, agent = app.opened("Fine.")
     agent.messages.append(by_hand("from elsewhere"))
     manager.append_message(agent.messages[-1], agent)
     agent("How are you?")
@@ -577,8 +557,7 @@ def test_a_message_put_into_the_live_conversation_by_hand_is_stored_by_append_me
 
 @pytest.mark.topology
 def test_messages_of_many_threads_are_all_stored_once(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager)
+    manager, agent = app.opened()
 
     def write(writer: int) -> None:
         for n in range(10):
@@ -599,15 +578,7 @@ def test_messages_of_many_threads_are_all_stored_once(app: Application) -> None:
 @pytest.mark.topology
 def test_a_turn_is_stored_as_a_whole_at_its_end_by_one_update(app: Application) -> None:
     seen: list[int] = []
-
-    @tool
-    def look() -> str:
-        """Look at what is stored so far."""
-        seen.append(len(app.messages()))
-        return "looked"
-
-    manager = app.manager(durability="turn")
-    agent = app.agent(manager, "Hello.", ToolCall("look"), "Done.", tools=[look])
+    _, agent = app.opened("Hello.", ToolCall("look"), "Done.", tools=[looking_at(app, seen)], durability="turn")
     agent("Hello?")
 
     with app.recorder.recording() as commands:
@@ -625,17 +596,11 @@ def test_a_turn_is_stored_as_a_whole_at_its_end_by_one_update(app: Application) 
 def test_with_durability_message_each_message_is_stored_before_the_next_step_of_the_turn(app: Application) -> None:
     seen: list[int] = []
 
-    @tool
-    def look() -> str:
-        """Look at what is stored so far."""
-        seen.append(len(app.messages()))
-        return "looked"
-
     def answer(messages: Any) -> Any:
         seen.append(len(app.messages()))
         return ToolCall("look") if len(messages) == 1 else "Done."
 
-    agent = app.agent(app.manager(), answer, tools=[look])
+    agent = app.agent(app.manager(), answer, tools=[looking_at(app, seen)])
     agent("Look")
 
     assert seen == [1, 2, 3]
@@ -670,25 +635,6 @@ def test_a_turn_that_has_collected_more_than_eight_megabytes_is_stored_before_it
     assert [message["role"] for message in app.messages()] == ["user", "assistant"] * 3
 
 
-@both_durabilities
-def test_the_models_own_error_is_not_masked_by_a_failure_to_store(app: Application, durability: Any) -> None:
-    def fail(messages: Any) -> Any:
-        failing.enter_context(app.failing("update"))
-        return RuntimeError("the provider is down")
-
-    manager = app.manager(durability=durability)
-    app.agent(manager, "Hello.")("Hello?")
-    manager.close()
-    with contextlib.ExitStack() as failing:
-        agent = app.agent(app.manager(durability=durability), fail)
-        agent.state.set("k", 1)
-        with pytest.raises(RuntimeError, match="provider is down"):
-            agent("And?")
-    app.managers[-1].close()
-
-    assert app.dialogue()[-1] == ("user", "And?")
-
-
 # --- what cannot be stored
 
 
@@ -706,8 +652,7 @@ def test_the_models_own_error_is_not_masked_by_a_failure_to_store(app: Applicati
 def test_a_message_that_cannot_be_stored_is_refused_whole_and_later_messages_go_on(
     app: Application, durability: Any, content: Any
 ) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, "One.", "Two.")
+    manager, agent = app.opened("One.", "Two.", durability=durability)
     agent("1")
 
     with app.recorder.recording() as commands, pytest.raises(UnstorableValueError):
@@ -720,27 +665,11 @@ def test_a_message_that_cannot_be_stored_is_refused_whole_and_later_messages_go_
 
 
 def test_what_is_no_message_is_refused(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager)
+    manager, agent = app.opened()
     for message in ({}, {"role": "user"}, {"content": "x"}, "Hello", None):
         with pytest.raises(UnstorableValueError, match="role"):
             manager.append_message(message, agent)  # type: ignore[arg-type]
     assert app.messages() == []
-
-
-@pytest.mark.slow
-@both_durabilities
-def test_a_question_that_is_too_long_ends_its_turn_by_name_and_size_and_the_next_turn_is_stored(
-    app: Application, durability: Any
-) -> None:
-    agent = app.agent(app.manager(durability=durability), "One.", "Two.", "Three.")
-    agent("1")
-    with pytest.raises(UnstorableValueError, match=r"\d{8} bytes"):
-        agent("x" * (15 * 1024 * 1024 + 1))
-    agent("2")
-
-    assert app.dialogue()[:3] == [("user", "1"), ("assistant", "One."), ("user", "2")]
-    assert len(app.messages()) == 4
 
 
 @pytest.mark.slow
@@ -833,8 +762,7 @@ def test_a_message_stored_in_an_older_form_can_be_redacted(app: Application, for
     target = messages[-1].get("message", messages[-1])
     target["content"] = SECRET if isinstance(target["content"], str) else [{"text": SECRET}]
     app.database.sessions.insert_one(older_session(messages))
-    manager = app.manager()
-    agent = app.agent(manager)
+    manager, agent = app.opened()
 
     manager.redact_latest_message(by_hand("[removed]", "assistant"), agent)
 
@@ -910,32 +838,12 @@ def test_what_a_guardrail_removed_from_the_users_message_is_in_no_collection(app
 
 
 @both_durabilities
-def test_what_a_guardrail_removed_from_the_answer_is_in_no_collection_and_its_cost_is_known(
-    app: Application, durability: Any
-) -> None:
-    usage = {"inputTokens": 7, "outputTokens": 3, "totalTokens": 10}
-    agent = app.agent(
-        app.manager(durability=durability),
-        ScriptedReply(text=SECRET, redact_assistant=REDACTED, usage=usage, latency_ms=33),
-    )
-    agent("Tell me")
-
-    stored = app.messages()
-    assert dialogue(stored) == [("user", "Tell me"), ("assistant", REDACTED)]
-    app.nothing_at_rest(SECRET)
-    metrics = stored[1]["event_loop_metrics"]
-    assert metrics["accumulated_usage"] == usage
-    assert metrics["accumulated_metrics"]["latencyMs"] == 33
-
-
-@both_durabilities
 @pytest.mark.parametrize("redact_live_message", [True, False])
 def test_a_message_redacted_by_hand_is_in_no_collection_and_keeps_ids_metadata_and_cost(
     app: Application, durability: Any, redact_live_message: bool
 ) -> None:
     usage = {"inputTokens": 7, "outputTokens": 3, "totalTokens": 10}
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, ScriptedReply(text=SECRET, usage=usage), "Bye.")
+    manager, agent = app.opened(ScriptedReply(text=SECRET, usage=usage), "Bye.", durability=durability)
     agent("Tell me")
     before = app.messages()[-1]
     assert SECRET.encode() in at_rest(app.database)
@@ -959,8 +867,7 @@ def test_a_message_redacted_by_hand_is_in_no_collection_and_keeps_ids_metadata_a
 def test_a_message_redacted_in_a_later_process_is_in_no_collection_and_keeps_its_cost(app: Application) -> None:
     app.agent(app.manager(), SECRET)("Tell me")
     before = app.record()
-    manager = app.manager()
-    agent = app.agent(manager)
+    manager, agent = app.opened()
 
     manager.redact_latest_message(by_hand(REDACTED, "assistant"), agent)
 
@@ -974,8 +881,7 @@ def test_a_message_redacted_in_a_later_process_is_in_no_collection_and_keeps_its
 def test_a_redaction_on_a_running_loop_is_stored_before_anything_that_follows(
     app: Application, durability: Any
 ) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager, SECRET, "Bye.")
+    manager, agent = app.opened(SECRET, "Bye.", durability=durability)
     agent("Tell me")
 
     async def request() -> Commands:
@@ -1011,8 +917,7 @@ def test_a_prompt_that_another_process_stored_under_the_same_tracking_id_is_reda
 def test_a_message_that_was_appended_by_hand_twice_is_redacted_in_both_places(
     app: Application, durability: Any, flushed: bool
 ) -> None:
-    manager = app.manager(durability=durability)
-    agent = app.agent(manager)
+    manager, agent = app.opened(durability=durability)
     message = by_hand(SECRET)
     for _ in range(2):
         manager.append_message(message, agent)
@@ -1030,8 +935,7 @@ def test_a_message_that_was_appended_by_hand_twice_is_redacted_in_both_places(
 def test_a_redaction_hits_no_other_message_after_the_store_went_back(
     app: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, "Yes.", "Yes.", "Yes.")
+    manager, agent = app.opened("Yes.", "Yes.", "Yes.")
     agent("one")
     before = app.session()
     agent(SECRET)
@@ -1061,8 +965,7 @@ def test_a_repository_replaces_no_other_message_under_the_same_id(app: Applicati
 
 
 def test_redacting_where_there_is_no_message_is_an_error_and_sends_nothing(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager)
+    manager, agent = app.opened()
     with app.recorder.recording() as commands, pytest.raises(MongoDBSessionError, match="no message"):
         manager.redact_latest_message(by_hand(REDACTED), agent)
     assert commands.names == []
@@ -1070,8 +973,7 @@ def test_redacting_where_there_is_no_message_is_an_error_and_sends_nothing(app: 
 
 @pytest.mark.topology
 def test_a_redaction_that_could_not_be_stored_is_stored_later(app: Application) -> None:
-    manager = app.manager()
-    agent = app.agent(manager, SECRET)
+    manager, agent = app.opened(SECRET)
     agent("Tell me")
     with app.failing("update"), pytest.raises(OperationFailure):
         manager.redact_latest_message(by_hand(REDACTED, "assistant"), agent)

@@ -1,10 +1,9 @@
 """Spans, for those who ask for them: what the library did, with PyMongo's commands beneath, and nobody's words."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -16,11 +15,7 @@ from support.failpoints import fail_command
 from support.histories import talker
 
 from mongodb_session_manager import MongoDBSessionManagerFactory, SessionExistsError, SessionNotFoundError, telemetry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mongodb_session_manager.local import LocalMongoDB
+from mongodb_session_manager.local import LocalMongoDB
 
 SECRET = "the code is swordfish"
 SESSION_ID = "customer-alice"

@@ -1,27 +1,21 @@
 """What happens to a turn while it is being stored: changes, forks and outages lose nothing and leave nothing behind."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from pymongo.errors import OperationFailure
-from support.application import APP_NAME
+from support.application import APP_NAME, Application
 from support.gates import Gate
 from support.histories import by_hand
-from support.running import run_python
+from support.running import run_script
 from support.waiting import eventually
 
 from mongodb_session_manager import MongoDBSessionManagerFactory
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from support.application import Application
 
 pytestmark = pytest.mark.slow
 
@@ -44,8 +38,7 @@ def image(content: bytes) -> dict[str, Any]:
 
 
 def test_a_picture_that_is_redacted_while_it_is_uploaded_lies_in_no_collection(held: Application, gate: Gate) -> None:
-    manager = held.manager()
-    agent = held.agent(manager)
+    manager, agent = held.opened()
     manager.flush()
 
     async def redact() -> None:
@@ -65,8 +58,7 @@ def test_a_picture_that_is_redacted_while_it_is_uploaded_lies_in_no_collection(h
 def test_a_message_that_is_replaced_while_its_picture_is_uploaded_can_be_read_at_any_moment(
     held: Application, gate: Gate
 ) -> None:
-    manager = held.manager()
-    agent = held.agent(manager)
+    manager, agent = held.opened()
     manager.flush()
 
     def shown() -> Any:
@@ -128,10 +120,11 @@ def test_a_manager_that_is_forgotten_in_an_outage_is_still_stored_when_its_facto
 
 
 TALKS_AND_FORKS = """
-    import os, sys, traceback, warnings
+    import sys, warnings
     from offline_model import OfflineScriptedModel
     from strands import Agent
     from strands.hooks import MessageAddedEvent
+    from support.running import in_child
     from mongodb_session_manager import MongoDBSessionManager
 
     warnings.filterwarnings("error", message="MongoClient opened before fork")  # A child that sends anything.
@@ -139,16 +132,7 @@ TALKS_AND_FORKS = """
 
     def fork(event):
         if event.message["role"] == "user":
-            child = os.fork()
-            if child == 0:
-                try:
-                    manager.flush()
-                    os._exit(0)
-                except BaseException:
-                    traceback.print_exc()
-                    sys.stderr.flush()
-                    os._exit(1)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert in_child(manager.flush) == 0
 
     manager = MongoDBSessionManager("s", sys.argv[1], sys.argv[2], "sessions", durability="turn")
     agent = Agent(model=OfflineScriptedModel(["Hello."]), agent_id="a", session_manager=manager, callback_handler=None)
@@ -159,6 +143,5 @@ TALKS_AND_FORKS = """
 
 
 def test_a_turn_that_is_under_way_at_a_fork_is_stored_once_and_by_the_parent(app: Application) -> None:
-    done = run_python(TALKS_AND_FORKS, app.uri, app.database.name)
-    assert done.returncode == 0, done.stderr
+    run_script(TALKS_AND_FORKS, app.uri, app.database.name)
     assert app.dialogue() == [("user", "Hi."), ("assistant", "Hello.")]

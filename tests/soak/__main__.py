@@ -1,7 +1,5 @@
 """The command line; see `python -m soak --help`."""
 
-from __future__ import annotations
-
 import argparse
 import random
 import signal

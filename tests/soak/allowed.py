@@ -1,16 +1,10 @@
 """What is no finding, though it looks like one: each exception with its reason, as narrow as it can be."""
 
-from __future__ import annotations
+from collections.abc import Collection
 
-from typing import TYPE_CHECKING
+from pymongo.errors import OperationFailure
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from pymongo.errors import OperationFailure
-
-    from soak.journal import Said, Value
-
+from soak.journal import Said, Value
 
 _ILLEGAL_OPERATION = 20
 

@@ -1,11 +1,10 @@
 """What an operator does when nothing writes any more, before what is left is looked at."""
 
-from __future__ import annotations
-
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from offline_model import OfflineScriptedModel
+from pymongo import MongoClient
 from strands import Agent
 from support.waiting import eventually
 
@@ -14,9 +13,6 @@ from mongodb_session_manager.errors import SessionNotFoundError
 from mongodb_session_manager.mongodb_session_repository import RepositoryOfManagers
 from soak import plan
 from soak.world import COLLECTION
-
-if TYPE_CHECKING:
-    from pymongo import MongoClient
 
 _SWEEPS = 2
 

@@ -1,21 +1,15 @@
 """What goes wrong: one fault after the other, chosen at random, until it is told to stop."""
 
-from __future__ import annotations
-
 import collections
+import random
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from soak.chaos_proxy import FAIR, Weather
-from soak.world import WRITERS
-
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
-    from soak.nursery import Children
-    from soak.world import World
+from soak.nursery import Children
+from soak.world import WRITERS, World
 
 _COMMANDS = ("find", "update", "insert", "delete", "findAndModify", "aggregate", "getMore", "createIndexes")
 _WRITES = _COMMANDS[1:5]

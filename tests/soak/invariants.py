@@ -1,17 +1,10 @@
 """What must be true at the end. Each check yields a sentence for each thing that is not."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator
 
 from soak import allowed, plan, shape
-from soak.journal import NUMBERS_PER_PROCESS
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-
-    from soak.journal import Said, Told
-    from soak.stored import Place, Stored
+from soak.journal import NUMBERS_PER_PROCESS, Said, Told
+from soak.stored import Place, Stored
 
 _MAX_EACH = 10
 

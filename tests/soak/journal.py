@@ -4,20 +4,16 @@ A line is with the kernel when `write` returns, so a process that is killed leav
 intent and no acknowledgement may have been done or not.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import json
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+from pathlib import Path
+from typing import Any
 
 TOKEN = re.compile(rb"w\d\dg\d{3}n\d{6}[a-z]")
 """What is found again in the raw documents: writer, process of that writer, number, and what it is a part of."""

@@ -4,23 +4,19 @@ Importing Strands takes a second of a processor, a fork a few milliseconds. `Chi
 Run as a program this module is the nursery: a line of JSON begins a writer, the end of the input ends them all.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import faulthandler
 import json
 import os
+import random
 import select
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import random
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

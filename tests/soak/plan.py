@@ -1,13 +1,9 @@
 """Which sessions there are, and how each of them is treated. The same in all processes."""
 
-from __future__ import annotations
-
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Any
 
 # So that sessions are begun again and again, by many at once, and none grows for a quarter of an hour.
 _EPOCH_SECONDS = 40.0

@@ -1,7 +1,5 @@
 """One run on one kind of server: begin everything, let it go wrong for a while, mend it, and check what is left."""
 
-from __future__ import annotations
-
 import collections
 import faulthandler
 import logging
@@ -14,21 +12,18 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from support.waiting import eventually
 
 from soak.ending import tidy_up
 from soak.faults import Faults
 from soak.invariants import findings
-from soak.journal import read_journals
+from soak.journal import Told, read_journals
 from soak.nursery import Children
 from soak.stored import Stored
 from soak.world import COLLECTION, DATABASE, World
 from soak.writers import Writer
-
-if TYPE_CHECKING:
-    from soak.journal import Told
 
 _THREADS = [0, 1]
 _CHILDREN = [10, 11]

@@ -1,19 +1,12 @@
 """What must be true of the documents themselves; `invariants.py` compares them with what was told."""
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from soak import allowed, plan
-from soak.journal import texts, tokens_in
-from soak.stored import blobs_in
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from soak.journal import Said, Told
-    from soak.stored import Stored
+from soak.journal import Said, Told, texts, tokens_in
+from soak.stored import Stored, blobs_in
 
 
 def numbers(stored: Stored) -> Iterator[str]:

@@ -1,18 +1,14 @@
 """All that is stored, read with a plain client: raw documents, nothing decoded by the library under test."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bson
+from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
+from pymongo.database import Database
 
 from soak.journal import texts, tokens_in
-
-if TYPE_CHECKING:
-    from bson import ObjectId
-    from pymongo.database import Database
 
 FEEDBACKS = "$feedbacks"
 

@@ -1,18 +1,20 @@
 """What `make soak` checks at the end: nothing is found where nothing went wrong, and all that is damaged is found."""
 
-from __future__ import annotations
-
 import copy
 import random
 import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
+from pymongo.database import Database
 
+from mongodb_session_manager.local import LocalMongoDB
 from soak import plan
 from soak.ending import restored, tidy_up
 from soak.invariants import findings
@@ -20,14 +22,6 @@ from soak.journal import Told, read_journals
 from soak.stored import Stored, blobs_in
 from soak.world import COLLECTION
 from soak.writers import Writer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from pymongo.database import Database
-
-    from mongodb_session_manager.local import LocalMongoDB
 
 pytestmark = pytest.mark.slow
 

@@ -1,22 +1,17 @@
 """The servers, their proxies, and how a writer reaches them."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from support.waiting import eventually
 
-from mongodb_session_manager.local import LocalMongoDB, LocalMongoDBError
+from mongodb_session_manager.local import LocalMongoDB, LocalMongoDBError, LocalNode
 from soak.chaos_proxy import FAIR, ChaosProxy
-
-if TYPE_CHECKING:
-    from mongodb_session_manager.local import LocalNode
 
 WRITERS = "soak"
 """`appName` of the writers' clients: the failpoints hit nobody else."""

@@ -3,15 +3,15 @@
 The fixture `app` is one; `applications` makes more of them, or one with options (`fixtures/applications.py`).
 """
 
-from __future__ import annotations
-
 import contextlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from offline_model import OfflineScriptedModel
 from pymongo import MongoClient
+from pymongo.database import Database
 from strands import Agent, tool
 
 from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionManagerFactory, MongoDBSessionRepository
@@ -19,11 +19,6 @@ from mongodb_session_manager._model.keys import encode_key
 from support.commands import CommandRecorder
 from support.failpoints import fail_command
 from support.histories import SESSIONS, at_rest, echo, manager_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from pymongo.database import Database
 
 APP_NAME = "the application"
 NOWHERE = "mongodb://127.0.0.1:9/"  # No server listens there.
@@ -104,6 +99,11 @@ class Application:
             "callback_handler": None,
         }
         return Agent(session_manager=manager or self.manager(), **{**defaults, **options})
+
+    def opened(self, *replies: Any, durability: str = "", **options: Any) -> tuple[MongoDBSessionManager, Agent]:
+        """A manager of session `s`, and an agent of it, as `agent` makes one."""
+        manager = self.manager(**({"durability": durability} if durability else {}))
+        return manager, self.agent(manager, *replies, **options)
 
     @property
     def repository(self) -> MongoDBSessionRepository:

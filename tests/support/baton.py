@@ -1,7 +1,5 @@
 """A model that says a word only when the test allows it, and what it says."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

@@ -1,23 +1,18 @@
 """What tests of blobs in sessions share: images, an agent that is shown some, and what must be true of the files."""
 
-from __future__ import annotations
-
 import itertools
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bson
+from bson import ObjectId
 from offline_model import OfflineScriptedModel, ScriptedReply
+from pymongo.database import Database
 from strands import Agent
 
+from mongodb_session_manager import MongoDBSessionManager
 from mongodb_session_manager._model.encoding import CODEC_OPTIONS, PendingBlobs, blob_files, encode, to_bson
 from mongodb_session_manager._store.blobs import BlobStore
-
-if TYPE_CHECKING:
-    from bson import ObjectId
-    from pymongo.database import Database
-
-    from mongodb_session_manager import MongoDBSessionManager
 
 THRESHOLD = 100
 """`blob_threshold_bytes` of tests in which the size of a blob does not matter."""

@@ -3,19 +3,13 @@
 As a program (`make browser`): installs one where none is found and one can be.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from playwright.sync_api import Error, sync_playwright
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Playwright
+from playwright.sync_api import Browser, Error, Playwright, sync_playwright
 
 NAMES = (
     "chromium",

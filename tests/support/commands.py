@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bson
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 from pymongo import monitoring
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 # What the driver sends for itself, whatever the library does: handshakes, heartbeats, its own tidying up.
 _CONNECTION_COMMANDS = frozenset(

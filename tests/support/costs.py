@@ -1,13 +1,9 @@
 """Answers that cost what a test says, and an application that calls its model by itself."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from offline_model import ScriptedReply, ToolCall
-
-if TYPE_CHECKING:
-    from strands import Agent
+from strands import Agent
 
 TOKENS = ("inputTokens", "outputTokens", "totalTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
 LOOK_UP = (ToolCall("look_up", {"what": "x"}),)

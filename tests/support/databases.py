@@ -1,24 +1,18 @@
 """Databases that are used again: to make the collections of a session and their indexes costs more than most tests."""
 
-from __future__ import annotations
-
 import contextlib
 import uuid
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
+from pymongo import MongoClient
+from pymongo.database import Database
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 
 from mongodb_session_manager import MongoDBSessionManager
 from support.blobs import THRESHOLD, shown, talker
 from support.histories import SESSIONS, SMALL
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from pymongo import MongoClient
-    from pymongo.database import Database
-
 
 _AT_REST = 4
 

@@ -1,13 +1,14 @@
 """What a process does to a session, at each command of which it is killed or cut off, and what others do meanwhile."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bson
 from bson import ObjectId
+from pymongo import MongoClient
+from pymongo.database import Database
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.hooks import MessageAddedEvent
 from strands.hooks.registry import HookOrder
@@ -19,14 +20,8 @@ from support.histories import HISTORY, NEVER, SESSIONS, SMALL, by_hand, manager_
 from support.snapshots import put_back
 from support.sweeping import swept
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pymongo import MongoClient
-    from pymongo.database import Database
-
-    Step = Callable[[MongoClient[Any], str, str], None]
-    Acknowledge = Callable[[int], None]
+Step = Callable[[MongoClient[Any], str, str], None]
+Acknowledge = Callable[[int], None]
 
 SEARCH = "sessions_search"
 

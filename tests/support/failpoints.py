@@ -1,14 +1,10 @@
 """Faults made by the server itself: the drivers' own `failCommand`, which needs `enableTestCommands=1`."""
 
-from __future__ import annotations
-
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 from pymongo import MongoClient
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 
 @contextlib.contextmanager

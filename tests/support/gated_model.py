@@ -1,17 +1,12 @@
 """A model whose answers a test can hold between two pieces, and let on."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 from strands.models import Model
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from strands.types.streaming import StreamEvent
+from strands.types.streaming import StreamEvent
 
 
 class Gate:

@@ -1,16 +1,11 @@
 """Holding a thread at a known point: after the server has answered its command, before the library sees the answer."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from pymongo import monitoring
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 DEADLINE_SECONDS = 60.0
 

@@ -1,26 +1,21 @@
 """Conversations that are archived early, and a look at what is stored of them behind the library's back."""
 
-from __future__ import annotations
-
 import itertools
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from pymongo import MongoClient, monitoring
+from pymongo.database import Database
 from strands import Agent, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 
 from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from pymongo.database import Database
 
 SESSIONS = "sessions"
 HISTORY = "sessions_history"
@@ -101,17 +96,6 @@ def texts(messages: Iterable[Any]) -> list[str]:
 
 def by_hand(text: str, role: str = "user") -> Any:
     return {"role": role, "content": [{"text": text}]}
-
-
-@dataclass
-class StandIn:
-    """A graph as far as a repository sees it."""
-
-    state: dict[str, Any]
-    id: str = "graph"
-
-    def serialize_state(self) -> dict[str, Any]:
-        return self.state
 
 
 @dataclass(frozen=True)

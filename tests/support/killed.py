@@ -9,25 +9,20 @@ The children are forks: importing Strands takes a second, a fork a few milliseco
 the parent never makes a client or a manager.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
-from typing import TYPE_CHECKING
 
 from pymongo import MongoClient
 
 from support.deeds import ACTIONS, DEEDS, Scene
 from support.histories import Interruption
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """The playground of a test run: the real backend and the real frontend on free ports, the model behind a gate."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -10,22 +8,19 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 from example_fastapi_streaming import COLLECTION, build_agent, create_app
+from pymongo.collection import Collection
+from pymongo.database import Database
+from strands.models import Model
 
 from support.gated_model import Gate, GatedModel
 from support.waiting import eventually
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from pymongo.collection import Collection
-    from pymongo.database import Database
-    from strands.models import Model
 
 ROOT = Path(__file__).parent.parent.parent
 FRONTEND = ROOT / "playground" / "chat" / "frontend.py"

@@ -4,8 +4,6 @@
 face is meant to change; the difference in that file then shows reviewers what changes for users.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import sys

@@ -4,33 +4,26 @@
 the same is sent; what a change of the code alone should leave as it is, this tells.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bson import ObjectId
 from pymongo import MongoClient
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.session import Session, SessionAgent, SessionMessage
 
-from mongodb_session_manager import SessionBusyError
+from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository, SessionBusyError
 from mongodb_session_manager.local import LocalMongoDB
 from support.application import Application
 from support.blobs import THRESHOLD, image, shown, talker
 from support.flows import FLOWS
 from support.histories import SMALL, by_hand
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from mongodb_session_manager import MongoDBSessionManager, MongoDBSessionRepository
 
 LEFT_OUT = {
     *("background_task", "background_task_chosen_by_the_model", "summarizing"),

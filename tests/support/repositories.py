@@ -1,13 +1,10 @@
 """What tests give to a repository: sessions, agents, messages and graphs; and what a message that comes back says."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from strands.types.session import Session, SessionAgent, SessionMessage
 
-if TYPE_CHECKING:
-    from mongodb_session_manager import MongoDBSessionRepository
+from mongodb_session_manager import MongoDBSessionRepository
 
 
 def a_session(session_id: str = "s") -> Session:

@@ -1,15 +1,13 @@
 """The playground's pictures in docs/pictures: the real page, on a conversation that is the same at every run."""
 
-from __future__ import annotations
-
 import datetime
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from offline_model import OfflineScriptedModel, Reply, ScriptedReply, ToolCall
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 from pymongo import MongoClient
 
 from mongodb_session_manager.local import LocalMongoDB
@@ -17,9 +15,6 @@ from support.chat_page import Chat, Watch
 from support.chromium import launch
 from support.playground import Playground, served_playground
 from support.waiting import eventually
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = ROOT / "docs" / "pictures"

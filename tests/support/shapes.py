@@ -1,7 +1,5 @@
 """The shapes of all stored documents."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from typing_extensions import is_typeddict

@@ -3,12 +3,9 @@
 The collections and their indexes stay, since making them costs more than most tests.
 """
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pymongo.database import Database
+from pymongo.database import Database
 
 KEPT = "kept_"
 

@@ -1,12 +1,7 @@
 """Lets processes begin something together."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Sequence
+import subprocess
+from collections.abc import Sequence
 
 
 def begin_together(running: Sequence[subprocess.Popen[str]]) -> None:

@@ -1,16 +1,10 @@
 """Sweeps of tests that would not wait for a grace time."""
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
-from mongodb_session_manager._store.blob_sweep import BlobSweep
-from mongodb_session_manager._store.upkeep import Failures
-
-if TYPE_CHECKING:
-    from mongodb_session_manager._store.blob_sweep import Named
-    from mongodb_session_manager._store.blobs import BlobStore
-    from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
+from mongodb_session_manager._store.blobs import BlobStore
+from mongodb_session_manager._store.upkeep import BlobSweep, Failures, Named
+from mongodb_session_manager.mongodb_session_repository import MongoDBSessionRepository
 
 
 def swept(repository: MongoDBSessionRepository, older_than_seconds: float = 0) -> int:

@@ -1,13 +1,12 @@
 """The FastAPI integration, as a browser sees it: a real web server, a real MongoDB."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
@@ -18,6 +17,7 @@ from offline_model import OfflineScriptedModel, ScriptedReply, ToolCall
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from pymongo import MongoClient
+from pymongo.database import Database
 from pymongo.errors import (
     AutoReconnect,
     ExecutionTimeout,
@@ -31,12 +31,12 @@ from strands import Agent
 from strands.types.exceptions import EventLoopException
 from support.application import dialogue, look_up
 from support.baton import REPLY, WORDS, Baton, BatonModel
-from support.children import run_script
 from support.failpoints import fail_command
 from support.histories import SESSIONS
+from support.running import run_script
 from support.waiting import eventually
 from support.web import figure, served
-from support.wire_proxy import Cut
+from support.wire_proxy import Cut, WireProxy
 
 from mongodb_session_manager import (
     AgentNotFoundError,
@@ -62,14 +62,7 @@ from mongodb_session_manager.fastapi import (
     stream_turn,
 )
 from mongodb_session_manager.fastapi.router import asks_for_json
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
-
-    from pymongo.database import Database
-    from support.wire_proxy import WireProxy
-
-    from mongodb_session_manager.local import LocalMongoDB
+from mongodb_session_manager.local import LocalMongoDB
 
 APP_NAME = "the web service"
 SESSION = {"X-Session-ID": "s"}

@@ -1,4 +1,4 @@
-"""What answers cost: their metrics, and what they add to the agent's running totals."""
+"""What answers cost: their metrics, what the application says of them, and what they add to the running totals."""
 
 from __future__ import annotations
 
@@ -11,12 +11,83 @@ from strands.hooks import AfterModelCallEvent
 from strands.types.content import Message
 
 from .._model.documents import Document
-from .._model.metrics import ToolCall, Totals, message_metrics, usage_since
+from .._model.limits import MAX_TOKENS
+from .._model.metrics import NO_USAGE, ToolCall, Totals, message_metrics, usage_since
 from .._statements.commits import TrackedMessage
 from ..telemetry import Observer
-from .metrics_override import Given, MetricsOverride
 from .operations import LateMetricsOperation
 from .record import accumulated_latency, accumulated_usage, model_id_of
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was given for one answer.
+
+    Attributes:
+        tokens: Its input and output tokens, or None.
+        began: When its stopwatch was started, by ``time.perf_counter()``, or None.
+    """
+
+    tokens: tuple[int, int] | None = None
+    began: float | None = None
+
+    def replace_in(self, metrics: Document | None) -> Document:
+        """Return the ``event_loop_metrics`` of an answer that is stored now.
+
+        Args:
+            metrics: What is known of it otherwise; it is not changed.
+        """
+        usage, times = NO_USAGE, {"latencyMs": 0}
+        if metrics is not None:
+            usage, times = metrics["accumulated_usage"], metrics["accumulated_metrics"]
+        if self.tokens is not None:
+            # Counts of cached tokens would belong to other counts than these.
+            sent, generated = self.tokens
+            usage = {"inputTokens": sent, "outputTokens": generated, "totalTokens": sent + generated}
+        if self.began is not None:
+            times = {**times, "latencyMs": max(1, round((time.perf_counter() - self.began) * 1000))}
+        return {"accumulated_usage": dict(usage), "accumulated_metrics": dict(times)}
+
+
+class MetricsOverride:
+    """Holds what the application says of the next answer, in place of what its provider reports, until one takes it.
+
+    A manager and the followers of its agents share it. Whichever answer is stored next takes what was given; the end
+    of a turn forgets what no answer has taken, and so does what keeps a message from being.
+    """
+
+    def __init__(self) -> None:
+        # At most one. Two agents may end their answers in two threads: `pop` gives it to one of them.
+        self._given: list[Given] = []
+
+    def set_tokens(self, input_tokens: int, output_tokens: int) -> None:
+        """Say how many tokens the next answer has used.
+
+        Raises:
+            TypeError: A count is no ``int``.
+            ValueError: A count is negative or above ``MAX_TOKENS``. What was given before holds.
+        """
+        for name, count in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
+            if not isinstance(count, int) or isinstance(count, bool):
+                raise TypeError(f"{name} must be an int, not {type(count).__name__}")
+            if not 0 <= count <= MAX_TOKENS:
+                raise ValueError(f"{name} must be from 0 to 2**53, not {count}")
+        self._given = [replace(self.take() or Given(), tokens=(int(input_tokens), int(output_tokens)))]
+
+    def start_timing(self) -> None:
+        """Start the stopwatch of the next answer, or start it anew."""
+        self._given = [replace(self.take() or Given(), began=time.perf_counter())]
+
+    def take(self) -> Given | None:
+        """Return what was given, and forget it."""
+        try:
+            return self._given.pop()
+        except IndexError:
+            return None
+
+    def forget(self) -> None:
+        """Forget what was given."""
+        self._given.clear()
 
 
 @dataclass
@@ -27,7 +98,6 @@ class Answer:
         model: Whose answer it is.
         metrics: Its ``event_loop_metrics``; None if nothing is known of it.
         given: What the application has said of it, if it has.
-        measured: Whether its own provider has reported what it cost.
         message: Strands' message, where it gave the answer last.
         tracked: Where the answer waits or is stored.
     """
@@ -35,7 +105,6 @@ class Answer:
     model: str | None
     metrics: Document | None
     given: Given | None = None
-    measured: bool = True
     message: Message | None = None
     tracked: TrackedMessage | None = None
 
@@ -49,7 +118,6 @@ class AnswerCosts:
         observer: Who is told what answers have used, if anybody.
     """
 
-    _counted_latency: float = 0
     _call_began: float | None = None
     _call_ms: float | None = None
     # The last model call, until its answer is a message.
@@ -62,14 +130,14 @@ class AnswerCosts:
         self._key = key
         self._override = override
         self._observer = observer
-        self._counted_usage: dict[str, float] = {}
+        # How much of what Strands has counted is accounted for: tokens, and milliseconds as ``latencyMs``.
+        self._counted: dict[str, float] = {}
         # What answers used that were made anew, by model: the next message brings it into the totals.
         self._discarded: list[tuple[str | None, Document]] = []
 
     def follow(self, agent: Any) -> None:
         """Take note of what Strands has counted for the agent before it is followed."""
-        self._counted_usage = accumulated_usage(agent)
-        self._counted_latency = accumulated_latency(agent)
+        self._counted = {**accumulated_usage(agent), "latencyMs": accumulated_latency(agent)}
 
     def call_begins(self) -> None:
         """Start the clock for a provider that reports no latency."""
@@ -111,14 +179,13 @@ class AnswerCosts:
     def of_answer_by_hand(self, message: Message, agent: Any) -> Answer:
         """Return what an answer cost that the application appends; ``add_late_metrics`` may tell more of it."""
         answer = Answer(model_id_of(agent), _own_metrics(message, None))
-        answer.measured = answer.metrics is not None
-        self._take_override(answer)
-        if not answer.measured:
+        if answer.metrics is None:
             self._lacking = answer
+        self._take_override(answer)
         return answer
 
     def _take_override(self, answer: Answer) -> None:
-        if self._override and (given := self._override.take()):
+        if (given := self._override.take()) is not None:
             answer.given, answer.metrics = given, given.replace_in(answer.metrics)
 
     def growth(self, *, starts_turn: bool, answer: Answer | None = None, calls: Iterable[ToolCall] = ()) -> Totals:
@@ -158,8 +225,8 @@ class AnswerCosts:
         answer = self._lacking
         if answer is None:
             return None
-        grown = usage_since(accumulated_usage(agent), self._counted_usage)
-        latency = max(0.0, accumulated_latency(agent) - self._counted_latency)
+        grown = usage_since(accumulated_usage(agent), self._counted)
+        latency = max(0.0, accumulated_latency(agent) - self._counted.get("latencyMs", 0))
         metrics = message_metrics(grown, {"latencyMs": latency}, self._call_ms) if grown else None
         if metrics is None:
             return None
@@ -192,9 +259,8 @@ class AnswerCosts:
     def _count(self, metrics: Document) -> None:
         if self._observer is not None:
             self._observer.tokens_used(metrics["accumulated_usage"])
-        for name, value in metrics["accumulated_usage"].items():
-            self._counted_usage[name] = self._counted_usage.get(name, 0) + value
-        self._counted_latency += metrics["accumulated_metrics"].get("latencyMs", 0)
+        for name, value in {**metrics["accumulated_usage"], **metrics["accumulated_metrics"]}.items():
+            self._counted[name] = self._counted.get(name, 0) + value
 
 
 def _own_metrics(message: Message, measured_ms: float | None) -> Document | None:

@@ -25,10 +25,9 @@ from .._model.limits import EARLY_COMMIT_BYTES
 from .._statements.commits import TrackedMessage
 from ..errors import MongoDBSessionError
 from ..telemetry import Observer
-from .answer_costs import AnswerCosts
+from .answer_costs import AnswerCosts, MetricsOverride
 from .interventions import Interventions
 from .live_conversation import Slot
-from .metrics_override import MetricsOverride
 from .record import agent_fields, give_tracking_id, session_agent
 from .restore import restore
 from .tool_calls import ToolCalls

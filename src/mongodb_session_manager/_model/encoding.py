@@ -61,9 +61,7 @@ _CANONICAL_MARSHAL = 2
 class _Int64AsInt(TypeDecoder):
     """PyMongo returns 64-bit integers as ``Int64``, a subclass of ``int``; users store and expect ``int``."""
 
-    @property
-    def bson_type(self) -> Any:
-        return Int64
+    bson_type = Int64
 
     def transform_bson(self, value: Any) -> Any:
         return int(value)
@@ -113,13 +111,11 @@ class PendingBlobs:
     Attributes:
         threshold: From how many bytes on a binary becomes a blob.
         text_threshold: From how many characters on a text becomes a blob.
-        max_text: A text of more bytes is refused.
         blobs: What was taken out, in the order of the value.
     """
 
     threshold: int
     text_threshold: int = limits.TEXT_BLOB_THRESHOLD_CHARACTERS
-    max_text: int = limits.MAX_TEXT_BYTES
     blobs: list[Blob] = field(default_factory=list)
 
     def only(self, markers: Iterable[dict[str, Any]]) -> PendingBlobs:
@@ -164,9 +160,9 @@ def encode(value: Any, where: str = "value", blobs: PendingBlobs | None = None) 
     except (_Unstorable, RecursionError) as error:
         if blobs is not None:
             del blobs.blobs[before:]
-        if isinstance(error, _Unstorable):
-            raise UnstorableValueError(f"{where}{error.path} cannot be stored: {error.reason}") from None
-        raise UnstorableValueError(f"{where} cannot be stored: it is nested too deeply") from None
+        if isinstance(error, RecursionError):
+            error = _Unstorable("it is nested too deeply")
+        raise UnstorableValueError(f"{where}{error.path} cannot be stored: {error}") from None
 
 
 def decode(value: Any, blobs: Mapping[ObjectId, bytes] | None = None) -> Any:
@@ -180,12 +176,12 @@ def decode(value: Any, blobs: Mapping[ObjectId, bytes] | None = None) -> Any:
         if len(value) == 2 and MARKER in value and "value" in value:
             return _decode_marked(value[MARKER], value, blobs)
         decoded = {}
-        for key, inner in value.items():
+        for key, inner in value.items():  # A comprehension would cost a second frame per level before Python 3.12.
             decoded[key] = decode(inner, blobs)
         return decoded
     if type(value) is list:
         items: list[Any] = []
-        for item in value:  # A comprehension would cost a second frame per level before Python 3.12.
+        for item in value:
             items.append(decode(item, blobs))
         return items
     return value
@@ -274,10 +270,9 @@ def size_in_bson(document: Mapping[str, Any]) -> int:
 
 
 class _Unstorable(Exception):
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.path = ""
+    """Says why a part of a value cannot be stored; ``path`` says where that part is."""
+
+    path = ""
 
 
 def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
@@ -285,16 +280,16 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
     kind = type(value)
     if kind is str:
         if blobs is not None and len(value) >= blobs.text_threshold:
-            # A character has up to four bytes.
-            if 4 * len(value) > blobs.max_text and (
-                (size := len(value.encode("utf-8", "surrogatepass"))) > blobs.max_text
-            ):
-                raise _Unstorable(f"it has {size} bytes; at most {blobs.max_text} can be stored")
+            size = 4 * len(value)  # At most; it is only measured where that is too much.
+            if size > limits.MAX_TEXT_BYTES:
+                size = len(value.encode("utf-8", "surrogatepass"))
+            if size > limits.MAX_TEXT_BYTES:
+                raise _Unstorable(f"it has {size} bytes; at most {limits.MAX_TEXT_BYTES} can be stored")
             return _marker("text", value, 0, blobs)
         return value if value.isascii() else _encode_text(value)
+    if depth >= limits.MAX_ENCODED_DEPTH and (kind is dict or kind is list):
+        return {MARKER: "bson", "value": to_bson({"value": _encode(value, 0, None)})}
     if kind is dict:
-        if depth >= limits.MAX_ENCODED_DEPTH:
-            return _encode_deep(value)
         encoded: dict[Any, Any] = {}
         short = _ANY_LENGTH if blobs is None else blobs.text_threshold
         for key, inner in value.items():
@@ -320,8 +315,6 @@ def _encode(value: Any, depth: int, blobs: PendingBlobs | None) -> Any:
                 raise
         return encoded
     if kind is list:
-        if depth >= limits.MAX_ENCODED_DEPTH:
-            return _encode_deep(value)
         items = []
         for item in value:
             try:
@@ -382,10 +375,6 @@ def _encode_text(text: str) -> Any:
     except UnicodeEncodeError:
         return {MARKER: "str", "value": text.encode("utf-8", "surrogatepass")}
     return text
-
-
-def _encode_deep(value: Any) -> dict[str, Any]:
-    return {MARKER: "bson", "value": to_bson({"value": _encode(value, 0, None)})}
 
 
 def _decode_marked(kind: Any, document: dict[str, Any], blobs: Mapping[ObjectId, bytes] | None) -> Any:

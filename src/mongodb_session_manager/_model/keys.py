@@ -267,20 +267,16 @@ def _check_metadata_key(key: object, what: str = "metadata key") -> str:
 
 
 def _check_path(key: str) -> str:
-    if len(key) > limits.MAX_METADATA_KEY_CHARACTERS:
-        raise InvalidIdentifierError(
-            f"metadata key {shown(key)} has more than {limits.MAX_METADATA_KEY_CHARACTERS} characters"
-        )
     parts = key.split(".")
-    if len(parts) > limits.MAX_METADATA_DEPTH:
-        raise InvalidIdentifierError(
-            f"metadata key {shown(key)} has {len(parts)} parts: at most {limits.MAX_METADATA_DEPTH}"
-        )
-    if any(part.isascii() and part.isdecimal() and int(part) > limits.MAX_METADATA_INDEX for part in parts[1:]):
-        raise InvalidIdentifierError(
-            f"metadata key {shown(key)}: a number in it may be the index of a list, "
-            f"and is above {limits.MAX_METADATA_INDEX}"
-        )
+    wrong = None
+    if len(key) > limits.MAX_METADATA_KEY_CHARACTERS:
+        wrong = f" has more than {limits.MAX_METADATA_KEY_CHARACTERS} characters"
+    elif len(parts) > limits.MAX_METADATA_DEPTH:
+        wrong = f" has {len(parts)} parts: at most {limits.MAX_METADATA_DEPTH}"
+    elif any(part.isascii() and part.isdecimal() and int(part) > limits.MAX_METADATA_INDEX for part in parts[1:]):
+        wrong = f": a number in it may be the index of a list, and is above {limits.MAX_METADATA_INDEX}"
+    if wrong is not None:
+        raise InvalidIdentifierError(f"metadata key {shown(key)}{wrong}")
     return key
 
 

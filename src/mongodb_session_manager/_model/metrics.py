@@ -22,6 +22,9 @@ LATENCY_BUCKETS_PER_DOUBLING = 4
 
 
 TOKENS = ("inputTokens", "outputTokens", "totalTokens", "cacheReadInputTokens", "cacheWriteInputTokens")
+NO_USAGE = {"inputTokens": 0, "outputTokens": 0, "totalTokens": 0}
+"""The tokens of an answer of which nothing is known."""
+
 _TIMES = ("latencyMs", "timeToFirstByteMs")
 
 
@@ -132,7 +135,7 @@ def message_metrics(usage: Any, metrics: Any, measured_ms: float | None) -> Docu
     if times.get("timeToFirstByteMs", 0) > 0:
         accumulated["timeToFirstByteMs"] = times["timeToFirstByteMs"]
     return {
-        "accumulated_usage": {"inputTokens": 0, "outputTokens": 0, "totalTokens": 0} | tokens,
+        "accumulated_usage": NO_USAGE | tokens,
         "accumulated_metrics": accumulated,
     }
 

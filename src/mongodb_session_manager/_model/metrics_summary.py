@@ -218,118 +218,92 @@ def summarise(
         ratings: The rating of each feedback; None for one without.
         prices: By model id.
     """
-    whole, agents = _Sums(), defaultdict[str, _Sums](_Sums)
+    agents = defaultdict[str, list[Mapping[str, Any]]](list)
     for key, usage in usages:
-        whole.add(usage)
-        agents[name_of(key)].add(usage)
-    by_agent = {agent_id: AgentMetrics(**sums.metrics(prices)) for agent_id, sums in agents.items()}
-    return MetricsSummary(**whole.metrics(prices), agents=by_agent, feedback=_feedback(ratings))
+        agents[name_of(key)].append(mapping(usage))
+    whole = [usage for of_agent in agents.values() for usage in of_agent]
+    by_agent = {agent_id: AgentMetrics(**_metrics(of_agent, prices)) for agent_id, of_agent in agents.items()}
+    return MetricsSummary(**_metrics(whole, prices), agents=by_agent, feedback=_feedback(ratings))
 
 
-class _Sums:
-    """Adds up the ``usage`` of agents."""
-
-    def __init__(self) -> None:
-        self.messages = self.turns = 0
-        self.answers = _ModelSums()
-        self.models: defaultdict[str, _ModelSums] = defaultdict(_ModelSums)
-        self.tools: defaultdict[str, _ToolSums] = defaultdict(_ToolSums)
-
-    def add(self, usage: Any) -> None:
-        stored = mapping(usage)
-        self.messages += count(stored.get("messages"))
-        self.turns += count(stored.get("turns"))
-        for key, model in mapping(stored.get("models")).items():
-            self.models[name_of(key)].add(mapping(model))
-            self.answers.add(mapping(model))
-        for key, tool in mapping(stored.get("tools")).items():
-            self.tools[name_of(key)].add(mapping(tool))
-
-    def metrics(self, prices: Mapping[str, ModelPrice]) -> dict[str, Any]:
-        """Return the fields of ``AgentMetrics``."""
-        answers = self.answers.metrics(None)
-        models = {name: sums.metrics(prices.get(name)) for name, sums in self.models.items()}
-        costs = [model.cost for model in models.values()]
-        return {
-            "messages": self.messages,
-            "turns": self.turns,
-            "tokens": answers.tokens,
-            "latency": answers.latency,
-            "cost": math.fsum(cost for cost in costs if cost is not None) if prices and None not in costs else None,
-            "models": models,
-            "tools": {name: sums.metrics() for name, sums in self.tools.items()},
-        }
+def _metrics(usages: list[Mapping[str, Any]], prices: Mapping[str, ModelPrice]) -> dict[str, Any]:
+    """Return the fields of ``AgentMetrics``, of what some agents have used together."""
+    models, tools = _by_name(usages, "models"), _by_name(usages, "tools")
+    answers = [of_model for stored in models.values() for of_model in stored]
+    by_model = {name: _model(stored, prices.get(name)) for name, stored in models.items()}
+    costs = [model.cost for model in by_model.values()]
+    return {
+        "messages": _total(usages, "messages"),
+        "turns": _total(usages, "turns"),
+        "tokens": _tokens(answers),
+        "latency": _latency(answers),
+        "cost": math.fsum(cost for cost in costs if cost is not None) if prices and None not in costs else None,
+        "models": by_model,
+        "tools": {name: _tool(stored) for name, stored in tools.items()},
+    }
 
 
-class _ModelSums:
-    def __init__(self) -> None:
-        self.calls = 0
-        self.tokens: Counter[str] = Counter()
-        self.latencies = _Latencies()
-
-    def add(self, stored: Mapping[str, Any]) -> None:
-        self.calls += count(stored.get("calls"))
-        self.tokens.update({name: count(value) for name, value in stored.items()})
-        self.latencies.add(mapping(stored.get("latency")))
-
-    def metrics(self, price: ModelPrice | None) -> ModelMetrics:
-        tokens = TokenCounts(*(self.tokens[name] for name in TOKENS))
-        cost = None if price is None else _cost(tokens, price)
-        return ModelMetrics(self.calls, tokens, self.latencies.metrics(), cost)
+def _by_name(usages: list[Mapping[str, Any]], field: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Return what is stored of each model or tool, by its name: of each agent that has used it."""
+    found = defaultdict[str, list[Mapping[str, Any]]](list)
+    for usage in usages:
+        for key, stored in mapping(usage.get(field)).items():
+            found[name_of(key)].append(mapping(stored))
+    return found
 
 
-class _ToolSums:
-    def __init__(self) -> None:
-        self.calls = self.errors = 0
-        self.milliseconds = 0.0
-
-    def add(self, stored: Mapping[str, Any]) -> None:
-        self.calls += count(stored.get("calls"))
-        self.errors += count(stored.get("errors"))
-        self.milliseconds += number(stored.get("milliseconds"))
-
-    def metrics(self) -> ToolMetrics:
-        return ToolMetrics(self.calls, max(0, self.calls - self.errors), self.errors, self.milliseconds)
+def _total(stored: list[Mapping[str, Any]], field: str) -> int:
+    return sum(count(one.get(field)) for one in stored)
 
 
-class _Latencies:
-    """Adds up latencies; see ``metrics.latency_bucket``."""
+def _tokens(answers: list[Mapping[str, Any]]) -> TokenCounts:
+    return TokenCounts(*(_total(answers, name) for name in TOKENS))
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum = self.max = 0.0
-        self.buckets: Counter[int] = Counter()
 
-    def add(self, stored: Mapping[str, Any]) -> None:
-        self.count += count(stored.get("count"))
-        self.sum += number(stored.get("sum"))
-        self.max = max(self.max, number(stored.get("max")))
-        for key, answers in mapping(stored.get("buckets")).items():
+def _model(answers: list[Mapping[str, Any]], price: ModelPrice | None) -> ModelMetrics:
+    tokens = _tokens(answers)
+    cost = None if price is None else _cost(tokens, price)
+    return ModelMetrics(_total(answers, "calls"), tokens, _latency(answers), cost)
+
+
+def _tool(stored: list[Mapping[str, Any]]) -> ToolMetrics:
+    calls, errors = _total(stored, "calls"), _total(stored, "errors")
+    milliseconds = sum((number(one.get("milliseconds")) for one in stored), 0.0)
+    return ToolMetrics(calls, max(0, calls - errors), errors, milliseconds)
+
+
+def _latency(answers: list[Mapping[str, Any]]) -> LatencyMetrics:
+    stored = [mapping(one.get("latency")) for one in answers]
+    known = _total(stored, "count")
+    if known <= 0:
+        return LatencyMetrics(0, None, None, None, None)
+    mean = sum(number(one.get("sum")) for one in stored) / known
+    longest = max(0.0, *(number(one.get("max")) for one in stored))
+    buckets: Counter[int] = Counter()
+    for one in stored:
+        for key, counted in mapping(one.get("buckets")).items():
             if key.isdecimal() and len(key) <= 3 and int(key) <= _LAST_BUCKET:
-                self.buckets[int(key)] += max(0, count(answers))
+                buckets[int(key)] += max(0, count(counted))
+    return LatencyMetrics(known, mean, _percentile(50, buckets, longest), _percentile(95, buckets, longest), longest)
 
-    def metrics(self) -> LatencyMetrics:
-        if self.count <= 0:
-            return LatencyMetrics(0, None, None, None, None)
-        mean = self.sum / self.count
-        return LatencyMetrics(self.count, mean, self._percentile(50), self._percentile(95), self.max)
 
-    def _percentile(self, percent: int) -> float:
-        counted = sum(self.buckets.values())
-        rank = -(-percent * counted // 100)  # Rounded up.
-        if rank >= counted:
-            return self.max
-        seen = 0
-        for bucket in sorted(self.buckets):
-            seen += self.buckets[bucket]
-            if seen >= rank:
-                break
-        if bucket == 0:
-            return min(1.0, self.max)
-        begin, end = (2 ** (i / LATENCY_BUCKETS_PER_DOUBLING) for i in (bucket - 1, bucket))
-        # The bucket of the longest answer ends with it.
-        end = min(end, self.max)
-        return min(math.sqrt(begin * end), end)
+def _percentile(percent: int, buckets: Counter[int], longest: float) -> float:
+    """Return the percentile of latencies in these buckets; see ``metrics.latency_bucket``."""
+    counted = sum(buckets.values())
+    rank = -(-percent * counted // 100)  # Rounded up.
+    if rank >= counted:
+        return longest
+    seen = 0
+    for bucket in sorted(buckets):
+        seen += buckets[bucket]
+        if seen >= rank:
+            break
+    if bucket == 0:
+        return min(1.0, longest)
+    begin, end = (2 ** (i / LATENCY_BUCKETS_PER_DOUBLING) for i in (bucket - 1, bucket))
+    # The bucket of the longest answer ends with it.
+    end = min(end, longest)
+    return min(math.sqrt(begin * end), end)
 
 
 def _cost(tokens: TokenCounts, price: ModelPrice) -> float | None:

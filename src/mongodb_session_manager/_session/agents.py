@@ -7,9 +7,9 @@ from typing import Any
 
 from strands.types.content import Message
 
+from .._agents.answer_costs import MetricsOverride
 from .._agents.conversation import Conversation
 from .._agents.follower import AgentFollower
-from .._agents.metrics_override import MetricsOverride
 from .._agents.outbox import OutboxOwner, wait_unless_in_loop
 from .._agents.unit_of_work import AgentWork
 from .._model.keys import check_id, encode_key, exact_text

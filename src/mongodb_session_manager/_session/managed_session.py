@@ -18,7 +18,6 @@ from .._store.session_commands import now
 from .._store.session_store import SessionStore
 from ..errors import SessionNotFoundError
 from ..telemetry import Observer, traced
-from .lease import HeldLease
 from .options import Settings
 
 CREATED = StoredAgent(agent_data=None)
@@ -28,46 +27,39 @@ CREATED = StoredAgent(agent_data=None)
 class ManagedSession:
     """The session of one manager.
 
-    Args:
+    Attributes:
         session_id: The session's id.
         settings: What the manager is asked to do.
         store: Where the session is kept.
-        observer: Who is told that it was opened, if anybody.
-
-    Attributes:
+        observer: Who is told that it was opened, and what answers have used, if anybody.
         incarnation: The one that was opened; None before.
-        held_lease: The lease of the manager; None if it never took one.
+        lease_token: The token of the lease that the manager holds; None if it holds none.
         document: The size of the session document, as far as this process knows.
         related_should_expire: A ttl came to a session that had none: its related documents have yet to get an expiry.
     """
 
     # One is made for each request, so what every one begins with stands here.
     incarnation: ObjectId | None = None
-    held_lease: HeldLease | None = None
+    lease_token: str | None = None
     related_should_expire = False
 
     def __init__(self, session_id: str, settings: Settings, store: SessionStore, observer: Observer | None) -> None:
         self.session_id = session_id
+        self.settings = settings
+        self.store = store
+        self.observer = observer
         self.document = DocumentSize()
-        self._settings = settings
-        self._store = store
-        self._observer = observer
         self._prefetched: dict[str, StoredAgent] = {}
 
     def ref(self) -> SessionRef:
         """Return which session is meant, and by which right the manager writes. Sends nothing."""
-        token = None if self.held_lease is None else self.held_lease.token
-        return SessionRef(self.session_id, self.incarnation, token, self._settings.ttl)
+        return SessionRef(self.session_id, self.incarnation, self.lease_token, self.settings.ttl)
 
     def open_ref(self) -> SessionRef:
-        """Return the same, of a session that is opened now if it was not before."""
-        self.ensure_open()
-        return self.ref()
-
-    def ensure_open(self) -> None:
-        """Open or begin the session, if that is not done."""
+        """Return the same; open or begin the session first, if that is not done."""
         if self.incarnation is None:
             self.open([], None)
+        return self.ref()
 
     def prefetch(self, agent_ids: Iterable[str]) -> None:
         """Open the session and read the windows of these agents; building each of them then sends nothing."""
@@ -87,8 +79,8 @@ class ManagedSession:
 
     def open(self, keys: Sequence[str], new_agent: Any) -> dict[str, StoredAgent]:
         """Read the session and these agents; begin the session if there is none, with the agent that needs it."""
-        settings = self._settings
-        self._store.ensure_indexes(expiring=settings.ttl is not None)
+        settings = self.settings
+        self.store.ensure_indexes(expiring=settings.ttl is not None)
         created: list[Document] = []
 
         def create() -> Document:
@@ -102,11 +94,11 @@ class ManagedSession:
 
         # A session that this manager has seen and that is gone was deleted: it is not brought back.
         begin = create if self.incarnation is None else None
-        opened = traced("open", {"agents": len(keys)}, self._store.lifecycle.open, self.session_id, keys, begin)
+        opened = traced("open", {"agents": len(keys)}, self.store.lifecycle.open, self.session_id, keys, begin)
         if opened is None or self.incarnation not in (None, opened.incarnation):
             raise self.is_gone()
-        if self._observer is not None and self.incarnation is None:
-            self._observer.session_opened()
+        if self.observer is not None and self.incarnation is None:
+            self.observer.session_opened()
         self.incarnation = opened.incarnation
         self.document.bytes = opened.bytes
         self.related_should_expire = settings.ttl is not None and not opened.related_expire

@@ -20,7 +20,7 @@ from .._store.session_store import SessionStore
 from ..errors import UnstorableValueError
 from .managed_session import ManagedSession
 from .metadata_cache import MetadataMemory
-from .options import MetadataHook, call_hook
+from .options import call_hook
 
 
 class StoredMetadata:
@@ -34,7 +34,6 @@ class StoredMetadata:
     def __init__(self, store: SessionStore, memory: MetadataMemory | None) -> None:
         self._store = store
         self._memory = memory
-        self._place: str = store.commands.collection.full_name
 
     def get(self, session_id: str) -> dict[str, Any]:
         """Return ``{"metadata": {…}}`` from the database, or ``{}`` if the session does not exist."""
@@ -45,10 +44,8 @@ class StoredMetadata:
         """Return what ``get`` returns, from memory where it may be; of this incarnation, if one is given."""
         if self._memory is None:
             return self.get(session_id)
-        self._memory.follow_changes(self._place, self._store)
-        reads = self._store.reads
-        content = self._memory.read(self._place, session_id, incarnation, lambda: reads.read_metadata(session_id))
-        return {} if content is None else {"metadata": reads.metadata(content)}
+        content = self._memory.read(self._store, session_id, incarnation)
+        return {} if content is None else {"metadata": self._store.reads.metadata(content)}
 
     def update(self, session_id: str, session: Callable[[], SessionRef], metadata: Document) -> None:
         """Set fields; ``session`` is called, to open the session, when they are known to be storable.
@@ -79,7 +76,7 @@ class StoredMetadata:
 
     def changing(self, session_id: str) -> AbstractContextManager[None]:
         """Return a context in which the session may be changed or deleted: nothing of it is in memory meanwhile."""
-        return nullcontext() if self._memory is None else self._memory.changing(self._place, session_id)
+        return nullcontext() if self._memory is None else self._memory.changing(self._store, session_id)
 
 
 @dataclass(eq=False)
@@ -89,13 +86,11 @@ class SessionMetadata:
     Attributes:
         session: The session.
         stored: The metadata of all sessions of the collection.
-        hook: Called instead of each operation, if it is not None.
-        session_manager: Whose hook it is.
+        session_manager: The manager, for the hook that is called instead of each operation.
     """
 
     session: ManagedSession
     stored: StoredMetadata
-    hook: MetadataHook | None
     session_manager: Any
 
     def get(self) -> dict[str, Any]:
@@ -105,9 +100,7 @@ class SessionMetadata:
             TypeError: The hook returned no dictionary.
         """
         read = partial(self.stored.read, self.session.session_id, self.session.incarnation)
-        if self.hook is None:
-            return read()
-        found = self._call(self.hook, read, "get")
+        found = self._call(read, "get")
         if not isinstance(found, dict):
             raise TypeError(f"metadata_hook returned {type(found).__name__} for 'get': it must return a dict")
         return found
@@ -119,13 +112,11 @@ class SessionMetadata:
 
     def delete(self, keys: Sequence[str]) -> list[str]:
         """Remove fields; return their keys, as ``update`` does."""
-        return self._change(
-            "delete",
-            "keys",
-            keys,
-            check_metadata_paths,
-            lambda paths: self.stored.delete(self.session.open_ref(), paths),
-        )
+
+        def store(paths: Sequence[str]) -> None:
+            self.stored.delete(self.session.open_ref(), paths)
+
+        return self._change("delete", "keys", keys, check_metadata_paths, store)
 
     def _change(
         self, action: str, name: str, given: Any, check: Callable[[Any], Any], store: Callable[[Any], None]
@@ -138,12 +129,9 @@ class SessionMetadata:
             store(checked)
             done.extend(checked)
 
-        if self.hook is None:
-            original(given)
-        else:
-            self._call(self.hook, original, action, **{name: check(given)})
+        self._call(original, action, **{name: check(given)})
         return done
 
-    def _call(self, hook: MetadataHook, original: Callable[..., Any], action: str, **given: Any) -> Any:
-        given["session_manager"] = self.session_manager
-        return call_hook(hook, "metadata_hook", original, action, self.session.session_id, **given)
+    def _call(self, original: Callable[..., Any], action: str, **given: Any) -> Any:
+        hook = self.session.settings.metadata_hook
+        return call_hook(hook, "metadata_hook", original, action, self.session_manager, **given)

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypedDict, cast
 
@@ -27,6 +27,10 @@ from .metadata_watch import MetadataWatcher, watch
 _Key = tuple[str, str]  # The full name of the collection, the session's id.
 
 
+def _key(store: SessionStore, session_id: str) -> _Key:
+    return store.commands.collection.full_name, session_id
+
+
 class _Entry(NamedTuple):
     began: float
     expires: float
@@ -39,7 +43,7 @@ class MetadataMemory:
     Threads may share it.
 
     Args:
-        owner: The factory. Where nobody holds it any more, another one may take the cache.
+        owner: The factory. Where nobody holds it any more, another one may take the cache. None: there is none yet.
         max_entries: How many sessions' metadata are held.
         ttl_seconds: For how many seconds after it was read a value may be served.
         watches: Whether changes by other processes are learned of from change streams.
@@ -47,9 +51,9 @@ class MetadataMemory:
     """
 
     def __init__(
-        self, owner: object, max_entries: int, ttl_seconds: float, counts: Counter[str], *, watches: bool
+        self, owner: object | None, max_entries: int, ttl_seconds: float, counts: Counter[str], *, watches: bool
     ) -> None:
-        self._owner: weakref.ref[object] | None = weakref.ref(owner)
+        self._owner = None if owner is None else weakref.ref(owner)
         self._max_entries = max_entries
         self._ttl_seconds = ttl_seconds
         self._counts = counts
@@ -76,18 +80,16 @@ class MetadataMemory:
         with self._lock:
             return len(self._entries), sum(watcher is not None and watcher.live for watcher in self._watchers.values())
 
-    def read(
-        self, place: str, session_id: str, incarnation: ObjectId | None, ask: Callable[[], MetadataAsRead | None]
-    ) -> bytes | None:
-        """Return a session's metadata from memory, or else what ``ask`` returns.
+    def read(self, store: SessionStore, session_id: str, incarnation: ObjectId | None) -> bytes | None:
+        """Return a session's metadata from memory, or else from the database; None if there is no such session.
 
         Args:
-            place: The full name of the session's collection.
+            store: Where the session is kept.
             session_id: The session.
             incarnation: The incarnation of the session that the reader knows, if any. Another one is not served.
-            ask: Asks the database; None means that there is no such session.
         """
-        key, read = (place, session_id), object()
+        key, read = _key(store, session_id), object()
+        self._follow_changes(key[0], store)
         with self._lock:
             # The time of a value is when it was asked for: it may have changed right after.
             began = time.monotonic()
@@ -96,7 +98,7 @@ class MetadataMemory:
             self._reads[read] = key
         found: MetadataAsRead | None = None
         try:
-            found = ask()
+            found = store.reads.read_metadata(session_id)
         finally:
             with self._lock:
                 is_valid = self._reads.pop(read, None) is not None and key not in self._writes
@@ -121,11 +123,8 @@ class MetadataMemory:
     def _hold(self, key: _Key, began: float, found: MetadataAsRead) -> None:
         """Put in what was read, unless a read that began later has done so."""
         entry = self._entries.get(key)
-        if (
-            self._owner is None
-            or len(found.content) > MAX_CACHED_METADATA_BYTES
-            or (entry is not None and entry.began > began)
-        ):
+        is_older = entry is not None and entry.began > began
+        if self._owner is None or is_older or len(found.content) > MAX_CACHED_METADATA_BYTES:
             return
         seconds = self._ttl_seconds
         if found.seconds_left is not None:  # Its session expires.
@@ -137,12 +136,12 @@ class MetadataMemory:
             self._counts["evictions"] += 1
 
     @contextmanager
-    def changing(self, place: str, session_id: str) -> Iterator[None]:
+    def changing(self, store: SessionStore, session_id: str) -> Iterator[None]:
         """Hold nothing about a session while the block runs, which changes or deletes it.
 
         However it ends: whether a write that failed was carried out is not always known.
         """
-        key = (place, session_id)
+        key = _key(store, session_id)
         with self._lock:
             self._writes[key] += 1
             self._drop(key)
@@ -155,14 +154,12 @@ class MetadataMemory:
                     del self._writes[key]
                 self._drop(key)
 
-    def forget(self, place: str, session_id: str) -> None:
-        """Drop what is held of a session; what is being read of it now will not be held."""
+    def forget(self, place: str | None = None, session_id: str | None = None) -> None:
+        """Drop what is held of a session, of a collection, or of all; what is being read of it now will not be held."""
         with self._lock:
-            self._drop((place, session_id))
-
-    def forget_all(self, place: str | None = None) -> None:
-        """Drop what is held of all sessions, or of those in one collection; likewise what is being read now."""
-        with self._lock:
+            if place is not None and session_id is not None:
+                self._drop((place, session_id))
+                return
             for key in [key for key in {*self._entries, *self._reads.values()} if place in (None, key[0])]:
                 self._drop(key)
 
@@ -171,7 +168,7 @@ class MetadataMemory:
             self._counts["invalidations"] += 1
         self._reads = {read: of for read, of in self._reads.items() if of != key}
 
-    def follow_changes(self, place: str, store: SessionStore) -> None:
+    def _follow_changes(self, place: str, store: SessionStore) -> None:
         """Learn of what other processes change in a collection, if the cache was made so; once for each collection."""
         if self._watches and place not in self._watchers:
             with self._lock:
@@ -189,7 +186,7 @@ class MetadataMemory:
             watcher.stop()
         for watcher in watchers:
             watcher.join()
-        self.forget_all()
+        self.forget()
 
 
 class MetadataCacheStats(TypedDict):
@@ -245,7 +242,7 @@ class SessionMetadataCache:
             raise ValueError(f"max_entries must be at least 1, not {max_entries}")
         if not isinstance(ttl_seconds, (int, float)) or isinstance(ttl_seconds, bool):
             raise TypeError(f"ttl_seconds must be a number, not {type(ttl_seconds).__name__}")
-        if not (math.isfinite(ttl_seconds) and ttl_seconds > 0):
+        if not 0 < ttl_seconds < math.inf:
             raise ValueError(f"ttl_seconds must be finite and above 0, not {ttl_seconds}")
         if not isinstance(watch, bool):
             raise TypeError(f"watch must be a bool, not {type(watch).__name__}")
@@ -253,21 +250,20 @@ class SessionMetadataCache:
         self._ttl_seconds = ttl_seconds
         self._watches = watch
         self._counts: Counter[str] = Counter()
-        self._memory: MetadataMemory | None = None
+        self._memory = self._new_memory(None)
         self._lock = threading.Lock()
         _caches.add(self)
 
     def stats(self) -> MetadataCacheStats:
         """Return how often the cache could answer, and how full it is."""
-        entries, watching = (0, 0) if self._memory is None else self._memory.sizes()
+        entries, watching = self._memory.sizes()
         counts = {name: self._counts[name] for name in MetadataCacheStats.__annotations__}
         now = {"entries": entries, "max_entries": self._max_entries, "watching": watching}
         return cast("MetadataCacheStats", counts | now)
 
     def clear(self) -> None:
         """Forget all metadata, for example after it was changed by a program that does not use this library."""
-        if self._memory is not None:
-            self._memory.forget_all()
+        self._memory.forget()
 
     def __repr__(self) -> str:
         """Name the limits."""
@@ -281,14 +277,14 @@ class SessionMetadataCache:
         """
         with self._lock:
             former = self._memory
-            if former is not None and former.owned:
+            if former.owned:
                 raise ValueError("a SessionMetadataCache serves one factory at a time: make one for each")
-            self._memory = MetadataMemory(
-                owner, self._max_entries, self._ttl_seconds, self._counts, watches=self._watches
-            )
-        if former is not None:
-            former.end()
+            self._memory = self._new_memory(owner)
+        former.end()
         return self._memory
+
+    def _new_memory(self, owner: object | None) -> MetadataMemory:
+        return MetadataMemory(owner, self._max_entries, self._ttl_seconds, self._counts, watches=self._watches)
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()

@@ -20,11 +20,8 @@ logger = logging.getLogger(__name__)
 class Forgetful(Protocol):
     """Remembers metadata, and forgets what has changed."""
 
-    def forget(self, place: str, session_id: str) -> None:
-        """Forget one session of the collection with this full name."""
-
-    def forget_all(self, place: str | None = None) -> None:
-        """Forget all sessions of the collection."""
+    def forget(self, place: str, session_id: str | None = None) -> None:
+        """Forget one session, or all sessions, of the collection with this full name."""
 
 
 def watch(memory: Forgetful, place: str, store: SessionStore, watched: int) -> MetadataWatcher | None:
@@ -86,11 +83,12 @@ class MetadataWatcher:
             pause = min(max(2 * pause, limits.WATCH_FIRST_PAUSE_SECONDS), limits.WATCH_LONGEST_PAUSE_SECONDS)
             try:
                 with self._store.reads.watch_metadata(limits.WATCH_AWAIT_MILLISECONDS) as stream:
-                    self._forget_all()
+                    self._forget(None)
                     self.live, told = True, False
                     while stream.alive and not self._ended.is_set():
-                        if (event := stream.try_next()) is not None:
-                            self._forget(event.get("documentKey", {}).get("_id"))
+                        changed = (stream.try_next() or {}).get("documentKey", {}).get("_id")
+                        if isinstance(changed, str):  # Others are no sessions of ours.
+                            self._forget(changed)
                         if self._memory() is None:
                             return
                         pause = 0.0
@@ -98,25 +96,19 @@ class MetadataWatcher:
                 refused = isinstance(error, OperationFailure) and error.code in WATCHING_REFUSED
                 # After the end: the client was closed meanwhile. And once for each loss, not for each attempt after it.
                 if not self._ended.is_set() and (refused or not told):
-                    outcome = "not watched: only the time limit of the cache holds"
-                    if not refused:
-                        outcome = "watching is interrupted"
+                    ended = "not watched: only the time limit of the cache holds"
+                    outcome = ended if refused else "watching is interrupted"
                     logger.warning("collection=<%s>, error=<%s> | %s", self._place, described(error), outcome)
                     told = True
                 if refused:
                     return
             finally:
                 self.live = False
-                self._forget_all()
+                self._forget(None)
 
-    def _forget(self, session_id: object) -> None:
-        memory = self._memory()
-        if memory is not None and isinstance(session_id, str):  # Others are no sessions of ours.
-            memory.forget(self._place, session_id)
-
-    def _forget_all(self) -> None:
+    def _forget(self, session_id: str | None) -> None:
         memory = self._memory()
         if memory is None:
             self._ended.set()
         else:
-            memory.forget_all(self._place)
+            memory.forget(self._place, session_id)

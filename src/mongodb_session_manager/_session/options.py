@@ -42,7 +42,7 @@ FeedbackHook = Callable[..., Any]
 """
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Settings:
     """The parameters of a manager that belong to no session and no client; ``MongoDBSessionManager`` explains them.
 
@@ -89,19 +89,14 @@ class Settings:
         check_on_conflict(self.on_conflict)
         if not isinstance(self.index_messages, bool):
             raise TypeError(f"index_messages must be True or False, not {shown(self.index_messages)}")
-        policy = ArchivePolicy(self.archive_after_messages, self.archive_after_bytes, self.archive_block)
+        self.archive_policy = ArchivePolicy(self.archive_after_messages, self.archive_after_bytes, self.archive_block)
         check_int(self.blob_threshold_bytes, "blob_threshold_bytes", 1)
-        name = self.application_name
-        found = {
-            "ttl": check_ttl(self.ttl_hours),
-            "archive_policy": policy,
-            "application_name": None if name is None else check_name(name, "application_name"),
-            "session_type": check_name(self.session_type, "session_type"),
-        }
+        self.ttl = check_ttl(self.ttl_hours)
+        if self.application_name is not None:
+            self.application_name = check_name(self.application_name, "application_name")
+        self.session_type = check_name(self.session_type, "session_type")
         check_hook(self.metadata_hook, "metadata_hook")
         check_hook(self.feedback_hook, "feedback_hook")
-        for attribute, value in found.items():
-            object.__setattr__(self, attribute, value)
 
     @property
     def by_turn(self) -> bool:
@@ -137,13 +132,26 @@ def check_hook(hook: object, name: str) -> None:
             raise TypeError(f"{name} must be a plain function, not an async one: its callers do not await")
 
 
-def call_hook(hook: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a hook and return what it returns.
+def call_hook(
+    hook: Callable[..., Any] | None, name: str, original: Callable[..., Any], action: str, manager: Any, **given: Any
+) -> Any:
+    """Call a hook of a manager in place of an operation, and return what it returns; without one, the operation.
+
+    Args:
+        hook: The hook; None: there is none.
+        name: Its name, for the error.
+        original: The operation.
+        action: The operation's name, for the hook.
+        manager: The manager.
+        **given: What the operation is given, under the name by which the hook gets it.
 
     Raises:
-        TypeError: That would have to be awaited, as behind a ``lambda`` around an ``async`` function: it never runs.
+        TypeError: What it returns would have to be awaited, as behind a ``lambda`` around an ``async`` function: it
+            never runs.
     """
-    returned = hook(*args, **kwargs)
+    if hook is None:
+        return original(*given.values())
+    returned = hook(original, action, manager.session_id, session_manager=manager, **given)
     if inspect.isawaitable(returned):
         if inspect.iscoroutine(returned):
             returned.close()  # Else Python warns that nobody awaited it.

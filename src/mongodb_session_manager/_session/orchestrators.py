@@ -46,21 +46,29 @@ class OrchestratorWork(Outbox):
         self.multi_agent_id = multi_agent_id
 
 
+def encoded_state(multi_agent_id: str, state: Any, blobs: PendingBlobs) -> Any:
+    """Return what is stored of the state of a graph or swarm; ``blobs`` takes what is too large for its document.
+
+    Raises:
+        UnstorableValueError: It holds a value that cannot be stored, or is too large.
+    """
+    where = f"multi_agent_id={multi_agent_id!r} state"
+    encoded = encode(state, where, blobs)
+    check_size({"state": encoded}, where)
+    return encoded
+
+
 @dataclass(eq=False)
 class Orchestrators:
     """The graphs and swarms of one manager.
 
     Attributes:
         session: The session they belong to.
-        store: Where it is kept.
         owner: Who is told what their outboxes do.
-        blob_threshold: From how many bytes on a binary becomes a blob.
     """
 
     session: ManagedSession
-    store: SessionStore
     owner: OutboxOwner
-    blob_threshold: int
     _works: dict[str, OrchestratorWork] = field(default_factory=dict, init=False)
 
     def works(self) -> list[OrchestratorWork]:
@@ -70,8 +78,8 @@ class Orchestrators:
     def read(self, source: Any) -> MultiAgentAsRead:
         """Read what is stored of a graph or swarm; begin the session if there is none."""
         multi_agent_id = check_id(source.id, "multi_agent_id")
-        self.session.ensure_open()
-        return self.store.reads.read_multi_agent(self.session.session_id, multi_agent_id)
+        session = self.session.open_ref()
+        return self.session.store.reads.read_multi_agent(session.session_id, multi_agent_id)
 
     def begin(self, source: Any, stored: MultiAgentAsRead) -> Sending | None:
         """Restore a graph or swarm from what was read; or stage its state, where nothing is stored."""
@@ -86,19 +94,16 @@ class Orchestrators:
     def stage(self, source: Any) -> Sending | None:
         """Begin to store the state of a graph or swarm, if it has changed; return what to wait for."""
         work = self._work(source)
-        where = f"multi_agent_id={work.multi_agent_id!r} state"
         state = source.serialize_state()
-        mark = fingerprint(state, where)
+        mark = fingerprint(state, f"multi_agent_id={work.multi_agent_id!r} state")
         if mark != work.staged:
-            blobs = PendingBlobs(self.blob_threshold)
-            stored = encode(state, where, blobs)
-            check_size({"state": stored}, where)
+            blobs = PendingBlobs(self.session.settings.blob_threshold_bytes)
+            work.put(_StateOperation(work, encoded_state(work.multi_agent_id, state, blobs), blobs))
             work.staged = mark
-            work.put(_StateOperation(work, stored, blobs))
         return work.send()
 
     def _work(self, source: Any) -> OrchestratorWork:
         multi_agent_id = check_id(source.id, "multi_agent_id")
         if multi_agent_id not in self._works:
-            self._works[multi_agent_id] = OrchestratorWork(multi_agent_id, self.store, self.owner)
+            self._works[multi_agent_id] = OrchestratorWork(multi_agent_id, self.session.store, self.owner)
         return self._works[multi_agent_id]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import pymongo
 from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
-from .._agents.outbox import Outbox
+from .._agents.outbox import Outbox, Sending
+from .._client.executor import settle
 from .._client.forks import in_child
 from .._model.limits import AT_EXIT_SECONDS
-from ..errors import described
+from ..errors import MongoDBSessionError, SessionNotFoundError, described
+from . import behind_turns
+from .agents import ManagedAgents
 from .managed_session import ManagedSession
+from .orchestrators import Orchestrators
 
 logger = logging.getLogger(__name__)
 
@@ -31,41 +37,91 @@ class Owner(Protocol):
 
 
 class Outboxes:
-    """The outboxes of one manager.
+    """The outboxes of one manager: those of its agents, and of its graphs and swarms.
 
     Args:
         owner: The manager. It is not kept alive by this alone.
         session: Its session.
-        client: The client that it sends with.
 
     Attributes:
-        sources: Each returns some of the outboxes, as they are now.
+        session: As given.
+        agents: Its agents.
+        orchestrators: Its graphs and swarms.
+        session_is_gone: Whether the session was deleted, or has expired, before everything was stored.
     """
 
-    def __init__(self, owner: Owner, session: ManagedSession, client: MongoClient[Any]) -> None:
-        self.client = client
+    session_is_gone = False
+
+    def __init__(self, owner: Owner, session: ManagedSession) -> None:
+        self.session = session
         self.ref = session.ref
-        self.sources: list[Callable[[], Iterable[Outbox]]] = []
+        self.agents = ManagedAgents(session, session.settings, session.store, self, session.observer)
+        self.orchestrators = Orchestrators(session, self)
         self._owner = weakref.ref(owner)
 
     def __iter__(self) -> Iterator[Outbox]:
         """Go through them, as they are now."""
-        return itertools.chain.from_iterable([source() for source in self.sources])
-
-    def flush(self) -> None:
-        """Let the manager store everything that is not stored yet."""
-        if (owner := self._owner()) is not None:
-            owner.flush()
+        yield from self.agents.works()
+        yield from self.orchestrators.works()
 
     @property
     def unsent(self) -> bool:
         """Whether one of them holds something that is not stored."""
         return any(outbox.unsent for outbox in self)
 
+    # --- storing ----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Store everything, and wait until it is stored; raise one of the errors of what could not be."""
+        failure: Exception | None = self.agents.stage()
+        for under_way in self._under_way():
+            try:
+                if isinstance(under_way, Sending):
+                    under_way.wait()
+                else:
+                    under_way.result()
+            except Exception as error:
+                # The others are waited for as well; one error stands for all, each keeps its own unit of work.
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    async def settle(self) -> None:
+        """Do the same on an event loop. No thread of the executor waits for another one: all might be waiting."""
+        failure: Exception | None = self.agents.stage()
+        for under_way in self._under_way():
+            try:
+                await (under_way.settle() if isinstance(under_way, Sending) else settle(under_way))
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _under_way(self) -> Iterator[Sending | Future[None]]:
+        """Begin to send, then what is due behind the turns, and yield what is to be waited for."""
+        sendings = [outbox.send() for outbox in self]
+        yield from (sending for sending in sendings if sending is not None)
+        yield from behind_turns.under_way(self.session, self.agents.works)
+
+    @contextmanager
+    def beside(self, error: BaseException | None) -> Iterator[None]:
+        """If an error is on its way already, make a failure in the block, which stores something, a note of it."""
+        try:
+            yield
+        except Exception as failure:
+            if isinstance(failure, SessionNotFoundError):
+                self.drop()
+                self.session_is_gone = True
+            if error is None:
+                raise
+            add_note(error, failure)
+
     def drop(self) -> None:
         """Forget what is unsent: the session is gone, and nothing of this can ever be stored."""
         for outbox in self:
             outbox.drop()
+
+    # --- who keeps the manager alive --------------------------------------------------------------------------------
 
     def filled(self) -> None:
         """Keep the manager alive, and known to the end of the process, while it holds something unsent."""
@@ -87,6 +143,12 @@ class Outboxes:
         """Let go of the manager."""
         _unsent.pop(self, None)
 
+    def flush_owner(self) -> None:
+        """Let the manager store everything that is not stored yet, if it is still there."""
+        if (owner := self._owner()) is not None:
+            with self.beside(None):
+                owner.flush()
+
 
 # Those that hold something unsent, with the manager: a forgotten one still stores its turn at exit.
 _unsent: dict[Outboxes, Owner] = {}
@@ -95,9 +157,17 @@ _unsent: dict[Outboxes, Owner] = {}
 _failed: weakref.WeakSet[Outboxes] = weakref.WeakSet()
 
 
-def unsent_on(client: MongoClient[Any]) -> list[Outboxes]:
-    """Return the outboxes of managers on this very client that hold something unsent."""
-    return [outboxes for outboxes in {*_unsent, *_failed} if outboxes.client is client and outboxes.unsent]
+def flush_managers_on(client: MongoClient[Any]) -> None:
+    """Store what managers with this very client have not stored; raise the first failure after all have tried."""
+    failure: Exception | None = None
+    for outboxes in {*_unsent, *_failed}:
+        if outboxes.session.store.commands.client is client and outboxes.unsent:
+            try:
+                outboxes.flush_owner()
+            except Exception as error:
+                failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def _store_at_exit() -> None:
@@ -114,3 +184,17 @@ def _store_at_exit() -> None:
 
 atexit.register(_store_at_exit)
 in_child(_unsent.clear)  # The parent will store what is unsent.
+
+
+def add_note(error: BaseException, failure: Exception, what: str = "the session could not be stored") -> None:
+    """Let an error that is on its way say what failed besides, unless it says so itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (PyMongoError, MongoDBSessionError)):
+            return
+        cause = cause.__cause__
+    note = f"Besides, {what}: {described(failure)}"
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    else:  # Python 3.10
+        logger.error("error=<%s> | %s", described(error), note)

@@ -6,32 +6,18 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from strands import Agent
-from strands.bidi.hooks import BidiAgentStopEvent, BidiResponseStopEvent
-from strands.hooks import (
-    AfterInvocationEvent,
-    AfterModelCallEvent,
-    AfterToolCallEvent,
-    AgentInitializedEvent,
-    BeforeInvocationEvent,
-    BeforeModelCallEvent,
-    BeforeToolCallEvent,
-    HookRegistry,
-    MessageAddedEvent,
-    MessageUpdatedEvent,
-)
-from strands.hooks.events import AfterMultiAgentInvocationEvent, AfterNodeCallEvent, MultiAgentInitializedEvent
+from strands.bidi import hooks as bidi_hooks
+from strands.hooks import HookRegistry, events
 from strands.hooks.registry import HookOrder
 from strands.session.session_manager import SessionManager
 
 from .._agents.follower import AgentFollower
 from .._agents.interventions import watch_stream
 from .._agents.outbox import Sending
-from .._client.executor import Executor, alone_on_a_private_loop
+from .._client.executor import alone_on_a_private_loop
 from .._model.guardrails import facts_of_config
-from .agents import ManagedAgents
-from .behind_turns import BehindTurns
-from .error_notes import add_note
-from .orchestrators import Orchestrators
+from . import behind_turns
+from .outboxes import Outboxes, add_note
 
 try:
     from strands.middleware import InvokeModelStage
@@ -45,66 +31,52 @@ class StrandsEvents:
     Callbacks that store are coroutines, so no event loop waits for MongoDB.
 
     Args:
-        agents: The agents.
-        orchestrators: The graphs and swarms.
-        behind: What runs behind a turn.
-        executor: Threads of the client.
+        outboxes: The manager's, with its agents, graphs and swarms.
         manager: Asked to restore an agent that is built, and to redact in an agent's conversation.
     """
 
-    def __init__(
-        self,
-        agents: ManagedAgents,
-        orchestrators: Orchestrators,
-        behind: BehindTurns,
-        executor: Executor,
-        manager: SessionManager,
-    ) -> None:
-        self._follower = agents.follower
-        self._orchestrators = orchestrators
-        self._behind = behind
-        self._executor = executor
+    def __init__(self, outboxes: Outboxes, manager: SessionManager) -> None:
+        self._session = outboxes.session
+        self._follower = outboxes.agents.follower
+        self._orchestrators = outboxes.orchestrators
         self._manager = manager
 
-    def register(self, registry: HookRegistry) -> None:
-        """Follow an agent, graph or swarm."""
-        self._register(registry, _CALLBACKS)
+    def register(self, registry: HookRegistry, callbacks: _Callbacks | None = None) -> None:
+        """Follow the events of an agent, graph or swarm: all that there are, or these."""
+        for event_type, callback, order in callbacks or _CALLBACKS:
+            registry.add_callback(event_type, getattr(self, callback), order=order)
 
     def watch_guardrail(self, agent: Agent) -> None:
         """Look in the stream of the agent's model for what its guardrail says."""
         agent.add_middleware(InvokeModelStage, self._watch_model)
 
-    def _register(self, registry: HookRegistry, callbacks: _Callbacks) -> None:
-        for event_type, callback, order in callbacks:
-            registry.add_callback(event_type, getattr(self, callback), order=order)
-
-    def _agent_initialized(self, event: AgentInitializedEvent) -> None:
+    def _agent_initialized(self, event: events.AgentInitializedEvent) -> None:
         self._manager.initialize(event.agent)
         if not isinstance(event.agent, Agent):
-            self._register(event.agent.hooks, _BIDI_CALLBACKS)
+            self.register(event.agent.hooks, _BIDI_CALLBACKS)
 
-    def _turn_begins(self, event: BeforeInvocationEvent) -> None:
+    def _turn_begins(self, event: events.BeforeInvocationEvent) -> None:
         self._follower(event.agent).begin_turn()
 
-    def _model_call_begins(self, event: BeforeModelCallEvent) -> None:
+    def _model_call_begins(self, event: events.BeforeModelCallEvent) -> None:
         self._follower(event.agent).model_call_begins()
 
-    def _model_call_ends(self, event: AfterModelCallEvent) -> None:
+    def _model_call_ends(self, event: events.AfterModelCallEvent) -> None:
         self._follower(event.agent).model_call_ends(event)
 
-    def _tool_call_begins(self, event: BeforeToolCallEvent) -> None:
+    def _tool_call_begins(self, event: events.BeforeToolCallEvent) -> None:
         self._follower(event.agent).tool_call_begins(event.tool_use["toolUseId"], event.agent)
 
-    def _tool_call_ends(self, event: AfterToolCallEvent) -> None:
+    def _tool_call_ends(self, event: events.AfterToolCallEvent) -> None:
         self._follower(event.agent).tool_call_ends(event.tool_use["toolUseId"], event.tool_use["name"])
 
-    async def _message_added(self, event: MessageAddedEvent) -> None:
+    async def _message_added(self, event: events.MessageAddedEvent) -> None:
         follower = self._follower(event.agent)
         follower.message_added(event.message, event.agent)
         if not follower.waits(event.agent):
             await self._commit(follower, event.agent)
 
-    async def _message_updated(self, event: MessageUpdatedEvent) -> None:
+    async def _message_updated(self, event: events.MessageUpdatedEvent) -> None:
         follower = self._follower(event.agent)
         follower.message_updated(event.tracking_id, event.message, event.agent)
         if not follower.waits(event.agent):
@@ -131,13 +103,13 @@ class StrandsEvents:
                 raise
             add_note(error, failure)
         else:
-            self._behind.begin(follower.work)
+            behind_turns.begin(self._session, follower.work)
 
-    async def _multi_agent_initialized(self, event: MultiAgentInitializedEvent) -> None:
-        stored = await self._executor.run(lambda: self._orchestrators.read(event.source))
+    async def _multi_agent_initialized(self, event: events.MultiAgentInitializedEvent) -> None:
+        stored = await self._session.store.commands.executor.run(lambda: self._orchestrators.read(event.source))
         await _settle(self._orchestrators.begin(event.source, stored))
 
-    async def _multi_agent_changed(self, event: AfterNodeCallEvent | AfterMultiAgentInvocationEvent) -> None:
+    async def _multi_agent_changed(self, event: Any) -> None:
         await _settle(self._orchestrators.stage(event.source))
 
     def _watch_model(
@@ -177,26 +149,26 @@ _Callbacks = Sequence[tuple[type[Any], str, float]]
 
 # Which method follows which event. `SDK_FIRST` is called before all other callbacks, `SDK_LAST` after them.
 _CALLBACKS: _Callbacks = (
-    (AgentInitializedEvent, "_agent_initialized", HookOrder.DEFAULT),
+    (events.AgentInitializedEvent, "_agent_initialized", HookOrder.DEFAULT),
     # Last, so that a callback that fails before it leaves no turn open.
-    (BeforeInvocationEvent, "_turn_begins", HookOrder.SDK_LAST),
+    (events.BeforeInvocationEvent, "_turn_begins", HookOrder.SDK_LAST),
     # The clocks run as close to the call as they can.
-    (BeforeModelCallEvent, "_model_call_begins", HookOrder.SDK_LAST),
-    (AfterModelCallEvent, "_model_call_ends", HookOrder.SDK_FIRST),
-    (BeforeToolCallEvent, "_tool_call_begins", HookOrder.SDK_LAST),
-    (AfterToolCallEvent, "_tool_call_ends", HookOrder.SDK_FIRST),
-    (MessageAddedEvent, "_message_added", HookOrder.DEFAULT),
+    (events.BeforeModelCallEvent, "_model_call_begins", HookOrder.SDK_LAST),
+    (events.AfterModelCallEvent, "_model_call_ends", HookOrder.SDK_FIRST),
+    (events.BeforeToolCallEvent, "_tool_call_begins", HookOrder.SDK_LAST),
+    (events.AfterToolCallEvent, "_tool_call_ends", HookOrder.SDK_FIRST),
+    (events.MessageAddedEvent, "_message_added", HookOrder.DEFAULT),
     # Last, so that what other callbacks change in the agent's state is stored with the turn.
-    (AfterInvocationEvent, "_turn_ended", HookOrder.SDK_LAST),
-    (MultiAgentInitializedEvent, "_multi_agent_initialized", HookOrder.DEFAULT),
+    (events.AfterInvocationEvent, "_turn_ended", HookOrder.SDK_LAST),
+    (events.MultiAgentInitializedEvent, "_multi_agent_initialized", HookOrder.DEFAULT),
     # An orchestrator of one's own may be initialized by `initialize_multi_agent`, and no event tells of that.
-    (AfterNodeCallEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
-    (AfterMultiAgentInvocationEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
+    (events.AfterNodeCallEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
+    (events.AfterMultiAgentInvocationEvent, "_multi_agent_changed", HookOrder.SDK_LAST),
 )
 # What else there is to follow in a `BidiAgent`: registered when one of these is built. An `Agent` is built at each
 # request, and there registering a callback costs more than calling it.
 _BIDI_CALLBACKS: _Callbacks = (
-    (MessageUpdatedEvent, "_message_updated", HookOrder.DEFAULT),
-    (BidiResponseStopEvent, "_turn_ended", HookOrder.SDK_LAST),
-    (BidiAgentStopEvent, "_turn_ended", HookOrder.SDK_LAST),
+    (events.MessageUpdatedEvent, "_message_updated", HookOrder.DEFAULT),
+    (bidi_hooks.BidiResponseStopEvent, "_turn_ended", HookOrder.SDK_LAST),
+    (bidi_hooks.BidiAgentStopEvent, "_turn_ended", HookOrder.SDK_LAST),
 )

@@ -11,7 +11,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from .._model import documents
 from .._model.documents import Document, MongoDBSessionAgent
-from .._model.encoding import PendingBlobs, decode, encode, from_bson, to_bson
+from .._model.encoding import PendingBlobs, decode, from_bson, to_bson
 from .._model.expiry import first_expiry
 from .._model.keys import check_id, check_message_id, check_name, encode_key
 from .._model.limits import BLOB_THRESHOLD_BYTES
@@ -25,6 +25,7 @@ from .._store.session_commands import now
 from .._store.session_store import SessionStore
 from ..errors import AgentNotFoundError, SessionConflictError, SessionExistsError
 from .metadata import StoredMetadata
+from .orchestrators import encoded_state
 
 
 class StrandsRepository(SessionRepository):
@@ -185,10 +186,10 @@ class StrandsRepository(SessionRepository):
         moment = now()
         created_at = documents.parse_time(session_message.created_at, moment)
         updated_at = documents.parse_time(session_message.updated_at, moment)
-        message = commits.TrackedMessage(None, None, body.get("tracking_id"))
-        message.body = {**body, "created_at": created_at, "updated_at": updated_at}
-        message.totals = Totals()
-        message.totals.add_message(starts_turn=False)
+        body |= {"created_at": created_at, "updated_at": updated_at}
+        totals = Totals()
+        totals.add_message(starts_turn=False)
+        message = commits.TrackedMessage(None, None, body.get("tracking_id"), body, totals=totals)
         append = commits.Commit(key, [message], first_message_id=message_id, gap_allowed=True)
         append.start()
         self._store.messages.commit(session, append)
@@ -297,9 +298,7 @@ class StrandsRepository(SessionRepository):
         """Upload the blobs of a graph's or swarm's state; return the session they belong to, its id and the state."""
         session, multi_agent_id = self._ref(session_id), check_id(multi_agent.id, "multi_agent_id")
         blobs = PendingBlobs(BLOB_THRESHOLD_BYTES)
-        where = f"multi_agent_id={multi_agent_id!r} state"
-        state = encode(multi_agent.serialize_state(), where, blobs)
-        documents.check_size({"state": state}, where)
+        state = encoded_state(multi_agent_id, multi_agent.serialize_state(), blobs)
         return self._store.related.upload(session, "", None, blobs), multi_agent_id, state
 
 

@@ -47,7 +47,7 @@ def add_feedback(
 
     It also asks for room, and for what the feedback is about.
     """
-    conditions: list[Document] = [{"$eq": [_feedback_count(), count]}, {"$not": _FEEDBACKS_ARE_FULL}]
+    conditions: list[Document] = [{"$eq": [_FEEDBACK_COUNT, count]}, {"$not": _FEEDBACKS_ARE_FULL}]
     if link is not None:
         conditions.append(link.exists())
     return session.write(now, {"$push": {"feedbacks": feedback}}, {}, that={"$and": conditions})
@@ -70,7 +70,7 @@ def feedback_projection(feedback: Document, link: MessageLink | None) -> Documen
         about = append_projection(link.agent_key, -1 if link.message_id is None else link.message_id)
     return {
         **about,
-        "count": _feedback_count(),
+        "count": _FEEDBACK_COUNT,
         "archived": number_at("$feedbacks_archived"),
         "stored": {"$in": [feedback["commit_id"], array_at("$feedbacks.commit_id")]},
         "full": _FEEDBACKS_ARE_FULL,
@@ -87,6 +87,4 @@ _FEEDBACKS_ARE_FULL: Document = {
     ]
 }
 
-
-def _feedback_count() -> Document:
-    return {"$add": [number_at("$feedbacks_archived"), {"$size": EMBEDDED_FEEDBACKS}]}
+_FEEDBACK_COUNT: Document = {"$add": [number_at("$feedbacks_archived"), {"$size": EMBEDDED_FEEDBACKS}]}

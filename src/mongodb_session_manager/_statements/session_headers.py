@@ -166,6 +166,7 @@ def _words() -> Document:
 
 # Older documents lack `agent_ids`.
 _IDS_OF_OLDER = for_each_agent({"key": "$$a.k", "agent_id": "$$a.v.agent_data.agent_id"})
+_ARCHIVED_AND_EMBEDDED = ["$$a.v.archived_count", {"$size": array_at("$$a.v.messages")}]
 _AS_STORED = (
     *("session_id", "session_type", "application_name", "incarnation"),
     *("created_at", "updated_at", "expires_at", "metadata"),
@@ -174,9 +175,7 @@ _AS_STORED = (
 PROJECTION: Document = {
     **dict.fromkeys(_AS_STORED, 1),
     "agent_ids": {"$cond": [{"$isArray": "$agent_ids"}, "$agent_ids", _IDS_OF_OLDER]},
-    "message_count": {
-        "$sum": for_each_agent({"$sum": ["$$a.v.archived_count", {"$size": array_at("$$a.v.messages")}]})
-    },
+    "message_count": {"$sum": for_each_agent({"$sum": _ARCHIVED_AND_EMBEDDED})},
     "feedback_count": {"$sum": ["$feedbacks_archived", {"$size": array_at("$feedbacks")}]},
     "input_tokens": _tokens("inputTokens"),
     "output_tokens": _tokens("outputTokens"),

@@ -26,33 +26,19 @@ from .session_headers import ListedSession, SessionHeader, header
 SortBy = Literal["created_at", "updated_at"]
 
 
-class Order(NamedTuple):
-    """The order of a list.
+class PageEnd(NamedTuple):
+    """Where a page ends, in a list of which order.
 
     Attributes:
-        sort_by: The field.
+        sort_by: The field by which the list is sorted.
         newest_first: Whether the latest time comes first.
+        time: The time of the last session on the page.
+        session_id: The id of this session.
+        tied: Whether the next session has the same time.
     """
 
     sort_by: SortBy
     newest_first: bool
-
-    @property
-    def sort(self) -> list[tuple[str, int]]:
-        """MongoDB's form of it."""
-        direction = -1 if self.newest_first else 1
-        return [(self.sort_by, direction), ("_id", direction)]
-
-
-class PageEnd(NamedTuple):
-    """Where a page ends: the last session on it.
-
-    Attributes:
-        time: Its time, by which the list is sorted.
-        session_id: Its id.
-        tied: Whether the next session has the same time.
-    """
-
     time: datetime
     session_id: str
     tied: bool
@@ -77,15 +63,23 @@ class Listing:
 
     Attributes:
         conditions: Conditions that the sessions meet.
-        order: Their order.
+        sort_by: The field by which they are sorted.
+        newest_first: Whether the latest time comes first.
         limit: How many at most.
         after: Where the former page ended; None for the first one.
     """
 
-    conditions: tuple[Document, ...]
-    order: Order
+    conditions: list[Document]
+    sort_by: SortBy
+    newest_first: bool
     limit: int
     after: PageEnd | None
+
+    @property
+    def sort(self) -> list[tuple[str, int]]:
+        """The order as MongoDB takes it."""
+        direction = -1 if self.newest_first else 1
+        return [(self.sort_by, direction), ("_id", direction)]
 
     @property
     def filters(self) -> list[Document]:
@@ -96,9 +90,9 @@ class Listing:
         """
         if self.after is None:
             return [{"$and": [*self.conditions]}]
-        field, beyond = self.order.sort_by, "$lt" if self.order.newest_first else "$gt"
-        later: Document = {field: {beyond: self.after.time}}
-        tied: Document = {field: {"$eq": self.after.time}, "_id": {beyond: self.after.session_id}}
+        beyond = "$lt" if self.newest_first else "$gt"
+        later: Document = {self.sort_by: {beyond: self.after.time}}
+        tied: Document = {self.sort_by: {"$eq": self.after.time}, "_id": {beyond: self.after.session_id}}
         return [{"$and": [*self.conditions, where]} for where in ([tied, later] if self.after.tied else [later])]
 
 
@@ -133,7 +127,6 @@ def listing(
         raise TypeError(f"limit must be an int, not {type(limit).__name__}")
     if not 1 <= limit <= MAX_LISTED_SESSIONS:
         raise ValueError(f"limit must be from 1 to {MAX_LISTED_SESSIONS}, not {shown(limit)}")
-    order = Order(sort_by, newest_first)
     conditions = [
         *_metadata(metadata),
         *_equal("application_name", application_name),
@@ -144,7 +137,8 @@ def listing(
         {"$expr": NOT_EXPIRED},
         _IS_A_SESSION,
     ]
-    return Listing(tuple(conditions), order, limit, None if cursor is None else read_cursor(cursor, order))
+    after = None if cursor is None else read_cursor(cursor, sort_by, newest_first)
+    return Listing(conditions, sort_by, newest_first, limit, after)
 
 
 # `$expr` over types: MongoDB finds no index for it, so it never leads the planner astray.
@@ -223,8 +217,8 @@ def page(asked: Listing, found: list[ListedSession], archived: Mapping[str, Any]
     on_page, cursor = found[: asked.limit], None
     if len(found) > asked.limit:
         last, following = found[asked.limit - 1], found[asked.limit]
-        time = last[asked.order.sort_by]
-        cursor = write_cursor(asked.order, PageEnd(time, last["_id"], time == following[asked.order.sort_by]))
+        time, tied = last[asked.sort_by], last[asked.sort_by] == following[asked.sort_by]
+        cursor = write_cursor(PageEnd(asked.sort_by, asked.newest_first, time, last["_id"], tied))
     return SessionPage([header(session, archived.get(session["_id"])) for session in on_page], cursor)
 
 
@@ -233,13 +227,12 @@ def page(asked: Listing, found: list[ListedSession], archived: Mapping[str, Any]
 _FIELDS = {"sort_by": str, "newest_first": bool, "time": datetime, "session_id": str, "tied": bool}
 
 
-def write_cursor(order: Order, end: PageEnd) -> str:
+def write_cursor(end: PageEnd) -> str:
     """Return the end of a page as text for the caller to bring back."""
-    content = to_bson({**order._asdict(), **end._asdict()})
-    return base64.urlsafe_b64encode(content).decode("ascii").rstrip("=")
+    return base64.urlsafe_b64encode(to_bson(end._asdict())).decode("ascii").rstrip("=")
 
 
-def read_cursor(cursor: str, order: Order) -> PageEnd:
+def read_cursor(cursor: str, sort_by: SortBy, newest_first: bool) -> PageEnd:
     """Return the end of a page that a cursor stands for.
 
     It says where to go on and nothing else, so a cursor that was changed shows nobody what the filters would not.
@@ -258,10 +251,10 @@ def read_cursor(cursor: str, order: Order) -> PageEnd:
         raise wrong from None
     if {name: type(value) for name, value in found.items()} != _FIELDS:
         raise wrong
-    of = Order(*(found[name] for name in Order._fields))
-    if of != order:
+    end = PageEnd(**found)
+    if (end.sort_by, end.newest_first) != (sort_by, newest_first):
         raise ValueError(
-            f"cursor belongs to a list with sort_by={shown(of.sort_by)} and newest_first={shown(of.newest_first)}: "
+            f"cursor belongs to a list with sort_by={shown(end.sort_by)} and newest_first={shown(end.newest_first)}: "
             "the pages of one list have one order"
         )
-    return PageEnd(*(found[name] for name in PageEnd._fields))
+    return end

@@ -53,7 +53,7 @@ class SessionRef(NamedTuple):
         if self.incarnation is not None:
             document["incarnation"] = self.incarnation
         if self.lease_token is None:
-            document["$expr"] = _MAY_WRITE
+            document["$expr"] = MAY_WRITE
         else:
             document["lease.token"] = self.lease_token
             document["$expr"] = _MAY_WRITE_WITH_LEASE
@@ -95,8 +95,8 @@ class SessionRef(NamedTuple):
 
 
 # Compared by the server's clock. A missing field sorts before every date, so no lease passes, too.
-_MAY_WRITE: Document = {"$and": [{"$lte": ["$lease.expires_at", "$$NOW"]}, NOT_EXPIRED]}
-
+MAY_WRITE: Document = {"$and": [{"$lte": ["$lease.expires_at", "$$NOW"]}, NOT_EXPIRED]}
+"""Expression for whether a writer without a lease may write: the session lives, and nobody holds its lease."""
 
 _MAY_WRITE_WITH_LEASE: Document = {"$and": [{"$gt": ["$lease.expires_at", "$$NOW"]}, NOT_EXPIRED]}
 
@@ -104,11 +104,6 @@ _MAY_WRITE_WITH_LEASE: Document = {"$and": [{"$gt": ["$lease.expires_at", "$$NOW
 def not_expired(session_id: str) -> Document:
     """Return the filter of a session that has not expired."""
     return {"_id": session_id, "$expr": NOT_EXPIRED}
-
-
-def of_incarnation(session_id: str, incarnation: ObjectId) -> Document:
-    """Return the filter of one incarnation of a session that has not expired."""
-    return {"_id": session_id, "incarnation": incarnation, "$expr": NOT_EXPIRED}
 
 
 def expired(session_id: str, incarnation: ObjectId | None) -> Document:

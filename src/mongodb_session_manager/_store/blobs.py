@@ -209,8 +209,7 @@ class BlobStore:
 
     def server_time(self) -> datetime:
         """Return the time of the server's clock."""
-        answer = self.files.database.command("hello", codec_options=CODEC_OPTIONS)
-        moment: datetime = answer["localTime"]
+        moment: datetime = self.files.database.command("hello", codec_options=CODEC_OPTIONS)["localTime"]
         return moment
 
     def _upload(self, blob: Blob, owner: BlobOwner) -> None:
@@ -235,19 +234,14 @@ class BlobStore:
             return
 
     def _store(self, file_id: ObjectId, content: bytes, owner: BlobOwner) -> None:
-        file = {"length": Int64(len(content)), "chunkSize": limits.BLOB_CHUNK_BYTES, "metadata": owner}
+        size = limits.BLOB_CHUNK_BYTES
+        file = {"length": Int64(len(content)), "chunkSize": size, "metadata": owner}
         # An upsert, because an insert cannot take the server's time.
-        self.files.update_one(
-            {"_id": file_id}, {"$setOnInsert": file, "$currentDate": {"uploadDate": True}}, upsert=True
-        )
-        for starts in batches(range(0, len(content), limits.BLOB_CHUNK_BYTES), limits.BLOB_CHUNKS_PER_INSERT):
+        begun: Document = {"$setOnInsert": file, "$currentDate": {"uploadDate": True}}
+        self.files.update_one({"_id": file_id}, begun, upsert=True)
+        for starts in batches(range(0, len(content), size), limits.BLOB_CHUNKS_PER_INSERT):
             self.chunks.insert_many(
-                {
-                    "files_id": file_id,
-                    "n": start // limits.BLOB_CHUNK_BYTES,
-                    "data": content[start : start + limits.BLOB_CHUNK_BYTES],
-                }
-                for start in starts
+                {"files_id": file_id, "n": start // size, "data": content[start : start + size]} for start in starts
             )
 
     def _discard(self, file_ids: list[ObjectId]) -> None:

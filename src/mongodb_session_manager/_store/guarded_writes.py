@@ -94,15 +94,13 @@ class GuardedWrites:
                 above a dotted key is no object.
         """
         needed = {"metadata_changes": statements.METADATA_CHANGES_SO_FAR, "size": statements.METADATA_SIZE}
-
-        def write(session: SessionRef, standing: Document) -> Update:
-            return statements.set_metadata(session, metadata, standing["metadata_changes"], now())
-
-        def is_refused(standing: Document) -> bool:
-            return bool(standing["size"] > MAX_METADATA_BYTES)
-
         try:
-            standing = self.guarded(session, write, needed, is_refused)
+            full = self.guarded(
+                session,
+                lambda here, found: statements.set_metadata(here, metadata, found["metadata_changes"], now()),
+                needed,
+                lambda found: bool(found["size"] > MAX_METADATA_BYTES),
+            )
         except WriteError as error:
             if error.code != PATH_NOT_VIABLE:
                 raise
@@ -112,20 +110,20 @@ class GuardedWrites:
                 f"session_id={session.session_id!r}: one of {keys} lies below a value that is no object",
                 session_id=session.session_id,
             ) from error
-        if standing is not None:
+        if full is not None:
             raise UnstorableValueError(
-                f"session_id={session.session_id!r}: its metadata has {standing['size']} bytes, and nothing can be set "
+                f"session_id={session.session_id!r}: its metadata has {full['size']} bytes, and nothing can be set "
                 f"where it has more than {MAX_METADATA_BYTES}: delete some of it first",
                 session_id=session.session_id,
             )
 
     def unset_metadata(self, session: SessionRef, keys: Sequence[str]) -> None:
         """Remove metadata fields and leave the others."""
-
-        def write(session: SessionRef, standing: Document) -> Update:
-            return statements.unset_metadata(session, keys, standing["metadata_changes"], now())
-
-        self.guarded(session, write, {"metadata_changes": statements.METADATA_CHANGES_SO_FAR})
+        self.guarded(
+            session,
+            lambda here, found: statements.unset_metadata(here, keys, found["metadata_changes"], now()),
+            {"metadata_changes": statements.METADATA_CHANGES_SO_FAR},
+        )
 
     def add_feedback(self, session: SessionRef, feedback: Document, link: MessageLink | None, moment: datetime) -> None:
         """Append a feedback, once; older ones move into the history where there are many.

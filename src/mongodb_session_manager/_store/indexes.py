@@ -34,11 +34,11 @@ def ensure_indexes(collection: Collection[Any], indexes: Sequence[IndexModel]) -
     One command, and none if this process has done it before. Where the server refuses them, each is tried by itself:
     one that conflicts with an index of the application's own must not prevent the others.
     """
-    mine = _names(collection, indexes)
+    mine = known_as(collection, indexes)
     # Without a lock: two threads that come here at once send the command twice, which changes nothing.
-    if mine in _ensured:
+    if mine in ensured:
         return True
-    _ensured.add(mine)
+    ensured.add(mine)
     done = True
     try:
         collection.create_indexes(list(indexes))
@@ -52,18 +52,19 @@ def ensure_indexes(collection: Collection[Any], indexes: Sequence[IndexModel]) -
             logger.warning("collection=<%s>, error=<%s> | indexes not created", collection.full_name, described(error))
     if done:
         # Under the name as well that it has now: the connection has told which servers there are.
-        _ensured.add(_names(collection, indexes))
+        ensured.add(known_as(collection, indexes))
     else:
-        _ensured.discard(mine)
+        ensured.discard(mine)
     return done
 
 
-def _names(collection: Collection[Any], indexes: Sequence[IndexModel]) -> _Names:
+def known_as(collection: Collection[Any], indexes: Sequence[IndexModel]) -> KnownAs:
     """Return what tells this collection and these indexes from others of the process."""
     servers = frozenset(collection.database.client.topology_description.server_descriptions())
     return servers, collection.full_name, tuple(str(index.document["name"]) for index in indexes)
 
 
-_Names = tuple[frozenset[Any], str, tuple[str, ...]]
+KnownAs = tuple[frozenset[Any], str, tuple[str, ...]]
 
-_ensured: set[_Names] = set()
+ensured: set[KnownAs] = set()
+"""What this process need not make again."""

@@ -10,16 +10,15 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 
 from .._model.encoding import PendingBlobs
-from .._model.expiry import FOREVER, expiry_of_new_related, related_kept_until, related_needed_until
+from .._model.expiry import FOREVER, NOT_EXPIRED, expiry_of_new_related, related_kept_until, related_needed_until
 from .._model.related_shapes import BlobOwner
 from .._statements import sessions
 from .._statements.sessions import SessionRef, Standing
-from .blob_sweep import BlobSweep
 from .history import History
 from .search_index import SearchIndex
 from .sending import attempts
 from .session_commands import SessionCommands, has_expired, now
-from .upkeep import Failures
+from .upkeep import BlobSweep, Failures
 
 
 @dataclass(eq=False)
@@ -107,12 +106,7 @@ class RelatedDocuments:
         if not blobs.blobs:
             return session
         incarnation = session.incarnation or self.commands.standing(session).incarnation
-        owner: BlobOwner = {
-            "session": session.session_id,
-            "incarnation": incarnation,
-            "agent": key,
-            "message": message_id,
-        }
+        owner = BlobOwner(session=session.session_id, incarnation=incarnation, agent=key, message=message_id)
         self.commands.blobs.upload(blobs, owner)
         if session.ttl is not None:
             self._keep_as_long_as_promised(session, incarnation, blobs.uploaded)
@@ -124,13 +118,13 @@ class RelatedDocuments:
         Whoever prolongs that promise announces it first, and leaves alone what has no expiry yet. So the promise is
         read again once the files have their expiry: if it is still the same, whoever prolongs it later finds them.
         """
-        which = sessions.of_incarnation(session.session_id, incarnation)
+        which = {"_id": session.session_id, "incarnation": incarnation, "$expr": NOT_EXPIRED}
         kept: datetime | None = None
         for _ in attempts(f"session_id={session.session_id!r}: its blobs could not be kept", session.session_id):
             standing = self.commands.find_raw(which, {"parts_expire_at": 1, "parts_moving_to": 1})
             if standing is None:
                 self.commands.blobs.delete(file_ids)
-                self.commands.explain(session, {})
+                self.commands.standing(session)
                 raise has_expired(session)
             until = expiry_of_new_related(standing)
             if until == kept:
@@ -156,7 +150,7 @@ class RelatedDocuments:
     def _named(
         self, session_id: str, incarnation: ObjectId, key: str, files: Mapping[ObjectId, int | None]
     ) -> set[ObjectId]:
-        """Return those of these files that the session still names; see ``blob_sweep.Named``."""
+        """Return those of these files that the session still names; see ``upkeep.Named``."""
         document = self.commands.find_raw({"_id": session_id, "incarnation": incarnation}, {})
         if document is None:
             return set() if self.commands.is_over(session_id, incarnation) else set(files)

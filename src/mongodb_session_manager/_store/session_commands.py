@@ -24,7 +24,7 @@ from .._client.clients import check_client
 from .._client.executor import executor_of
 from .._model.documents import Document, check_message_count, stored_time
 from .._model.encoding import CODEC_OPTIONS, PLAIN_CODEC_OPTIONS, from_bson
-from .._statements import adoption, sessions, sweeping
+from .._statements import changes, sessions, sweeping
 from .._statements.sessions import SessionRef, Standing, Update
 from ..errors import SessionBusyError, SessionNotFoundError, UnstorableValueError
 from .blobs import BlobStore
@@ -76,7 +76,7 @@ class SessionCommands:
 
     def adopt(self, session_id: str, agent_keys: Sequence[str]) -> None:
         """Give an older document its incarnation and counters: one command."""
-        self.collection.update_one({"_id": session_id}, adoption.adopt(agent_keys))
+        self.collection.update_one({"_id": session_id}, changes.adopt(agent_keys))
 
     def is_over(self, session_id: str, incarnation: ObjectId) -> bool:
         """Return whether an incarnation of a session is over, for certain: before what belonged to it is deleted."""
@@ -131,9 +131,9 @@ class SessionCommands:
         Raises:
             UnstorableValueError: Even without any message there is no room for it. Nothing of it was written.
         """
-        which, changes, array_filters = update
-        options: Any = {"upsert": upsert, "array_filters": array_filters, "session": driver_session}
-        send, session_id = partial(self.writes.update_one, which, changes, **options), which["_id"]
+        options: Any = {"upsert": upsert, "array_filters": update.array_filters, "session": driver_session}
+        send = partial(self.writes.update_one, update.filter, update.update, **options)
+        session_id = update.filter["_id"]
         for _ in attempts(f"session_id={session_id!r}: no room could be made", session_id):
             try:
                 return until_known(send)
@@ -167,38 +167,30 @@ class SessionCommands:
             SessionNotFoundError: There is no such session.
             SessionBusyError: Another process holds its lease, or the writer's own has run out.
         """
-        for _ in attempts(f"session_id={session.session_id!r}: its counters could not be added", session.session_id):
-            standing = self.explain(session, needed or {}, whose_lease_it_is=whose_lease_it_is)
-            found = standing.found
+        session_id = session.session_id
+        wanted = sessions.unless_expired({**sessions.STANDING, **(needed or {})})
+        for _ in attempts(f"session_id={session_id!r}: its counters could not be added", session_id):
+            found = self.find_plain({"_id": session_id}, wanted)
+            if found is None:
+                raise SessionNotFoundError(f"session_id={session_id!r} does not exist", session_id=session_id)
+            standing = Standing.of(found)
+            if session.incarnation is not None and standing.incarnation != session.incarnation:
+                raise SessionNotFoundError(
+                    f"session_id={session_id!r} was deleted; another has begun under this id", session_id=session_id
+                )
+            if standing.expired:
+                raise has_expired(session)
+            if whose_lease_it_is:
+                _check_lease(session, standing)
             if "message_count" in found:
                 # A writer would wait for ever for a counter that is no number.
                 (key,) = agent_keys
-                check_message_count(session.session_id, key, found["message_count"], found["stored_count"])
+                check_message_count(session_id, key, found["message_count"], found["stored_count"])
             lacks_counters = found.get("exists") and "message_count" not in found
             if found.get("incarnation") is not None and not lacks_counters:
                 return standing
-            self.adopt(session.session_id, agent_keys)
+            self.adopt(session_id, agent_keys)
         raise AssertionError  # `attempts` never ends without an error.
-
-    def explain(
-        self, session: SessionRef, projection: Mapping[str, Any], *, whose_lease_it_is: bool = True
-    ) -> Standing:
-        """Read why a write did not match; raise the error for it, or return how the session stands."""
-        session_id = session.session_id
-        wanted = sessions.unless_expired({**sessions.STANDING, **projection})
-        found = self.find_plain({"_id": session_id}, wanted)
-        if found is None:
-            raise SessionNotFoundError(f"session_id={session_id!r} does not exist", session_id=session_id)
-        standing = Standing.of(found)
-        if session.incarnation is not None and standing.incarnation != session.incarnation:
-            raise SessionNotFoundError(
-                f"session_id={session_id!r} was deleted; another has begun under this id", session_id=session_id
-            )
-        if standing.expired:
-            raise has_expired(session)
-        if whose_lease_it_is:
-            _check_lease(session, standing)
-        return standing
 
 
 def _check_lease(session: SessionRef, standing: Standing) -> None:

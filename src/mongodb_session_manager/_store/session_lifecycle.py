@@ -130,6 +130,7 @@ class SessionLifecycle:
         for _ in attempts(f"session_id={session_id!r} could not be created", session_id):
             try:
                 self.commands.collection.insert_one(document)
+                return
             except DuplicateKeyError as error:
                 if not is_there(error):
                     raise
@@ -140,9 +141,8 @@ class SessionLifecycle:
                     return  # It is this one: only the answer to the first attempt was lost.
                 if not there["expired"]:
                     raise
-                if not self._replace_expired(there, document):
-                    continue
-            return
+                if self._replace_expired(there, document):
+                    return
 
     def _replace_expired(self, expired: Document, document: Document) -> bool:
         """Put a new session into the place of one that has expired, and delete what belonged to that.

@@ -101,7 +101,7 @@ class SessionReads:
             # One more than asked for tells whether there is a next page.
             if (missing := asked.limit + 1 - len(found)) > 0:
                 cursor = self.commands.raw.find(
-                    query, session_headers.PROJECTION, sort=asked.order.sort, limit=missing, allow_disk_use=True
+                    query, session_headers.PROJECTION, sort=asked.sort, limit=missing, allow_disk_use=True
                 )
                 found += cast(list[ListedSession], [from_bson(one.raw) for one in cursor])
         segments = [segment for one in found[: asked.limit] if (segment := session_headers.first_segment(one))]

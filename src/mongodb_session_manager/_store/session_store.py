@@ -14,10 +14,9 @@ from .archiving import Archiver
 from .guarded_writes import GuardedWrites
 from .history import History
 from .indexes import EXPIRY_INDEX, ensure_indexes
-from .indexing import Indexer
 from .message_writes import MessageWrites
 from .related_documents import RelatedDocuments
-from .search_index import SearchIndex
+from .search_index import Indexer, SearchIndex
 from .sending import NAMESPACE_EXISTS
 from .session_commands import SessionCommands
 from .session_lifecycle import SessionLifecycle
