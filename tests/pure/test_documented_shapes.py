@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import pytest
 from support.shapes import SHAPES
@@ -109,7 +110,12 @@ def fields_of(shape: Any) -> dict[str, Any] | None:
 
 
 def shape_of(kind: Any) -> Any:
-    return get_args(kind)[0] if get_origin(kind) is list else kind
+    """The shape in a list; of several kinds of elements the one that has fields."""
+    if get_origin(kind) is list:
+        return shape_of(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return next((shape for shape in get_args(kind) if is_typeddict(shape)), kind)
+    return kind
 
 
 def differences(shape: Any, shown: dict[str, Shown], seen: set[str], optionals: bool, path: str) -> Iterator[str]:
