@@ -148,12 +148,30 @@ class LiveConversation:
         self._logged_now: list[tuple[Slot, bytes]] = []
         self._first: tuple[Any, ...] = ()
         self._others: list[tuple[TrackedMessage, range]] = []
+        self._turns: tuple[list[int | Slot], Sequence[Any]] = [], ()
 
     # --- what is live -------------------------------------------------------------------------------------------------
 
-    def restored(self, slots: list[int | Slot], messages: list[Message], newest: int | None, *, exact: bool) -> None:
-        """Take note of what a restore made of what is stored."""
+    def restored(
+        self,
+        slots: list[int | Slot],
+        messages: list[Message],
+        newest: int | None,
+        *,
+        exact: bool = False,
+        turn_ids: Sequence[Any] = (),
+    ) -> None:
+        """Take note of what a restore made of what is stored.
+
+        Args:
+            slots: The place of each message.
+            messages: The live messages.
+            newest: The id of the newest message of the log; None if it is empty.
+            exact: Whether no restore is to trim what is stored.
+            turn_ids: The turn of each message, where these are known.
+        """
         self._slots, self.newest = slots, newest
+        self._turns = slots[:], turn_ids
         self._exact = newest if exact else None
         self._see(messages)
         for slot, message in zip(reversed(slots), reversed(messages), strict=True):
@@ -266,6 +284,16 @@ class LiveConversation:
         """Return what the next message of the log follows, as in ``TrackedMessage``; ``()``: the newest of the log."""
         previous = next((row.ref for row in self._rows_backwards() if _is_logged(row.ref)), None)
         return () if _same(previous, self.newest) else (previous,)
+
+    def turn_of(self, ref: Ref) -> Any:
+        """Return the turn of a logged message; None if it is not known."""
+        if isinstance(ref, TrackedMessage):
+            return ref.turn_id
+        slots, turn_ids = self._turns
+        for slot, turn_id in zip(slots, turn_ids, strict=False):
+            if ref == (slot.ref if isinstance(slot, Slot) else slot):
+                return turn_id
+        return None
 
     # --- which messages are meant -------------------------------------------------------------------------------------
 
@@ -540,19 +568,22 @@ class LiveConversation:
     def _would_be_trimmed(self, agent: Any) -> bool:
         if not trims_by_itself(agent) or len(agent.messages) <= agent.conversation_manager.window_size:
             return False
-        return len(_trimmed(agent, agent.messages)) != len(agent.messages)
+        # Where messages are pinned, Strands warns of each trial that cannot trim.
+        return any(self._customs) or len(_trimmed(agent, agent.messages)) != len(agent.messages)
 
 
-def live_view(due: Due, removed: int, archived: int, where: str, blobs: PendingBlobs, *, may_hold: bool) -> LiveView:
+def live_view(
+    live: LiveConversation, due: Due, removed: int, archived: int, where: str, blobs: PendingBlobs
+) -> LiveView:
     """Return the view that is to be stored.
 
     Args:
-        due: What is live.
+        live: The live conversation.
+        due: What of it is to be stored.
         removed: The ``removed_message_count`` that is stored with it.
         archived: How many messages lie in the history.
         where: What it is, for errors.
         blobs: Takes what is too large for the session document.
-        may_hold: Whether it may hold content of logged messages.
 
     Raises:
         UnstorableValueError: A live message holds what cannot be stored.
@@ -568,12 +599,14 @@ def live_view(due: Due, removed: int, archived: int, where: str, blobs: PendingB
         of = row.ref if slot is None else None
         name = "" if slot is None else f"x{len(held)}"
         is_copy = row.form is not None or any(row is one for one in near)
-        if slot is not None or (is_copy and may_hold):
+        if slot is not None or (is_copy and live.may_hold):
             body, _ = measured_body(row.message, where, blobs)
+            if slot is None and (turn_id := live.turn_of(row.ref)) is not None:
+                body["turn_id"] = turn_id
             held.append(HeldCopy(of, name, body, row.shares))
         places.append(row.ref if slot is None else name)
     view = LiveView(places, due.newest, removed, due.is_exact, held)
-    return view if may_hold else view.without_copies()
+    return view if live.may_hold else view.without_copies()
 
 
 def to_hold(rows: list[Row], archived: int) -> list[Row]:
