@@ -203,19 +203,43 @@ def test_what_another_process_has_redacted_is_not_brought_back_by_a_view(app: Ap
     manager, agent = app.opened("ok", "sure", durability=durability)
     agent("my PIN is 1234")
     manager.flush()
-    other = restored(app)
+    process = app.process(durability=durability)
+    other = app.agent(process)
     edited(agent)
-    app.managers[-1].redact_latest_message(redaction(other), other)
-    app.managers[-1].flush()
+    process.redact_latest_message(redaction(other), other)
+    process.flush()
     agent("go on")
     manager.sync_agent(agent)
     manager.flush()
     app.nothing_at_rest("1234")
-    edited(agent)
+    agent.messages[0]["content"] = [{"text": "1234 it was"}]
     manager.sync_agent(agent)
     manager.flush()
     app.nothing_at_rest("1234")
     assert dialogue(restored(app).messages)[0] == ("user", "[redacted]")
+
+
+def test_a_redaction_takes_along_a_live_form_that_waits_for_the_end_of_its_turn(
+    app: Application, durability: str
+) -> None:
+    manager = app.manager(durability=durability)
+
+    @tool(context=True)
+    def edit(tool_context: ToolContext) -> str:
+        """Edit the prompt."""
+        edited(tool_context.agent)
+        return "edited"
+
+    @tool(context=True)
+    def redact(tool_context: ToolContext) -> str:
+        """Redact the prompt."""
+        manager.redact_latest_message(redaction(tool_context.agent), tool_context.agent)
+        return "redacted"
+
+    agent = app.agent(manager, ToolCall("edit"), ToolCall("redact"), "Done.", tools=[edit, redact])
+    agent("my PIN is 1234")
+    manager.flush()
+    app.nothing_at_rest("1234")
 
 
 def test_a_redaction_reaches_a_message_that_was_merged_with_another(app: Application, durability: str) -> None:
@@ -254,3 +278,20 @@ def test_what_is_live_and_archived_is_restored_and_a_few_small_ones_need_no_read
     again = app.agent(app.manager(**SMALL), **options)
     assert again.messages == snapshot
     assert app.recorder.names == ["find"]
+
+
+def test_what_is_held_of_the_history_is_gone_with_its_redaction(app: Application, durability: str) -> None:
+    options = {"conversation_manager": NullConversationManager()}
+    manager = app.manager(durability=durability, **SMALL)
+    agent = app.agent(manager, model=OfflineScriptedModel(lambda _: "ok"), **options)
+    say(agent, "my PIN is 1234", "one")
+    del agent.messages[1:]
+    say(agent, "two", "three", "four")
+    manager.flush()
+    manager.sync_agent(agent)  # The view that holds the first message waits for a commit.
+    manager.redact_latest_message(redaction(agent), agent)
+    for prompt in ("five", "six", "seven", "eight"):
+        agent(prompt)
+        manager.flush()
+        app.nothing_at_rest("1234")
+    assert dialogue(app.agent(app.process(**SMALL), **options).messages)[0] == ("user", "[redacted]")

@@ -78,12 +78,14 @@ class Row(NamedTuple):
         form: As in ``Slot``.
         message: The live message; None if it is not known.
         shares: As in ``Slot``.
+        redacted: As in ``Slot``.
     """
 
     ref: Any
     form: bytes | None = None
     message: Any = None
     shares: tuple[Ref, ...] = ()
+    redacted: bool = False
 
 
 @dataclass(frozen=True)
@@ -412,7 +414,8 @@ class LiveConversation:
                 rows.append(Row(slot, None, message))
             elif not slot.fresh:
                 rows += [_row_of_note(note) for note in slot.before]
-                rows.append(Row(slot if slot.ref is None else slot.ref, slot.form, slot.message, slot.shares))
+                ref = slot if slot.ref is None else slot.ref
+                rows.append(Row(ref, slot.form, slot.message, slot.shares, slot.redacted))
                 rows += [_row_of_note(note) for note in slot.behind]
         return rows
 
@@ -614,7 +617,7 @@ def to_hold(rows: list[Row], archived: int) -> list[Row]:
     found = [row for row in rows if isinstance(_id(row.ref), int) and _id(row.ref) < archived]
     if len(found) > MAX_HELD_ARCHIVED or any(row.message is None for row in found):
         return []
-    plain = [row for row in found if row.form is None]
+    plain = [row for row in found if row.form is None and not row.redacted]
     return [row for row in plain if len(_form(row.message)) <= MAX_HELD_ARCHIVED_BYTES]
 
 
