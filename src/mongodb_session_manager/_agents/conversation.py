@@ -36,7 +36,7 @@ class Conversation:
 
     def view(self, due: Due, removed: int, where: str, blobs: PendingBlobs) -> LiveView:
         """Return the view that is to be stored; see ``live_view``."""
-        return live_view(due, removed, self.embedded.archived, where, blobs, may_hold=self.live.may_hold)
+        return live_view(self.live, due, removed, self.embedded.archived, where, blobs)
 
     def was_stored(self, commit: Commit) -> None:
         """Take note that a commit is stored."""

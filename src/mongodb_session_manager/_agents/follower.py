@@ -90,7 +90,7 @@ class AgentFollower:
     def created_with_session(self, agent: Any) -> None:
         """Take note that the agent was stored together with a new session, as it is."""
         count = len(agent.messages)
-        self._live.restored(list(range(count)), agent.messages, count - 1 if count else None, exact=False)
+        self._live.restored(list(range(count)), agent.messages, count - 1 if count else None)
         self._conversation.next_message_id = self._conversation.embedded.count = count
         self._follow_new(agent)
 

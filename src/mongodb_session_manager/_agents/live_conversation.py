@@ -78,12 +78,14 @@ class Row(NamedTuple):
         form: As in ``Slot``.
         message: The live message; None if it is not known.
         shares: As in ``Slot``.
+        redacted: As in ``Slot``.
     """
 
     ref: Any
     form: bytes | None = None
     message: Any = None
     shares: tuple[Ref, ...] = ()
+    redacted: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,30 @@ class LiveConversation:
         self._logged_now: list[tuple[Slot, bytes]] = []
         self._first: tuple[Any, ...] = ()
         self._others: list[tuple[TrackedMessage, range]] = []
+        self._turns: tuple[list[int | Slot], Sequence[Any]] = [], ()
 
     # --- what is live -------------------------------------------------------------------------------------------------
 
-    def restored(self, slots: list[int | Slot], messages: list[Message], newest: int | None, *, exact: bool) -> None:
-        """Take note of what a restore made of what is stored."""
+    def restored(
+        self,
+        slots: list[int | Slot],
+        messages: list[Message],
+        newest: int | None,
+        *,
+        exact: bool = False,
+        turn_ids: Sequence[Any] = (),
+    ) -> None:
+        """Take note of what a restore made of what is stored.
+
+        Args:
+            slots: The place of each message.
+            messages: The live messages.
+            newest: The id of the newest message of the log; None if it is empty.
+            exact: Whether no restore is to trim what is stored.
+            turn_ids: The turn of each message, where these are known.
+        """
         self._slots, self.newest = slots, newest
+        self._turns = slots[:], turn_ids
         self._exact = newest if exact else None
         self._see(messages)
         for slot, message in zip(reversed(slots), reversed(messages), strict=True):
@@ -266,6 +286,16 @@ class LiveConversation:
         """Return what the next message of the log follows, as in ``TrackedMessage``; ``()``: the newest of the log."""
         previous = next((row.ref for row in self._rows_backwards() if _is_logged(row.ref)), None)
         return () if _same(previous, self.newest) else (previous,)
+
+    def turn_of(self, ref: Ref) -> Any:
+        """Return the turn of a logged message; None if it is not known."""
+        if isinstance(ref, TrackedMessage):
+            return ref.turn_id
+        slots, turn_ids = self._turns
+        for slot, turn_id in zip(slots, turn_ids, strict=False):
+            if ref == (slot.ref if isinstance(slot, Slot) else slot):
+                return turn_id
+        return None
 
     # --- which messages are meant -------------------------------------------------------------------------------------
 
@@ -384,7 +414,8 @@ class LiveConversation:
                 rows.append(Row(slot, None, message))
             elif not slot.fresh:
                 rows += [_row_of_note(note) for note in slot.before]
-                rows.append(Row(slot if slot.ref is None else slot.ref, slot.form, slot.message, slot.shares))
+                ref = slot if slot.ref is None else slot.ref
+                rows.append(Row(ref, slot.form, slot.message, slot.shares, slot.redacted))
                 rows += [_row_of_note(note) for note in slot.behind]
         return rows
 
@@ -540,19 +571,22 @@ class LiveConversation:
     def _would_be_trimmed(self, agent: Any) -> bool:
         if not trims_by_itself(agent) or len(agent.messages) <= agent.conversation_manager.window_size:
             return False
-        return len(_trimmed(agent, agent.messages)) != len(agent.messages)
+        # Where messages are pinned, Strands warns of each trial that cannot trim.
+        return any(self._customs) or len(_trimmed(agent, agent.messages)) != len(agent.messages)
 
 
-def live_view(due: Due, removed: int, archived: int, where: str, blobs: PendingBlobs, *, may_hold: bool) -> LiveView:
+def live_view(
+    live: LiveConversation, due: Due, removed: int, archived: int, where: str, blobs: PendingBlobs
+) -> LiveView:
     """Return the view that is to be stored.
 
     Args:
-        due: What is live.
+        live: The live conversation.
+        due: What of it is to be stored.
         removed: The ``removed_message_count`` that is stored with it.
         archived: How many messages lie in the history.
         where: What it is, for errors.
         blobs: Takes what is too large for the session document.
-        may_hold: Whether it may hold content of logged messages.
 
     Raises:
         UnstorableValueError: A live message holds what cannot be stored.
@@ -568,12 +602,14 @@ def live_view(due: Due, removed: int, archived: int, where: str, blobs: PendingB
         of = row.ref if slot is None else None
         name = "" if slot is None else f"x{len(held)}"
         is_copy = row.form is not None or any(row is one for one in near)
-        if slot is not None or (is_copy and may_hold):
+        if slot is not None or (is_copy and live.may_hold):
             body, _ = measured_body(row.message, where, blobs)
+            if slot is None and (turn_id := live.turn_of(row.ref)) is not None:
+                body["turn_id"] = turn_id
             held.append(HeldCopy(of, name, body, row.shares))
         places.append(row.ref if slot is None else name)
     view = LiveView(places, due.newest, removed, due.is_exact, held)
-    return view if may_hold else view.without_copies()
+    return view if live.may_hold else view.without_copies()
 
 
 def to_hold(rows: list[Row], archived: int) -> list[Row]:
@@ -581,7 +617,7 @@ def to_hold(rows: list[Row], archived: int) -> list[Row]:
     found = [row for row in rows if isinstance(_id(row.ref), int) and _id(row.ref) < archived]
     if len(found) > MAX_HELD_ARCHIVED or any(row.message is None for row in found):
         return []
-    plain = [row for row in found if row.form is None]
+    plain = [row for row in found if row.form is None and not row.redacted]
     return [row for row in plain if len(_form(row.message)) <= MAX_HELD_ARCHIVED_BYTES]
 
 

@@ -96,6 +96,7 @@ def _rows(agent: Any, stored: StoredAgent, prepended: list[Message], manager_sta
             is_kept = view is not None and in_state.get(place["state"]) is message
             slot = Slot(message, state=place["state"] if is_kept else None)  # type: ignore[arg-type]
         elif view is not None and (held := live_view.held_form(view, place)) is not None:
+            turn_id = held.get("turn_id", turn_id)
             message = documents.to_messages([held])[0]
             slot = Slot(message, place if isinstance(place, int) else None).as_held()
         else:
@@ -143,7 +144,8 @@ def _make_live(
     agent.messages = messages
     is_exact = stored.live is not None and stored.live.get("at") == stored.message_count
     newest = stored.message_count - 1 if stored.message_count else None
-    live.restored([row["slot"] for row in rows], messages, newest, exact=is_exact)
+    turn_ids = [row["turn_id"] for row in rows]
+    live.restored([row["slot"] for row in rows], messages, newest, exact=is_exact, turn_ids=turn_ids)
     if not messages:
         return
     if trims_by_itself(agent) and not is_exact:

@@ -81,7 +81,8 @@ class AgentWork(Outbox):
     ) -> TrackedMessage:
         """Put a message of ``size`` bytes, besides its blobs, into the next commit."""
         body["created_at"] = datetime.now(timezone.utc)
-        message = TrackedMessage(None, source, body.get("tracking_id"), follows=self.conversation.live.follows())
+        follows = self.conversation.live.follows()
+        message = TrackedMessage(None, source, body.get("tracking_id"), follows=follows, turn_id=body.get("turn_id"))
         message.body, message.totals, message.blobs = body, totals, blobs
         if guardrail_event is not None:
             message.guardrail_events = (guardrail_event,)

@@ -303,6 +303,7 @@ class HeldMessage(TypedDict):
         tracking_id: Missing: it came without one.
         metadata: Missing: nothing.
         extra: Missing: none.
+        turn_id: The turn of the logged message whose form it is. Missing: it is in no log, or its turn is not known.
         of: The ids of the logged messages whose content blocks it has. Missing: none but those of its own.
     """
 
@@ -311,6 +312,7 @@ class HeldMessage(TypedDict):
     tracking_id: NotRequired[str]
     metadata: NotRequired[Encoded]
     extra: NotRequired[Encoded]
+    turn_id: NotRequired[ObjectId]
     of: NotRequired[list[int]]
 
 

@@ -34,6 +34,7 @@ class TrackedMessage:
         commit: While it waits: what carries it.
         follows: While it waits: the logged message that it follows, in a tuple, ``(None,)`` if it follows none. Empty:
             the one before it in the log.
+        turn_id: Its turn, if that is known.
     """
 
     message_id: int | None
@@ -45,6 +46,7 @@ class TrackedMessage:
     guardrail_events: tuple[Document, ...] = ()
     commit: Commit | None = None
     follows: tuple[Any, ...] = ()
+    turn_id: ObjectId | None = None
 
 
 @dataclass(eq=False)
