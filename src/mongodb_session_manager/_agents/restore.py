@@ -57,7 +57,7 @@ def restore(
     interrupted = _interrupted(internal_state)
     if interrupted is not None or turns_interleave(rows):
         rows = [row for run in _runs(rows) for row in _together(run, interrupted)]
-    last_turn_id = rows[-1]["turn_id"] if rows else None
+    last_turn_id = rows[-1].get("turn_id") if rows else None
     if not (isinstance(agent, Agent) and agent.model.stateful):
         _make_live(conversation.live, agent, stored, rows, repair)
     work.fields.stored_state(agent.state, state)
@@ -70,39 +70,42 @@ def restore(
 
 
 def _rows(agent: Any, stored: StoredAgent, prepended: list[Message], manager_state: Document) -> list[Document]:
-    """Return what is live, oldest first.
+    """Return the messages (decoded) of what is live, oldest first, as they are stored.
 
-    Of each ``{slot, message, turn_id, tracking_id}``: its place as in ``LiveConversation``, the stored message
-    (decoded) or the live one, and the turn; of what is in no log that of the message before it.
+    Of each also ``slot``, its place as in ``LiveConversation``. What is in no log has the ``turn_id`` of the message
+    before it; a message that the conversation manager has is the very object of its slot.
     """
-    view = stored.live
+    view, window = stored.live, stored.window
     if view is None:
-        removed = stored.message_count - len(stored.window)
-        logged = {message.get("message_id", removed + index): message for index, message in enumerate(stored.window)}
-        found: list[Any] = [*prepended, *logged]
-    else:
-        logged = {message["message_id"]: message for message in stored.window}
-        found = list(live_view.places(view, logged))
+        first = stored.message_count - len(window)
+        for index, message in enumerate(window, first):
+            message["slot"] = message.get("message_id", index)
+        return [*({"slot": Slot(message)} for message in prepended), *window]
+    for message in window:
+        message["slot"] = message["message_id"]
+    if view.keys().isdisjoint(("before", "held")):
+        return window
+    logged = {message["message_id"]: message for message in window}
     # The very objects that the conversation manager has, so that they are known again.
     in_state = agent.conversation_manager.get_state() if isinstance(agent, Agent) else {}
     rows: list[Document] = []
     turn_id: Any = None
-    for place in found:
-        slot: int | Slot
+    for place in live_view.places(view, logged):
+        slot: Slot
         if isinstance(place, dict):
-            message: Any = place if view is None else in_state.get(place["state"], manager_state.get(place["state"]))
-            if not isinstance(message, dict):
+            kept: Any = in_state.get(place["state"])
+            found = manager_state.get(place["state"]) if kept is None else kept
+            if not isinstance(found, dict):
                 continue
-            is_kept = view is not None and in_state.get(place["state"]) is message
-            slot = Slot(message, state=place["state"] if is_kept else None)  # type: ignore[arg-type]
-        elif view is not None and (held := live_view.held_form(view, place)) is not None:
+            slot = Slot(found, state=None if kept is None else place["state"])  # type: ignore[arg-type]
+        elif (held := live_view.held_form(view, place)) is not None:
             turn_id = held.get("turn_id", turn_id)
-            message = documents.to_messages([held])[0]
-            slot = Slot(message, place if isinstance(place, int) else None).as_held()
+            slot = Slot(documents.to_messages([held])[0], place if isinstance(place, int) else None).as_held()
         else:
-            message, slot = logged[place], place
-            turn_id = message.get("turn_id")
-        rows.append({"slot": slot, "message": message, "turn_id": turn_id, "tracking_id": message.get("tracking_id")})
+            turn_id = logged[place].get("turn_id")
+            rows.append(logged[place])
+            continue
+        rows.append({"slot": slot, "turn_id": turn_id, "tracking_id": slot.message.get("tracking_id")})
     return rows
 
 
@@ -134,18 +137,16 @@ def _make_live(
     rows: list[Document],
     repair: Callable[[list[Message]], list[Message]],
 ) -> None:
-    messages: list[Message] = []
-    for row in rows:
-        slot = row["slot"]
-        if isinstance(slot, Slot):
-            messages.append(slot.message)
-        else:
-            messages += documents.to_messages([row["message"]])
+    slots = [row.pop("slot") for row in rows]
+    turn_ids = [row.get("turn_id") for row in rows]
+    messages = [
+        slot.message if isinstance(slot, Slot) else message
+        for slot, message in zip(slots, documents.to_messages(rows), strict=True)
+    ]
     agent.messages = messages
     is_exact = stored.live is not None and stored.live.get("at") == stored.message_count
     newest = stored.message_count - 1 if stored.message_count else None
-    turn_ids = [row["turn_id"] for row in rows]
-    live.restored([row["slot"] for row in rows], messages, newest, exact=is_exact, turn_ids=turn_ids)
+    live.restored(slots, messages, newest, exact=is_exact, turn_ids=turn_ids)
     if not messages:
         return
     if trims_by_itself(agent) and not is_exact:

@@ -138,4 +138,5 @@ def is_live(agent: str) -> Document:
     held = {"$map": {"input": {"$objectToArray": object_at(f"{agent}.live.held")}, "as": "h", "in": "$$h.k"}}
     is_held = {"$in": [{"$convert": {"input": "$$m.message_id", "to": "string", "onError": "", "onNull": ""}}, held]}
     is_named = {"$or": [{"$gte": ["$$m.message_id", f"{agent}.live.tail"]}, named]}
-    return {"$and": [is_named, {"$not": [is_held]}]}
+    holds_nothing = {"$ne": [{"$type": f"{agent}.live.held"}, "object"]}
+    return {"$and": [is_named, {"$or": [holds_nothing, {"$not": [is_held]}]}]}

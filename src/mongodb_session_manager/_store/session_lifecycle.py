@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 
 from bson import ObjectId
 from pymongo.errors import DuplicateKeyError
@@ -119,6 +120,7 @@ class SessionLifecycle:
                 read = self.history.read if gapless else self.history.read_between
                 messages = read(session_id, incarnation, key, first, last + 1)
                 stored.window += [message for message in messages if message["message_id"] not in held]
+        stored.window.sort(key=itemgetter("message_id"))
 
     def insert(self, document: Document) -> None:
         """Insert a new session document, in the place of one that has expired, too.
