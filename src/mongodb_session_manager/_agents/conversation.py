@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bson import ObjectId
+
 from .._model.archive_policy import DocumentSize, Embedded
 from .._model.encoding import PendingBlobs
 from .._statements.commits import Commit
@@ -21,6 +23,7 @@ class Conversation:
         embedded: What the agent has in the session document.
         document: The size of that document.
         live: What is live of it.
+        held_files: The files of the blobs that the stored view holds, as far as it was stored here.
     """
 
     next_message_id = 0
@@ -33,6 +36,7 @@ class Conversation:
         self.document = document
         self.embedded = Embedded()
         self.live = LiveConversation()
+        self.held_files: set[ObjectId] = set()
 
     def view(self, due: Due, removed: int, where: str, blobs: PendingBlobs) -> LiveView:
         """Return the view that is to be stored; see ``live_view``."""

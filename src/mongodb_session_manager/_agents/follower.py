@@ -318,8 +318,10 @@ class AgentFollower:
         # A message that is refused here is the latest all the same: no other is to be redacted in its place.
         self._live.last = None
         if slot is not None:
-            slot.fresh = False
+            slot.fresh, slot.refused = False, True  # Unless it can be stored.
         body, size, blobs = self._body(message)
+        if slot is not None:
+            slot.refused = False
         role = message["role"]
         carries_results = documents.has_tool_result(message)
         body["turn_id"], begins_turn = self._turns.of_message(

@@ -8,6 +8,7 @@ messages are only appended.
 from __future__ import annotations
 
 import copy
+import hashlib
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Slot:
         copied: The last look found another object in the place of the one before.
         by_hand: It was logged by hand, before Strands has told of it.
         redacted: What is logged was redacted. Nothing else of it is stored.
+        refused: It can never be stored, and so is in no log and in no view.
         shares: Other logged messages whose content blocks it has.
         before: Logged messages that are live in front of it, and not in ``agent.messages``: appended by hand, or ids
             that another writer took.
@@ -59,6 +61,7 @@ class Slot:
     copied: bool = False
     by_hand: bool = False
     redacted: bool = False
+    refused: bool = False
     shares: tuple[Ref, ...] = ()
     before: tuple[Any, ...] = ()
     behind: tuple[Any, ...] = ()
@@ -115,7 +118,8 @@ class _Seen:
 
     def form(self) -> bytes:
         """Return the fingerprint of what it was."""
-        return fingerprint([self.message.get("role"), list(self.blocks), self.custom], "message")
+        content = fingerprint([self.message.get("role"), list(self.blocks), self.custom], "message")
+        return hashlib.blake2b(content, digest_size=16).digest()
 
 
 class LiveConversation:
@@ -208,6 +212,7 @@ class LiveConversation:
             and list(map(len, self._blocks)) == list(map(len, blocks[:known]))
             and all(map(operator.is_, chain.from_iterable(self._blocks), chain.from_iterable(blocks)))
             and self._customs == customs[:known]
+            and not (self._left and any(_tracking_id(message) in self._left for message in live[known:]))
         )
         if is_as_before:
             self._slots += [Slot(message, fresh=True) for message in live[known:]]
@@ -304,8 +309,8 @@ class LiveConversation:
         if not tracking_id or not isinstance(tracking_id, str):
             return []
         tracking_id = exact_text(tracking_id)
-        left = [slot.ref for slot in self._left.get(tracking_id, ())]
-        found = [one for one in left if isinstance(one, TrackedMessage)]
+        left = [slot.ref for slot in self._left.get(tracking_id, ()) if slot.ref is not None]
+        found = [TrackedMessage(one, None, tracking_id) if isinstance(one, int) else one for one in left]
         for index, message in enumerate(self._messages):
             if _tracking_id(message) == tracking_id and (tracked := self._tracked(index)) is not None:
                 found.append(tracked)
@@ -322,6 +327,8 @@ class LiveConversation:
 
     def redacted(self, tracked: TrackedMessage) -> None:
         """Take note that what is logged of a message is redacted: no other form of it is stored any more."""
+        for left in chain.from_iterable(self._left.values()):
+            left.redacted = left.redacted or left.ref is tracked or left.ref == tracked.message_id
         for index, slot in enumerate(self._slots):
             ref = slot.ref if isinstance(slot, Slot) else slot
             if ref is tracked or (isinstance(ref, int) and ref == tracked.message_id):
@@ -415,7 +422,8 @@ class LiveConversation:
             elif not slot.fresh:
                 rows += [_row_of_note(note) for note in slot.before]
                 ref = slot if slot.ref is None else slot.ref
-                rows.append(Row(ref, slot.form, slot.message, slot.shares, slot.redacted))
+                if not slot.refused:
+                    rows.append(Row(ref, slot.form, slot.message, slot.shares, slot.redacted))
                 rows += [_row_of_note(note) for note in slot.behind]
         return rows
 
@@ -537,7 +545,9 @@ class LiveConversation:
             return
         if slot.logged_form is None:
             slot.logged_form = seen.form()
-        left = Slot({"role": "user", "content": []}, slot.ref, logged_form=slot.logged_form, redacted=slot.redacted)
+        # The message itself is let go: it may be large.
+        ref = slot.ref if _id(slot.ref) is None else _id(slot.ref)
+        left = Slot({"role": "user", "content": []}, ref, logged_form=slot.logged_form, redacted=slot.redacted)
         self._left.setdefault(tracking_id, []).append(left)
         self._left_count += 1
         while self._left_count > KEPT_BEYOND_LIVE:
@@ -618,7 +628,7 @@ def to_hold(rows: list[Row], archived: int) -> list[Row]:
     if len(found) > MAX_HELD_ARCHIVED or any(row.message is None for row in found):
         return []
     plain = [row for row in found if row.form is None and not row.redacted]
-    return [row for row in plain if len(_form(row.message)) <= MAX_HELD_ARCHIVED_BYTES]
+    return [row for row in plain if len(fingerprint(row.message, "message")) <= MAX_HELD_ARCHIVED_BYTES]
 
 
 def _trimmed(agent: Any, messages: list[Message]) -> list[Message]:
