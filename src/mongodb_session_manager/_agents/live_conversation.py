@@ -122,6 +122,50 @@ class _Seen:
         return hashlib.blake2b(content, digest_size=16).digest()
 
 
+class _Look:
+    """The live messages at one moment, in a form that the next look is compared with without a line of Python each.
+
+    Attributes:
+        messages: The messages.
+        lengths: How many blocks each has.
+        blocks: The blocks of all.
+        customs: Copies of what the application attached to some of them, by their places; a pin is such a thing.
+    """
+
+    def __init__(self, live: list[Message]) -> None:
+        self.messages = list(live)
+        contents: list[Any] = [message.get("content") for message in self.messages]
+        contents = [content if type(content) is list else [content] for content in contents]
+        self.lengths = list(map(len, contents))
+        self.blocks: list[Any] = list(chain.from_iterable(contents))
+        attached: list[Any] = [message.get("metadata") for message in self.messages]
+        self.customs = {
+            index: dict(custom)
+            for index, metadata in enumerate(attached)
+            if metadata and "custom" in metadata and isinstance(custom := metadata["custom"], dict) and custom
+        }
+
+    def begins_with(self, before: _Look) -> bool:
+        """Return whether these are the same messages as before, unchanged, and perhaps more behind them."""
+        known = len(before.messages)
+        return (
+            len(self.messages) >= known
+            and all(map(operator.is_, before.messages, self.messages))
+            and self.lengths[:known] == before.lengths
+            and all(map(operator.is_, before.blocks, self.blocks))
+            and before.customs == {index: custom for index, custom in self.customs.items() if index < known}
+        )
+
+    def each(self) -> list[_Seen]:
+        """Return each message with its blocks and what is attached to it."""
+        found: list[_Seen] = []
+        start = 0
+        for index, (message, length) in enumerate(zip(self.messages, self.lengths, strict=True)):
+            found.append(_Seen(message, self.blocks[start : start + length], self.customs.get(index)))
+            start += length
+        return found
+
+
 class LiveConversation:
     """The live conversation of one agent.
 
@@ -144,9 +188,7 @@ class LiveConversation:
     _archived = 0
 
     def __init__(self) -> None:
-        self._messages: list[Message] = []
-        self._blocks: list[Sequence[Any]] = []
-        self._customs: list[Any] = []
+        self._seen = _Look([])
         # As an id where the message is as it was restored: most are never looked at.
         self._slots: list[int | Slot] = []
         self._left: dict[str, list[Slot]] = {}
@@ -179,7 +221,7 @@ class LiveConversation:
         self._slots, self.newest = slots, newest
         self._turns = slots[:], turn_ids
         self._exact = newest if exact else None
-        self._see(messages)
+        self._seen = _Look(messages)
         for slot, message in zip(reversed(slots), reversed(messages), strict=True):
             ref = slot if isinstance(slot, int) else slot.ref
             if isinstance(ref, int):
@@ -199,26 +241,18 @@ class LiveConversation:
     def look(self, agent: Any) -> None:
         """Find out what has become of the live conversation since the last look."""
         live: list[Message] = agent.messages
-        known = len(self._messages)
+        known = len(self._seen.messages)
         if self._others:
             self._insert_others()
         if self._logged_now:
             self._look_again_at_what_was_logged()
-        blocks = [_blocks(message) for message in live]
-        customs = [_custom(message) for message in live]
-        is_as_before = (
-            len(live) >= known
-            and all(map(operator.is_, self._messages, live))
-            and list(map(len, self._blocks)) == list(map(len, blocks[:known]))
-            and all(map(operator.is_, chain.from_iterable(self._blocks), chain.from_iterable(blocks)))
-            and self._customs == customs[:known]
-            and not (self._left and any(_tracking_id(message) in self._left for message in live[known:]))
-        )
-        if is_as_before:
+        seen = _Look(live)
+        comes_back = self._left and any(_tracking_id(message) in self._left for message in live[known:])
+        if not comes_back and seen.begins_with(self._seen):
             self._slots += [Slot(message, fresh=True) for message in live[known:]]
         else:
-            self._align(agent, live, blocks, customs)
-        self._messages, self._blocks, self._customs = list(live), blocks, customs
+            self._align(agent, seen)
+        self._seen = seen
 
     def fresh(self, before: Message | None = None) -> list[Slot]:
         """Return what was appended and is not logged yet, oldest first; only what comes before a message."""
@@ -234,18 +268,18 @@ class LiveConversation:
 
     def slot_of(self, message: Message) -> Slot | None:
         """Return the place of this very object, the last one if it is live several times."""
-        for index in range(len(self._messages) - 1, -1, -1):
-            if self._messages[index] is message:
+        for index in range(len(self._seen.messages) - 1, -1, -1):
+            if self._seen.messages[index] is message:
                 return self._slot(index)
         return None
 
     def occurs_again(self, message: Message) -> Slot:
         """Take note that an object was appended that was live before and had left since the last look."""
-        index = max(index for index, live in enumerate(self._messages) if live is message)
+        index = max(index for index, live in enumerate(self._seen.messages) if live is message)
         self._differs()
         before = self._slot(index)
         if before.ref is not None:
-            self._leave(before, _Seen(message, self._blocks[index], self._customs[index]))
+            self._leave(before, self._seen.each()[index])
         found = self._slots[index] = Slot(message, fresh=True)
         return found
 
@@ -275,7 +309,7 @@ class LiveConversation:
 
     def waits_for_results(self) -> bool:
         """Return whether the last live message asks for a tool."""
-        return bool(self._messages) and _asks_for_tools(self._messages[-1])
+        return bool(self._seen.messages) and _asks_for_tools(self._seen.messages[-1])
 
     def is_live_now(self, tracked: TrackedMessage, message: Message) -> None:
         """Take note that Strands has appended the message that was appended by hand before."""
@@ -311,7 +345,7 @@ class LiveConversation:
         tracking_id = exact_text(tracking_id)
         left = [slot.ref for slot in self._left.get(tracking_id, ()) if slot.ref is not None]
         found = [TrackedMessage(one, None, tracking_id) if isinstance(one, int) else one for one in left]
-        for index, message in enumerate(self._messages):
+        for index, message in enumerate(self._seen.messages):
             if _tracking_id(message) == tracking_id and (tracked := self._tracked(index)) is not None:
                 found.append(tracked)
         found += [note for note in self._notes() if note.tracking_id == tracking_id]
@@ -321,7 +355,7 @@ class LiveConversation:
 
     def made_of(self, source: Any) -> list[TrackedMessage]:
         """Return the logged messages that were made of this very object: two, where it was appended twice."""
-        indexes = [index for index, message in enumerate(self._messages) if message is source]
+        indexes = [index for index, message in enumerate(self._seen.messages) if message is source]
         live = [tracked for index in indexes if (tracked := self._tracked(index)) is not None]
         return live + [note for note in self._notes() if note.source is source]
 
@@ -387,15 +421,10 @@ class LiveConversation:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _see(self, messages: list[Message]) -> None:
-        self._messages = list(messages)
-        self._blocks = [_blocks(message) for message in messages]
-        self._customs = [_custom(message) for message in messages]
-
     def _slot(self, index: int) -> Slot:
         slot = self._slots[index]
         if not isinstance(slot, Slot):
-            slot = self._slots[index] = Slot(self._messages[index], slot)
+            slot = self._slots[index] = Slot(self._seen.messages[index], slot)
         return slot
 
     def _tracked(self, index: int) -> TrackedMessage | None:
@@ -405,7 +434,7 @@ class LiveConversation:
             return ref
         if self.last is not None and self.last.message_id == ref:
             return self.last
-        message = self._messages[index]
+        message = self._seen.messages[index]
         return TrackedMessage(ref, message, _tracking_id(message))
 
     def _notes(self) -> Iterator[TrackedMessage]:
@@ -416,7 +445,7 @@ class LiveConversation:
 
     def _rows(self) -> list[Row]:
         rows: list[Row] = [_row_of_note(note) for note in self._first]
-        for slot, message in zip(self._slots, self._messages, strict=True):
+        for slot, message in zip(self._slots, self._seen.messages, strict=True):
             if not isinstance(slot, Slot):
                 rows.append(Row(slot, None, message))
             elif not slot.fresh:
@@ -460,12 +489,12 @@ class LiveConversation:
         if self._implied is None:
             self._implied = self._rows()
 
-    def _align(self, agent: Any, live: list[Message], blocks: list[Sequence[Any]], customs: list[Any]) -> None:
+    def _align(self, agent: Any, now: _Look) -> None:
         """Find the place of each live message among those of the last look."""
         self._differs()
-        old = [_Seen(*one) for one in zip(self._messages, self._blocks, self._customs, strict=True)]
+        old = self._seen.each()
         slots = [self._slot(index) for index in range(len(old))]
-        new = [_Seen(*one) for one in zip(live, blocks, customs, strict=True)]
+        new = now.each()
         came = _same_objects(old, new)
         self._find_copies(old, new, slots, came)
         by_block: dict[int, Ref] | None = None
@@ -582,7 +611,7 @@ class LiveConversation:
         if not trims_by_itself(agent) or len(agent.messages) <= agent.conversation_manager.window_size:
             return False
         # Where messages are pinned, Strands warns of each trial that cannot trim.
-        return any(self._customs) or len(_trimmed(agent, agent.messages)) != len(agent.messages)
+        return bool(self._seen.customs) or len(_trimmed(agent, agent.messages)) != len(agent.messages)
 
 
 def live_view(
@@ -696,23 +725,11 @@ def _row_of_note(note: Any) -> Row:
 
 
 def _form(message: Message) -> bytes:
-    return _Seen(message, _blocks(message), _custom(message)).form()
-
-
-def _blocks(message: Any) -> Sequence[Any]:
-    content = message.get("content")
-    return tuple(content) if isinstance(content, list) else (content,)
-
-
-def _custom(message: Any) -> Any:
-    """Return a copy of what was attached to a message and changes: Strands pins a message in it, in place."""
-    metadata = message.get("metadata")
-    custom = metadata.get("custom") if isinstance(metadata, dict) else None
-    return dict(custom) if isinstance(custom, dict) and custom else None
+    return _Look([message]).each()[0].form()
 
 
 def _asks_for_tools(message: Any) -> bool:
-    return any("toolUse" in block for block in _blocks(message) if isinstance(block, dict))
+    return any("toolUse" in block for block in message["content"] if isinstance(block, dict))
 
 
 def _tracking_id(message: Any) -> str | None:
