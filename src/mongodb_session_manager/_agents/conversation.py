@@ -8,7 +8,9 @@ from .._model.archive_policy import DocumentSize, Embedded
 from .._model.encoding import PendingBlobs
 from .._statements.commits import Commit
 from .._statements.live import LiveView
-from .live_conversation import Due, LiveConversation, live_view
+from .live_conversation import LiveConversation
+from .live_views import live_view
+from .slots import Due
 
 
 class Conversation:
@@ -40,7 +42,8 @@ class Conversation:
 
     def view(self, due: Due, removed: int, where: str, blobs: PendingBlobs) -> LiveView:
         """Return the view that is to be stored; see ``live_view``."""
-        return live_view(self.live, due, removed, self.embedded.archived, where, blobs)
+        live, archived = self.live, self.embedded.archived
+        return live_view(due, removed, archived, live.turn_of, where, blobs, may_hold=live.may_hold)
 
     def was_stored(self, commit: Commit) -> None:
         """Take note that a commit is stored."""

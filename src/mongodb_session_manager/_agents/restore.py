@@ -15,8 +15,9 @@ from strands.types.session import SessionAgent
 from .._model import documents, live_view
 from .._model.documents import Document, StoredAgent
 from .._model.turns import turns_interleave, turns_together
-from .live_conversation import LiveConversation, Slot
+from .live_conversation import LiveConversation
 from .record import trims_by_itself
+from .slots import Slot
 from .unit_of_work import AgentWork
 
 

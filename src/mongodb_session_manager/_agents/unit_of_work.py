@@ -20,9 +20,9 @@ from .._statements.rewrites import Rewrite
 from .._store.session_commands import now
 from .._store.session_store import SessionStore
 from .conversation import Conversation
-from .live_conversation import Due
 from .operations import QueuedCommit, RewriteOperation
 from .outbox import Operation, Outbox, OutboxOwner
+from .slots import Due
 from .staged_fields import StagedFields
 
 
