@@ -19,7 +19,7 @@ from mongodb_session_manager import MongoDBSessionRepository
 
 pytestmark = pytest.mark.topology
 
-TINY: dict[str, Any] = {"archive_after_messages": 6, "archive_block": 4, "blob_threshold_bytes": 1000}
+TINY: dict[str, Any] = {"archive_after_messages": 10, "archive_block": 4, "blob_threshold_bytes": 1000}
 TURNS = 6
 WRITES = ("update", "insert", "delete")
 
