@@ -18,7 +18,7 @@ from .._statements.commits import TrackedMessage
 from .left_messages import LeftMessages
 from .live_views import to_hold, trimmed
 from .looks import Look, Seen, asks_for_tools, fields_of_state, form_of, is_unchanged, same_objects, tracking_id_of
-from .record import trims_by_itself
+from .record import give_tracking_id, trims_by_itself
 from .slots import Due, Ref, Row, Slot, alike, has, is_logged, row_of, same_ref
 
 
@@ -370,6 +370,7 @@ class LiveConversation:
                 found.append(Slot(seen.message, fresh=True))
                 continue
             else:
+                give_tracking_id(seen.message)  # As Strands does at the next invocation, without a word.
                 slot = Slot(seen.message, state=fields.get(id(seen.message)))
             slot.message = seen.message
             form = seen.form()
