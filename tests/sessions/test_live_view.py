@@ -188,6 +188,23 @@ def test_a_message_by_hand_while_a_tool_runs_does_not_cut_its_result_off(
     assert [again.messages[0], *again.messages[2:]] == agent.messages
 
 
+@pytest.mark.parametrize("same", ["the object", "the tracking id", "the content"])
+def test_a_message_that_is_appended_by_hand_and_to_the_live_conversation_is_stored_once(
+    app: Application, durability: str, same: str
+) -> None:
+    manager, agent = app.opened("ok", "sure", durability=durability)
+    agent("hello")
+    message: Any = {"role": "assistant", "content": [{"text": "By the way"}]}
+    if same == "the tracking id":
+        message["tracking_id"] = "t"
+    manager.append_message(message, agent)
+    agent.messages.append(message if same == "the object" else copy.deepcopy(message))
+    agent("go on")
+    manager.flush()
+    assert [text for _, text in app.dialogue()] == ["hello", "ok", "By the way", "go on", "sure"]
+    assert restored(app).messages == agent.messages
+
+
 # --- redaction
 
 

@@ -177,6 +177,8 @@ class AgentFollower:
                     slot.by_hand = False  # It was logged as this very occurrence.
                     return
                 slot = self._live.occurs_again(message)
+            elif slot is not None and self._expected is None and self._was_noted(slot):
+                return
             if self._expected is not None and message["role"] == "user":
                 expected, self._expected = self._expected, None
                 refused = expected.tracked.commit is None and expected.tracked.message_id is None
@@ -255,8 +257,18 @@ class AgentFollower:
     def _log_fresh(self, agent: Any, before: Message | None = None) -> None:
         """Log what was appended to the live conversation without an event; only what comes before a message."""
         for slot in self._live.fresh(before):
-            give_tracking_id(slot.message)
-            self._append(slot.message, agent, from_agent=False, slot=slot)
+            if not self._was_noted(slot):
+                give_tracking_id(slot.message)
+                self._append(slot.message, agent, from_agent=False, slot=slot)
+
+    def _was_noted(self, slot: Slot) -> bool:
+        """Return, and note, whether a message was appended by hand before it was in the live conversation."""
+        if (note := self._live.note_of(slot)) is None:
+            return False
+        if note.tracking_id is not None:
+            slot.message["tracking_id"] = note.tracking_id
+        self._live.is_live_now(note, slot.message)
+        return True
 
     def _tracked(self, slot: Slot) -> TrackedMessage | None:
         if isinstance(slot.ref, int):

@@ -166,6 +166,22 @@ class LiveConversation:
         """Return whether the last live message asks for a tool."""
         return bool(self._seen.messages) and asks_for_tools(self._seen.messages[-1])
 
+    def note_of(self, slot: Slot) -> TrackedMessage | None:
+        """Return the message that was appended by hand and is now in ``agent.messages`` in this place; None if none is.
+
+        It is the same object or has the same tracking id; or it was appended just before, with the same content.
+        """
+        index = next(index for index, one in enumerate(self._slots) if one is slot)
+        before = self._slots[index - 1] if index else None
+        near = self._first if before is None else (*before.before, *before.behind) if isinstance(before, Slot) else ()
+        for note in self._notes():
+            source, tracking_id = note.source, tracking_id_of(slot.message)
+            if source is slot.message or (tracking_id is not None and tracking_id == note.tracking_id):
+                return note
+            if has(near, note) and tracking_id_of(source) is None and form_of(source) == form_of(slot.message):
+                return note
+        return None
+
     def is_live_now(self, tracked: TrackedMessage, message: Message) -> None:
         """Take note that Strands has appended the message that was appended by hand before."""
         self._first = tuple(one for one in self._first if one is not tracked)
