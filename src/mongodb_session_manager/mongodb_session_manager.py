@@ -49,7 +49,7 @@ class MongoDBSessionManager(RepositorySessionManager):
         durability: ``"message"`` stores every message as it is added. ``"turn"`` stores all that a turn brought in
             one update at its end: a process that dies inside a turn loses that turn, the user's message included.
         archive_after_messages: An agent with this many messages in the session document is archived from: the oldest,
-            which its conversation manager has taken out of the live conversation, move to ``<collection>_history``.
+            live or not, move to ``<collection>_history``; the newest stay.
         archive_after_bytes: Or with this many bytes of them.
         archive_block: How many messages move at once; fewer, where they have half of ``archive_after_bytes``.
         ttl_hours: The session ends by itself so many hours after its last activity; None: it does not. Each write

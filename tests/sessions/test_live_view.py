@@ -16,6 +16,8 @@ from support.application import Application, both_durabilities, dialogue
 from support.histories import SESSIONS, SMALL
 from support.random_conversations import Guide
 
+from mongodb_session_manager import UnstorableValueError
+
 pytestmark = both_durabilities
 
 FULL = ScriptedReply(error=ContextWindowOverflowException("full"))
@@ -147,6 +149,22 @@ def test_a_new_conversation_manager_takes_over_what_is_live(app: Application, du
     assert again.messages == other.messages
 
 
+def test_a_message_that_was_refused_is_in_no_view_and_later_turns_go_on(app: Application, durability: str) -> None:
+    model = OfflineScriptedModel(lambda _: "ok")
+    manager, agent = app.opened(durability=durability, model=model, **window(4))
+    say(agent, "one", "two")
+    agent.messages.append({"role": "user", "content": [{"text": object()}]})  # type: ignore[typeddict-item]
+    with pytest.raises(UnstorableValueError):
+        manager.sync_agent(agent)
+    del agent.messages[:2]
+    manager.sync_agent(agent)
+    manager.flush()
+    del agent.messages[-1]
+    say(agent, "three", "four")
+    manager.flush()
+    assert restored(app, **window(4)).messages == agent.messages
+
+
 # --- by hand
 
 
@@ -240,6 +258,46 @@ def test_a_redaction_takes_along_a_live_form_that_waits_for_the_end_of_its_turn(
     agent("my PIN is 1234")
     manager.flush()
     app.nothing_at_rest("1234")
+
+
+def test_a_redaction_by_a_program_that_knows_no_views_takes_the_live_forms_along(
+    app: Application, durability: str
+) -> None:
+    manager, agent = app.opened("ok", "sure", durability=durability)
+    agent("my PIN is 1234")
+    edited(agent)
+    manager.close()
+    text = {"content": [{"text": "[redacted]"}]}
+    changed = {f"agents.a.messages.0.{name}": value for name, value in {**text, "redact_message": text}.items()}
+    counted = {"agents.a.rewrites": 1, "agents.a.edits": 1}
+    app.database[SESSIONS].update_one({"_id": "s"}, {"$set": changed, "$inc": counted})
+    again = restored(app)
+    assert dialogue(again.messages)[0] == ("user", "[redacted]")
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["here", "in another process"])
+def test_a_snapshot_from_before_a_redaction_does_not_bring_the_text_back(
+    app: Application, durability: str, restarts: bool
+) -> None:
+    model = OfflineScriptedModel(lambda _: "ok")
+    manager, agent = app.opened(durability=durability, model=model)
+    agent("my PIN is 1234")
+    snapshots = [agent.take_snapshot(preset="session")]
+    edited(agent)
+    manager.sync_agent(agent)
+    snapshots.append(agent.take_snapshot(preset="session"))
+    manager.redact_latest_message(redaction(agent), agent)
+    if restarts:
+        manager.close()
+        manager, agent = app.opened(durability=durability, model=model)
+    else:
+        agent.messages.clear()
+        manager.sync_agent(agent)
+    for snapshot in snapshots:
+        agent.load_snapshot(copy.deepcopy(snapshot))
+        agent("go on")
+        manager.flush()
+        app.nothing_at_rest("1234")
 
 
 def test_a_redaction_reaches_a_message_that_was_merged_with_another(app: Application, durability: str) -> None:

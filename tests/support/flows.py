@@ -51,14 +51,12 @@ class Flow:
         build: Makes the agent on a session manager; the first time and in every later process.
         steps: What happens, one after the other.
         lost_by_strands: Why `FileSessionManager` restores something else than what was live, if it does.
-        lost: Why every session manager does, so that `FileSessionManager`'s result is what is expected.
         strands_cannot_store: What `FileSessionManager` raises, if it cannot store this flow at all.
     """
 
     build: Callable[[SessionManager], Live]
     steps: tuple[Step, ...]
     lost_by_strands: str = ""
-    lost: str = ""
     strands_cannot_store: type[Exception] | None = None
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from bson import ObjectId
+
 from .._model.archive_policy import DocumentSize, Embedded
 from .._model.encoding import PendingBlobs
 from .._statements.commits import Commit
 from .._statements.live import LiveView
-from .live_conversation import Due, LiveConversation, live_view
+from .live_conversation import LiveConversation
+from .live_views import live_view
+from .slots import Due
 
 
 class Conversation:
@@ -21,6 +25,7 @@ class Conversation:
         embedded: What the agent has in the session document.
         document: The size of that document.
         live: What is live of it.
+        held_files: The files of the blobs that the stored view holds, as far as it was stored here.
     """
 
     next_message_id = 0
@@ -33,10 +38,12 @@ class Conversation:
         self.document = document
         self.embedded = Embedded()
         self.live = LiveConversation()
+        self.held_files: set[ObjectId] = set()
 
     def view(self, due: Due, removed: int, where: str, blobs: PendingBlobs) -> LiveView:
         """Return the view that is to be stored; see ``live_view``."""
-        return live_view(self.live, due, removed, self.embedded.archived, where, blobs)
+        live, archived = self.live, self.embedded.archived
+        return live_view(due, removed, archived, live.turn_of, where, blobs, may_hold=live.may_hold)
 
     def was_stored(self, commit: Commit) -> None:
         """Take note that a commit is stored."""

@@ -27,9 +27,9 @@ from ..errors import MongoDBSessionError
 from ..telemetry import Observer
 from .answer_costs import AnswerCosts, MetricsOverride
 from .interventions import Interventions
-from .live_conversation import Slot
 from .record import agent_fields, give_tracking_id, session_agent
 from .restore import restore
+from .slots import Slot
 from .tool_calls import ToolCalls
 from .turns import Turns, is_interrupted
 from .unit_of_work import AgentWork
@@ -276,7 +276,9 @@ class AgentFollower:
     def _redact_latest(self, redact_message: Message, agent: Any) -> bool:
         tracking_id = check_tracking_id(redact_message)
         self._live.look(agent)
-        self._log_fresh(agent)  # Strands' latest may be a guidance that it has told of by no event.
+        fresh = [slot.message.get("tracking_id") for slot in self._live.fresh()]
+        if tracking_id is None or tracking_id in fresh:
+            self._log_fresh(agent)  # Strands' latest may be a guidance that it has told of by no event.
         latest = self._live.last
         if latest is None:
             agent_id = self._conversation.agent_id
@@ -318,8 +320,10 @@ class AgentFollower:
         # A message that is refused here is the latest all the same: no other is to be redacted in its place.
         self._live.last = None
         if slot is not None:
-            slot.fresh = False
+            slot.fresh, slot.refused = False, True  # Unless it can be stored.
         body, size, blobs = self._body(message)
+        if slot is not None:
+            slot.refused = False
         role = message["role"]
         carries_results = documents.has_tool_result(message)
         body["turn_id"], begins_turn = self._turns.of_message(

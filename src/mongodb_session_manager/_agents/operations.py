@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from bson import ObjectId
+
 from .. import telemetry
 from .._model.documents import Document
-from .._model.encoding import PendingBlobs
+from .._model.encoding import PendingBlobs, blob_files
 from .._model.limits import MAKE_ROOM_ABOVE_BYTES, MAKE_ROOM_AGAIN_BYTES
 from .._model.metrics import Totals
 from .._statements.commits import Commit, TrackedMessage
@@ -43,8 +45,16 @@ class QueuedCommit(Commit):
             if pending is not None:
                 store.related.upload(session, self.key, message_id, pending)
         attributes: telemetry.Attributes = {"agent_id": conversation.agent_id, "messages": len(self.messages)}
+        uploaded = self._held_files()
         telemetry.traced("commit", attributes, store.messages.commit, session, self)
         conversation.was_stored(self)
+        if self.view is not None:
+            # What the view before has held, or what this one may hold no more, is named by nobody else.
+            unnamed, conversation.held_files = (conversation.held_files | uploaded), self._held_files()
+            store.commands.blobs.delete(unnamed - conversation.held_files)
+
+    def _held_files(self) -> set[ObjectId]:
+        return set() if self.view is None else set(blob_files([held.body for held in self.view.held]))
 
     def _make_room(self, store: SessionStore, session: SessionRef) -> None:
         document = self.conversation.document

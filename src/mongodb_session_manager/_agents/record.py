@@ -104,8 +104,8 @@ def accumulated_latency(agent: Any) -> float:
 def trims_by_itself(agent: Any) -> bool:
     """Return whether the agent's window follows from its messages alone, so that a restored agent finds it again.
 
-    That is so for Strands' sliding window, the default. Pins are not stored with a message; what other conversation
-    managers do, nobody knows.
+    That is so for Strands' sliding window, the default. What ``pin_first`` or another conversation manager does is not
+    repeated by a restore; it is stored in the view.
     """
     manager = getattr(agent, "conversation_manager", None)
     return type(manager) is SlidingWindowConversationManager and not manager.pin_first

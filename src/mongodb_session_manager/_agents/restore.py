@@ -15,8 +15,9 @@ from strands.types.session import SessionAgent
 from .._model import documents, live_view
 from .._model.documents import Document, StoredAgent
 from .._model.turns import turns_interleave, turns_together
-from .live_conversation import LiveConversation, Slot
+from .live_conversation import LiveConversation
 from .record import trims_by_itself
+from .slots import Slot
 from .unit_of_work import AgentWork
 
 
@@ -76,13 +77,12 @@ def _rows(agent: Any, stored: StoredAgent, prepended: list[Message], manager_sta
     before it; a message that the conversation manager has is the very object of its slot.
     """
     view, window = stored.live, stored.window
+    for index, message in enumerate(window, stored.message_count - len(window)):
+        message["slot"] = message.get("message_id", index)
+        if "redact_message" in message:  # Nothing else of it is stored any more.
+            message["slot"] = Slot(documents.to_messages([dict(message)])[0], message["slot"], redacted=True)
     if view is None:
-        first = stored.message_count - len(window)
-        for index, message in enumerate(window, first):
-            message["slot"] = message.get("message_id", index)
         return [*({"slot": Slot(message)} for message in prepended), *window]
-    for message in window:
-        message["slot"] = message["message_id"]
     if view.keys().isdisjoint(("before", "held")):
         return window
     logged = {message["message_id"]: message for message in window}

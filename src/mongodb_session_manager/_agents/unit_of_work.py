@@ -20,9 +20,9 @@ from .._statements.rewrites import Rewrite
 from .._store.session_commands import now
 from .._store.session_store import SessionStore
 from .conversation import Conversation
-from .live_conversation import Due
 from .operations import QueuedCommit, RewriteOperation
 from .outbox import Operation, Outbox, OutboxOwner
+from .slots import Due
 from .staged_fields import StagedFields
 
 
@@ -207,7 +207,7 @@ class AgentWork(Outbox):
             size += check_size({name: changed[name]}, where + name)
         view = None
         if due is not None:
-            removed = fields.get(manager_state, {}).get("removed_message_count", 0)
+            removed = changed.get(manager_state, {}).get("removed_message_count", 0)  # As the server finds it.
             view = conversation.view(due, removed, where + "live message", blobs)
             size += sum(size_in_bson(held.body) for held in view.held)
         # All or nothing: what is refused above leaves the others to be found changed again.

@@ -61,6 +61,12 @@ def places(view: LiveViewDocument, logged: Iterable[int]) -> list[Place]:
     return found + [message_id for message_id in there if message_id >= view["tail"]]
 
 
+def without_copies(view: LiveViewDocument) -> LiveViewDocument:
+    """Return the view that holds nothing of logged messages."""
+    held = {name: one for name, one in view.get("held", {}).items() if not name.isdecimal() and "of" not in one}
+    return {**view, "held": held}
+
+
 def held_form(view: Mapping[str, Any], place: Place) -> Document | None:
     """Return what the view holds of the message at a place; None if it is as it is logged, or in the state."""
     held: Mapping[str, Document] = view.get("held", {})

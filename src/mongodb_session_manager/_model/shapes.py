@@ -323,8 +323,10 @@ class LiveViewDocument(TypedDict):
         tail: Each logged message with this ``message_id`` or a higher one is live, behind ``before``.
         before: What is live before the tail, oldest first: ``[first, last]`` ids of the log, names in ``held``, or
             fields of the conversation manager's state. Missing: nothing.
-        held: Live messages that are not as they are logged: by their ``message_id`` as text, or by a name such as
-            ``"x0"`` if they are in no log. Missing: none.
+        held: Live messages that are not as they are logged, and a few small archived ones: by their ``message_id`` as
+            text, or by a name such as ``"x0"`` if they are in no log. Missing: none.
+        rewrites: The agent's ``rewrites`` when content of logged messages was held last. Where it has another now, a
+            program that knows no views has redacted a message, and no such content counts. Missing: none is held.
         at: While the agent's ``message_count`` is this, a restored sliding window is not trimmed: the application holds
             more than the window. Missing: it is trimmed, as it is after each turn.
         removed: The ``removed_message_count`` that was stored with it. Where the conversation manager's state has
@@ -334,6 +336,7 @@ class LiveViewDocument(TypedDict):
     tail: int
     before: NotRequired[list[list[int] | str | StateField]]
     held: NotRequired[dict[str, HeldMessage]]
+    rewrites: NotRequired[int]
     at: NotRequired[int]
     removed: int
 

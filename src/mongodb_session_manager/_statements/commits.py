@@ -122,7 +122,7 @@ class Commit:
         """Return the view as it is stored; None if the commit carries none."""
         first = self.first_message_id or 0
         others = {first: self.others} if self.messages else {}
-        return None if self.view is None else self.view.document(self.id_of, first, others)
+        return None if self.view is None else self.view.document(self.id_of, first, others, self.rewrites)
 
     @property
     def others(self) -> range:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._model.documents import Document
 from .._model.live_view import Place, compact
-from .expressions import array_at, is_object, object_at
+from .expressions import array_at, is_object, number_at, object_at
 
 Logged = Any
 """A logged message: its ``message_id``, or a ``TrackedMessage`` that will have one when it is stored."""
@@ -73,7 +73,7 @@ class LiveView:
         return replace(self, held=[held for held in self.held if not held.concerns(message)])
 
     def document(
-        self, id_of: Callable[[Any], int | None], next_message_id: int, others: Mapping[int, range]
+        self, id_of: Callable[[Any], int | None], next_message_id: int, others: Mapping[int, range], rewrites: int
     ) -> Document:
         """Return what is stored of it.
 
@@ -81,6 +81,7 @@ class LiveView:
             id_of: Tells the id of a message; None if it was refused.
             next_message_id: The id behind the log where ``newest`` was refused.
             others: Ids that other writers took meanwhile, by the id of the message that was to follow the ones before.
+            rewrites: The agent's ``rewrites``, as the update demands them.
         """
         newest = None if self.newest is None else id_of(self.newest)
         end = 0 if self.newest is None else next_message_id if newest is None else newest + 1
@@ -107,6 +108,8 @@ class LiveView:
                 held[str(name)] = {**one.body, "of": shares} if shares else one.body
         if held:
             document["held"] = held
+        if self.has_copies:
+            document["rewrites"] = rewrites
         return document
 
 
@@ -125,6 +128,12 @@ def counts(agent: str, removed: Any) -> Document:
     return {"$and": [is_object(live), {"$isNumber": f"{live}.tail"}, {"$eq": [f"{live}.removed", removed]}]}
 
 
+def copies_count(agent: str) -> Document:
+    """Return the expression for whether no program that knows no views has redacted what a view may hold."""
+    rewrites = number_at(f"{agent}.rewrites")
+    return {"$eq": [{"$ifNull": [f"{agent}.live.rewrites", rewrites]}, rewrites]}
+
+
 def is_live(agent: str) -> Document:
     """Return the expression for whether a view needs the logged message ``$$m``: it names it and does not hold it."""
     spans = {"$filter": {"input": array_at(f"{agent}.live.before"), "as": "p", "cond": {"$isArray": "$$p"}}}
@@ -138,5 +147,5 @@ def is_live(agent: str) -> Document:
     held = {"$map": {"input": {"$objectToArray": object_at(f"{agent}.live.held")}, "as": "h", "in": "$$h.k"}}
     is_held = {"$in": [{"$convert": {"input": "$$m.message_id", "to": "string", "onError": "", "onNull": ""}}, held]}
     is_named = {"$or": [{"$gte": ["$$m.message_id", f"{agent}.live.tail"]}, named]}
-    holds_nothing = {"$ne": [{"$type": f"{agent}.live.held"}, "object"]}
+    holds_nothing = {"$or": [{"$ne": [{"$type": f"{agent}.live.held"}, "object"]}, {"$not": [copies_count(agent)]}]}
     return {"$and": [is_named, {"$or": [holds_nothing, {"$not": [is_held]}]}]}

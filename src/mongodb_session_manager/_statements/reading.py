@@ -1,4 +1,4 @@
-"""What is read of a session: the live windows when it is opened; later its agents, messages, totals and ratings."""
+"""What is read of a session: what is live when it is opened; later its agents, messages, totals and ratings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .expressions import (
     switch,
 )
 from .feedback import EMBEDDED_FEEDBACKS
-from .live import counts, is_live
+from .live import copies_count, counts, is_live
 
 # --- when it is opened -----------------------------------------------------------------------------------------------
 
@@ -73,6 +73,7 @@ def _agent_window(key: str) -> Document:
         "embedded": {"$size": "$$messages"},
         "bytes": {"$bsonSize": {"m": "$$messages"}},
         "live": {"$cond": [has_view, f"{agent}.live", "$$REMOVE"]},
+        "copies_count": copies_count(agent),
         "first_id": {"$first": "$$messages.message_id"},
         "window": for_each_message({"$cond": [has_view, named, window]}, _WINDOW_FIELDS),
     }

@@ -14,7 +14,7 @@ from .._model.documents import Document
 from .._model.metrics import Totals, summed
 from .commits import agent_projection, intervention, list_interventions
 from .expressions import array_at, counter_is, messages_of, messages_that, number_at
-from .live import held_with
+from .live import copies_count, held_with
 from .searching import IndexingStanding, indexing_standing
 from .sessions import SessionRef, Update
 
@@ -75,6 +75,7 @@ class RewriteStanding(IndexingStanding):
         archived_count: How many of them are archived.
         messages: Those embedded messages that are meant, as they are stored.
         held: What the live view holds of them: its name ``k`` and what is held, ``v``.
+        copies_count: Whether the view holds content of logged messages, and of none that was redacted.
         listed: Whether the intervention is listed in the session already; absent without one.
     """
 
@@ -85,6 +86,7 @@ class RewriteStanding(IndexingStanding):
     archived_count: int
     messages: list[Document]
     held: list[Document]
+    copies_count: bool
     listed: NotRequired[bool]
 
 
@@ -107,6 +109,8 @@ def rewrite(session: SessionRef, work: Rewrite, standing: RewriteStanding, now: 
     changes["$set"][f"{agent}.updated_at"] = now
     changes["$inc"] = {f"{agent}.edits": 1, f"{agent}.rewrites": 1}
     changes["$unset"].update({f"{agent}.live.held.{held['k']}": "" for held in standing["held"]})
+    if standing["copies_count"]:
+        changes["$set"][f"{agent}.live.rewrites"] = standing["rewrites"] + 1
     conditions: Document = {
         f"{agent}.message_count": standing["message_count"],
         **counter_is(f"{agent}.edits", standing["edits"]),
@@ -128,6 +132,7 @@ def rewrite_projection(work: Rewrite) -> Document:
         "archived_count": number_at(f"{agent}.archived_count"),
         "messages": work.found_in(messages_of(agent)),
         "held": held_with(agent, work.message_id, work.tracking_id),
+        "copies_count": {"$and": [{"$isNumber": f"{agent}.live.rewrites"}, copies_count(agent)]},
     }
     if work.guardrail_event is not None:
         projection["listed"] = {"$in": [work.guardrail_event["id"], array_at("$guardrail_events.id")]}

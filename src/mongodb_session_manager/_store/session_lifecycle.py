@@ -212,12 +212,13 @@ def _has_counters(session_id: str, key: str, agent: Document | None) -> bool:
 def _stored_agent(found: Document | None) -> StoredAgent:
     if found is None:
         return StoredAgent(agent_data=None)
+    live = found.get("live")
     return StoredAgent(
         agent_data=found.get("agent_data", {}),
         message_count=int(found["message_count"]),
         changes=int(found["changes"]),
         rewrites=int(found["rewrites"]),
-        live=found.get("live"),
+        live=live if live is None or found["copies_count"] else live_view.without_copies(live),
         window=found["window"],
         embedded=Embedded.of(found),
     )
