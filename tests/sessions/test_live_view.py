@@ -188,17 +188,24 @@ def test_a_message_by_hand_while_a_tool_runs_does_not_cut_its_result_off(
     assert [again.messages[0], *again.messages[2:]] == agent.messages
 
 
-@pytest.mark.parametrize("same", ["the object", "the tracking id", "the content"])
+@pytest.mark.parametrize(
+    ("same", "live_first"),
+    [("the object", True), ("the object", False), ("the tracking id", False), ("the content", False)],
+)
 def test_a_message_that_is_appended_by_hand_and_to_the_live_conversation_is_stored_once(
-    app: Application, durability: str, same: str
+    app: Application, durability: str, same: str, live_first: bool
 ) -> None:
     manager, agent = app.opened("ok", "sure", durability=durability)
     agent("hello")
     message: Any = {"role": "assistant", "content": [{"text": "By the way"}]}
     if same == "the tracking id":
         message["tracking_id"] = "t"
+    live = message if same == "the object" else copy.deepcopy(message)
+    if live_first:
+        agent.messages.append(live)
     manager.append_message(message, agent)
-    agent.messages.append(message if same == "the object" else copy.deepcopy(message))
+    if not live_first:
+        agent.messages.append(live)
     agent("go on")
     manager.flush()
     assert [text for _, text in app.dialogue()] == ["hello", "ok", "By the way", "go on", "sure"]

@@ -177,7 +177,7 @@ class AgentFollower:
                     slot.by_hand = False  # It was logged as this very occurrence.
                     return
                 slot = self._live.occurs_again(message)
-            elif slot is not None and self._expected is None and self._was_noted(slot):
+            elif slot is not None and self._expected is None and self._was_noted(slot, told=True):
                 return
             if self._expected is not None and message["role"] == "user":
                 expected, self._expected = self._expected, None
@@ -204,6 +204,7 @@ class AgentFollower:
         """Stage a message of the application's own, unless Strands has appended it or is about to."""
         with self._lock:
             if any(message is live for live in agent.messages):
+                give_tracking_id(message)
                 self.message_added(message, agent, by_hand=True)
                 if message["role"] == "assistant":
                     self._correct(message)
@@ -257,13 +258,13 @@ class AgentFollower:
     def _log_fresh(self, agent: Any, before: Message | None = None) -> None:
         """Log what was appended to the live conversation without an event; only what comes before a message."""
         for slot in self._live.fresh(before):
-            if not self._was_noted(slot):
+            if not self._was_noted(slot, told=False):
                 give_tracking_id(slot.message)
                 self._append(slot.message, agent, from_agent=False, slot=slot)
 
-    def _was_noted(self, slot: Slot) -> bool:
+    def _was_noted(self, slot: Slot, *, told: bool) -> bool:
         """Return, and note, whether a message was appended by hand before it was in the live conversation."""
-        if (note := self._live.note_of(slot)) is None:
+        if (note := self._live.note_of(slot, told=told)) is None:
             return False
         if note.tracking_id is not None:
             slot.message["tracking_id"] = note.tracking_id

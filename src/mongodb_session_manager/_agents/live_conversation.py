@@ -166,10 +166,11 @@ class LiveConversation:
         """Return whether the last live message asks for a tool."""
         return bool(self._seen.messages) and asks_for_tools(self._seen.messages[-1])
 
-    def note_of(self, slot: Slot) -> TrackedMessage | None:
+    def note_of(self, slot: Slot, *, told: bool) -> TrackedMessage | None:
         """Return the message that was appended by hand and is now in ``agent.messages`` in this place; None if none is.
 
-        It is the same object or has the same tracking id; or it was appended just before, with the same content.
+        It is the same object or has the same tracking id. A message that no event has ``told`` of may also be the one
+        that was appended by hand just before, if it has the same content.
         """
         index = next(index for index, one in enumerate(self._slots) if one is slot)
         before = self._slots[index - 1] if index else None
@@ -178,9 +179,9 @@ class LiveConversation:
             source, tracking_id = note.source, tracking_id_of(slot.message)
             if source is slot.message or (tracking_id is not None and tracking_id == note.tracking_id):
                 return note
-            if has(near, note) and tracking_id_of(source) is None and form_of(source) == form_of(slot.message):
-                return note
-        return None
+        last = near[-1] if near and not told else None
+        is_last = isinstance(last, TrackedMessage) and tracking_id_of(last.source) is None
+        return last if is_last and form_of(last.source) == form_of(slot.message) else None
 
     def is_live_now(self, tracked: TrackedMessage, message: Message) -> None:
         """Take note that Strands has appended the message that was appended by hand before."""
