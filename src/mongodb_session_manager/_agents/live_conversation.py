@@ -180,8 +180,9 @@ class LiveConversation:
             if source is slot.message or (tracking_id is not None and tracking_id == note.tracking_id):
                 return note
         last = near[-1] if near and not told else None
-        is_last = isinstance(last, TrackedMessage) and tracking_id_of(last.source) is None
-        return last if is_last and form_of(last.source) == form_of(slot.message) else None
+        if not isinstance(last, TrackedMessage) or tracking_id_of(last.source) is not None:
+            return None
+        return last if form_of(last.source) == form_of(slot.message) else None
 
     def is_live_now(self, tracked: TrackedMessage, message: Message) -> None:
         """Take note that Strands has appended the message that was appended by hand before."""
