@@ -377,3 +377,19 @@ def test_what_is_held_of_the_history_is_gone_with_its_redaction(app: Application
         manager.flush()
         app.nothing_at_rest("1234")
     assert dialogue(app.agent(app.process(**SMALL), **options).messages)[0] == ("user", "[redacted]")
+
+
+def test_many_stretches_of_the_history_are_read_together(app: Application, durability: str) -> None:
+    options = {"conversation_manager": NullConversationManager()}
+    manager = app.manager(durability=durability, **SMALL)
+    agent = app.agent(manager, model=OfflineScriptedModel(lambda _: "ok"), **options)
+    for number in range(20):
+        agent(f"prompt {number}")
+        del agent.messages[-2:]
+        agent(f"prompt {number} again")
+    manager.flush()
+    assert len(app.record()["live"]["before"]) > 15
+    app.recorder.clear()
+    again = app.agent(app.manager(**SMALL), **options)
+    assert again.messages == agent.messages
+    assert len(app.recorder.names) <= 3

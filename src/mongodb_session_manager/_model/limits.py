@@ -128,6 +128,9 @@ MAX_COMMIT_BYTES = 15 * 1024 * 1024
 KEPT_BEYOND_LIVE = 1_000
 """A manager remembers this many messages that have left the live conversation: a snapshot may bring them back."""
 
+READ_ACROSS_MESSAGES = 100
+"""Live stretches of the history that are less apart are read together, with what lies between: one command less."""
+
 MAX_HELD_ARCHIVED = 8
 """As many live messages that lie in the history are held in the view, so that a restore needs no second read."""
 

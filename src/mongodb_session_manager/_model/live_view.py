@@ -43,6 +43,22 @@ def ranges(view: LiveViewDocument, next_message_id: int) -> list[tuple[int, int]
     return [*found, (tail, next_message_id - 1)] if tail < next_message_id else found
 
 
+def joined(stretches: Iterable[range], gap: int) -> list[tuple[int, int]]:
+    """Return the first id, and the one behind the last, of what spans these stretches; near ones are joined.
+
+    Args:
+        stretches: Ids of the log.
+        gap: Two are joined if fewer ids than this lie between them.
+    """
+    found: list[tuple[int, int]] = []
+    for stretch in sorted((stretch for stretch in stretches if stretch), key=lambda stretch: stretch.start):
+        if found and stretch.start - found[-1][1] < gap:
+            found[-1] = found[-1][0], max(found[-1][1], stretch.stop)
+        else:
+            found.append((stretch.start, stretch.stop))
+    return found
+
+
 def places(view: LiveViewDocument, logged: Iterable[int]) -> list[Place]:
     """Return the places of a view, oldest first, whose messages are there: in the log, in ``held`` or in the state.
 

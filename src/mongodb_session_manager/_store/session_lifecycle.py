@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 
 from bson import ObjectId
@@ -14,6 +15,7 @@ from .._model import live_view
 from .._model.archive_policy import Embedded
 from .._model.documents import Document, StoredAgent, check_message_count
 from .._model.expiry import EXPIRED
+from .._model.limits import READ_ACROSS_MESSAGES
 from .._statements import sessions
 from .._statements.reading import open_projection
 from .._statements.sessions import SessionRef
@@ -114,12 +116,14 @@ class SessionLifecycle:
         first_id = found.get("first_id", stored.message_count)
         held = {int(name) for name in stored.live.get("held", {}) if name.isdecimal()}
         gapless = archived + stored.embedded.count == stored.message_count
-        for first, last in live_view.ranges(stored.live, stored.message_count):
-            last = min(last, first_id - 1)
-            if first <= last and not held.issuperset(range(first, last + 1)):
-                read = self.history.read if gapless else self.history.read_between
-                messages = read(session_id, incarnation, key, first, last + 1)
-                stored.window += [message for message in messages if message["message_id"] not in held]
+        read = self.history.read if gapless else self.history.read_between
+        stretches = [range(first, min(last + 1, first_id)) for first, last in live_view.ranges(stored.live, first_id)]
+        needed = set(chain.from_iterable(stretches)) - held
+        # What lies between two stretches that are near is read as well: one command instead of two.
+        for start, stop in live_view.joined(stretches, READ_ACROSS_MESSAGES):
+            if not needed.isdisjoint(range(start, stop)):
+                messages = read(session_id, incarnation, key, start, stop)
+                stored.window += [message for message in messages if message["message_id"] in needed]
         stored.window.sort(key=itemgetter("message_id"))
 
     def insert(self, document: Document) -> None:
