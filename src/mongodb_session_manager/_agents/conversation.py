@@ -8,6 +8,7 @@ from .._model.archive_policy import DocumentSize, Embedded
 from .._model.encoding import PendingBlobs
 from .._statements.commits import Commit
 from .._statements.live import LiveView
+from ..errors import UnstorableValueError
 from .live_conversation import LiveConversation
 from .live_views import live_view
 from .slots import Due
@@ -40,7 +41,9 @@ class Conversation:
         self.live = LiveConversation()
         self.held_files: set[ObjectId] = set()
 
-    def view(self, due: Due, removed: int, where: str, blobs: PendingBlobs) -> LiveView:
+    def view(
+        self, due: Due, removed: int, where: str, blobs: PendingBlobs
+    ) -> tuple[LiveView, UnstorableValueError | None]:
         """Return the view that is to be stored; see ``live_view``."""
         live, archived = self.live, self.embedded.archived
         return live_view(due, removed, archived, live.turn_of, where, blobs, may_hold=live.may_hold)

@@ -23,7 +23,7 @@ from .._model.guardrails import INTERVENED
 from .._model.keys import check_tracking_id
 from .._model.limits import EARLY_COMMIT_BYTES
 from .._statements.commits import TrackedMessage
-from ..errors import MongoDBSessionError
+from ..errors import MongoDBSessionError, UnstorableValueError
 from ..telemetry import Observer
 from .answer_costs import AnswerCosts, MetricsOverride
 from .interventions import Interventions
@@ -84,6 +84,8 @@ class AgentFollower:
         self._tool_calls = ToolCalls()
         # What the assistant has said since the user spoke last.
         self._said: list[Message] = []
+        # What was logged without an event since the last turn: one may yet come.
+        self._logged_early: list[Slot] = []
 
     # --- the beginning ----------------------------------------------------------------------------------------------
 
@@ -123,6 +125,7 @@ class AgentFollower:
         """Take note that an invocation begins."""
         self._turns.begin()
         self._said = []
+        self._logged_early.clear()
 
     def end_turn(self, agent: Any) -> BaseException | None:
         """Take note that an invocation is over; return the error that ended it, if one did."""
@@ -165,31 +168,38 @@ class AgentFollower:
         """Stage a message that was added to the live conversation; every event appends, but for what is known here."""
         with self._lock:
             self._live.look(agent)
-            self._log_fresh(agent, before=message)
-            slot = self._live.slot_of(message)
-            if slot is not None and not slot.fresh:
-                if slot.copied and (tracked := self._tracked(slot)) is not None:
-                    # A continuation: it is longer than what stood there.
-                    slot.copied, slot.form, slot.logged_form = False, None, None
-                    self._replace(tracked, message)
-                    return
-                if by_hand or slot.by_hand:
-                    slot.by_hand = False  # It was logged as this very occurrence.
-                    return
-                slot = self._live.occurs_again(message)
-            elif slot is not None and self._expected is None and self._was_noted(slot, told=True):
+            try:
+                self._log_fresh(agent, before=message)
+            finally:  # What cannot be stored does not keep this message from it.
+                self._message_added(message, agent, by_hand=by_hand)
+
+    def _message_added(self, message: Message, agent: Any, *, by_hand: bool) -> None:
+        slot = self._live.slot_of(message)
+        if slot is not None and not slot.fresh:
+            if any(slot is early for early in self._logged_early):
+                return  # It was logged, by a flush in another thread, before Strands has told of it.
+            if slot.copied and (tracked := self._tracked(slot)) is not None:
+                # A continuation: it is longer than what stood there.
+                slot.copied, slot.form, slot.logged_form = False, None, None
+                self._replace(tracked, message)
                 return
-            if self._expected is not None and message["role"] == "user":
-                expected, self._expected = self._expected, None
-                refused = expected.tracked.commit is None and expected.tracked.message_id is None
-                if not refused and _is_same(expected, message):
-                    self._recognise(expected, message)
-                    return
-            # Outside a turn Strands appends what tells of a direct call of a tool; no user has said it.
-            is_said = by_hand or self._turns.is_running(agent)
-            self._append(message, agent, from_agent=True, is_said=is_said, slot=slot)
-            if by_hand and slot is not None:
-                slot.by_hand = True
+            if by_hand or slot.by_hand:
+                slot.by_hand = False  # It was logged as this very occurrence.
+                return
+            slot = self._live.occurs_again(message)
+        elif slot is not None and self._expected is None and self._was_noted(slot, told=True):
+            return
+        if self._expected is not None and message["role"] == "user":
+            expected, self._expected = self._expected, None
+            refused = expected.tracked.commit is None and expected.tracked.message_id is None
+            if not refused and _is_same(expected, message):
+                self._recognise(expected, message)
+                return
+        # Outside a turn Strands appends what tells of a direct call of a tool; no user has said it.
+        is_said = by_hand or self._turns.is_running(agent)
+        self._append(message, agent, from_agent=True, is_said=is_said, slot=slot)
+        if by_hand and slot is not None:
+            slot.by_hand = True
 
     def message_updated(self, tracking_id: str, message: Message, agent: Any) -> None:
         """Stage the replacement of a message: a transcript that is complete now."""
@@ -245,7 +255,8 @@ class AgentFollower:
                 body["event_loop_metrics"] = answer.metrics
         starts_turn = role == "user" and not carries_results
         totals = self._costs.growth(starts_turn=starts_turn, answer=answer, calls=calls)
-        self._log_fresh(agent)
+        if not self._turns.is_running(agent):  # In a turn Strands may be about to tell of it.
+            self._log_fresh(agent)
         tracked = self.work.append(body, size, message, totals, blobs)
         self._live.note(tracked)
         if role == "user":
@@ -257,10 +268,19 @@ class AgentFollower:
 
     def _log_fresh(self, agent: Any, before: Message | None = None) -> None:
         """Log what was appended to the live conversation without an event; only what comes before a message."""
+        refused: Exception | None = None
         for slot in self._live.fresh(before):
-            if not self._was_noted(slot, told=False):
-                give_tracking_id(slot.message)
+            if self._was_noted(slot, told=False):
+                continue
+            give_tracking_id(slot.message)
+            try:
                 self._append(slot.message, agent, from_agent=False, slot=slot)
+            except (UnstorableValueError, TypeError) as error:
+                refused = refused or error
+            if before is None:
+                self._logged_early.append(slot)
+        if refused is not None:
+            raise refused
 
     def _was_noted(self, slot: Slot, *, told: bool) -> bool:
         """Return, and note, whether a message was appended by hand before it was in the live conversation."""

@@ -52,6 +52,9 @@ class LiveConversation:
         self._first: tuple[Any, ...] = ()
         self._others: list[tuple[TrackedMessage, range]] = []
         self._turns: tuple[list[int | Slot], Sequence[Any]] = [], ()
+        self._turn_by_id: dict[Any, Any] | None = None
+        self._has_notes = False
+        self._told: set[str] = set()
 
     # --- what is live -------------------------------------------------------------------------------------------------
 
@@ -95,7 +98,8 @@ class LiveConversation:
 
     def look(self, agent: Any) -> None:
         """Find out what has become of the live conversation since the last look."""
-        live: list[Message] = agent.messages
+        # A copy: a message may be appended in another thread while this one looks.
+        live: list[Message] = list(agent.messages)
         known = len(self._seen.messages)
         if self._others:
             self._insert_others()
@@ -151,11 +155,14 @@ class LiveConversation:
 
     def note(self, tracked: TrackedMessage) -> None:
         """Take note of a message by hand: it is live behind the last one, in front of it if that asks for a tool."""
-        if not self._slots:
+        self._has_notes = True
+        # What Strands has appended and is about to tell of is logged behind it.
+        logged = len(self._slots) - len(self.fresh())
+        if not logged:
             self._first += (tracked,)
             return
-        slot = self._slot(len(self._slots) - 1)
-        if self.waits_for_results():
+        slot = self._slot(logged - 1)
+        if logged == len(self._slots) and self.waits_for_results():
             if self._implied is None:
                 self._implied = [*self._rows(), Row(tracked, None, tracked.source)]
             slot.before += (tracked,)
@@ -172,6 +179,8 @@ class LiveConversation:
         It is the same object or has the same tracking id. A message that no event has ``told`` of may also be the one
         that was appended by hand just before, if it has the same content.
         """
+        if not self._has_notes:
+            return None
         index = next(index for index, one in enumerate(self._slots) if one is slot)
         before = self._slots[index - 1] if index else None
         near = self._first if before is None else (*before.before, *before.behind) if isinstance(before, Slot) else ()
@@ -203,11 +212,10 @@ class LiveConversation:
         """Return the turn of a logged message; None if it is not known."""
         if isinstance(ref, TrackedMessage):
             return ref.turn_id
-        slots, turn_ids = self._turns
-        for slot, turn_id in zip(slots, turn_ids, strict=False):
-            if ref == (slot.ref if isinstance(slot, Slot) else slot):
-                return turn_id
-        return None
+        if self._turn_by_id is None:
+            refs = [slot.ref if isinstance(slot, Slot) else slot for slot in self._turns[0]]
+            self._turn_by_id = dict(zip(refs, self._turns[1], strict=False))
+        return self._turn_by_id.get(ref)
 
     # --- which messages are meant -------------------------------------------------------------------------------------
 
@@ -260,6 +268,8 @@ class LiveConversation:
         Returns:
             What is to be stored, or None.
         """
+        if getattr(agent.model, "stateful", False):
+            return None  # Strands clears such a conversation after each turn, and a restore makes nothing of it live.
         rows = self._rows() if self._implied is not None or is_due or archived > self._archived else None
         rides = False
         if self._implied is not None and rows is not None:
@@ -281,6 +291,11 @@ class LiveConversation:
         """Take note that a view is in a commit; what is logged from now on is behind it."""
         self._implied, self._restored = list(due.rows), None
         self._exact = due.newest if due.is_exact else None
+
+    def tell_refused(self, error: Exception) -> bool:
+        """Return whether an error of what no view can hold is to be told: once, not at each event from then on."""
+        is_new, self._told = str(error) not in self._told, {*self._told, str(error)}
+        return is_new
 
     def lost(self) -> None:
         """Take note that a view could not be stored: what a restore would find is not known."""
@@ -405,8 +420,15 @@ class LiveConversation:
                 slot.shares = tuple(ref for ref in refs.values() if ref is not slot.ref)
             found.append(slot)
         stays = {id(slot) for slot in found}
+        survivor: Slot | None = None
         for slot, seen in zip(slots, old, strict=True):
-            if id(slot) not in stays and slot.ref is not None:
+            if id(slot) in stays:
+                survivor = slot
+                continue
+            if survivor is not None:
+                # What another writer has said stays live. Not what was trimmed from the front.
+                survivor.behind += tuple(one for one in (*slot.before, *slot.behind) if isinstance(one, range))
+            if slot.ref is not None:
                 self._left.leaves(slot, seen)
         if not any(id(slot) in stays for slot in slots[:1]):
             self._first = ()

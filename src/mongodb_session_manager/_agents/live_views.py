@@ -14,6 +14,7 @@ from .._model.encoding import PendingBlobs, fingerprint
 from .._model.limits import MAX_HELD_ARCHIVED, MAX_HELD_ARCHIVED_BYTES
 from .._model.shapes import StateField
 from .._statements.live import HeldCopy, LiveView
+from ..errors import UnstorableValueError
 from .slots import Due, Ref, Row, Slot, id_of
 
 
@@ -26,8 +27,8 @@ def live_view(
     blobs: PendingBlobs,
     *,
     may_hold: bool,
-) -> LiveView:
-    """Return the view that is to be stored.
+) -> tuple[LiveView, UnstorableValueError | None]:
+    """Return the view that is to be stored, without what cannot be stored; and why that cannot, if there is any.
 
     Args:
         due: What is live.
@@ -37,12 +38,10 @@ def live_view(
         where: What it is, for errors.
         blobs: Takes what is too large for the session document.
         may_hold: Whether it may hold content of logged messages.
-
-    Raises:
-        UnstorableValueError: A live message holds what cannot be stored.
     """
     places: list[Any] = []
     held: list[HeldCopy] = []
+    refused: UnstorableValueError | None = None
     near = to_hold(due.rows, archived)
     for row in due.rows:
         slot = row.ref if isinstance(row.ref, Slot) else None
@@ -53,13 +52,18 @@ def live_view(
         name = "" if slot is None else f"x{len(held)}"
         is_copy = row.form is not None or any(row is one for one in near)
         if slot is not None or (is_copy and may_hold):
-            body, _ = measured_body(row.message, where, blobs)
+            try:
+                body, _ = measured_body(row.message, where, blobs)
+            except UnstorableValueError as error:
+                refused = refused or error
+                places += [] if slot is not None else [row.ref]
+                continue
             if slot is None and (turn_id := turn_of(row.ref)) is not None:
                 body["turn_id"] = turn_id
             held.append(HeldCopy(of, name, body, row.shares))
         places.append(row.ref if slot is None else name)
     view = LiveView(places, due.newest, removed, due.is_exact, held)
-    return view if may_hold else view.without_copies()
+    return (view if may_hold else view.without_copies()), refused
 
 
 def to_hold(rows: list[Row], archived: int) -> list[Row]:
@@ -68,7 +72,15 @@ def to_hold(rows: list[Row], archived: int) -> list[Row]:
     if len(found) > MAX_HELD_ARCHIVED or any(row.message is None for row in found):
         return []
     plain = [row for row in found if row.form is None and not row.redacted]
-    return [row for row in plain if len(fingerprint(row.message, "message")) <= MAX_HELD_ARCHIVED_BYTES]
+    return [row for row in plain if _size(row.message) <= MAX_HELD_ARCHIVED_BYTES]
+
+
+def _size(message: Message) -> int:
+    """Return about how many bytes a message has; of one that cannot be stored, more than can be held."""
+    try:
+        return len(fingerprint(message, "message"))
+    except UnstorableValueError:
+        return MAX_HELD_ARCHIVED_BYTES + 1
 
 
 def trimmed(agent: Any, messages: list[Message]) -> list[Message]:

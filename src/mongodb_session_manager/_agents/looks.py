@@ -13,6 +13,7 @@ from strands.types.content import Message
 
 from .._model.encoding import fingerprint
 from .._model.keys import exact_text
+from ..errors import UnstorableValueError
 
 
 @dataclass(slots=True)
@@ -25,7 +26,10 @@ class Seen:
 
     def form(self) -> bytes:
         """Return the fingerprint of what it was."""
-        content = fingerprint([self.message.get("role"), list(self.blocks), self.custom], "message")
+        try:
+            content = fingerprint([self.message.get("role"), list(self.blocks), self.custom], "message")
+        except UnstorableValueError:  # Told when it is to be stored; here it only has to differ from all that can be.
+            content = repr(([id(block) for block in self.blocks], self.custom and id(self.message))).encode()
         return hashlib.blake2b(content, digest_size=16).digest()
 
 

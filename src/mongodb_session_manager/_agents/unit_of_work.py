@@ -205,10 +205,10 @@ class AgentWork(Outbox):
         for name in dict.fromkeys(names):
             changed[name] = encode(fields[name], name, blobs)
             size += check_size({name: changed[name]}, where + name)
-        view = None
+        view = refused = None
         if due is not None:
             removed = changed.get(manager_state, {}).get("removed_message_count", 0)  # As the server finds it.
-            view = conversation.view(due, removed, where + "live message", blobs)
+            view, refused = conversation.view(due, removed, where + "live message", blobs)
             size += sum(size_in_bson(held.body) for held in view.held)
         # All or nothing: what is refused above leaves the others to be found changed again.
         self.fields.staged(marks)
@@ -219,20 +219,21 @@ class AgentWork(Outbox):
             self._riding.update(changed)
             if view is not None and due is not None:
                 self._riding_view = view, due
-            if waits and self._waiting_commit() is None:
-                return
-            commit = self._open_commit(size)
-            commit.bytes += size
-            commit.field_bytes += size
-            if blobs.blobs:
-                commit.blobs += (blobs,)
+            if not waits or self._waiting_commit() is not None:
+                commit = self._open_commit(size)
+                commit.bytes += size
+                commit.field_bytes += size
+                if blobs.blobs:
+                    commit.blobs += (blobs,)
         self._fill()
+        if refused is not None and conversation.live.tell_refused(refused):
+            raise refused
 
     def hold_nothing_of(self, message: TrackedMessage) -> None:
         """Take what waits of a message in another form out of the views: it was redacted."""
         with self.lock:
             for operation in self.queue:
-                if isinstance(operation, QueuedCommit) and not operation.started and operation.view is not None:
+                if isinstance(operation, QueuedCommit) and operation.view is not None:
                     operation.view = operation.view.without(message)
             if self._riding_view is not None:
                 view, due = self._riding_view
