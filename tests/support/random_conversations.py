@@ -26,6 +26,7 @@ from strands.agent.conversation_manager import (
 )
 from strands.agent.conversation_manager.compression.pin_message import pin_message, unpin_message
 
+from mongodb_session_manager import MongoDBSessionManager
 from support.equality import differences
 from support.flows import picture
 from support.histories import SMALL, manager_of, repository_of
@@ -73,6 +74,19 @@ def reply(messages: Any) -> Any:
     return f"Re: {text[:20]} " + "blah " * 40
 
 
+def agent_of(manager: MongoDBSessionManager, name: str, report: Any) -> Agent:
+    """The agent with this conversation manager and this tool, as a process builds it."""
+    return Agent(
+        agent_id="a",
+        model=OfflineScriptedModel(reply, context_window_limit=2_000),
+        tools=[report],
+        interventions=[Guide()],
+        session_manager=manager,
+        callback_handler=None,
+        **MANAGERS[name](),
+    )
+
+
 class RandomConversation:
     """One session, whose agent lives through random steps.
 
@@ -88,9 +102,7 @@ class RandomConversation:
         self.name = self.chance.choice(list(MANAGERS))
         self.options = {
             "durability": self.chance.choice(["message", "turn"]),
-            **self.chance.choice(
-                [{"archive_after_messages": 8, "archive_block": 4}, {"archive_after_bytes": 2_000}, {}]
-            ),
+            **self.chance.choice([SMALL, {"archive_after_bytes": 2_000}, {}]),
         }
         self.stack = ExitStack()
         self.prompts = [[{"role": "user", "content": [{"text": f"again {number}"}]}] for number in range(2)]
@@ -104,15 +116,7 @@ class RandomConversation:
         self.manager = self.stack.enter_context(
             manager_of(self.client, self.database_name, self.session_id, **self.options)
         )
-        return Agent(
-            agent_id="a",
-            model=OfflineScriptedModel(reply, context_window_limit=2_000),
-            tools=[report],
-            interventions=[Guide()],
-            session_manager=self.manager,
-            callback_handler=None,
-            **MANAGERS[self.name](),
-        )
+        return agent_of(self.manager, self.name, report)
 
     def steps(self, count: int) -> Iterator[str]:
         """Take so many steps; yield after each what differs in a fresh process, or an empty text."""
@@ -262,15 +266,7 @@ class TwoWriters:
                 self.says(other, "meanwhile")
             return "word " * words
 
-        return Agent(
-            agent_id="a",
-            model=OfflineScriptedModel(reply, context_window_limit=2_000),
-            tools=[report],
-            interventions=[Guide()],
-            session_manager=manager,
-            callback_handler=None,
-            **MANAGERS[self.name](),
-        )
+        return agent_of(manager, self.name, report)
 
     def says(self, agent: Agent, prompt: str) -> None:
         """A turn whose prompt is told from all others."""

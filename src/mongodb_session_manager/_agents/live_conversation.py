@@ -19,7 +19,7 @@ from .left_messages import LeftMessages
 from .live_views import to_hold, trimmed
 from .looks import Look, Seen, asks_for_tools, fields_of_state, form_of, is_unchanged, same_objects, tracking_id_of
 from .record import give_tracking_id, trims_by_itself
-from .slots import Due, Ref, Row, Slot, alike, has, is_logged, row_of, same_ref
+from .slots import Due, Ref, Row, Slot, alike, has, is_logged, ref_of, row_of, same_ref
 
 
 class LiveConversation:
@@ -81,7 +81,7 @@ class LiveConversation:
         self._exact = newest if exact else None
         self._seen = Look(messages)
         for slot, message in zip(reversed(slots), reversed(messages), strict=True):
-            ref = slot if isinstance(slot, int) else slot.ref
+            ref = ref_of(slot)
             if isinstance(ref, int):
                 self.last = TrackedMessage(ref, message, tracking_id_of(message))
                 break
@@ -213,7 +213,7 @@ class LiveConversation:
         if isinstance(ref, TrackedMessage):
             return ref.turn_id
         if self._turn_by_id is None:
-            refs = [slot.ref if isinstance(slot, Slot) else slot for slot in self._turns[0]]
+            refs = map(ref_of, self._turns[0])
             self._turn_by_id = dict(zip(refs, self._turns[1], strict=False))
         return self._turn_by_id.get(ref)
 
@@ -243,7 +243,7 @@ class LiveConversation:
         """Take note that what is logged of a message is redacted: no other form of it is stored any more."""
         self._left.redacted(tracked)
         for index, slot in enumerate(self._slots):
-            ref = slot.ref if isinstance(slot, Slot) else slot
+            ref = ref_of(slot)
             if ref is tracked or (isinstance(ref, int) and ref == tracked.message_id):
                 found = self._slot(index)
                 found.redacted, found.form = True, None
@@ -315,7 +315,7 @@ class LiveConversation:
 
     def _tracked(self, index: int) -> TrackedMessage | None:
         slot = self._slots[index]
-        ref = slot.ref if isinstance(slot, Slot) else slot
+        ref = ref_of(slot)
         if not isinstance(ref, int):
             return ref
         if self.last is not None and self.last.message_id == ref:

@@ -17,7 +17,7 @@ from .._model.documents import Document, StoredAgent
 from .._model.turns import turns_interleave, turns_together
 from .live_conversation import LiveConversation
 from .record import trims_by_itself
-from .slots import Slot
+from .slots import Slot, ref_of
 from .unit_of_work import AgentWork
 
 
@@ -117,7 +117,7 @@ def _runs(rows: list[Document]) -> list[list[Document]]:
     runs: list[list[Document]] = [[]]
     highest = -1
     for row in rows:
-        ref = row["slot"].ref if isinstance(row["slot"], Slot) else row["slot"]
+        ref = ref_of(row["slot"])
         if isinstance(ref, int):
             if ref < highest:
                 runs.append([])

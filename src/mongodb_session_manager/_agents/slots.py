@@ -111,6 +111,11 @@ def is_logged(ref: Any) -> bool:
     return isinstance(ref, (int, TrackedMessage))
 
 
+def ref_of(slot: int | Slot) -> Ref | None:
+    """Return the logged message of a place; of one that was not looked at since the restore, the place is the id."""
+    return slot.ref if isinstance(slot, Slot) else slot
+
+
 def id_of(ref: Any) -> Any:
     return ref.message_id if isinstance(ref, TrackedMessage) else ref
 
